@@ -1,0 +1,338 @@
+"""The log's records, the receipts, and the fold that turns records into state.
+
+A record is an envelope (sequence number, chain to the one before, transaction id, epoch, checksum) around one typed
+body. Bodies and receipts are frozen pydantic models that refuse unknown keys: a reader of an older release must not
+guess. State is ``fold(records)`` and nothing else; nothing here reads a clock, a file or a random source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from fastfill_ray.errors import CorruptFile, RefusedError
+
+FORMAT = 1
+
+_SAFE_PATH = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.=-]*(/[A-Za-z0-9_][A-Za-z0-9_.=-]*)*$")
+
+
+def check_path(path: str) -> str:
+    """A relative path of plain names: it cannot leave the output root, whatever store the root is in."""
+    if len(path) > 512 or not _SAFE_PATH.match(path):
+        raise ValueError(f"{path!r} is not a plain relative path")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(check_path)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FileRef(Model):
+    """One immutable object under the output root."""
+
+    path: RelativePath
+    size: int = Field(ge=0, description="bytes")
+    sha256: str
+
+
+class Quarantined(Model):
+    """One row that could not be processed. ``id`` is null where the id itself is what is wrong."""
+
+    id: int | str | None
+    row: int = Field(ge=0, description="row in its gallery or query file")
+    reason: str
+
+
+class Receipt(Model):
+    """Proof that one unit of work is durable. Rows in = rows + quarantined, checked by the worker that wrote it."""
+
+    unit: str
+    outputs: tuple[FileRef, ...] = ()
+    rows: int = Field(ge=0)
+    ids_digest: str = Field(default="", description="order-free digest of the ids of `rows`, see core.plan.ids_digest")
+    quarantined: tuple[Quarantined, ...] = ()
+    seconds: float = Field(default=0.0, ge=0, description="time spent in the worker")
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class MetricValue(Model):
+    """The mean of one metric over its queries with a bootstrap 95 % interval."""
+
+    scope: Literal["audit", "gallery"]
+    relevance: Literal["label", "qrels", "new_model"]
+    metric: str
+    calibrated: bool = True
+    value: float
+    low: float
+    high: float
+    queries: int
+    depth: int = Field(description="ranks looked at; equal to the searched items where the ranking is complete")
+
+
+class Calibration(Model):
+    """Served score = scale * score + offset."""
+
+    scale: float = Field(default=1.0, gt=0)
+    offset: float = 0.0
+
+
+class Segment(Model):
+    """One immutable index file and its ids: one bucket x one wave x stale or new."""
+
+    bucket: int = Field(ge=0)
+    wave: int = Field(ge=0)
+    state: Literal["stale", "new"]
+    space: Literal["aligned", "new"]
+    dim: int = Field(gt=0)
+    rows: int = Field(gt=0)
+    ids_digest: str
+    index: FileRef
+    ids: FileRef
+    calibration: Calibration = Calibration()
+
+
+class Verdict(Model):
+    """The gate's decision on one version."""
+
+    publish: bool
+    reason: str
+    difference: float | None = Field(default=None, description="objective, this version minus the one it is held against")
+    low: float | None = None
+    high: float | None = None
+
+
+class Init(Model):
+    kind: Literal["INIT"] = "INIT"
+    format: int = FORMAT
+    id_type: Literal["int64", "string"]
+    metric: Literal["cosine", "ip", "l2"]
+    old_dim: int
+    new_dim: int
+    old_space: str = Field(description="fingerprint of the old vectors' space")
+    new_space: str = Field(description="fingerprint of the new model: embedder, kwargs, dim")
+
+
+class Claim(Model):
+    kind: Literal["CLAIM"] = "CLAIM"
+    claimed: int = Field(ge=1, description="the epoch that the writer of this record owns from here on")
+
+
+class Plan(Model):
+    kind: Literal["PLAN"] = "PLAN"
+    plan: str = Field(description="fingerprint of snapshot, pairs, alignment, policy, stale mode, waves and index")
+    request: str = Field(description="fingerprint of what was asked: the config's plan part and the input files' pins")
+    snapshot: str
+    pairs: str
+    alignment: str
+    scores: str
+    method: str
+    policy: str
+    stale_mode: Literal["aligned"]
+    waves: tuple[float, ...]
+    thresholds: tuple[int, ...] = Field(description="uint64 order key: wave k holds keys in [thresholds[k-1], thresholds[k-2])")
+    wave_rows: tuple[int, ...] = Field(description="rows per wave, wave 0 = pairs; sums to `rows`")
+    rows: int
+    unusable_rows: int = Field(description="rows whose old vector cannot be used: absent until they are embedded")
+    factory: str
+    stale_factory: str
+    segment_rows: int
+    units: FileRef = Field(description="the work list: rows per (chunk, wave)")
+    templates: dict[str, FileRef]
+    objective: str
+    baselines: dict[str, tuple[MetricValue, ...]] = Field(description="arms old/old and new/new")
+    baseline_queries: FileRef | None = Field(description="old/old per query, for the gate")
+    choices: dict[str, str] = Field(default_factory=dict, description="why each `auto` became what it is")
+
+
+class Version(Model):
+    kind: Literal["VERSION"] = "VERSION"
+    version: int = Field(ge=0)
+    plan: str
+    wave: int = Field(ge=0)
+    segments: tuple[Segment, ...]
+    rows: int
+    new_rows: int
+    quarantined: int = Field(ge=0, description="rows of waves <= wave that stayed stale because embedding them failed")
+    absent: int = Field(ge=0, description="rows without a usable old vector that are not embedded yet")
+    fraction: float = Field(description="new_rows / rows of the plan")
+    ids_digest: str
+    metrics: tuple[MetricValue, ...]
+    query_metrics: FileRef | None
+    verdict: Verdict
+    seconds: float = Field(description="work time of this version: embedding, building and evaluating")
+    final: bool
+
+
+class Publish(Model):
+    kind: Literal["PUBLISH"] = "PUBLISH"
+    version: int = Field(ge=0)
+    reason: str = "gate"
+
+
+class Expire(Model):
+    kind: Literal["EXPIRE"] = "EXPIRE"
+    versions: tuple[int, ...]
+
+
+Body = Annotated[Init | Claim | Plan | Version | Publish | Expire, Field(discriminator="kind")]
+
+
+class Record(Model):
+    """The envelope. ``body_sha256`` covers the canonical JSON of the body, ``prev_sha256`` the bytes before."""
+
+    seq: int = Field(ge=0)
+    prev_sha256: str
+    txn: str = Field(description="fixed before the first attempt to write, so that a lost answer can be resolved")
+    epoch: int = Field(ge=0)
+    created: str = Field(description="UTC time, ISO 8601; for people, never compared")
+    body: Body
+    body_sha256: str
+
+
+def canonical(value: object) -> bytes:
+    """Canonical JSON: sorted keys, no spaces, UTF-8, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def fingerprint(value: object) -> str:
+    """First 16 hex digits of the sha256 of the canonical JSON: names of stage outputs and plans."""
+    return hashlib.sha256(canonical(value)).hexdigest()[:16]
+
+
+def seal(body: Body, *, seq: int, previous: bytes | None, txn: str, epoch: int, created: str) -> bytes:
+    """The bytes of record `seq`, chained to the bytes of the record before (None for the first)."""
+    dumped = body.model_dump(mode="json")
+    return canonical(
+        {
+            "seq": seq,
+            "prev_sha256": hashlib.sha256(previous).hexdigest() if previous is not None else "",
+            "txn": txn,
+            "epoch": epoch,
+            "created": created,
+            "body": dumped,
+            "body_sha256": hashlib.sha256(canonical(dumped)).hexdigest(),
+        }
+    )
+
+
+def unseal(data: bytes, *, seq: int, previous: bytes | None, name: str) -> Record:
+    """Parse and check one record.
+
+    Args:
+        data: the bytes as read.
+        seq: the number in the object's name.
+        previous: the bytes of the record before, None to skip the chain check or for the first record.
+        name: the object's name, for messages.
+
+    Raises:
+        CorruptFile: not JSON, wrong checksum, wrong number, broken chain.
+        RefusedError: written by a release that knows more kinds or fields than this one.
+    """
+    try:
+        raw = json.loads(data)
+        body = raw["body"]
+        found = hashlib.sha256(canonical(body)).hexdigest()
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(f"{name} is not a log record: {error}. Restore it from a copy of the log.") from error
+    if found != raw.get("body_sha256"):
+        raise CorruptFile(f"{name}: body sha256 is {found}, the record says {raw.get('body_sha256')}.")
+    try:
+        record = Record.model_validate(raw)
+    except ValidationError as error:
+        raise RefusedError(f"{name}: not understood by this release ({error}). Use the release that wrote it.") from error
+    if record.seq != seq:
+        raise CorruptFile(f"{name}: holds record {record.seq}, its name says {seq}.")
+    if previous is not None and record.prev_sha256 != hashlib.sha256(previous).hexdigest():
+        raise CorruptFile(f"{name}: does not follow the record before it (prev_sha256 differs).")
+    return record
+
+
+class State(Model):
+    """What the log says. Everything the driver decides, it decides from this."""
+
+    next_seq: int = 0
+    init: Init | None = None
+    epoch: int = 0
+    plans: tuple[Plan, ...] = ()
+    versions: tuple[Version, ...] = ()
+    published: tuple[int, ...] = Field(default=(), description="version numbers in the order they were published")
+    expired: frozenset[int] = frozenset()
+
+    @property
+    def plan(self) -> Plan | None:
+        return self.plans[-1] if self.plans else None
+
+    @property
+    def plan_versions(self) -> tuple[Version, ...]:
+        """Versions of the last plan, in wave order."""
+        return tuple(v for v in self.versions if self.plan is not None and v.plan == self.plan.plan)
+
+    @property
+    def finished(self) -> bool:
+        """The last plan's final version is committed."""
+        versions = self.plan_versions
+        return bool(versions) and versions[-1].final
+
+    @property
+    def serving(self) -> int | None:
+        """The version that readers open: the newest published one that is not expired."""
+        return next((v for v in reversed(self.published) if v not in self.expired), None)
+
+    def version(self, number: int) -> Version | None:
+        return next((v for v in self.versions if v.version == number), None)
+
+
+def fold(records: Iterable[Record]) -> State:
+    """State = fold(records).
+
+    Raises:
+        CorruptFile: records that no honest driver can have written (numbers out of order, a version without its plan).
+    """
+    state = State()
+    for record in records:
+        state = apply(state, record)
+    return state
+
+
+def apply(state: State, record: Record) -> State:
+    """One step of the fold."""
+    body = record.body
+
+    def expect(condition: bool, what: str) -> None:
+        if not condition:
+            raise CorruptFile(f"log record {record.seq} ({body.kind}): {what}.")
+
+    expect(record.seq == state.next_seq, f"expected number {state.next_seq}")
+    expect((state.init is None) == isinstance(body, Init), "the first record, and only it, is INIT")
+    change: dict[str, Any] = {"next_seq": record.seq + 1}
+    if isinstance(body, Init):
+        change["init"] = body
+    elif isinstance(body, Claim):
+        expect(body.claimed > state.epoch, f"claims epoch {body.claimed}, {state.epoch} is already claimed")
+        change["epoch"] = body.claimed
+    else:
+        expect(record.epoch == state.epoch, f"written under epoch {record.epoch}, the claimed one is {state.epoch}")
+        if isinstance(body, Plan):
+            expect(state.plan is None or state.finished, "the plan before is not finished")
+            change["plans"] = (*state.plans, body)
+        elif isinstance(body, Version):
+            expect(state.plan is not None and body.plan == state.plan.plan, f"belongs to plan {body.plan}, not the last one")
+            expect(body.version == len(state.versions), f"expected version {len(state.versions)}")
+            expect(body.wave == len(state.plan_versions), f"expected wave {len(state.plan_versions)}")
+            change["versions"] = (*state.versions, body)
+        elif isinstance(body, Publish):
+            expect(state.version(body.version) is not None, f"publishes version {body.version}, which does not exist")
+            expect(body.version not in state.expired, f"publishes version {body.version}, which is expired")
+            change["published"] = (*state.published, body.version)
+        elif isinstance(body, Expire):
+            change["expired"] = state.expired | set(body.versions)
+    return state.model_copy(update=change)

@@ -1,0 +1,81 @@
+"""One tree of errors, grouped by what the caller does next.
+
+Every message names the thing at fault, what was found, what was expected, and the knob that changes it. All arguments
+go to ``Exception.__init__``, so that errors survive pickling on their way back from a Ray worker.
+"""
+
+
+class FastfillError(Exception):
+    """Base of everything this package raises on purpose; ``exit_code`` is what the commands exit with."""
+
+    exit_code = 1
+
+
+class RefusedError(FastfillError):
+    """Nothing was started or changed: mend the request, then run again."""
+
+    exit_code = 2
+
+
+class ConfigError(RefusedError):
+    """A key, column or value of the config cannot be used."""
+
+
+class PlanMismatch(RefusedError):
+    """The output root holds an unfinished plan made from other inputs or settings."""
+
+
+class SpaceMismatch(RefusedError):
+    """Vectors of another model, direction, dimension or metric than the output root is bound to."""
+
+
+class StoreUnsupported(RefusedError):
+    """The store does not do what the commit protocol needs (create-if-absent)."""
+
+
+class NotPublished(RefusedError):
+    """No such version, or none is published yet."""
+
+
+class InputError(FastfillError):
+    """The gallery, the queries or the judgements cannot be used as they are: mend the data."""
+
+
+class InputChanged(InputError):
+    """A pinned input file changed or vanished after planning."""
+
+
+class EmbedderError(FastfillError):
+    """The embedder cannot be built, or breaks its contract for every row."""
+
+
+class QuarantineExceeded(FastfillError):
+    """More rows were quarantined than the config allows; nothing of the stage was committed."""
+
+
+class AlignmentFailed(FastfillError):
+    """The alignment could not be fitted on the pairs."""
+
+
+class StorageError(FastfillError):
+    """The store refused or lost an operation: full disk, permission, network."""
+
+
+class FileMissing(StorageError):
+    """A named object is not in the store."""
+
+
+class CorruptFile(StorageError):
+    """An object's bytes are not the ones that were written: restore it, or let the run rebuild it."""
+
+
+class CommitStateUnknown(StorageError):
+    """It could not be learnt whether a commit landed. Nothing was deleted; run the same command again."""
+
+    exit_code = 74
+
+
+class Fenced(FastfillError):
+    """Another driver has claimed the output root with a higher epoch. Nothing was deleted."""
+
+    exit_code = 75
