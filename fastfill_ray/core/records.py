@@ -19,12 +19,13 @@ from fastfill_ray.errors import CorruptFile, RefusedError
 
 FORMAT = 1
 
-_SAFE_PATH = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.=-]*(/[A-Za-z0-9_][A-Za-z0-9_.=-]*)*$")
+_RESTORE = "Restore it from a copy of the log."
+_SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*(/[A-Za-z0-9_][A-Za-z0-9_.=-]*)*")
 
 
 def check_path(path: str) -> str:
     """A relative path of plain names: it cannot leave the output root, whatever store the root is in."""
-    if len(path) > 512 or not _SAFE_PATH.match(path):
+    if len(path) > 512 or not _SAFE_PATH.fullmatch(path):
         raise ValueError(f"{path!r} is not a plain relative path")
     return path
 
@@ -105,7 +106,9 @@ class Verdict(Model):
 
     publish: bool
     reason: str
-    difference: float | None = Field(default=None, description="objective, this version minus the one it is held against")
+    difference: float | None = Field(
+        default=None, description="objective, this version minus the one it is held against"
+    )
     low: float | None = None
     high: float | None = None
 
@@ -129,7 +132,8 @@ class Claim(Model):
 class Plan(Model):
     kind: Literal["PLAN"] = "PLAN"
     plan: str = Field(description="fingerprint of snapshot, pairs, alignment, policy, stale mode, waves and index")
-    request: str = Field(description="fingerprint of what was asked: the config's plan part and the input files' pins")
+    request: str = Field(description="fingerprint of `settings` and the input files' pins")
+    settings: dict[str, Any] = Field(description="the config's plan part; kwargs of models only as a fingerprint")
     snapshot: str
     pairs: str
     alignment: str
@@ -138,9 +142,14 @@ class Plan(Model):
     policy: str
     stale_mode: Literal["aligned"]
     waves: tuple[float, ...]
-    thresholds: tuple[int, ...] = Field(description="uint64 order key: wave k holds keys in [thresholds[k-1], thresholds[k-2])")
-    wave_rows: tuple[int, ...] = Field(description="rows per wave, wave 0 = pairs; sums to `rows`")
+    thresholds: tuple[int, ...] = Field(
+        description="64-bit order keys: an item that is no pair is in the first wave k whose thresholds[k-1] <= its key"
+    )
+    wave_rows: tuple[int, ...] = Field(
+        description="rows of waves 0 (the pairs), 1..W and of the rest that no wave reaches; sums to `rows`"
+    )
     rows: int
+    ids_digest: str
     unusable_rows: int = Field(description="rows whose old vector cannot be used: absent until they are embedded")
     factory: str
     stale_factory: str
@@ -187,7 +196,7 @@ Body = Annotated[Init | Claim | Plan | Version | Publish | Expire, Field(discrim
 
 
 class Record(Model):
-    """The envelope. ``body_sha256`` covers the canonical JSON of the body, ``prev_sha256`` the bytes before."""
+    """The envelope. ``sha256`` covers the canonical JSON of everything else in it, ``prev_sha256`` the bytes before."""
 
     seq: int = Field(ge=0)
     prev_sha256: str
@@ -195,7 +204,7 @@ class Record(Model):
     epoch: int = Field(ge=0)
     created: str = Field(description="UTC time, ISO 8601; for people, never compared")
     body: Body
-    body_sha256: str
+    sha256: str
 
 
 def canonical(value: object) -> bytes:
@@ -210,18 +219,15 @@ def fingerprint(value: object) -> str:
 
 def seal(body: Body, *, seq: int, previous: bytes | None, txn: str, epoch: int, created: str) -> bytes:
     """The bytes of record `seq`, chained to the bytes of the record before (None for the first)."""
-    dumped = body.model_dump(mode="json")
-    return canonical(
-        {
-            "seq": seq,
-            "prev_sha256": hashlib.sha256(previous).hexdigest() if previous is not None else "",
-            "txn": txn,
-            "epoch": epoch,
-            "created": created,
-            "body": dumped,
-            "body_sha256": hashlib.sha256(canonical(dumped)).hexdigest(),
-        }
-    )
+    content = {
+        "seq": seq,
+        "prev_sha256": hashlib.sha256(previous).hexdigest() if previous is not None else "",
+        "txn": txn,
+        "epoch": epoch,
+        "created": created,
+        "body": body.model_dump(mode="json"),
+    }
+    return canonical({**content, "sha256": hashlib.sha256(canonical(content)).hexdigest()})
 
 
 def unseal(data: bytes, *, seq: int, previous: bytes | None, name: str) -> Record:
@@ -239,20 +245,24 @@ def unseal(data: bytes, *, seq: int, previous: bytes | None, name: str) -> Recor
     """
     try:
         raw = json.loads(data)
-        body = raw["body"]
-        found = hashlib.sha256(canonical(body)).hexdigest()
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFile(f"{name} is not a log record: {error}. Restore it from a copy of the log.") from error
-    if found != raw.get("body_sha256"):
-        raise CorruptFile(f"{name}: body sha256 is {found}, the record says {raw.get('body_sha256')}.")
+        written = raw.pop("sha256")
+        found = hashlib.sha256(canonical(raw)).hexdigest()
+        raw["sha256"] = written
+        whole = canonical(raw) == data
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFile(f"{name} is not a log record: {error!r}. {_RESTORE}") from error
+    if found != written or not whole:
+        raise CorruptFile(f"{name}: sha256 of its content is {found}, the record says {written}. {_RESTORE}")
     try:
         record = Record.model_validate(raw)
     except ValidationError as error:
-        raise RefusedError(f"{name}: not understood by this release ({error}). Use the release that wrote it.") from error
+        raise RefusedError(
+            f"{name}: not understood by this release ({error}). Use the release that wrote it."
+        ) from error
     if record.seq != seq:
-        raise CorruptFile(f"{name}: holds record {record.seq}, its name says {seq}.")
+        raise CorruptFile(f"{name}: holds record {record.seq}, its name says {seq}. {_RESTORE}")
     if previous is not None and record.prev_sha256 != hashlib.sha256(previous).hexdigest():
-        raise CorruptFile(f"{name}: does not follow the record before it (prev_sha256 differs).")
+        raise CorruptFile(f"{name}: does not follow the record before it (prev_sha256 differs). {_RESTORE}")
     return record
 
 
@@ -325,7 +335,10 @@ def apply(state: State, record: Record) -> State:
             expect(state.plan is None or state.finished, "the plan before is not finished")
             change["plans"] = (*state.plans, body)
         elif isinstance(body, Version):
-            expect(state.plan is not None and body.plan == state.plan.plan, f"belongs to plan {body.plan}, not the last one")
+            expect(
+                state.plan is not None and body.plan == state.plan.plan,
+                f"belongs to plan {body.plan}, not the last one",
+            )
             expect(body.version == len(state.versions), f"expected version {len(state.versions)}")
             expect(body.wave == len(state.plan_versions), f"expected wave {len(state.plan_versions)}")
             change["versions"] = (*state.versions, body)

@@ -1,0 +1,205 @@
+"""The maps from old to new vectors, and ``Alignment``, the trained artefact. N rows, D old dim, E new dim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fastfill_ray.alignment.linear import Affine, Array
+from fastfill_ray.alignment.uncertainty import ResidualModel
+from fastfill_ray.errors import CorruptFile, SpaceMismatch
+
+Method = Literal["fastfill", "fct", "ridge", "procrustes"]
+PresetName = Literal["paper", "default"]
+
+DIRECTION = "old->new"
+# Rows mapped at once: bounds the memory of a call, at most 2,048 hidden units wide, to some tens of MB.
+INFERENCE_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Size and schedule of a learnt map."""
+
+    inner: int
+    epochs: int
+    batch: int
+
+
+PRESETS: dict[PresetName, Preset] = {"paper": Preset(2048, 80, 1024), "default": Preset(512, 24, 256)}
+
+
+def _block(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
+
+
+class LearntMap(nn.Module):
+    """FastFill's transformation (Jaeckle et al., ICLR 2023); without the head FCT's (Ramanujan et al., CVPR 2022).
+
+    Two branches read the old vector (the second one is the published side-information branch, given the old vector
+    again); a mixer joins them. The head reads the log-variance off h itself.
+    """
+
+    def __init__(self, old_dim: int, new_dim: int, inner: int, *, head: bool) -> None:
+        super().__init__()
+        self.first = nn.Sequential(*_block(old_dim, 2 * old_dim), *_block(2 * old_dim, 2 * new_dim))
+        self.second = nn.Sequential(*_block(old_dim, 2 * old_dim), *_block(2 * old_dim, 2 * new_dim))
+        self.mixer = nn.Sequential(*_block(4 * new_dim, inner), *_block(inner, inner), nn.Linear(inner, new_dim))
+        self.head = nn.Linear(new_dim, 1) if head else None
+
+    def forward(self, old: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scaled old vectors (N, D) -> scaled h (N, E), log-variance (N,) where there is a head."""
+        aligned = self.mixer(torch.cat([self.first(old), self.second(old)], dim=1))
+        return aligned, None if self.head is None else self.head(aligned).squeeze(1)
+
+
+class LinearMap(nn.Module):
+    """A closed-form map, kept as one affine layer."""
+
+    def __init__(self, old_dim: int, new_dim: int) -> None:
+        super().__init__()
+        self.affine = nn.Linear(old_dim, new_dim)
+
+    @classmethod
+    def of(cls, fitted: Affine) -> LinearMap:
+        made = cls(*fitted.weight.shape)
+        with torch.no_grad():
+            made.affine.weight.copy_(torch.from_numpy(fitted.weight.T.astype(np.float32)))
+            made.affine.bias.copy_(torch.from_numpy(fitted.bias.astype(np.float32)))
+        return made
+
+    def forward(self, old: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scaled old vectors (N, D) -> scaled h (N, E), no log-variance."""
+        return self.affine(old), None
+
+
+def make_map(method: Method, preset: PresetName, old_dim: int, new_dim: int) -> LearntMap | LinearMap:
+    """An untrained map; its weights come from torch's global generator."""
+    if method in ("fastfill", "fct"):
+        return LearntMap(old_dim, new_dim, PRESETS[preset].inner, head=method == "fastfill")
+    return LinearMap(old_dim, new_dim)
+
+
+def _parts(mapping: nn.Module, residuals: nn.Module | None) -> nn.ModuleDict:
+    return nn.ModuleDict({"map": mapping} | ({} if residuals is None else {"residuals": residuals}))
+
+
+class Alignment:
+    """h with its log-variance: maps old vectors into the new space. Immutable; calls are thread-safe."""
+
+    def __init__(
+        self,
+        method: Method,
+        preset: PresetName,
+        *,
+        old_scale: float,
+        new_scale: float,
+        mapping: LearntMap | LinearMap,
+        residuals: ResidualModel | None,
+        dims: tuple[int, int],
+    ) -> None:
+        """Args: scales are the rms per dimension of either space; ``residuals`` is None iff the map has a head."""
+        self.method: Method = method
+        self.preset: PresetName = preset
+        self.old_dim, self.new_dim = dims
+        self._old_scale, self._new_scale = old_scale, new_scale
+        self._map, self._residuals = mapping, residuals
+        self._parts = _parts(mapping, residuals).to("cpu").eval().requires_grad_(False)
+
+    def __call__(self, old: Array) -> tuple[Array, Array]:
+        """Map old vectors.
+
+        Args:
+            old: (N, D) finite floats in the old model's own units. A row that is not finite gives a row that is not.
+
+        Returns:
+            h: (N, E) float32 in the new model's own units; log-variance: (N,) float32, the logarithm of the expected
+            squared residual per dimension after both spaces are scaled to unit rms (for ``fastfill`` plus the
+            classification loss, as trained). The same bits for the same rows on one machine; rows that are batched
+            differently agree to 1e-5.
+
+        Raises:
+            SpaceMismatch: rows of another dimension.
+        """
+        if old.ndim != 2 or old.shape[1] != self.old_dim:
+            raise SpaceMismatch(f"the alignment maps old vectors of dim {self.old_dim}, found an array {old.shape}.")
+        aligned = np.empty((len(old), self.new_dim), np.float32)
+        log_variance = np.empty(len(old), np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(old), INFERENCE_ROWS):
+                rows = slice(start, start + INFERENCE_ROWS)
+                scaled = torch.from_numpy((np.asarray(old[rows], np.float64) / self._old_scale).astype(np.float32))
+                h, s = self._map(scaled)
+                if self._residuals is not None:
+                    s = self._residuals(scaled, h)
+                aligned[rows] = h.numpy() * np.float32(self._new_scale)
+                log_variance[rows] = s.numpy()
+        return aligned, log_variance
+
+    def save(self) -> tuple[bytes, dict[str, object]]:
+        """The weights as safetensors bytes, and what alignment.json says beside them."""
+        tensors = {name: tensor.contiguous() for name, tensor in self._parts.state_dict().items()}
+        return safetensors.torch.save(tensors), {
+            "direction": DIRECTION,
+            "method": self.method,
+            "preset": self.preset,
+            "old_dim": self.old_dim,
+            "new_dim": self.new_dim,
+            "old_scale": self._old_scale,
+            "new_scale": self._new_scale,
+        }
+
+    @classmethod
+    def load(cls, weights: bytes, info: Mapping[str, object]) -> Alignment:
+        """Rebuild a saved alignment. ``info`` may hold further keys, such as the fingerprints of the spaces.
+
+        Raises:
+            SpaceMismatch: an alignment in another direction.
+            CorruptFile: ``info`` or the tensors are not what ``save`` wrote together.
+        """
+        if info.get("direction") != DIRECTION:
+            raise SpaceMismatch(f"alignment.json: direction is {info.get('direction')!r}, expected {DIRECTION!r}.")
+        method, preset = info.get("method"), info.get("preset")
+        dims = tuple(info.get(key) for key in ("old_dim", "new_dim"))
+        scales = tuple(info.get(key) for key in ("old_scale", "new_scale"))
+        if (
+            method not in get_args(Method)
+            or preset not in PRESETS
+            or not all(isinstance(d, int) and 0 < d < 2**20 for d in dims)
+            or not all(isinstance(s, float) and 0.0 < s < float("inf") for s in scales)
+        ):
+            raise CorruptFile(
+                f"alignment.json: method {method}, preset {preset}, dims {dims}, scales {scales} do not fit."
+            )
+        old_dim, new_dim = cast("tuple[int, int]", dims)
+        old_scale, new_scale = cast("tuple[float, float]", scales)
+        # On the meta device nothing is allocated before the tensors' shapes are known to fit.
+        with torch.device("meta"):
+            mapping = make_map(cast("Method", method), preset, old_dim, new_dim)
+            residuals = None if method == "fastfill" else ResidualModel(old_dim, new_dim)
+        try:
+            tensors = safetensors.torch.load(weights)
+            _parts(mapping, residuals).load_state_dict(tensors, strict=True, assign=True)
+        except (safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
+            raise CorruptFile(
+                f"model.safetensors does not fit alignment.json ({method}, dims {dims}): {error}"
+            ) from error
+        wrong = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+        if wrong:
+            raise CorruptFile(f"model.safetensors: tensor {wrong[0]} holds values that are not finite.")
+        return cls(
+            cast("Method", method),
+            preset,
+            old_scale=old_scale,
+            new_scale=new_scale,
+            mapping=mapping,
+            residuals=residuals,
+            dims=(old_dim, new_dim),
+        )

@@ -1,0 +1,308 @@
+"""The run, top to bottom: ``next_step(state)`` decides, ``run_backfill()`` acts and appends.
+
+    config -> snapshot -> pairs -> train -> score -> choose -> PLAN -> version 0 -> wave 1 -> ... -> wave W
+
+Resuming is calling it again: what is done is known from the log and the receipts, and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from fastfill_ray.config import BackfillConfig, load_config
+from fastfill_ray.core.records import Init, Plan, Publish, Receipt, State, canonical, fingerprint
+from fastfill_ray.errors import ConfigError, InputChanged, PlanMismatch, SpaceMismatch
+from fastfill_ray.report import report_json, version_table
+from fastfill_ray.report_html import report_html
+from fastfill_ray.stages.embed import Unit, embed, find_receipts
+from fastfill_ray.stages.prepare import (
+    Prepared,
+    check_quarantine,
+    make_job,
+    old_space_of,
+    prepare,
+    snapshot_of,
+    spaces_of,
+)
+from fastfill_ray.stages.progress import Progress
+from fastfill_ray.stages.runtime import connected
+from fastfill_ray.stages.snapshot import Snapshot
+from fastfill_ray.stages.version import VersionMaker, make_plan
+from fastfill_ray.storage.files import Files, open_files, probe
+from fastfill_ray.storage.gallery import check_pin
+from fastfill_ray.storage.inputs import stat_input
+from fastfill_ray.storage.layout import REPORT_HTML, REPORT_METRICS, snapshot_path, wave_folder
+from fastfill_ray.storage.log import Log
+
+# Settings that may change between runs of one plan: the run resumes.
+_OUTSIDE_THE_PLAN = ("resources", "quarantine", "storage", "output")
+
+
+@dataclass(frozen=True)
+class BackfillResult:
+    """What a run left behind. ``state`` is the log's; ``seconds`` is where this run's time went, by stage."""
+
+    output: str
+    state: State
+    finished: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def serving(self) -> int | None:
+        """The version that ``open_index`` opens."""
+        return self.state.serving
+
+    @property
+    def held(self) -> bool:
+        """The plan's newest version was not published: it serves worse than what users have."""
+        versions = self.state.plan_versions
+        return bool(versions) and not versions[-1].verdict.publish
+
+    @property
+    def exit_code(self) -> int:
+        return 2 if self.held else 0
+
+    def table(self) -> str:
+        """One row per version."""
+        return version_table(self.state)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What comes next. `wave` is set for "version"."""
+
+    do: Literal["plan", "version", "publish", "stop"]
+    wave: int = 0
+
+
+def next_step(state: State, request: str, *, last_wave: int | None = None) -> Step:
+    """Decide from the log alone.
+
+    Args:
+        request: fingerprint of what this run asks for.
+        last_wave: stop after the version of this wave (-1: after PLAN); None: go on to the end.
+
+    Raises:
+        PlanMismatch: the root holds an unfinished plan for another request.
+    """
+    plan = state.plan
+    if plan is None or (plan.request != request and state.finished):
+        return Step("plan")
+    if plan.request != request:
+        raise PlanMismatch(f"plan {plan.plan} was made for another request and is not finished")
+    versions = state.plan_versions
+    if versions and versions[-1].verdict.publish and versions[-1].version not in state.published:
+        return Step("publish")  # the driver died between the two records
+    if state.finished or len(versions) > (len(plan.waves) if last_wave is None else last_wave):
+        return Step("stop")
+    return Step("version", wave=len(versions))
+
+
+def run_backfill(
+    config: BackfillConfig | Mapping[str, Any] | str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    until: str | None = None,
+    stream: TextIO | None = None,
+) -> BackfillResult:
+    """Run a backfill, or resume it: the same call does what is not done yet.
+
+    Uses the process's Ray if it is initialised, else what ``ray.init()`` finds or starts.
+
+    Args:
+        config: a YAML file's path, a mapping, or a ready config.
+        overrides: ``a.b=c`` strings on top of it.
+        until: "plan", "version0" or "wave:K": stop after it, resumable.
+        stream: where progress goes; stderr by default.
+
+    Raises:
+        FastfillError: see ``fastfill_ray.errors``; nothing that was written before is harmed by any of them.
+    """
+    config = load_config(config, overrides)
+    last_wave = parse_until(until, config)
+    progress = Progress(stream)
+    files = open_files(config.output, s3_endpoint=config.storage.s3_endpoint)
+    settings = plan_settings(config)
+    request = fingerprint([settings, input_pins(config)])
+    log = Log(files)
+    state = log.read()
+    step = _step(files, state, settings, request, last_wave, config)
+    if step.do == "stop":
+        return _result(config, state, progress)
+    with connected():
+        probe(files)
+        snapshot = snapshot_of(config, files, progress)
+        _bind(log, config, snapshot)
+        epoch = log.claim()
+        ready = prepare(config, files, snapshot, progress)
+        if step.do == "plan":
+            log.append(make_plan(config, files, ready, request, settings, progress))
+        _make_versions(log, config, files, ready, epoch, request, last_wave, progress)
+    return _result(config, log.state, progress)
+
+
+def _make_versions(
+    log: Log,
+    config: BackfillConfig,
+    files: Files,
+    ready: Prepared,
+    epoch: int,
+    request: str,
+    last_wave: int | None,
+    progress: Progress,
+) -> None:
+    """Version 0, then the waves as one streaming execution: version k is built while the pool embeds wave k + 1."""
+    plan = log.state.plan
+    assert plan is not None
+    maker = VersionMaker(config, files, ready, plan, epoch, progress)
+    waves: Iterator[dict[int, Receipt]] | None = None
+    try:
+        while (step := next_step(log.state, request, last_wave=last_wave)).do != "stop":
+            if step.do == "version":
+                if step.wave > 0 and waves is None:
+                    last = len(plan.waves) if last_wave is None else last_wave
+                    waves = _embed_waves(config, files, ready, maker, plan, range(step.wave, last + 1), progress)
+                receipts = ready.pair_receipts if step.wave == 0 or waves is None else next(waves)
+                version = maker.make(log.state, step.wave, receipts)
+                log.append(version)
+                progress.say(f"version {version.version}: {version.fraction:.1%} new, {version.verdict.reason}")
+            else:
+                log.append(Publish(version=log.state.plan_versions[-1].version))
+            write_report(files, log.state)
+    finally:
+        if waves is not None:
+            waves.close()  # type: ignore[attr-defined]  # a generator: closing it stops the pool
+
+
+def _embed_waves(
+    config: BackfillConfig,
+    files: Files,
+    ready: Prepared,
+    maker: VersionMaker,
+    plan: Plan,
+    waves: range,
+    progress: Progress,
+) -> Iterator[dict[int, Receipt]]:
+    """The receipts {chunk: receipt} of each wave, as soon as its last one is durable."""
+    units = {wave: maker.units(wave) for wave in waves}
+    receipts = {wave: _known(files, plan, wave, units[wave]) for wave in waves}
+    missing = [unit for wave in waves for unit in units[wave] if unit.unit not in receipts[wave]]
+    job = make_job(config, files, ready.snapshot, plan.thresholds)
+    stream = embed(job, missing, config.resources)
+    try:
+        for wave in waves:
+            total = sum(unit.rows for unit in units[wave])
+            done = sum(unit.rows for unit in units[wave] if unit.unit in receipts[wave])
+            with progress.stage(f"wave {wave}", total, "items", done=done) as bar:
+                while len(receipts[wave]) < len(units[wave]):
+                    unit, receipt = next(stream)
+                    receipts[unit.wave][unit.unit] = receipt
+                    if unit.wave == wave:
+                        bar.advance(unit.rows)
+                    if receipt.quarantined:
+                        found = {(unit.folder, name): r for name, r in receipts[unit.wave].items()}
+                        rows = sum(other.rows for other in units[unit.wave])
+                        check_quarantine(files, f"wave {unit.wave}", found, rows, config)
+            yield {int(name[1:]): receipt for name, receipt in receipts.pop(wave).items()}
+    finally:
+        stream.close()
+
+
+def _known(files: Files, plan: Plan, wave: int, units: Sequence[Unit]) -> dict[str, Receipt]:
+    wanted = {unit.unit for unit in units}
+    found = find_receipts(files, wave_folder(plan.plan, wave))
+    return {name: receipt for name, receipt in found.items() if name in wanted}
+
+
+def _step(
+    files: Files, state: State, settings: dict[str, Any], request: str, last_wave: int | None, config: BackfillConfig
+) -> Step:
+    """``next_step``, with a mismatch explained by what differs."""
+    try:
+        return next_step(state, request, last_wave=last_wave)
+    except PlanMismatch as error:
+        plan = state.plan
+        assert plan is not None
+        changed = [key for key in settings if settings[key] != plan.settings.get(key)]
+        if changed:
+            told = "; ".join(f"{key} was {plan.settings.get(key)!r}, is {settings[key]!r}" for key in changed)
+            raise PlanMismatch(
+                f"{config.output}: {error}: {told}. Put it back to finish the plan, or choose another output."
+            ) from None
+        snapshot = Snapshot.model_validate_json(files.get(snapshot_path(plan.snapshot)))
+        for file in snapshot.gallery.files:
+            check_pin(file, s3_endpoint=config.storage.s3_endpoint)
+        raise InputChanged(
+            f"{config.output}: {error}: the input files under {config.gallery.path} (or the queries, qrels or classifier) "
+            "are not the planned ones: files were added or changed. Restore them, or choose another output."
+        ) from None
+
+
+def plan_settings(config: BackfillConfig) -> dict[str, Any]:
+    """The part of the config that a plan is bound to. Models' kwargs go in as a fingerprint: they may hold credentials."""
+    settings = config.model_dump(mode="json", exclude=set(_OUTSIDE_THE_PLAN))
+    for model in ("new_model", "old_model"):
+        settings[model]["kwargs"] = fingerprint(settings[model]["kwargs"])
+    del settings["new_model"]["batch_size"]
+    del settings["serving"]["max_regression"]
+    return settings
+
+
+def input_pins(config: BackfillConfig) -> list[list[Any]]:
+    """Path, size and tag of every input file, from listings only."""
+    paths = [config.gallery.path, config.new_model.classifier]
+    if config.queries is not None:
+        paths += [config.queries.path, config.queries.qrels_path]
+    endpoint = config.storage.s3_endpoint
+    return [
+        [file.path, file.size, file.tag]
+        for path in paths
+        if path is not None
+        for file in stat_input(path, s3_endpoint=endpoint)
+    ]
+
+
+def parse_until(until: str | None, config: BackfillConfig) -> int | None:
+    """The last wave to make: -1 for "plan", 0 for "version0", K for "wave:K", None for all."""
+    if until is None:
+        return None
+    if until in {"plan", "version0"}:
+        return -1 if until == "plan" else 0
+    match = re.fullmatch(r"wave:(\d+)", until)
+    if match is None or not 1 <= int(match[1]) <= len(config.waves):
+        raise ConfigError(f"--until {until}: plan, version0 or wave:K with K from 1 to {len(config.waves)} is expected")
+    return int(match[1])
+
+
+def _bind(log: Log, config: BackfillConfig, snapshot: Snapshot) -> None:
+    """Create the root's INIT, or refuse a root that is bound to other spaces."""
+    wanted = Init(
+        id_type=snapshot.id_type,
+        metric=config.new_model.metric,
+        old_dim=snapshot.old_dim,
+        new_dim=config.new_model.dim,
+        old_space=old_space_of(config, snapshot),
+        new_space=spaces_of(config)["new"],
+    )
+    found = log.initialise(wanted).init
+    assert found is not None
+    if found != wanted:
+        have, want = found.model_dump(), wanted.model_dump()
+        told = "; ".join(
+            f"{key} is {have[key]!r}, this run has {want[key]!r}" for key in want if have[key] != want[key]
+        )
+        raise SpaceMismatch(f"{config.output} is bound to other spaces: {told}. Choose another output.")
+
+
+def write_report(files: Files, state: State) -> None:
+    """report.html and metrics.json, derived from the log."""
+    files.put_data(REPORT_HTML, report_html(state).encode())
+    files.put_data(REPORT_METRICS, canonical(report_json(state)))
+
+
+def _result(config: BackfillConfig, state: State, progress: Progress) -> BackfillResult:
+    return BackfillResult(config.output, state, state.finished, dict(progress.seconds))

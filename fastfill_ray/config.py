@@ -1,0 +1,273 @@
+"""The config: one frozen pydantic model, a part per stage; a stage gets only its part.
+
+``load_config`` takes a YAML file, a dict or a ready model, applies ``a.b=c`` overrides, and turns every fault into one
+``ConfigError`` that names the key, the value found and what is allowed. Checks that need the input's footers (columns,
+dimensions, the pairs' share) are made by the snapshot stage, before anything is computed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fastfill_ray.errors import ConfigError
+
+Metric = Literal["cosine", "ip", "l2"]
+Relevance = Literal["label", "qrels", "new_model"]
+
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class GalleryConfig(Part):
+    """The items: one Parquet file or a folder of them."""
+
+    path: str = Field(description="a Parquet file or a folder of them; local or s3://")
+    id_column: str = Field("id", description="int64 or string, unique, never null")
+    old_vector_column: str = Field("embedding", description="list, fixed_size_list or fixed_size_binary of f16/f32/f64")
+    payload_columns: tuple[str, ...] = Field(min_length=1, description="what the embedder reads")
+    label_column: str | None = Field(None, description="class of an item; enables relevance `label` and `class_margin`")
+    group_column: str | None = Field(None, description="subgroup of an item; kept with the index for per-group figures")
+
+
+class QueriesConfig(Part):
+    """Held-out queries. Without them the audit items are the queries, each excluded from its own ranking."""
+
+    path: str = Field(description="a Parquet file or a folder of them")
+    id_column: str = Field("id", description="what qrels refer to")
+    payload_columns: tuple[str, ...] = Field(min_length=1)
+    label_column: str | None = None
+    qrels_path: str | None = Field(
+        None, description="Parquet with columns query_id, item_id: the judged relevant items"
+    )
+    new_vector_column: str | None = Field(None, description="vectors of the new model, if they are already there")
+    old_vector_column: str | None = Field(None, description="vectors of the old model, if they are already there")
+
+
+class NewModelConfig(Part):
+    embedder: str = Field(pattern=r"^[\w.]+:\w+$", description="module:Class, built once per actor with `kwargs`")
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    dim: int = Field(gt=0)
+    metric: Metric = "cosine"
+    batch_size: int = Field(64, gt=0, description="rows per embedder call")
+    classifier: str | None = Field(
+        None, description=".npz with weight (C, E) and bias (C,): the new model's own classifier"
+    )
+
+
+class OldModelConfig(Part):
+    """Only used to embed the queries, for the old/old arm."""
+
+    embedder: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class PairsConfig(Part):
+    count: int = Field(20_000, gt=0, description="items that get new vectors first")
+    split: tuple[float, float, float] = Field((0.7, 0.15, 0.15), description="train, calibration, audit")
+
+    @model_validator(mode="after")
+    def _split_is_a_partition(self) -> Self:
+        if any(share <= 0 for share in self.split) or abs(sum(self.split) - 1) > 1e-6:
+            raise ValueError(f"pairs.split is {list(self.split)}; three shares above 0 that sum to 1 are expected")
+        return self
+
+
+class ObjectiveConfig(Part):
+    """What every choice, the gate and the stop look at."""
+
+    relevance: Relevance = "label"
+    metric: Literal["cmc@1", "cmc@5", "map", "recall@1", "recall@10", "mrr", "ndcg@10"] = "map"
+
+
+class AlignmentConfig(Part):
+    method: Literal["auto", "fastfill", "fct", "procrustes", "ridge"] = "auto"
+    preset: Literal["default", "paper"] = "default"
+
+
+class PolicyConfig(Part):
+    name: Literal["auto", "random", "uncertainty", "class_margin"] = "auto"
+
+
+class ServingConfig(Part):
+    stale_mode: Literal["auto", "aligned"] = "auto"
+    max_regression: float = Field(0.0, ge=0, description="how much worse than what is published may be published")
+
+
+class IndexConfig(Part):
+    factory: str = Field("Flat", description="faiss.index_factory string")
+    stale_factory: str | None = Field(None, description="factory of stale segments where they need another one")
+    segment_rows: int = Field(1_000_000, gt=0)
+
+
+class ResourcesConfig(Part):
+    """Not part of the plan: may change between runs, the run resumes. (Chunks are cut once, by the first run.)"""
+
+    embed_actors: tuple[int, int] = Field((1, 8), description="[min, max] actors of the pool")
+    cpus_per_actor: float = Field(1, ge=0)
+    gpus_per_actor: float = Field(0, ge=0)
+    chunk_rows: int = Field(2048, gt=0)
+    chunk_bytes: int = Field(32 << 20, gt=0)
+
+    @model_validator(mode="after")
+    def _pool_can_exist(self) -> Self:
+        low, high = self.embed_actors
+        if not 1 <= low <= high:
+            raise ValueError(f"resources.embed_actors is {[low, high]}; [min, max] with 1 <= min <= max is expected")
+        return self
+
+
+class QuarantineConfig(Part):
+    """A stage fails above the larger of the two."""
+
+    max_rows: int = Field(10, ge=0)
+    max_fraction: float = Field(0.001, ge=0, le=1)
+
+    def limit(self, rows: int) -> int:
+        """Rows that may be quarantined out of `rows`."""
+        return max(self.max_rows, int(self.max_fraction * rows))
+
+
+class StorageConfig(Part):
+    s3_endpoint: str | None = Field(
+        None, description="URL of an S3-compatible store; credentials come from the environment"
+    )
+
+
+class BackfillConfig(Part):
+    """A backfill: what to read, how to align, order and index it, and where to write."""
+
+    gallery: GalleryConfig
+    queries: QueriesConfig | None = None
+    new_model: NewModelConfig
+    old_model: OldModelConfig = OldModelConfig()
+    pairs: PairsConfig = PairsConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    policy: PolicyConfig = PolicyConfig()
+    serving: ServingConfig = ServingConfig()
+    waves: tuple[float, ...] = Field((0.05, 0.1, 0.25, 0.5, 1.0), min_length=1)
+    index: IndexConfig = IndexConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    quarantine: QuarantineConfig = QuarantineConfig()
+    storage: StorageConfig = StorageConfig()
+    output: str = Field(min_length=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        waves = list(self.waves)
+        if any(not 0 < wave <= 1 for wave in waves):
+            raise ValueError(f"waves is {waves}; fractions above 0 and at most 1 are expected")
+        if any(later <= earlier for earlier, later in itertools.pairwise(waves)):
+            raise ValueError(f"waves is {waves}; strictly increasing fractions are expected")
+        labels = self.gallery.label_column is not None and (
+            self.queries is None or self.queries.label_column is not None
+        )
+        qrels = self.queries is not None and self.queries.qrels_path is not None
+        relevance = self.objective.relevance
+        if relevance == "label" and not labels:
+            where = "gallery.label_column" if self.gallery.label_column is None else "queries.label_column"
+            raise ValueError(
+                f"objective.relevance is 'label' but {where} is not set; set it, or choose qrels or new_model"
+            )
+        if relevance == "qrels" and not qrels:
+            raise ValueError("objective.relevance is 'qrels' but queries.qrels_path is not set")
+        if self.policy.name == "class_margin" and self.gallery.label_column is None:
+            raise ValueError(
+                "policy.name is 'class_margin' but gallery.label_column is not set; it reads the items' labels"
+            )
+        if self.new_model.classifier is not None and self.gallery.label_column is None:
+            raise ValueError(
+                "new_model.classifier is set but gallery.label_column is not; the classifier's loss needs labels"
+            )
+        return self
+
+
+def load_config(
+    source: BackfillConfig | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()
+) -> BackfillConfig:
+    """The checked config.
+
+    Args:
+        source: a YAML file's path, a mapping, or a ready model.
+        overrides: ``a.b=c`` strings; the value is read as YAML.
+
+    Raises:
+        ConfigError: a line per fault, each with its key, the value found and what is allowed.
+    """
+    if isinstance(source, BackfillConfig):
+        values: Any = source.model_dump()
+        where = "config"
+    elif isinstance(source, Mapping):
+        values, where = _copy(source), "config"
+    else:
+        values, where = _read_yaml(Path(source)), str(source)
+    for override in overrides:
+        _set(values, override)
+    try:
+        return BackfillConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(fault) for fault in error.errors())) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML config") from None
+    if len(data) > _MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path}: {len(data)} bytes; a config has at most {_MAX_CONFIG_BYTES}")
+    try:
+        values = yaml.safe_load(data)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds {type(values).__name__}; a mapping of sections is expected")
+    return values
+
+
+def _copy(value: Any) -> Any:
+    """Nested mappings as fresh dicts, so that overrides do not write into the caller's."""
+    return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: a.b=c is expected")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if inner is None:
+            inner = values[parent] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override}: {parent} is {inner!r}, not a section")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not YAML") from None
+
+
+def _explain(fault: Any) -> str:
+    """One pydantic fault as `key: what was found; what is allowed`."""
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        part: Any = BackfillConfig
+        for name in fault["loc"][:-1]:
+            annotation = part.model_fields[name].annotation
+            part = next((a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)), annotation)
+        return f"{key}: unknown key; allowed here: {', '.join(part.model_fields)}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{key}: found {fault['input']!r}; {message}" if key and fault["type"] != "value_error" else message

@@ -1,0 +1,97 @@
+"""Whole states of a backfill on held-out pairs, without re-embedding anything: the shadow gallery.
+
+The pairs have both vectors, so any mixture of stale and new can be scored: an item of the shadow gallery counts as new
+in version k iff its priority puts it in a wave <= k. (The real index always serves a pair's new vector.)
+
+Legend: Q queries, N shadow items, D old dim, E new dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastfill_ray.core.calibration import Metric, fit_offset, mixed_scores, similarity
+from fastfill_ray.core.metrics import Floats, per_query, rank_hits
+from fastfill_ray.core.records import Calibration
+
+_TRUTH_DEPTH = 10  # relevance `new_model`: the full new model's own top 10
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """Scores of every query with every shadow item in each state; -inf excludes a query's own item.
+
+    ``relevance`` holds (Q, N) bool per available relevance; ``new_model`` is always there.
+    """
+
+    old: NDArray[np.float32] | None
+    stale: NDArray[np.float32]
+    new: NDArray[np.float32]
+    relevance: dict[str, NDArray[np.bool_]]
+    waves: NDArray[np.int16]
+
+    def is_new(self, wave: int) -> NDArray[np.bool_]:
+        return self.waves <= wave
+
+    def per_query(self, scores: NDArray[np.float32]) -> dict[str, dict[str, Floats]]:
+        """{relevance: {metric: (Q,)}} of one state's scores."""
+        return {
+            name: per_query(rank_hits(scores, relevant), (relevant & np.isfinite(scores)).sum(axis=1))
+            for name, relevant in self.relevance.items()
+        }
+
+    def at(self, wave: int, calibration: Calibration) -> dict[str, dict[str, Floats]]:
+        """The state in which waves <= `wave` are new."""
+        return self.per_query(mixed_scores(self.stale, self.new, self.is_new(wave), calibration))
+
+    def fit(self, wave: int, relevance: str, metric: str) -> Calibration:
+        """The offset for that state and objective."""
+        return fit_offset(self.stale, self.new, self.is_new(wave), self.relevance[relevance], metric)
+
+    def answerable(self, relevance: str) -> int:
+        """Queries that have a relevant item under `relevance`."""
+        return int(self.relevance[relevance].any(axis=1).sum()) if relevance in self.relevance else 0
+
+
+def make_shadow(
+    *,
+    queries_new: NDArray[np.float32],
+    items_new: NDArray[np.float32],
+    items_aligned: NDArray[np.float32],
+    metric: Metric,
+    relevance: dict[str, NDArray[np.bool_]],
+    waves: NDArray[np.int16],
+    excluded: NDArray[np.bool_],
+    queries_old: NDArray[np.float32] | None = None,
+    items_old: NDArray[np.float32] | None = None,
+) -> Shadow:
+    """A shadow gallery from vectors.
+
+    Args:
+        queries_new: (Q, E). queries_old: (Q, D), None where the old model cannot embed queries.
+        items_new: (N, E). items_aligned: (N, E), norms matched. items_old: (N, D).
+        relevance: (Q, N) per relevance that the data offers; `new_model` is added.
+        waves: (N,) the wave that the order alone gives each item.
+        excluded: (Q, N) pairs of a query and its own item.
+    """
+
+    def scores(queries: NDArray[np.float32], items: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.where(excluded, np.float32(-np.inf), similarity(queries, items, metric))
+
+    new = scores(queries_new, items_new)
+    top = np.argsort(-new, axis=1, kind="stable")[:, :_TRUTH_DEPTH]
+    truth = np.zeros(new.shape, bool)
+    np.put_along_axis(truth, top, True, axis=1)
+    return Shadow(
+        old=scores(queries_old, items_old) if queries_old is not None and items_old is not None else None,
+        stale=scores(queries_new, items_aligned),
+        new=new,
+        relevance={
+            **{name: relevant & ~excluded for name, relevant in relevance.items()},
+            "new_model": truth & np.isfinite(new),
+        },
+        waves=waves,
+    )

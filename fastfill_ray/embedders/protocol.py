@@ -1,0 +1,150 @@
+"""What an embedder is, how a config's ``module:Class`` becomes one, and how its faults are held to single rows.
+
+Legend: n rows of one batch, dim components per vector.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastfill_ray.errors import EmbedderError
+
+Role = Literal["item", "query"]
+MAX_REASON_CHARS = 200
+
+
+class Embedder(Protocol):
+    """A class built once per actor with the config's ``kwargs``; its instances are called with one batch at a time."""
+
+    def __call__(self, batch: dict[str, Sequence[Any]], role: Role) -> Any:
+        """Embed a batch.
+
+        Args:
+            batch: payload columns by name, all of n rows.
+            role: what the rows are. Models with query and passage prefixes need it.
+
+        Returns:
+            (n, dim) float32, rows in the order of the batch. Other real number types and CPU tensors are converted.
+        """
+
+
+def load_embedder(spec: str, kwargs: Mapping[str, Any]) -> Embedder:
+    """Build the embedder that `spec`, "module:Class", names.
+
+    Importing runs that module's code: take `spec` from the user's own config only, never from a log or an artefact.
+
+    Raises:
+        EmbedderError: not of that form, not importable, no such class, its constructor raised, or not callable.
+    """
+    module_name, colon, class_name = spec.partition(":")
+    if not (colon and module_name and class_name):
+        raise EmbedderError(f'embedder {spec!r}: expected "module:Class", such as "my_pkg.models:Embedder".')
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise EmbedderError(
+            f"embedder {spec!r}: importing module {module_name!r} raised {describe(error)}. "
+            "Install it, or make it importable where the job runs."
+        ) from error
+    factory = getattr(module, class_name, None)
+    if factory is None:
+        raise EmbedderError(f"embedder {spec!r}: module {module_name!r} has no attribute {class_name!r}.")
+    if not callable(factory):
+        raise EmbedderError(f"embedder {spec!r}: expected a class, found {type(factory).__name__}.")
+    try:
+        embedder = factory(**kwargs)
+    except Exception as error:
+        # Values of kwargs stay out of the message: some are credentials.
+        raise EmbedderError(
+            f"embedder {spec!r}: its constructor, called with kwargs {sorted(kwargs)}, raised {describe(error)}"
+        ) from error
+    if not callable(embedder):
+        raise EmbedderError(f"embedder {spec!r}: its instances cannot be called; define __call__(self, batch, role).")
+    return cast(Embedder, embedder)
+
+
+def embed_rows(
+    embedder: Embedder, batch: Mapping[str, Sequence[Any]], role: Role, dim: int, *, metric: str
+) -> tuple[NDArray[np.float32], dict[int, str]]:
+    """Embed a batch so that a bad row costs nobody but itself.
+
+    Where the embedder raises, or returns anything but n real vectors of `dim`, the batch is halved until the offending
+    rows stand alone: at most 2 b (1 + log2 n) calls more for b of them. Vectors are checked row by row.
+
+    Args:
+        embedder: called with slices of the batch.
+        batch: payload columns by name, all of n rows; each is sliced as ``column[start:stop]``.
+        role: handed through.
+        dim: components that each vector must have.
+        metric: "cosine", "ip" or "l2"; with cosine a vector of norm zero has no direction and is unusable.
+
+    Returns:
+        vectors: (n, dim) float32, C-contiguous; zeros where the row is unusable.
+        unusable: {row: reason}, rows ascending. A reason is one line of at most 200 characters: "embedder raised
+            ValueError: ...", "wrong_shape: found (1, 3), expected (1, 384)", "wrong_dtype: ...", "non_finite" (also a
+            float32 norm that overflows: such a vector has no score), "zero_norm".
+
+    Raises:
+        ValueError: the columns differ in length, or there is none.
+    """
+    lengths = {name: len(column) for name, column in batch.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"a batch needs columns of one length, found {lengths}")
+    num_rows = next(iter(lengths.values()))
+    vectors = np.zeros((num_rows, dim), dtype=np.float32)
+    unusable: dict[int, str] = {}
+    pending = [(0, num_rows)] if num_rows else []
+    while pending:
+        start, stop = pending.pop()
+        found = _attempt(
+            embedder, {name: column[start:stop] for name, column in batch.items()}, role, stop - start, dim
+        )
+        if not isinstance(found, str):
+            vectors[start:stop] = found
+        elif stop - start == 1:
+            unusable[start] = found
+        else:
+            middle = (start + stop) // 2
+            pending += [(middle, stop), (start, middle)]
+    # One pass finds NaN, inf and values whose squares overflow: none of them can be scored in float32.
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = np.einsum("nd,nd->n", vectors, vectors)
+    faults = {"non_finite": ~np.isfinite(squared)}
+    if metric == "cosine":
+        faults["zero_norm"] = squared == 0
+    for reason, rows in faults.items():
+        for row in np.flatnonzero(rows).tolist():
+            unusable.setdefault(row, reason)
+    vectors[list(unusable)] = 0
+    return vectors, dict(sorted(unusable.items()))
+
+
+def _attempt(
+    embedder: Embedder, batch: dict[str, Sequence[Any]], role: Role, num_rows: int, dim: int
+) -> NDArray[np.float32] | str:
+    """The vectors of one call, (num_rows, dim) float32 with values unchecked, or why there are none."""
+    try:
+        found = np.asarray(embedder(batch, role))
+    except Exception as error:
+        return one_line(f"embedder raised {describe(error)}")
+    if found.shape != (num_rows, dim):
+        return f"wrong_shape: found {found.shape}, expected {(num_rows, dim)}"
+    if found.dtype.kind not in "fiu":
+        return f"wrong_dtype: found {found.dtype}, expected float32"
+    with np.errstate(over="ignore"):  # becomes inf, which is reported as such
+        return found.astype(np.float32, copy=False)
+
+
+def describe(error: BaseException) -> str:
+    """ "ValueError: what it says"."""
+    return f"{type(error).__name__}: {error}"
+
+
+def one_line(text: str) -> str:
+    """At most ``MAX_REASON_CHARS`` characters on one line, and valid Unicode: reasons are stored as JSON."""
+    return " ".join(text.split())[:MAX_REASON_CHARS].encode("utf-8", "replace").decode()

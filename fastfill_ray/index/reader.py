@@ -1,0 +1,236 @@
+"""Opening and searching a published version: verified bytes, calibrated scores, one whole version at a time.
+
+Q queries, K hits, d dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fastfill_ray.core.calibration import Metric
+from fastfill_ray.core.records import Calibration, Init, Segment, State, Version
+from fastfill_ray.errors import CorruptFile, NotPublished
+from fastfill_ray.index.segment import (
+    Assignment,
+    Floats,
+    Rows,
+    coarse,
+    load_index,
+    prepare_queries,
+    search_segment,
+    template_key,
+)
+from fastfill_ray.storage.files import Files, open_files
+from fastfill_ray.storage.log import read_state
+from fastfill_ray.storage.tables import get_verified, id_array, read_table
+
+
+def merge_hits(
+    scores: Sequence[Floats], rows: Sequence[Rows], calibrations: Sequence[Calibration], k: int
+) -> tuple[Floats, Rows, Rows]:
+    """The k best hits over all segments by scale * score + offset.
+
+    Args:
+        scores: per segment (Q, k_i), larger is better, -inf where missing.
+        rows: per segment (Q, k_i), -1 where missing.
+        calibrations: one per segment.
+        k: hits per query.
+
+    Returns:
+        calibrated scores (Q, k), number of the segment (Q, k), row in it (Q, k); best first, equal scores in the order
+        of segments and then rows; -inf, -1, -1 where there are fewer than k hits.
+    """
+    served = [c.scale * s.astype(np.float64) + c.offset for s, c in zip(scores, calibrations, strict=True)]
+    numbers = [np.where(r < 0, -1, number) for number, r in enumerate(rows)]
+    padding = [(0, 0), (0, k)]
+    score = np.pad(np.concatenate(served, axis=1), padding, constant_values=-np.inf)
+    number = np.pad(np.concatenate(numbers, axis=1), padding, constant_values=-1)
+    row = np.pad(np.concatenate(rows, axis=1), padding, constant_values=-1)
+    order = np.lexsort((row, number, -score), axis=1)[:, :k]
+    best = np.take_along_axis(score, order, axis=1).astype(np.float32)
+    return best, np.take_along_axis(number, order, axis=1), np.take_along_axis(row, order, axis=1)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """One segment in memory; what it was read from is its identity."""
+
+    key: tuple[str, str]
+    index: Any
+    ids: pa.Array
+    template: str | None
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """One version, whole."""
+
+    version: Version
+    segments: tuple[_Loaded, ...]
+
+
+class Index:
+    """One published version, open for search. Safe to use from several threads, also during ``refresh``."""
+
+    def __init__(self, files: Files, state: State, version: int | None) -> None:
+        """Use ``open_index``."""
+        self._files, self._pinned = files, version
+        self._init = _init(files, state)
+        self._snapshot = self._load(_choose(files, state, version), ())
+
+    @property
+    def version(self) -> int:
+        """Number of the version that is searched."""
+        return self._snapshot.version.version
+
+    @property
+    def rows(self) -> int:
+        """Items in it."""
+        return sum(segment.rows for segment in self._snapshot.version.segments)
+
+    @property
+    def dim(self) -> int:
+        """Dims of the new model's vectors, and so of queries."""
+        return self._init.new_dim
+
+    @property
+    def metric(self) -> Metric:
+        return self._init.metric
+
+    @property
+    def needs_old_queries(self) -> bool:
+        """Whether a segment also wants the queries' old vectors; aligned and new ones live in the new space alone."""
+        return any(segment.space not in ("aligned", "new") for segment in self._snapshot.version.segments)
+
+    def search(
+        self, queries: NDArray[Any], k: int = 10, old_queries: NDArray[Any] | None = None, *, nprobe: int | None = None
+    ) -> tuple[Floats, NDArray[Any]]:
+        """The k best items per query by calibrated score.
+
+        Args:
+            queries: (Q, d) new-model vectors; normalised here for cosine.
+            k: hits per query, at least 1.
+            old_queries: (Q, D) old-model vectors; read only if ``needs_old_queries``.
+            nprobe: inverted lists per query, for IVF segments; None for the number stored with them.
+
+        Returns:
+            scores (Q, k) float32, best first; ids (Q, k): int64, or an object array of strings. Where the version holds
+            fewer than k items: -inf, and -1 or None. Equal scores are ordered by segment and row.
+
+        Raises:
+            SpaceMismatch: queries of another dim.
+            ValueError: queries that are not finite numbers; k or nprobe below 1.
+        """
+        if k < 1 or (nprobe is not None and nprobe < 1):
+            raise ValueError(f"k is {k}, nprobe is {nprobe}: both must be at least 1")
+        snapshot = self._snapshot
+        prepared = prepare_queries(queries, self.dim, self.metric)
+        assignments: dict[str, Assignment | None] = {}
+        scores, rows = [], []
+        for segment in snapshot.segments:
+            assignment = None
+            if segment.template is not None:
+                if segment.template not in assignments:
+                    assignments[segment.template] = coarse(segment.index, prepared, nprobe)
+                assignment = assignments[segment.template]
+            found = search_segment(segment.index, prepared, k, self.metric, assignment)
+            scores.append(found[0])
+            rows.append(found[1])
+        calibrations = [segment.calibration for segment in snapshot.version.segments]
+        best, numbers, places = merge_hits(scores, rows, calibrations, k)
+        return best, self._ids(snapshot, numbers, places)
+
+    def refresh(self) -> bool:
+        """Adopt the version that is published now, as a whole. Segments that both versions hold are kept in memory.
+
+        An index that was opened by number stays. If the new version cannot be read, this raises and the old one stays.
+
+        Returns:
+            Whether another version was adopted.
+        """
+        if self._pinned is not None:
+            return False
+        chosen = _choose(self._files, read_state(self._files), None)
+        if chosen.version == self.version:
+            return False
+        self._snapshot = self._load(chosen, self._snapshot.segments)
+        return True
+
+    def _load(self, version: Version, known: tuple[_Loaded, ...]) -> _Snapshot:
+        kept = {loaded.key: loaded for loaded in known}
+        segments = (kept.get(_key(segment)) or self._read(segment) for segment in version.segments)
+        return _Snapshot(version, tuple(segments))
+
+    def _read(self, segment: Segment) -> _Loaded:
+        name = f"{self._files.root}/{segment.index.path}"
+        if segment.dim != self.dim:
+            raise CorruptFile(f"{name}: recorded with dim {segment.dim}, the output root is bound to {self.dim}.")
+        data = get_verified(self._files, segment.index)
+        index = load_index(data, dim=segment.dim, metric=self.metric, rows=segment.rows, name=name)
+        name = f"{self._files.root}/{segment.ids.path}"
+        column = read_table(get_verified(self._files, segment.ids), name=name, columns=["id"]).column("id")
+        if len(column) != segment.rows:
+            raise CorruptFile(f"{name}: holds {len(column):,} ids, the record says {segment.rows:,} rows.")
+        return _Loaded(_key(segment), index, id_array(column, self._init.id_type), template_key(index))
+
+    def _ids(self, snapshot: _Snapshot, numbers: Rows, places: Rows) -> NDArray[Any]:
+        """The ids behind (segment number, row), both (Q, K)."""
+        if self._init.id_type == "int64":
+            ids = np.full(numbers.shape, -1, np.int64)
+        else:
+            ids = np.full(numbers.shape, None, object)
+        for number in np.unique(numbers[numbers >= 0]):
+            hit = numbers == number
+            ids[hit] = snapshot.segments[number].ids.take(pa.array(places[hit])).to_numpy(zero_copy_only=False)
+        return ids
+
+
+def open_index(root: str, version: int | None = None, *, s3_endpoint: str | None = None) -> Index:
+    """Open the published version under an output root, or the version of that number.
+
+    Every byte is checked against the log's checksums before it is used.
+
+    Args:
+        root: local path or s3:// URL of the run's output.
+        version: None for the one that is published now; a number also opens one that was held.
+
+    Raises:
+        NotPublished: nothing is published, or there is no such version, or it is expired.
+        CorruptFile: a file is not the one that the log names.
+        FileMissing: a file that the log names is gone.
+    """
+    files = open_files(root, s3_endpoint=s3_endpoint)
+    return Index(files, read_state(files), version)
+
+
+def _key(segment: Segment) -> tuple[str, str]:
+    return segment.index.sha256, segment.ids.sha256
+
+
+def _init(files: Files, state: State) -> Init:
+    if state.init is None:
+        raise NotPublished(
+            f"{files.root}: there is no log here, so no version either. Run the backfill, or mend the path."
+        )
+    return state.init
+
+
+def _choose(files: Files, state: State, number: int | None) -> Version:
+    wanted = state.serving if number is None else number
+    version = None if wanted is None or wanted in state.expired else state.version(wanted)
+    if version is None:
+        what = "nothing is published yet" if number is None else f"version {number} "
+        if number is not None:
+            what += "is expired" if number in state.expired else "does not exist"
+        there = [v.version for v in state.versions if v.version not in state.expired]
+        listed = (
+            f"versions {', '.join(map(str, there))} can be opened by number" if there else "there are no versions yet"
+        )
+        raise NotPublished(f"{files.root}: {what}; {listed}.")
+    return version

@@ -1,0 +1,265 @@
+"""One segment: FAISS bytes in, FAISS bytes out, and a search whose scores are larger-is-better.
+
+FAISS ids are row numbers 0..N-1. Bytes come from ``serialize_index``: ``write_index`` does not notice a full disk.
+N vectors, Q queries, d dims, K hits, P probes, L inverted lists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from fastfill_ray.core.calibration import Metric, unit_rows
+from fastfill_ray.errors import ConfigError, CorruptFile, SpaceMismatch
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+_FAISS_METRIC: dict[Metric, int] = {
+    "cosine": faiss.METRIC_INNER_PRODUCT,
+    "ip": faiss.METRIC_INNER_PRODUCT,
+    "l2": faiss.METRIC_L2,
+}
+# Most that FAISS allocates beside what it reads: the tables that it precomputes for IVF-PQ, 2 GiB by its own default.
+_TABLE_BYTES = 2**31
+_reading = threading.Lock()
+
+
+def train_template(factory: str, dim: int, metric: Metric, training: Floats) -> bytes:
+    """An empty trained index that every segment is built from; the same input gives the same bytes.
+
+    The number of probed lists that an IVF template stores, and a search uses unless told otherwise, is 2 sqrt(L), at
+    least 8: FAISS' own default of 1 loses most neighbours.
+
+    Args:
+        factory: a FAISS ``index_factory`` string.
+        training: (N, dim) vectors to train on; copied and normalised for cosine.
+
+    Raises:
+        ConfigError: FAISS refuses the string, cannot train it on so few vectors, or cannot add to it.
+    """
+    vectors = _prepared(training, dim, metric)
+    with _one_thread():
+        try:
+            index = faiss.index_factory(dim, factory, _FAISS_METRIC[metric])
+            index.train(vectors)
+            if (inverted := _inverted(index)) is not None:
+                inverted.ivf.nprobe = min(inverted.ivf.nlist, max(8, math.ceil(2 * math.sqrt(inverted.ivf.nlist))))
+            template = _serialise(index)
+            index.add(vectors[:1])
+        except RuntimeError as error:
+            raise ConfigError(
+                f"index.factory {factory!r} cannot be used with dim {dim}, metric {metric} and {len(vectors):,} "
+                f"training vectors: {_reason(error)}. Use fewer lists, smaller codes, raise pairs.count, or use Flat."
+            ) from error
+    return template
+
+
+def build_index(template: bytes, vectors: Floats, metric: Metric) -> bytes:
+    """The template with `vectors` (N, d) as rows 0..N-1, serialised; the same input gives the same bytes."""
+    with _one_thread():
+        index = _deserialise(template, "index template")
+        index.add(_prepared(vectors, index.d, metric))
+        return _serialise(index)
+
+
+def load_index(data: bytes, *, dim: int, metric: Metric, rows: int, name: str) -> Any:
+    """Deserialise one segment and check that it is the one that is recorded.
+
+    Returns:
+        The ``faiss.Index``.
+
+    Raises:
+        CorruptFile: not a FAISS index, bytes left over, or another dim, metric or number of rows.
+    """
+    index = _deserialise(data, name)
+    found = (index.d, index.metric_type, index.ntotal)
+    expected = (dim, _FAISS_METRIC[metric], rows)
+    if found != expected or not index.is_trained:
+        raise CorruptFile(f"{name}: holds (dim, FAISS metric, rows) {found}, the record says {expected}.")
+    return index
+
+
+def prepare_queries(queries: NDArray[Any], dim: int, metric: Metric) -> Floats:
+    """Queries (Q, dim) of any float type as C-contiguous float32, normalised for cosine.
+
+    Raises:
+        SpaceMismatch: another number of dims.
+        ValueError: not a matrix of numbers, or a value that is not finite.
+    """
+    array = np.asarray(queries)
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise ValueError(f"queries are {array.dtype} {array.shape}, expected numbers of shape (Q, {dim})")
+    if array.shape[1] != dim:
+        raise SpaceMismatch(f"queries have dim {array.shape[1]}, the index has {dim}: embed them with the new model.")
+    return _prepared(array, dim, metric)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Coarse distances (Q, P) float32 and lists (Q, P) int64 of a batch of queries, for every segment of a template."""
+
+    distances: Floats
+    lists: Rows
+
+
+@dataclass(frozen=True)
+class _Inverted:
+    """The IVF part of an index, and the transforms (OPQ, PCA, ...) that vectors pass through before it."""
+
+    ivf: Any
+    transforms: tuple[Any, ...]
+
+    def transform(self, vectors: Floats) -> Floats:
+        for transform in self.transforms:
+            vectors = transform.apply(vectors)
+        return vectors
+
+
+def template_key(index: Any) -> str | None:
+    """Equal for IVF indexes with the same coarse quantiser and transforms: they can share an assignment. Else None."""
+    inverted = _inverted(index)
+    if inverted is None:
+        return None
+    digest = hashlib.sha256(_serialise(inverted.ivf.quantizer))
+    for transform in inverted.transforms:
+        writer: Any = faiss.VectorIOWriter()
+        faiss.write_VectorTransform(transform, writer)
+        digest.update(faiss.vector_to_array(writer.data).data)
+    return digest.hexdigest()
+
+
+def coarse(index: Any, queries: Floats, nprobe: int | None = None) -> Assignment | None:
+    """The lists to probe for prepared queries (Q, d); None if the index is not an IVF one.
+
+    Args:
+        nprobe: lists per query, None for the number stored in the template.
+    """
+    inverted = _inverted(index)
+    if inverted is None:
+        return None
+    probes = min(nprobe or inverted.ivf.nprobe, inverted.ivf.nlist)
+    return Assignment(*inverted.ivf.quantizer.search(inverted.transform(queries), probes))
+
+
+def search_segment(
+    index: Any, queries: Floats, k: int, metric: Metric, assignment: Assignment | None = None
+) -> tuple[Floats, Rows]:
+    """The k best rows of one segment.
+
+    Args:
+        queries: (Q, d) as ``prepare_queries`` returns them.
+        k: hits per query, at least 1; may exceed the segment's rows.
+        assignment: of ``coarse`` on an index of the same template; None lets the index search in its own way.
+
+    Returns:
+        scores (Q, k), larger is better: inner product, cosine, or minus squared L2; rows (Q, k). Missing: -inf and -1.
+    """
+    found = min(k, index.ntotal)
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    rows = np.full((len(queries), k), -1, np.int64)
+    if found == 0 or len(queries) == 0:
+        return scores, rows
+    if assignment is None:
+        distances, labels = index.search(queries, found)
+    else:
+        distances, labels = _search_lists(index, queries, found, assignment)
+    values = -distances if metric == "l2" else distances
+    rows[:, :found] = labels
+    scores[:, :found] = np.where(labels >= 0, values, -np.inf)
+    return scores, rows
+
+
+def _search_lists(index: Any, queries: Floats, k: int, assignment: Assignment) -> tuple[Floats, Rows]:
+    inverted = _inverted(index)
+    if inverted is None:
+        raise ValueError("a coarse assignment was given for an index without inverted lists")
+    vectors = np.ascontiguousarray(inverted.transform(queries))
+    distances = np.empty((len(queries), k), np.float32)
+    labels = np.empty((len(queries), k), np.int64)
+    parameters = faiss.SearchParametersIVF()
+    parameters.nprobe = assignment.lists.shape[1]
+    # The wrapped search_preassigned insists on the stored nprobe; the C++ one takes the number of lists as a parameter,
+    # which unlike setting it on the index leaves other threads alone.
+    inverted.ivf.search_preassigned_c(
+        len(queries),
+        faiss.swig_ptr(vectors),
+        k,
+        faiss.swig_ptr(assignment.lists),
+        faiss.swig_ptr(assignment.distances),
+        faiss.swig_ptr(distances),
+        faiss.swig_ptr(labels),
+        False,
+        parameters,
+    )
+    return distances, labels
+
+
+def _inverted(index: Any) -> _Inverted | None:
+    if isinstance(index, faiss.IndexIVF):
+        return _Inverted(index, ())
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(index.index)
+        if isinstance(inner, faiss.IndexIVF):
+            chain: Any = index.chain
+            return _Inverted(inner, tuple(faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size())))
+    return None
+
+
+def _prepared(vectors: NDArray[Any], dim: int, metric: Metric) -> Floats:
+    """C-contiguous float32 (N, dim), finite, normalised for cosine. FAISS reads memory without asking what it is."""
+    array = np.ascontiguousarray(vectors, dtype=np.float32)
+    if array.ndim != 2 or array.shape[1] != dim:
+        raise SpaceMismatch(f"vectors are {array.shape}, expected (N, {dim})")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"vector {int(np.argmin(finite))} holds values that are not finite in float32")
+    return unit_rows(array) if metric == "cosine" else array
+
+
+def _serialise(index: Any) -> bytes:
+    return bytes(faiss.serialize_index(index).tobytes())
+
+
+def _deserialise(data: bytes, name: str) -> Any:
+    reader: Any = faiss.VectorIOReader()
+    faiss.copy_array_to_vector(np.frombuffer(data, np.uint8), reader.data)
+    # A damaged length must not become a huge allocation. The limit is global in FAISS, hence the lock.
+    with _reading:
+        limit = faiss.get_deserialization_vector_byte_limit()
+        faiss.set_deserialization_vector_byte_limit(len(data) + _TABLE_BYTES)
+        try:
+            index = faiss.read_index(reader)
+        except (RuntimeError, MemoryError) as error:
+            raise CorruptFile(f"{name} is not a FAISS index: {_reason(error)}. Restore the file.") from error
+        finally:
+            faiss.set_deserialization_vector_byte_limit(limit)
+    if reader.rp != len(data):
+        raise CorruptFile(f"{name}: {len(data) - reader.rp:,} bytes follow the FAISS index. Restore the file.")
+    return index
+
+
+def _reason(error: BaseException) -> str:
+    """What FAISS said, without the C++ signature, source line and assertion before it."""
+    return re.sub(r"^Error in .* at \S+:\d+: (Error: )?('.*' failed: )?", "", str(error).strip(), flags=re.DOTALL)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, this thread's FAISS calls run on one core: sums in another order would give other bytes."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)

@@ -1,0 +1,187 @@
+"""Segments: one bucket x one wave x stale or new, built and read back by Ray tasks, named by the record that follows."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from fastfill_ray.core.plan import Chunk, ids_digest, wave_of
+from fastfill_ray.core.records import FileRef, Receipt, Segment
+from fastfill_ray.errors import CorruptFile
+from fastfill_ray.index.segment import build_index, train_template
+from fastfill_ray.stages.embed import read_vectors
+from fastfill_ray.stages.pairs import Pairs
+from fastfill_ray.stages.progress import Progress
+from fastfill_ray.stages.runtime import run_tasks
+from fastfill_ray.stages.score import Scorer, old_vectors
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.gallery import PinnedFile, read_ids, read_rows
+from fastfill_ray.storage.layout import segment_paths, template_path
+from fastfill_ray.storage.tables import get_verified, id_array, put_file, read_table, table_bytes
+
+# Templates see at most this many vectors of each kind: 39 to 256 per centroid is what FAISS' k-means uses.
+_TEMPLATE_ROWS = 200_000
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """What every build task needs to know. ``templates``: {"new": ..., "stale": ...}."""
+
+    scorer: Scorer
+    plan: str
+    thresholds: tuple[int, ...]
+    templates: dict[str, FileRef]
+    epoch: int
+
+
+@dataclass(frozen=True)
+class BucketWork:
+    """One bucket's share of a version: which waves become new segments, and which get stale ones.
+
+    chunks: (chunk, its file, its scores). receipts: {wave: {chunk: receipt}} of the new waves.
+    """
+
+    bucket: int
+    chunks: tuple[tuple[Chunk, PinnedFile, FileRef], ...]
+    new_waves: tuple[int, ...]
+    stale_waves: tuple[int, ...]
+    receipts: dict[int, dict[int, Receipt]]
+
+
+def train_templates(
+    files: Files, pairs: Pairs, scorer: Scorer, plan: str, factory: str, stale_factory: str
+) -> dict[str, FileRef]:
+    """Trained empty indexes, on the pairs' new vectors and on their aligned ones as a sample of the stale."""
+    metric = scorer.source.metric
+    aligned, _ = scorer.align(pairs.old[:_TEMPLATE_ROWS])
+    training = np.concatenate([pairs.new[:_TEMPLATE_ROWS], aligned])
+    dim = pairs.new.shape[1]
+    references: dict[str, FileRef] = {}
+    for state, chosen in (("new", factory), ("stale", stale_factory)):
+        if state == "stale" and chosen == factory:
+            # One template for both: then one coarse assignment of a query serves all segments.
+            references[state] = references["new"]
+        else:
+            data = train_template(chosen, dim, metric, training)
+            references[state] = put_file(files, template_path(plan, state, uuid.uuid4().hex), data)
+    return references
+
+
+def build(job: BuildJob, work: Sequence[BucketWork], progress: Progress, name: str) -> list[Segment]:
+    """Build the segments of a version, durable and read back, ordered by bucket, wave and state."""
+    segments: list[Segment] = []
+    rows = sum(chunk.rows for item in work for chunk, _, _ in item.chunks)
+    with progress.stage(name, rows, "rows") as bar:
+        for item, built in run_tasks(partial(build_bucket, job), work, name="build segments"):
+            segments.extend(built)
+            bar.advance(sum(chunk.rows for chunk, _, _ in item.chunks))
+    return sorted(segments, key=lambda segment: (segment.bucket, segment.wave, segment.state))
+
+
+def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
+    """One bucket's segments. A wave that is both new and stale gets a residual stale segment of what is not embedded."""
+    files, dim = job.scorer.files, job.scorer.alignment().new_dim
+    segments: list[Segment] = []
+    embedded: set[int | str] = set()
+    carried: dict[int | str, tuple[object, ...]] = {}
+    gallery = _read_bucket(job, work) if work.stale_waves else None
+    names = [name for name in (job.scorer.source.config.label_column, job.scorer.source.config.group_column) if name]
+    if names:
+        carried = _carried_columns(job, work, names)
+    for wave in work.new_waves:
+        receipts = [
+            work.receipts[wave][chunk.index] for chunk, _, _ in work.chunks if chunk.index in work.receipts[wave]
+        ]
+        ids, vectors = read_vectors(files, receipts, dim)
+        embedded.update(ids)
+        if ids:
+            segments.append(_put_segment(job, work.bucket, wave, "new", ids, vectors, carried))
+    if gallery is not None:
+        ids_all, old, waves, usable = gallery
+        missing = (
+            np.array([value not in embedded for value in ids_all], bool) if embedded else np.ones(len(ids_all), bool)
+        )
+        for wave in work.stale_waves:
+            rows = np.flatnonzero((waves == wave) & usable & missing)
+            if len(rows):
+                aligned, _ = job.scorer.align(old[rows])
+                ids = [ids_all[row] for row in rows]
+                segments.append(_put_segment(job, work.bucket, wave, "stale", ids, aligned, carried))
+    return segments
+
+
+def _read_bucket(job: BuildJob, work: BucketWork) -> tuple[list[int | str], np.ndarray, np.ndarray, np.ndarray]:
+    """ids (N,), old vectors (N, D), waves (N,) and whether the old vector is usable (N,), of the whole bucket."""
+    source = job.scorer.source
+    ids: list[int | str] = []
+    old, waves, usable = [], [], []
+    for chunk, file, scores in work.chunks:
+        columns = [source.config.id_column, source.config.old_vector_column]
+        table = read_rows(file, columns, start=chunk.start, rows=chunk.rows, s3_endpoint=source.s3_endpoint)
+        vectors, bad = old_vectors(table, source)
+        scored = read_table(get_verified(job.scorer.files, scores), name=scores.path, columns=["id", "key", "is_pair"])
+        here = read_ids(table, source.config.id_column, source.id_type).tolist()
+        if here != scored.column("id").to_pylist():
+            raise CorruptFile(f"{scores.path}: its ids are not those of {file.path} rows {chunk.start}+{chunk.rows}")
+        ids.extend(here)
+        old.append(vectors)
+        is_pair = scored.column("is_pair").to_numpy(zero_copy_only=False)
+        waves.append(wave_of(scored.column("key").to_numpy(), is_pair, job.thresholds))
+        usable.append(np.array([row not in bad for row in range(chunk.rows)], bool))
+    return ids, np.concatenate(old), np.concatenate(waves), np.concatenate(usable)
+
+
+def _carried_columns(job: BuildJob, work: BucketWork, names: Sequence[str]) -> dict[int | str, tuple[object, ...]]:
+    """{id: (label, group)}: columns that evaluation needs beside the ids."""
+    source = job.scorer.source
+    carried: dict[int | str, tuple[object, ...]] = {}
+    for chunk, file, _ in work.chunks:
+        columns = [source.config.id_column, *names]
+        table = read_rows(file, columns, start=chunk.start, rows=chunk.rows, s3_endpoint=source.s3_endpoint)
+        ids = read_ids(table, source.config.id_column, source.id_type).tolist()
+        rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+        carried.update(zip(ids, rows, strict=True))
+    return carried
+
+
+def _put_segment(
+    job: BuildJob,
+    bucket: int,
+    wave: int,
+    state: str,
+    ids: list[int | str],
+    vectors: np.ndarray,
+    carried: Mapping[int | str, tuple[object, ...]],
+) -> Segment:
+    files, source = job.scorer.files, job.scorer.source
+    kind = "new" if state == "new" else "stale"
+    template = get_verified(files, job.templates[kind])
+    index_path, ids_path = segment_paths(job.plan, wave, bucket, kind, job.epoch, uuid.uuid4().hex)
+    columns: dict[str, object] = {"id": id_array(ids, source.id_type)}
+    names = [
+        name
+        for name, column in (("label", source.config.label_column), ("group", source.config.group_column))
+        if column is not None
+    ]
+    for position, name in enumerate(names):
+        columns[name] = pa.array([carried[value][position] for value in ids])
+    index = put_file(files, index_path, build_index(template, vectors, source.metric))
+    table = put_file(files, ids_path, table_bytes(pa.table(columns)))
+    for reference in (index, table):
+        get_verified(files, reference)  # a record names only what was read back
+    return Segment(
+        bucket=bucket,
+        wave=wave,
+        state=kind,
+        space="new" if kind == "new" else "aligned",
+        dim=vectors.shape[1],
+        rows=len(ids),
+        ids_digest=ids_digest(ids),
+        index=index,
+        ids=table,
+    )

@@ -1,0 +1,276 @@
+"""The actor pool: units of work in, receipts out. Everything that is ever embedded passes through here.
+
+A unit is a fixed set of rows of one file. It travels through Ray Data as one row that carries its payload, and leaves
+as its receipt: vectors are written by the worker that computed them and never come back to the driver.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from fastfill_ray.config import ResourcesConfig
+from fastfill_ray.core.plan import ids_digest, wave_of
+from fastfill_ray.core.records import FileRef, Model, Quarantined, Receipt, canonical
+from fastfill_ray.embedders.protocol import Embedder, Role, embed_rows, load_embedder
+from fastfill_ray.errors import CorruptFile, EmbedderError, InputError
+from fastfill_ray.stages.runtime import original_errors
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.gallery import IdType, PinnedFile, read_ids, read_rows
+from fastfill_ray.storage.layout import parse_unit_receipt, unit_output, unit_receipt
+from fastfill_ray.storage.tables import (
+    get_verified,
+    id_array,
+    put_file,
+    read_table,
+    sha256_hex,
+    table_bytes,
+    vector_column,
+)
+
+# Read tasks in flight ahead of the pool. They ask for no CPU: at half a CPU beside actors that hold every core the
+# pipeline starved, and at the actors' own resources Ray fuses them into the actor and nothing overlaps.
+_READERS = 2
+# Payload waits in the object store, so the pool is kept two units ahead and no more.
+_UNITS_PER_ACTOR = 2
+
+
+class Unit(Model):
+    """One unit of embedding work. Its rows are a slice of a file, or those that `offsets` or a wave select in it."""
+
+    unit: str
+    folder: str
+    file: PinnedFile
+    start: int
+    length: int
+    rows: int
+    role: Literal["item", "query"]
+    model: Literal["new", "old"]
+    wave: int = 0
+    offsets: tuple[int, ...] | None = None
+    scores: FileRef | None = None
+
+
+@dataclass(frozen=True)
+class Space:
+    """A model as the pool builds it: ``module:Class``, its kwargs, what it must return."""
+
+    embedder: str
+    kwargs: dict[str, Any]
+    dim: int
+    metric: str
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of the pool needs to know."""
+
+    files: Files
+    id_column: str
+    id_type: IdType
+    payload_columns: tuple[str, ...]
+    query_payload_columns: tuple[str, ...]
+    spaces: dict[str, Space]
+    thresholds: tuple[int, ...]
+    s3_endpoint: str | None
+
+    def columns(self, role: Role) -> tuple[str | None, tuple[str, ...]]:
+        """The id column (queries go by their row in the file) and the payload columns."""
+        return (self.id_column, self.payload_columns) if role == "item" else (None, self.query_payload_columns)
+
+
+def find_receipts(files: Files, folder: str) -> dict[str, Receipt]:
+    """The units of a folder that are done: {unit: receipt}."""
+    found = {}
+    for path in files.list(folder):
+        unit = parse_unit_receipt(path)
+        if unit is not None:
+            try:
+                found[unit] = Receipt.model_validate_json(files.get(path))
+            except ValueError as error:
+                raise CorruptFile(
+                    f"{path}: not a receipt ({error}). Delete it; its unit is then done again."
+                ) from error
+    return found
+
+
+def embed(job: Job, units: Sequence[Unit], resources: ResourcesConfig) -> Iterator[tuple[Unit, Receipt]]:
+    """Embed units in order as one streaming execution, yielding each receipt when it is durable.
+
+    Closing the iterator stops the pool; units in flight then may or may not leave receipts.
+
+    Raises:
+        EmbedderError: the model cannot be built. InputChanged: a pinned file is not the pinned one any more.
+    """
+    if not units:
+        return
+    by_name = {(unit.folder, unit.unit): unit for unit in units}
+    low, high = resources.embed_actors
+    pool = ray.data.ActorPoolStrategy(
+        min_size=low, max_size=max(low, min(high, len(units))), max_tasks_in_flight_per_actor=_UNITS_PER_ACTOR
+    )
+    descriptors = [{"unit": unit.model_dump_json()} for unit in units]
+    dataset = (
+        ray.data.from_items(descriptors, override_num_blocks=len(descriptors))
+        .map_batches(
+            _ReadUnit(job),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.TaskPoolStrategy(size=_READERS),
+            num_cpus=0,
+        )
+        .map_batches(
+            _EmbedUnit,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=pool,
+            num_cpus=resources.cpus_per_actor,
+            num_gpus=resources.gpus_per_actor,
+        )
+    )
+    with original_errors():
+        for row in dataset.iter_rows():
+            yield by_name[row["folder"], row["unit"]], Receipt.model_validate_json(row["receipt"])
+
+
+class _ReadUnit:
+    """Read a unit's payload: one row in, the same row with its payload as Arrow IPC out."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        payload = [_ipc(read_unit(self._job, _parse(text))) for text in batch.column("unit").to_pylist()]
+        return pa.table({"unit": batch.column("unit"), "payload": pa.array(payload, pa.large_binary())})
+
+
+class _EmbedUnit:
+    """An actor of the pool: builds the new model once; the old one only if a unit asks for it."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._models: dict[str, Embedder] = {}
+        self._model("new")
+
+    def _model(self, name: str) -> Embedder:
+        if name not in self._models:
+            space = self._job.spaces[name]
+            self._models[name] = load_embedder(space.embedder, space.kwargs)
+        return self._models[name]
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        units = [_parse(text) for text in batch.column("unit").to_pylist()]
+        tables = [pa.ipc.open_stream(view.as_buffer()).read_all() for view in batch.column("payload")]
+        receipts = [
+            embed_unit(self._job, unit, table, self._model(unit.model))
+            for unit, table in zip(units, tables, strict=True)
+        ]
+        return pa.table(
+            {
+                "folder": [unit.folder for unit in units],
+                "unit": [unit.unit for unit in units],
+                "receipt": [receipt.model_dump_json() for receipt in receipts],
+            }
+        )
+
+
+def read_unit(job: Job, unit: Unit) -> pa.Table:
+    """The unit's rows: columns ``__row`` (row in the file), ``__id``, and the payload columns."""
+    id_column, payload = job.columns(unit.role)
+    columns = [*payload] if id_column is None else [id_column, *payload]
+    table = read_rows(unit.file, columns, start=unit.start, rows=unit.length, s3_endpoint=job.s3_endpoint)
+    offsets = np.arange(unit.length)
+    if unit.offsets is not None:
+        offsets = np.array(unit.offsets, dtype=np.int64)
+    elif unit.scores is not None:
+        offsets = np.flatnonzero(read_waves(job.files, unit.scores, job.thresholds) == unit.wave)
+    if len(offsets) != unit.rows:
+        raise InputError(
+            f"{unit.folder}/{unit.unit}: found {len(offsets)} rows in {unit.file.path}, the plan says {unit.rows}"
+        )
+    rows = offsets + unit.start
+    chosen = table.take(offsets) if len(offsets) < unit.length else table
+    ids = pa.array(rows) if id_column is None else id_array(read_ids(chosen, id_column, job.id_type), job.id_type)
+    fixed = {"__row": pa.array(rows), "__id": ids}
+    return pa.table({**fixed, **{name: chosen.column(name) for name in payload}})
+
+
+def read_waves(files: Files, scores: FileRef, thresholds: Sequence[int]) -> np.ndarray:
+    """The wave (N,) of each row of a scored chunk."""
+    table = read_table(get_verified(files, scores), name=scores.path, columns=["key", "is_pair"])
+    return wave_of(table.column("key").to_numpy(), table.column("is_pair").to_numpy(zero_copy_only=False), thresholds)
+
+
+def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receipt:
+    """Embed a unit's rows, write the vectors, then the receipt. The first receipt wins; a twin's is adopted.
+
+    Rows in = rows written + quarantined.
+    """
+    start = time.monotonic()
+    space = job.spaces[unit.model]
+    _, payload = job.columns(unit.role)
+    vectors = np.empty((table.num_rows, space.dim), np.float32)
+    unusable: dict[int, str] = {}
+    for first in range(0, table.num_rows, space.batch_size):
+        part = table.slice(first, space.batch_size)
+        batch = {name: part.column(name).to_pylist() for name in payload}
+        found, faults = embed_rows(model, batch, unit.role, space.dim, metric=space.metric)
+        vectors[first : first + part.num_rows] = found
+        unusable |= {first + row: reason for row, reason in faults.items()}
+    ids, rows = table.column("__id").to_pylist(), table.column("__row").to_pylist()
+    kept = np.array([i for i in range(table.num_rows) if i not in unusable], dtype=np.int64)
+    outputs: tuple[FileRef, ...] = ()
+    if len(kept):
+        data = table_bytes(pa.table({"id": table.column("__id").take(kept), "vector": vector_column(vectors[kept])}))
+        outputs = (put_file(job.files, unit_output(unit.folder, unit.unit, sha256_hex(data)), data),)
+    receipt = Receipt(
+        unit=unit.unit,
+        outputs=outputs,
+        rows=len(kept),
+        ids_digest=ids_digest(ids[i] for i in kept),
+        quarantined=tuple(Quarantined(id=ids[i], row=rows[i], reason=reason) for i, reason in sorted(unusable.items())),
+        seconds=time.monotonic() - start,
+    )
+    if receipt.rows + len(receipt.quarantined) != unit.rows:
+        raise EmbedderError(f"{unit.folder}/{unit.unit}: {unit.rows} rows in, {receipt.rows} out, {len(unusable)} bad")
+    path = unit_receipt(unit.folder, unit.unit)
+    if job.files.put_new(path, canonical(receipt.model_dump(mode="json"))):
+        return receipt
+    return Receipt.model_validate_json(job.files.get(path))
+
+
+def read_vectors(files: Files, receipts: Iterable[Receipt], dim: int) -> tuple[list[Any], np.ndarray]:
+    """Ids (N,) and vectors (N, dim) float32 that receipts vouch for, verified, in the receipts' order."""
+    ids: list[Any] = []
+    parts = [np.empty((0, dim), np.float32)]
+    for receipt in receipts:
+        for output in receipt.outputs:
+            table = read_table(get_verified(files, output), name=output.path)
+            ids.extend(table.column("id").to_pylist())
+            parts.append(stored_vectors(table, dim))
+    return ids, np.concatenate(parts)
+
+
+def stored_vectors(table: pa.Table, dim: int) -> np.ndarray:
+    """The ``vector`` column (N, dim) of a file that this package wrote."""
+    column = table.column("vector").combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), dim)
+
+
+def _parse(text: str) -> Unit:
+    return Unit.model_validate_json(text)
+
+
+def _ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,267 @@
+"""A version measured: per query, in both scopes, calibrated and not; and the arms it is compared with.
+
+Legend: Q queries, N gallery items, K hits kept per segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from fastfill_ray.config import ObjectiveConfig
+from fastfill_ray.core.calibration import similarity
+from fastfill_ray.core.metrics import METRICS, Floats, per_query, rank_hits, summarise
+from fastfill_ray.core.plan import Chunk, order_wave
+from fastfill_ray.core.records import Calibration, FileRef, MetricValue, Segment
+from fastfill_ray.core.simulate import Shadow, make_shadow
+from fastfill_ray.index.segment import load_index, search_segment
+from fastfill_ray.stages.pairs import Pairs, objects
+from fastfill_ray.stages.queries import MAX_QUERIES, Queries
+from fastfill_ray.stages.runtime import run_tasks
+from fastfill_ray.stages.score import Scorer, old_vectors
+from fastfill_ray.stages.snapshot import Source
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.gallery import PinnedFile, read_ids, read_rows
+from fastfill_ray.storage.tables import get_verified, read_table, table_bytes
+
+# A ranking is complete up to this many scores per version; beyond, the first _DEPTH ranks of each segment decide.
+_COMPLETE_SCORES = 1 << 25
+_DEPTH = 1000
+# Below this many calibration queries that have an answer, an offset would be fitted to noise.
+_MIN_FIT_QUERIES = 30
+
+PerQuery = dict[tuple[str, str, bool], dict[str, Floats]]
+"""{(scope, relevance, calibrated): {metric: (Q,)}}"""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What one part of the gallery says to all queries.
+
+    scores: (Q, K) float32. relevant: {relevance: (Q, K) bool}. num_relevant: {relevance: (Q,) int64} in the whole part.
+    """
+
+    scores: np.ndarray
+    relevant: dict[str, np.ndarray]
+    num_relevant: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """The queries as segment tasks need them. vectors are of the space that is searched."""
+
+    queries: Queries
+    vectors: np.ndarray
+    metric: str
+    depth: int
+
+
+def complete_depth(rows: int, num_queries: int) -> int:
+    """Hits kept per segment: all, while the scores of a version fit into memory; else the first ranks."""
+    return rows if rows * num_queries <= _COMPLETE_SCORES else min(rows, _DEPTH)
+
+
+def search_segments(files: Files, segments: Sequence[Segment], ask: Ask) -> list[tuple[Segment, Hits]]:
+    """Every segment searched with every query, as Ray tasks; in the segments' order."""
+    found = dict(
+        (segment.index.path, hits)
+        for segment, hits in run_tasks(partial(_search_one, files, ask), segments, name="search segment")
+    )
+    return [(segment, found[segment.index.path]) for segment in segments]
+
+
+def _search_one(files: Files, ask: Ask, segment: Segment) -> Hits:
+    data = get_verified(files, segment.index)
+    index = load_index(data, dim=segment.dim, metric=ask.metric, rows=segment.rows, name=segment.index.path)
+    table = read_table(get_verified(files, segment.ids), name=segment.ids.path)
+    scores, rows = search_segment(index, ask.vectors, min(ask.depth, segment.rows), ask.metric)
+    return _judge(ask.queries, objects(table.column("id")), _labels(table), scores, rows)
+
+
+def _labels(table: pa.Table) -> np.ndarray | None:
+    return objects(table.column("label")) if "label" in table.column_names else None
+
+
+def search_old(source: Source, chunks: Sequence[tuple[Chunk, PinnedFile]], ask: Ask) -> list[Hits]:
+    """The old index as users have it, by brute force over the gallery's old vectors."""
+    found = dict(
+        (place[0].index, hits)
+        for place, hits in run_tasks(partial(_search_old_chunk, source, ask), chunks, name="search old vectors")
+    )
+    return [found[chunk.index] for chunk, _ in chunks]
+
+
+def _search_old_chunk(source: Source, ask: Ask, place: tuple[Chunk, PinnedFile]) -> Hits:
+    chunk, file = place
+    config = source.config
+    names = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
+    table = read_rows(file, names, start=chunk.start, rows=chunk.rows, s3_endpoint=source.s3_endpoint)
+    old, unusable = old_vectors(table, source)
+    kept = np.array([row for row in range(chunk.rows) if row not in unusable], dtype=np.int64)
+    scores = similarity(ask.vectors, old[kept], source.metric)
+    depth = min(ask.depth, len(kept))
+    if depth < len(kept):
+        rows = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
+    else:
+        rows = np.broadcast_to(np.arange(len(kept)), scores.shape)
+    ids = read_ids(table, config.id_column, source.id_type).astype(object)[kept]
+    labels = objects(table.column(config.label_column))[kept] if config.label_column is not None else None
+    return _judge(ask.queries, ids, labels, np.take_along_axis(scores, rows, axis=1), rows)
+
+
+def _judge(queries: Queries, ids: np.ndarray, labels: np.ndarray | None, scores: np.ndarray, rows: np.ndarray) -> Hits:
+    """Mark which hits are relevant; a query's own item scores -inf and counts for nothing."""
+    count = len(queries.ids)
+    row_of = {value: row for row, value in enumerate(ids.tolist())}
+    scores = scores.astype(np.float32, copy=True)
+    scores[rows < 0] = -np.inf
+    own = np.full(count, -1)
+    if queries.are_items:
+        own = np.array([row_of.get(value, -1) for value in queries.ids.tolist()])
+        scores[(rows == own[:, None]) & (own >= 0)[:, None]] = -np.inf
+    relevant: dict[str, np.ndarray] = {}
+    num_relevant: dict[str, np.ndarray] = {}
+    if labels is not None and queries.labels is not None:
+        # Class numbers instead of objects: a ranking compares millions of labels. -1 is a class that nobody asks for.
+        number = {label: i for i, label in enumerate(dict.fromkeys(queries.labels.tolist())) if label is not None}
+        asked = np.array([number.get(label, -2) for label in queries.labels.tolist()])
+        here = np.array([number.get(label, -1) for label in labels.tolist()], dtype=np.int64)
+        relevant["label"] = (here[rows] == asked[:, None]) & np.isfinite(scores)
+        counts = np.bincount(here[here >= 0], minlength=len(number) + 1)
+        num_relevant["label"] = np.where(asked >= 0, counts[asked], 0) - (own >= 0)
+    if queries.judged is not None:
+        flags, totals = np.zeros(scores.shape, bool), np.zeros(count, np.int64)
+        for query, item in queries.judged:
+            if item in row_of:
+                flags[query] |= rows[query] == row_of[item]
+                totals[query] += 1
+        relevant["qrels"], num_relevant["qrels"] = flags & np.isfinite(scores), totals
+    return Hits(scores, relevant, num_relevant)
+
+
+def merge(parts: Iterable[tuple[Calibration, Hits]]) -> dict[str, dict[str, Floats]]:
+    """{relevance: {metric: (Q,)}} of the merged ranking of all parts, each under its calibration."""
+    found = list(parts)
+    scores = np.concatenate([np.float32(c.scale) * hits.scores + np.float32(c.offset) for c, hits in found], axis=1)
+    result = {}
+    for name in found[0][1].relevant:
+        relevant = np.concatenate([hits.relevant[name] for _, hits in found], axis=1)
+        total = np.sum([hits.num_relevant[name] for _, hits in found], axis=0)
+        result[name] = per_query(rank_hits(scores, relevant), total)
+    return result
+
+
+def audit_queries(pairs: Pairs, seed: int) -> Queries:
+    """The audit items as queries, each excluded from its own ranking: what is used where no queries are given."""
+    audit = pairs.part("audit")
+    count = min(len(audit.ids), MAX_QUERIES)
+    drawn = np.sort(np.random.default_rng(seed).choice(len(audit.ids), size=count, replace=False))
+    return Queries(
+        fingerprint=f"audit-{pairs.fingerprint}",
+        ids=audit.ids[drawn],
+        new=audit.new[drawn],
+        old=audit.old[drawn],
+        labels=audit.labels[drawn] if audit.labels is not None else None,
+        judged=None,
+        are_items=True,
+    )
+
+
+def shadow_of(part: Pairs, queries: Queries, scorer: Scorer, thresholds: Sequence[int]) -> Shadow:
+    """The shadow gallery of one split of the pairs, asked by the queries (by its own items if queries are items)."""
+    aligned, log_variance = scorer.align(part.old)
+    ids = part.ids.astype(np.int64) if scorer.source.id_type == "int64" else part.ids
+    _, keys = scorer.keys(ids, aligned, log_variance, part.labels)
+    if queries.are_items:
+        # Held-out splits stay apart: the calibration items ask the calibration shadow, the audit items the audit one.
+        chosen = slice(0, MAX_QUERIES)
+        new, old, labels = part.new[chosen], part.old[chosen], part.labels[chosen] if part.labels is not None else None
+        query_ids = part.ids[chosen]
+    else:
+        new, old, labels, query_ids = queries.new, queries.old, queries.labels, None
+    relevance = {}
+    if labels is not None and part.labels is not None:
+        relevance["label"] = labels[:, None] == part.labels[None, :]
+    if queries.judged is not None:
+        row_of = {value: row for row, value in enumerate(part.ids.tolist())}
+        relevance["qrels"] = np.zeros((len(new), len(part.ids)), bool)
+        for query, item in queries.judged:
+            if item in row_of:
+                relevance["qrels"][query, row_of[item]] = True
+    excluded = np.zeros((len(new), len(part.ids)), bool)
+    if query_ids is not None:
+        excluded[np.arange(len(new)), np.arange(len(new))] = True
+    return make_shadow(
+        queries_new=new,
+        items_new=part.new,
+        items_aligned=aligned,
+        metric=scorer.source.metric,
+        relevance=relevance,
+        waves=order_wave(keys, thresholds),
+        excluded=excluded,
+        queries_old=old,
+        items_old=part.old,
+    )
+
+
+def fit_calibration(shadow: Shadow, wave: int, objective: ObjectiveConfig) -> Calibration:
+    """The stale offset of a version, for the objective; for `new_model` where too few queries have an answer."""
+    enough = shadow.answerable(objective.relevance) >= _MIN_FIT_QUERIES
+    relevance = objective.relevance if enough else "new_model"
+    return shadow.fit(wave, relevance, objective.metric)
+
+
+def metric_values(values: PerQuery, depth: Mapping[str, int], seed: int) -> tuple[MetricValue, ...]:
+    """Means with intervals of everything in `values`, in a fixed order."""
+    return tuple(
+        MetricValue.model_validate(
+            {
+                "scope": scope,
+                "relevance": relevance,
+                "metric": metric,
+                "calibrated": calibrated,
+                "value": interval.value,
+                "low": interval.low,
+                "high": interval.high,
+                "queries": interval.queries,
+                "depth": depth[scope],
+            }
+        )
+        for (scope, relevance, calibrated), metrics in sorted(values.items())
+        for metric, interval in summarise(metrics, seed=seed).items()
+    )
+
+
+def query_table(values: PerQuery, queries: str) -> bytes:
+    """Per-query metrics as Parquet, so that a later version can be held against this one query by query."""
+    columns: dict[str, list[object]] = {name: [] for name in ("queries", "scope", "relevance", "calibrated", *METRICS)}
+    for (scope, relevance, calibrated), metrics in sorted(values.items()):
+        count = len(metrics[METRICS[0]])
+        columns["queries"] += [queries] * count
+        columns["scope"] += [scope] * count
+        columns["relevance"] += [relevance] * count
+        columns["calibrated"] += [calibrated] * count
+        for metric in METRICS:
+            columns[metric] += metrics[metric].tolist()
+    return table_bytes(pa.table(columns))
+
+
+def read_objective(
+    files: Files, reference: FileRef, queries: str, scope: str, objective: ObjectiveConfig
+) -> Floats | None:
+    """The objective per query of a stored version (calibrated, as served); None if it was measured on other queries."""
+    table = read_table(get_verified(files, reference), name=reference.path)
+    keep = [
+        row["queries"] == queries
+        and row["scope"] == scope
+        and row["relevance"] == objective.relevance
+        and row["calibrated"]
+        for row in table.select(["queries", "scope", "relevance", "calibrated"]).to_pylist()
+    ]
+    if not any(keep):
+        return None
+    return table.column(objective.metric).to_numpy()[np.array(keep)]

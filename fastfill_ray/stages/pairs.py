@@ -1,0 +1,207 @@
+"""Wave 0: uniformly sampled items get new vectors first; everything that is learnt or decided, is on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from fastfill_ray.config import BackfillConfig
+from fastfill_ray.core.plan import MIN_SPLIT, sample_pairs
+from fastfill_ray.core.records import Quarantined, Receipt, canonical, fingerprint
+from fastfill_ray.errors import ConfigError, CorruptFile, FileMissing
+from fastfill_ray.stages.embed import Unit, read_vectors, stored_vectors
+from fastfill_ray.stages.runtime import run_tasks
+from fastfill_ray.stages.snapshot import Snapshot, Source
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.gallery import read_ids, read_rows
+from fastfill_ray.storage.layout import chunk_unit, stage_folder, stage_output, stage_receipt
+from fastfill_ray.storage.tables import (
+    element_type,
+    get_verified,
+    id_array,
+    put_file,
+    read_table,
+    sha256_hex,
+    table_bytes,
+    vector_column,
+    vectors_of,
+)
+
+SPLITS = ("train", "calibration", "audit")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P items with both vectors. ids (P,), old (P, D), new (P, E), labels (P,) objects or None, split (P,) of SPLITS."""
+
+    fingerprint: str
+    ids: np.ndarray
+    old: np.ndarray
+    new: np.ndarray
+    labels: np.ndarray | None
+    split: np.ndarray
+
+    def part(self, name: str) -> Pairs:
+        chosen = self.split == name
+        labels = self.labels[chosen] if self.labels is not None else None
+        return Pairs(self.fingerprint, self.ids[chosen], self.old[chosen], self.new[chosen], labels, self.split[chosen])
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """The sampled rows: per chunk the offsets of its pairs, and each pair's split."""
+
+    fingerprint: str
+    units: tuple[Unit, ...]
+    split_of: dict[str, tuple[str, ...]]
+    offsets: dict[int, tuple[int, ...]]
+
+
+def plan_pairs(config: BackfillConfig, snapshot: Snapshot, new_space: str) -> PairPlan:
+    """Sample the pairs. Raises ConfigError if the gallery or a split is too small."""
+    parts = sample_pairs(snapshot.rows, config.pairs.count, config.pairs.split, config.seed)
+    gallery = config.gallery
+    name = fingerprint(
+        [
+            snapshot.fingerprint,
+            config.pairs.model_dump(mode="json"),
+            config.seed,
+            new_space,
+            [gallery.payload_columns, gallery.label_column],
+        ]
+    )
+    rows = np.concatenate([parts[split] for split in SPLITS])
+    splits = np.repeat(SPLITS, [len(parts[split]) for split in SPLITS])
+    order = np.argsort(rows, kind="stable")
+    rows, splits = rows[order], splits[order]
+    chunks = snapshot.chunks
+    file_starts = snapshot.file_starts()
+    starts = np.array([file_starts[chunk.file] + chunk.start for chunk in chunks])
+    owner = np.searchsorted(starts, rows, side="right") - 1
+    units, split_of, offsets = [], {}, {}
+    for index in np.unique(owner).tolist():
+        chunk, mine = chunks[index], owner == index
+        unit = chunk_unit(index)
+        split_of[unit] = tuple(splits[mine].tolist())
+        offsets[index] = tuple((rows[mine] - starts[index]).tolist())
+        units.append(
+            Unit(
+                unit=unit,
+                folder=stage_folder("pairs", name),
+                file=snapshot.gallery.files[chunk.file],
+                start=chunk.start,
+                length=chunk.rows,
+                rows=int(mine.sum()),
+                role="item",
+                model="new",
+                offsets=offsets[index],
+            )
+        )
+    return PairPlan(fingerprint=name, units=tuple(units), split_of=split_of, offsets=offsets)
+
+
+def load_pairs(files: Files, plan: PairPlan) -> Pairs | None:
+    """The finished stage's pairs, or None."""
+    try:
+        receipt = Receipt.model_validate_json(files.get(stage_receipt("pairs", plan.fingerprint)))
+    except FileMissing:
+        return None
+    except ValueError as error:
+        raise CorruptFile(f"{stage_receipt('pairs', plan.fingerprint)}: not a receipt ({error})") from error
+    table = read_table(get_verified(files, receipt.outputs[0]), name=receipt.outputs[0].path)
+    return _from_table(plan.fingerprint, table)
+
+
+def finish_pairs(
+    files: Files, plan: PairPlan, receipts: Mapping[str, Receipt], source: Source, *, new_dim: int
+) -> Pairs:
+    """Join new vectors with old ones and labels, write the pairs and the stage's receipt.
+
+    A pair whose old vector cannot be used, or whose new one could not be made, teaches nothing and is left out.
+
+    Raises:
+        ConfigError: a split keeps too few pairs to decide anything.
+    """
+    read = partial(_read_old, source=source)
+    tables: dict[str, pa.Table] = dict(
+        (unit.unit, table) for unit, table in run_tasks(read, plan.units, name="read pairs")
+    )
+    parts = []
+    for unit in plan.units:
+        known, vectors = read_vectors(files, [receipts[unit.unit]], new_dim)
+        row_of = {value: i for i, value in enumerate(known)}
+        table = tables[unit.unit].append_column("split", pa.array(plan.split_of[unit.unit]))
+        usable = table.column("usable").to_pylist()
+        ids = table.column("id").to_pylist()
+        kept = [i for i, value in enumerate(ids) if usable[i] and value in row_of]
+        chosen = table.take(pa.array(kept, pa.int64())).drop_columns("usable")
+        parts.append(chosen.append_column("new", vector_column(vectors[[row_of[ids[i]] for i in kept]])))
+    table = pa.concat_tables(parts)
+    for split, too_few in MIN_SPLIT.items():
+        left = table.column("split").to_pylist().count(split)
+        if left < too_few:
+            raise ConfigError(
+                f"pairs: only {left} usable {split} pairs are left of {table.num_rows}; raise pairs.count"
+            )
+    data = table_bytes(table)
+    output = put_file(files, stage_output("pairs", plan.fingerprint, "pairs.parquet", sha256_hex(data)), data)
+    quarantined: list[Quarantined] = [fault for receipt in receipts.values() for fault in receipt.quarantined]
+    receipt = Receipt(
+        unit="pairs",
+        outputs=(output,),
+        rows=table.num_rows,
+        quarantined=tuple(quarantined),
+        seconds=sum(receipt.seconds for receipt in receipts.values()),
+    )
+    files.put_new(stage_receipt("pairs", plan.fingerprint), canonical(receipt.model_dump(mode="json")))
+    return _from_table(plan.fingerprint, table)
+
+
+def _read_old(unit: Unit, *, source: Source) -> pa.Table:
+    """Columns id, old, usable and, where configured, label of a unit's pairs."""
+    config = source.config
+    columns = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
+    table = read_rows(unit.file, columns, start=unit.start, rows=unit.length, s3_endpoint=source.s3_endpoint)
+    table = table.take(pa.array(unit.offsets, pa.int64()))
+    old, unusable = vectors_of(
+        table.column(config.old_vector_column),
+        source.old_dim,
+        metric=source.metric,
+        binary_dtype=element_type(table.schema.field(config.old_vector_column)),
+    )
+    result = {
+        "id": id_array(read_ids(table, config.id_column, source.id_type), source.id_type),
+        "old": vector_column(old),
+        "usable": pa.array([row not in unusable for row in range(table.num_rows)]),
+    }
+    if config.label_column is not None:
+        result["label"] = table.column(config.label_column).combine_chunks()
+    return pa.table(result)
+
+
+def _from_table(name: str, table: pa.Table) -> Pairs:
+    return Pairs(
+        fingerprint=name,
+        ids=objects(table.column("id")),
+        old=_matrix(table, "old"),
+        new=_matrix(table, "new"),
+        labels=objects(table.column("label")) if "label" in table.column_names else None,
+        split=np.array(table.column("split").to_pylist()),
+    )
+
+
+def _matrix(table: pa.Table, name: str) -> np.ndarray:
+    column = table.column(name)
+    return stored_vectors(pa.table({"vector": column}), column.type.list_size)
+
+
+def objects(column: pa.ChunkedArray | Sequence[object]) -> np.ndarray:
+    """A column as an object array (N,) of Python values."""
+    values = column.to_pylist() if isinstance(column, pa.ChunkedArray) else list(column)
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

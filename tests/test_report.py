@@ -1,0 +1,373 @@
+"""The report says what the log says, in text, JSON and HTML, whatever state the run is in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastfill_ray.core.records import FileRef, Init, MetricValue, Plan, Segment, State, Verdict, Version
+from fastfill_ray.report import HEADINGS, Point, area_under, curve, report_json, version_table
+from fastfill_ray.report_html import report_html
+from fastfill_ray.report_svg import HEIGHT, WIDTH, spread, ticks
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+FRACTIONS = (0.05, 0.125, 0.25, 0.5, 1.0)
+ITEMS = 6012
+
+
+class Page(HTMLParser):
+    """The parts of a page that the tests ask about; refuses unbalanced tags."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.style = ""
+        self.rows: list[list[str]] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "style":
+            self.style += data
+            return
+        self.text.append(data)
+        if self._open and self._open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+    def row(self, first: str) -> list[str]:
+        return next(r for r in self.rows if r and r[0] == first)
+
+    def count(self, tag: str, css: str) -> int:
+        return sum(1 for t, attrs in self.tags if t == tag and attrs.get("class") == css)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def metric(relevance: str, name: str, value: float, *, scope: str = "gallery", calibrated: bool = True) -> MetricValue:
+    return MetricValue.model_validate(
+        {
+            "scope": scope,
+            "relevance": relevance,
+            "metric": name,
+            "calibrated": calibrated,
+            "value": value,
+            "low": value - 0.02,
+            "high": value + 0.02,
+            "queries": 1000,
+            "depth": 10,
+        }
+    )
+
+
+def arm(start: float) -> tuple[MetricValue, ...]:
+    names = (("label", "cmc@1"), ("label", "map"), ("qrels", "recall@1"), ("qrels", "recall@10"))
+    return tuple(metric(r, m, start + 0.03 * i) for i, (r, m) in enumerate(names))
+
+
+def version(number: int, fraction: float, *, held: str = "", metrics: Sequence[MetricValue] | None = None) -> Version:
+    gain = 0.4 + 0.2 * fraction**0.4
+    if metrics is None:
+        metrics = (
+            *arm(gain),
+            metric("label", "map", gain + 0.03 - 0.05 * (1 - fraction), calibrated=False),
+            metric("new_model", "recall@10", 0.5 + fraction / 2, scope="audit"),
+        )
+    blob = FileRef(path=f"index/v{number}", size=1000, sha256="0" * 64)
+    segment = Segment(
+        bucket=0, wave=0, state="new", space="new", dim=384, rows=ITEMS, ids_digest="", index=blob, ids=blob
+    )
+    return Version(
+        version=number,
+        plan="ab12",
+        wave=number,
+        segments=(segment,),
+        rows=ITEMS,
+        new_rows=round(fraction * ITEMS),
+        quarantined=3 if number else 0,
+        absent=0,
+        fraction=fraction,
+        ids_digest="",
+        metrics=tuple(metrics),
+        query_metrics=None,
+        verdict=Verdict(publish=not held, reason=held or "no worse than the version before"),
+        seconds=12.5 + number,
+        final=fraction == 1.0,
+    )
+
+
+def plan(**changes: object) -> Plan:
+    fields: dict[str, object] = {
+        "plan": "ab12",
+        "request": "r",
+        "snapshot": "s",
+        "pairs": "p",
+        "alignment": "a",
+        "scores": "c",
+        "method": "fastfill",
+        "policy": "uncertainty",
+        "stale_mode": "aligned",
+        "waves": FRACTIONS,
+        "thresholds": (5, 4, 3, 2, 0),
+        "wave_rows": (301, 451, 751, 1503, 3006),
+        "rows": ITEMS,
+        "unusable_rows": 0,
+        "factory": "Flat",
+        "stale_factory": "Flat",
+        "segment_rows": 1_000_000,
+        "units": {"path": "scores/units", "size": 1, "sha256": "0"},
+        "templates": {},
+        "objective": "label/map",
+        "baselines": {"old/old": arm(0.35), "new/new": arm(0.6)},
+        "baseline_queries": None,
+        "choices": {"alignment": "fastfill: mAP 0.512 at 0 % against 0.498 for ridge"},
+    }
+    return Plan.model_validate({**fields, **changes})
+
+
+INIT = Init(id_type="string", metric="cosine", old_dim=64, new_dim=384, old_space="o", new_space="n")
+
+
+def finished() -> State:
+    """Five versions, the second one held, the last one served."""
+    held = "its mAP is lower than version 0's by 0.030 (0.010 to 0.050)"
+    versions = tuple(version(i, f, held=held if i == 1 else "") for i, f in enumerate(FRACTIONS))
+    return State(next_seq=13, init=INIT, epoch=1, plans=(plan(),), versions=versions, published=(0, 2, 3, 4))
+
+
+def test_the_text_table_has_the_arms_around_one_row_per_version() -> None:
+    note, header, *rows = version_table(finished()).splitlines()
+    assert re.split(r"\s{2,}", header) == list(HEADINGS)
+    assert [re.split(r"\s{2,}", r)[0] for r in rows] == ["old/old", "0", "1", "2", "3", "4", "new/new"]
+    assert "mAP by label (gallery)" in note
+    assert "recall@10 by new_model (audit)" in note
+    assert re.split(r"\s{2,}", rows[2])[:4] == ["1", "1", "12.5 %", "752"]
+    assert re.split(r"\s{2,}", rows[5]) == [
+        *("4", "4", "100 %", "6,012", "0.600", "0.630", "0.660", "1.000", "16.5", "yes, serving")
+    ]
+    assert re.split(r"\s{2,}", rows[0])[4:8] == ["0.350", "0.380", "0.410", "-"]
+
+
+def test_a_held_version_says_so_with_its_reason_shortened() -> None:
+    held = version_table(finished()).splitlines()[4]
+    assert "held: its mAP is lower than version 0's by 0.030 (0.0…" in held
+    assert report_json(finished())["versions"][1]["status"] == "held"
+
+
+def test_a_rolled_back_run_marks_the_version_that_readers_open() -> None:
+    state = finished().model_copy(update={"published": (0, 2, 3, 4, 2), "expired": frozenset({0})})
+    ends = [line.split("  ")[-1] for line in version_table(state).splitlines()[3:8]]
+    assert [ends[0], *ends[2:]] == ["expired", "yes, serving", "yes", "yes"]
+
+
+def test_a_version_between_commit_and_publication_is_not_called_published() -> None:
+    state = finished().model_copy(update={"published": (0, 2, 3)})
+    assert version_table(state).splitlines()[-2].endswith("  no")
+    assert Page(report_html(state)).row("4")[-1] == "no"
+
+
+def test_only_the_last_plan_is_shown() -> None:
+    again = plan(plan="cd34", baselines={})
+    state = finished().model_copy(update={"plans": (plan(), again)})
+    assert "No version yet." in version_table(state)
+    assert report_json(state)["versions"] == []
+    assert "0.630" not in report_html(state)
+
+
+def test_the_json_survives_json_and_holds_curves_areas_and_the_share_of_the_gain() -> None:
+    report = json.loads(json.dumps(report_json(finished()), allow_nan=False))
+    assert report["serving"] == 4
+    assert report["finished"] is True
+    assert report["objective"]["gain_share"] == pytest.approx(1.0)
+    assert [f"{c['relevance']}/{c['metric']}" for c in report["curves"]] == [
+        *("label/map", "label/cmc@1", "qrels/recall@1", "qrels/recall@10", "new_model/recall@10")
+    ]
+    first = report["curves"][0]
+    assert first["area"] > first["area_uncalibrated"] > first["old/old"]["value"]
+    assert [p["fraction"] for p in first["points"]] == list(FRACTIONS)
+    assert report["curves"][1]["area_uncalibrated"] is None
+    assert report["versions"][0]["index_bytes"] == 2000
+
+
+def test_the_keys_of_the_json_do_not_depend_on_how_far_the_run_got() -> None:
+    assert report_json(State()).keys() == report_json(finished()).keys()
+    assert report_json(State(plans=(plan(),)))["objective"].keys() == report_json(finished())["objective"].keys()
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.lists(st.floats(0.01, 1), min_size=8, max_size=8))
+def test_the_area_lies_between_the_lowest_and_the_highest_point(values: list[float], gaps: list[float]) -> None:
+    at = [sum(gaps[:i]) for i in range(len(values))]
+    points = tuple(Point(i, x, v, v, v, "published") for i, (x, v) in enumerate(zip(at, values, strict=True)))
+    area = area_under(points)
+    assert area is not None
+    assert min(values) - 1e-9 <= area <= max(values) + 1e-9
+
+
+def test_the_area_of_a_straight_line_is_its_middle() -> None:
+    line = tuple(Point(i, f, 0.2 + 0.6 * f, 0, 1, "published") for i, f in enumerate((0.0, 0.1, 0.7, 1.0)))
+    assert area_under(line) == pytest.approx(0.5)
+    assert area_under(line[:1]) is None
+
+
+def test_a_curve_takes_the_scope_that_covers_more_versions_and_never_mixes() -> None:
+    both = [metric("label", "map", 0.4), metric("label", "map", 0.7, scope="audit")]
+    versions = (version(0, 0.1, metrics=both), version(1, 1.0, metrics=both[1:]))
+    state = State(plans=(plan(),), versions=versions)
+    found = curve(state, "label", "map")
+    assert found is not None
+    assert found.scope == "audit"
+    assert [p.value for p in found.points] == [0.7, 0.7]
+    assert found.old is None
+
+
+def test_an_objective_outside_the_usual_curves_is_drawn_first() -> None:
+    state = State(
+        plans=(plan(objective="qrels/mrr"),), versions=(version(0, 0.1, metrics=[metric("qrels", "mrr", 0.5)]),)
+    )
+    assert [c["metric"] for c in report_json(state)["curves"]] == ["mrr"]
+    assert "MRR by qrels" in Page(report_html(state)).words
+
+
+def test_the_page_draws_every_measured_curve_with_both_arms_and_hollow_held_points() -> None:
+    page = Page(report_html(finished()))
+    assert page.count("polyline", "line") == 5
+    assert page.count("polyline", "line-plain") == 1
+    assert page.count("polygon", "band") == 5
+    assert page.count("line", "arm-old") == page.count("line", "arm-new") == 4
+    assert page.count("circle", "dot") == 20
+    assert page.count("circle", "dot-held") == 5
+    for label in ("old/old 0.380", "new/new 0.630", "calibrated 0.630", "uncalibrated 0.630"):
+        assert label in page.words
+    assert "100 % of the way from the old system to the full new one" in page.words
+
+
+def test_the_page_holds_the_version_table_with_its_counts() -> None:
+    page = Page(report_html(finished()))
+    assert page.row("version")[-3:] == ["quarantined", "absent", "published"]
+    assert page.row("4") == [
+        *("4", "4", "100 %", "6,012", "0.600", "0.630", "0.660", "1.000", "16.5", "3", "0", "yes, serving")
+    ]
+    assert "3 items are quarantined" in page.words
+    assert "Version 1 is held: its mAP is lower than version 0's by 0.030 (0.010 to 0.050)" in page.words
+
+
+def test_the_page_says_the_settings_and_why_they_were_chosen() -> None:
+    words = Page(report_html(finished())).words
+    for part in ("fastfill", "uncertainty", "5 %, 12.5 %, 25 %, 50 %, 100 % of the items", "old 64 dimensions"):
+        assert part in words
+    assert "mAP 0.512 at 0 % against 0.498 for ridge" in words
+
+
+def test_the_page_needs_nothing_from_outside_and_no_script() -> None:
+    html = report_html(finished())
+    page = Page(html)
+    assert not {"script", "link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    assert not any({"src", "href", "style", "onload"} & attrs.keys() for _, attrs in page.tags)
+    assert not re.search(r"https?:|url\(|@import", html)
+    assert any("default-src 'none'" in (attrs.get("content") or "") for tag, attrs in page.tags if tag == "meta")
+    assert "prefers-color-scheme: dark" in page.style
+    assert "@media print" in page.style
+
+
+def test_the_same_state_gives_the_same_bytes() -> None:
+    assert report_html(finished()) == report_html(finished())
+
+
+@given(st.text(max_size=40))
+def test_text_from_the_log_stays_text(inner: str) -> None:
+    evil = f"</td><script>alert(1)</script><img src=x onerror=y>'\"&{inner}"
+    versions = (version(0, 0.1, held=evil, metrics=[metric("label", evil, 0.5)]),)
+    named = plan(method=evil, policy=evil, factory=evil, plan="ab12", objective=f"label/{evil}", choices={evil: evil})
+    page = Page(report_html(State(init=INIT, plans=(named,), versions=versions)))
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert "</td><script>alert(1)</script>" in page.words
+
+
+@given(st.text())
+def test_a_reason_cannot_steer_the_terminal(reason: str) -> None:
+    state = State(plans=(plan(baselines={}),), versions=(version(0, 0.1, held=f"\x1b[2J\n\x07{reason}"),))
+    table = version_table(state)
+    assert len(table.split("\n")) == 3
+    assert all(c.isprintable() or c == "\n" for c in table)
+
+
+def test_a_log_without_a_plan_gives_a_clear_page_and_line() -> None:
+    assert version_table(State()).startswith("No plan yet")
+    page = Page(report_html(State()))
+    assert "There is no plan yet" in page.words
+    assert page.rows == []
+
+
+def test_a_plan_without_versions_shows_the_settings_and_the_arms() -> None:
+    page = Page(report_html(State(init=INIT, plans=(plan(),))))
+    assert "no version has been built yet" in page.words
+    assert "No version has been measured yet." in page.words
+    assert [r[0] for r in page.rows] == ["version", "old/old", "new/new"]
+    assert "fastfill" in page.words
+
+
+def test_one_version_is_a_point_with_a_whisker() -> None:
+    page = Page(report_html(State(plans=(plan(),), versions=(version(0, 0.05),), published=(0,))))
+    assert page.count("line", "whisker") == page.count("circle", "dot") == 5
+    assert page.count("polyline", "line-plain") == 1
+    assert page.count("polygon", "band") == 0
+    assert "Readers open version 0" in page.words.replace(" .", ".")
+
+
+def test_missing_metrics_are_dashes_not_zeros() -> None:
+    state = State(plans=(plan(baselines={}),), versions=(version(0, 0.05, metrics=()),))
+    assert "No metric has been measured yet." in version_table(state)
+    assert Page(report_html(state)).row("0")[4:8] == ["-"] * 4
+
+
+def test_every_drawn_coordinate_is_inside_the_picture() -> None:
+    for tag, attrs in Page(report_html(finished())).tags:
+        numbers = {k: float(attrs[k] or "") for k in ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy") if attrs.get(k)}
+        for key, value in numbers.items():
+            assert 0 <= value <= (WIDTH if "x" in key else HEIGHT), (tag, attrs)
+
+
+@given(st.floats(-1e3, 1e3), st.floats(0, 1e3))
+def test_ticks_enclose_the_values_and_are_few(low: float, span: float) -> None:
+    found = ticks(low, low + span)
+    assert found[0] <= low + 1e-6
+    assert found[-1] >= low + span - 1e-6
+    assert 2 <= len(found) <= 9
+
+
+@given(st.lists(st.floats(26, 252), min_size=1, max_size=5))
+def test_labels_keep_their_distance_their_order_and_the_frame(heights: list[float]) -> None:
+    placed = spread(heights, 15, 26, 252)
+    ordered = sorted(placed)
+    assert all(b - a >= 15 - 1e-6 for a, b in pairwise(ordered))
+    assert ordered[0] >= 26 - 1e-6
+    assert ordered[-1] <= 252 + 1e-6
+    assert all(
+        (placed[i] <= placed[j]) for i in range(len(placed)) for j in range(len(placed)) if heights[i] < heights[j]
+    )
