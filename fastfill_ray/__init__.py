@@ -26,7 +26,7 @@ _HOMES = {
     "open_index": "fastfill_ray.index.reader",
     "run_backfill": "fastfill_ray.backfill",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 __version__ = "0.1.0"
 
 

@@ -8,7 +8,7 @@ Resuming is calling it again: what is done is known from the log and the receipt
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -69,6 +69,21 @@ class BackfillResult:
     def table(self) -> str:
         """One row per version."""
         return version_table(self.state)
+
+    def closing_words(self) -> str:
+        """What was reached, what is served, and where this run's time went."""
+        versions = self.state.plan_versions
+        if not self.finished:
+            reached = f"stopped after {len(versions)} versions; the same command goes on"
+        elif not self.seconds:
+            reached = "everything was done already; nothing was embedded"
+        else:
+            reached = "done"
+        served = "nothing is published yet" if self.serving is None else f"version {self.serving} is served"
+        if self.held:
+            served += f"; version {versions[-1].version} is held: {versions[-1].verdict.reason}"
+        where = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
+        return f"{self.output}: {reached}; {served}." + (f"\nSeconds by stage: {where}." if where else "")
 
 
 @dataclass(frozen=True)
@@ -140,7 +155,7 @@ def run_backfill(
         epoch = log.claim()
         ready = prepare(config, files, snapshot, progress)
         if step.do == "plan":
-            log.append(make_plan(config, files, ready, request, settings, progress))
+            log.append(make_plan(config, files, ready, log.state, request, settings, progress))
         _make_versions(log, config, files, ready, epoch, request, last_wave, progress)
     return _result(config, log.state, progress)
 
@@ -159,7 +174,7 @@ def _make_versions(
     plan = log.state.plan
     assert plan is not None
     maker = VersionMaker(config, files, ready, plan, epoch, progress)
-    waves: Iterator[dict[int, Receipt]] | None = None
+    waves: Generator[dict[int, Receipt]] | None = None
     try:
         while (step := next_step(log.state, request, last_wave=last_wave)).do != "stop":
             if step.do == "version":
@@ -169,13 +184,16 @@ def _make_versions(
                 receipts = ready.pair_receipts if step.wave == 0 or waves is None else next(waves)
                 version = maker.make(log.state, step.wave, receipts)
                 log.append(version)
-                progress.say(f"version {version.version}: {version.fraction:.1%} new, {version.verdict.reason}")
+                verdict = "published" if version.verdict.publish else "held"
+                progress.say(
+                    f"version {version.version}: {version.fraction:.1%} new, {verdict}: {version.verdict.reason}"
+                )
             else:
                 log.append(Publish(version=log.state.plan_versions[-1].version))
             write_report(files, log.state)
     finally:
         if waves is not None:
-            waves.close()  # type: ignore[attr-defined]  # a generator: closing it stops the pool
+            waves.close()  # stops the pool
 
 
 def _embed_waves(
@@ -186,7 +204,7 @@ def _embed_waves(
     plan: Plan,
     waves: range,
     progress: Progress,
-) -> Iterator[dict[int, Receipt]]:
+) -> Generator[dict[int, Receipt]]:
     """The receipts {chunk: receipt} of each wave, as soon as its last one is durable."""
     units = {wave: maker.units(wave) for wave in waves}
     receipts = {wave: _known(files, plan, wave, units[wave]) for wave in waves}
@@ -237,13 +255,13 @@ def _step(
         for file in snapshot.gallery.files:
             check_pin(file, s3_endpoint=config.storage.s3_endpoint)
         raise InputChanged(
-            f"{config.output}: {error}: the input files under {config.gallery.path} (or the queries, qrels or classifier) "
-            "are not the planned ones: files were added or changed. Restore them, or choose another output."
+            f"{config.output}: {error}: files were added to {config.gallery.path}, or the queries, qrels or classifier "
+            "changed. Restore what was planned, or choose another output."
         ) from None
 
 
 def plan_settings(config: BackfillConfig) -> dict[str, Any]:
-    """The part of the config that a plan is bound to. Models' kwargs go in as a fingerprint: they may hold credentials."""
+    """The part of the config that a plan is bound to; models' kwargs, which may hold credentials, as a fingerprint."""
     settings = config.model_dump(mode="json", exclude=set(_OUTSIDE_THE_PLAN))
     for model in ("new_model", "old_model"):
         settings[model]["kwargs"] = fingerprint(settings[model]["kwargs"])

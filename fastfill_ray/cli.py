@@ -1,0 +1,187 @@
+"""The commands. Results go to stdout, progress and errors to stderr.
+
+Exit codes: 0 done, 1 error, 2 refused or held, 74 commit state unknown, 75 fenced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import fastfill_ray
+from fastfill_ray.errors import ConfigError, FastfillError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``fastfill-ray``."""
+    parser = argparse.ArgumentParser(prog="fastfill-ray", description=fastfill_ray.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="run a backfill, or resume it")
+    _add_run_arguments(run)
+    run.set_defaults(act=_run)
+
+    status = _root_command(commands, "status", "what the log says: versions, metrics, what is served")
+    status.set_defaults(act=_status)
+
+    search = _root_command(commands, "search", "search a version with the new model's queries")
+    asked = search.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--vectors", help=".npy file with (Q, E) query vectors of the new model")
+    asked.add_argument("--text", help="one text query, embedded with the new model of --config")
+    search.add_argument("--config", help="YAML config that names the new model, for --text")
+    search.add_argument("--column", default="text", help="payload column that --text stands for")
+    search.add_argument("-k", type=int, default=10, help="hits per query")
+    search.add_argument("--version", type=int, help="version number; the published one if left out")
+    search.set_defaults(act=_search)
+
+    verify = _root_command(commands, "verify", "re-read the log and every segment: checksums, rows, ids exactly once")
+    verify.add_argument("--version", type=int, help="only this version")
+    verify.set_defaults(act=_verify)
+
+    rollback = _root_command(commands, "rollback", "publish an earlier version; fences a driver that is running")
+    rollback.add_argument("--to", type=int, required=True, help="version number")
+    rollback.set_defaults(act=_rollback)
+
+    return _guarded(parser.parse_args(argv))
+
+
+def job(argv: Sequence[str] | None = None) -> int:
+    """``python jobs/backfill.py``."""
+    parser = argparse.ArgumentParser(prog="jobs/backfill.py", description="Run a backfill, or resume it.")
+    _add_run_arguments(parser)
+    parser.set_defaults(act=_run)
+    return _guarded(parser.parse_args(argv))
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one key; repeatable")
+    parser.add_argument("--until", metavar="plan|version0|wave:K", help="stop after it; the same command resumes")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _root_command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=about)
+    parser.add_argument("root", help="output root of the backfill")
+    parser.add_argument("--s3-endpoint", help="URL of an S3-compatible store")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    return parser
+
+
+def _guarded(arguments: argparse.Namespace) -> int:
+    try:
+        code: int = arguments.act(arguments)
+        return code
+    except FastfillError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted. What is durable is kept: the same command resumes.", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from fastfill_ray.backfill import run_backfill
+    from fastfill_ray.report import report_json
+
+    result = run_backfill(arguments.config, overrides=arguments.set, until=arguments.until)
+    if arguments.json:
+        print(json.dumps({**report_json(result.state), "seconds": result.seconds}))
+    else:
+        print(result.table())
+        print(result.closing_words())
+    return result.exit_code
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from fastfill_ray.report import report_json, version_table
+    from fastfill_ray.storage.files import open_files
+    from fastfill_ray.storage.log import read_state
+
+    state = read_state(open_files(arguments.root, s3_endpoint=arguments.s3_endpoint))
+    print(json.dumps(report_json(state)) if arguments.json else version_table(state))
+    return 0
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from fastfill_ray.index.reader import open_index
+
+    if arguments.k < 1:
+        raise ConfigError(f"-k {arguments.k}: at least 1 is expected")
+    index = open_index(arguments.root, arguments.version, s3_endpoint=arguments.s3_endpoint)
+    if arguments.vectors is not None:
+        try:
+            queries = np.load(arguments.vectors, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"--vectors {arguments.vectors}: a .npy array (Q, {index.dim}) is expected: {error}"
+            ) from None
+    else:
+        queries = _embed_text(arguments)
+    scores, ids = index.search(queries, k=arguments.k)
+    found = [
+        [{"id": item, "score": score} for item, score in zip(row, line, strict=True) if np.isfinite(score)]
+        for row, line in zip(ids.tolist(), scores.tolist(), strict=True)
+    ]
+    if arguments.json:
+        print(json.dumps({"version": index.version, "hits": found}))
+    else:
+        for number, hits in enumerate(found):
+            for rank, hit in enumerate(hits, 1):
+                print(f"{number}\t{rank}\t{hit['score']:.4f}\t{hit['id']}")
+    return 0
+
+
+def _embed_text(arguments: argparse.Namespace) -> Any:
+    from fastfill_ray.config import load_config
+    from fastfill_ray.embedders.protocol import embed_rows, load_embedder
+
+    if arguments.config is None:
+        raise ConfigError("--text needs --config: the model comes from your config, never from the stored index")
+    model = load_config(arguments.config).new_model
+    embedder = load_embedder(model.embedder, model.kwargs)
+    batch = {arguments.column: [arguments.text]}
+    vectors, unusable = embed_rows(embedder, batch, "query", model.dim, metric=model.metric)
+    if unusable:
+        raise ConfigError(f"--text {arguments.text!r} cannot be embedded: {unusable[0]}")
+    return vectors
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from fastfill_ray.index.verify import verify
+    from fastfill_ray.storage.files import open_files
+
+    files = open_files(arguments.root, s3_endpoint=arguments.s3_endpoint)
+    checked = verify(files, arguments.version)
+    if arguments.json:
+        print(json.dumps([{"version": v.version, "segments": v.segments, "rows": v.rows} for v in checked]))
+    else:
+        for version in checked:
+            print(f"version {version.version}: {version.segments} segments, {version.rows:,} ids, each exactly once")
+    return 0
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from fastfill_ray.core.records import Publish
+    from fastfill_ray.index.verify import verify
+    from fastfill_ray.storage.files import open_files
+    from fastfill_ray.storage.log import Log
+
+    files = open_files(arguments.root, s3_endpoint=arguments.s3_endpoint)
+    verify(files, arguments.to)  # a version that cannot be read is not put in front of users
+    log = Log(files)
+    before = log.read().serving
+    log.claim()
+    log.append(Publish(version=arguments.to, reason="rollback"))
+    answer = {"published": arguments.to, "before": before}
+    print(json.dumps(answer) if arguments.json else f"version {arguments.to} is published (before: {before})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

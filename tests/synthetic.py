@@ -1,7 +1,8 @@
-"""A synthetic gallery with latent factors, and stub embedders: small, deterministic, and able to misbehave on request."""
+"""A synthetic gallery with latent factors, and stub embedders: small, deterministic, misbehaving on request."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -25,38 +26,37 @@ def new_vectors(x: np.ndarray) -> np.ndarray:
 
 
 class StubEmbedder:
-    """The new model: a fixed linear map of the payload column `x`.
+    """The new model: a fixed linear map of the payload column `x`. What it does wrong is read from a file at each call.
 
     Args:
-        journal: a folder; each embedded batch's first latent values are appended to a file of this process in it.
-        sleep_s: seconds per batch. bad: {marker: fault}: rows whose first value is the marker raise, or come back as
-            NaN, per "raise" or "nan". fault: what every batch suffers: "shape" or "count".
+        control: JSON file {"journal": folder, "sleep_s": seconds per batch, "bad": {marker: "raise" | "nan"}, "fault":
+            "shape" | "count"}; absent means good. A row is marked by the first value of its `x`.
+            Journal files, one per process, list the marker of every embedded item. Not part of a plan's identity.
     """
 
-    def __init__(
-        self,
-        journal: str | None = None,
-        sleep_s: float = 0.0,
-        bad: dict[str, str] | None = None,
-        fault: str | None = None,
-    ) -> None:
-        self._journal, self._sleep, self._fault = journal, sleep_s, fault
-        self._bad = {float(marker): fault for marker, fault in (bad or {}).items()}
+    def __init__(self, control: str) -> None:
+        self._control = Path(control)
 
     def __call__(self, batch: dict[str, Sequence[Any]], role: str) -> np.ndarray:
+        control = json.loads(self._control.read_text()) if self._control.exists() else {}
+        time.sleep(control.get("sleep_s", 0))
         x = np.array(batch["x"], dtype=np.float32)
-        time.sleep(self._sleep)
-        marks = [self._bad.get(float(value)) for value in x[:, 0]]
+        marks = [control.get("bad", {}).get(marker(value)) for value in x[:, 0]]
         if "raise" in marks:
             raise ValueError("this row cannot be read")
         vectors = new_vectors(x)
         vectors[[mark == "nan" for mark in marks]] = np.nan
-        if self._journal is not None and role == "item":
-            with open(Path(self._journal) / f"{os.getpid()}.txt", "a") as file:
-                file.writelines(f"{value!r}\n" for value in x[:, 0].tolist())
-        if self._fault == "shape":
+        if "journal" in control and role == "item":
+            with open(Path(control["journal"]) / f"{os.getpid()}.txt", "a") as file:
+                file.writelines(f"{marker(value)}\n" for value in x[:, 0])
+        if control.get("fault") == "shape":
             return vectors[:, :-1]
-        return vectors[:-1] if self._fault == "count" else vectors
+        return vectors[:-1] if control.get("fault") == "count" else vectors
+
+
+def marker(value: float) -> str:
+    """How control files and journals call a row."""
+    return repr(float(np.float32(value)))
 
 
 class OldEmbedder:
@@ -79,55 +79,82 @@ def latent(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_gallery(
-    folder: Path, *, rows: int = 600, shards: int = 3, ids: str = "int64", row_group_rows: int = 64
+    folder: Path,
+    *,
+    rows: int = 600,
+    shards: int = 3,
+    ids: str = "int64",
+    unusable: dict[int, list[float] | None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Parquet shards with columns id, x, label, embedding. Returns ids, latent factors, classes."""
+    """Parquet shards with columns id, x, label, embedding (lists; `unusable` rows are replaced by what it says).
+
+    Returns ids, latent factors (rows, LATENT), classes (rows,).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     x, classes = latent(rows)
     numbers = np.arange(rows) * 7 + 3
     names = numbers if ids == "int64" else np.array([f"item-{number}" for number in numbers], dtype=object)
-    old = old_vectors(x)
+    old: list[Any] = list(old_vectors(x))
+    for row, value in (unusable or {}).items():
+        old[row] = value
     for shard, part in enumerate(np.array_split(np.arange(rows), shards)):
         table = pa.table(
             {
                 "id": names[part],
                 "x": pa.array(list(x[part])),
                 "label": [f"class-{label}" for label in classes[part]],
-                "embedding": pa.FixedSizeListArray.from_arrays(pa.array(old[part].reshape(-1)), OLD_DIM),
+                "embedding": pa.array([old[row] for row in part], pa.list_(pa.float32())),
             }
         )
-        pq.write_table(table, folder / f"part-{shard:03d}.parquet", row_group_size=row_group_rows)
+        pq.write_table(table, folder / f"part-{shard:03d}.parquet", row_group_size=64)
     return names, x, classes
 
 
-def write_queries(folder: Path, *, rows: int = 60, gallery_ids: Sequence[Any] | None = None, x: np.ndarray | None = None) -> None:
-    """Queries with labels; with `gallery_ids` and `x`, noisy copies of items with judgements of them."""
+def write_queries(folder: Path, ids: np.ndarray, x: np.ndarray, classes: np.ndarray, *, rows: int = 60) -> np.ndarray:
+    """Noisy copies of random items as queries, with their labels and judgements. Returns which items (rows,)."""
     folder.mkdir(parents=True, exist_ok=True)
-    values, classes = latent(rows, seed=9)
-    if gallery_ids is not None and x is not None:
-        chosen = np.random.default_rng(5).choice(len(x), rows, replace=False)
-        values = x[chosen] + 0.3 * _matrix(8, (rows, LATENT))
-        pq.write_table(
-            pa.table({"query_id": [f"q{i}" for i in range(rows)], "item_id": [gallery_ids[i] for i in chosen]}),
-            folder / "qrels.parquet",
-        )
+    chosen = np.random.default_rng(5).choice(len(x), rows, replace=False)
+    values = x[chosen] + 0.3 * _matrix(8, (rows, LATENT))
+    pq.write_table(
+        pa.table({"query_id": [f"q{i}" for i in range(rows)], "item_id": ids[chosen].tolist()}),
+        folder / "qrels.parquet",
+    )
     pq.write_table(
         pa.table(
             {
                 "id": [f"q{i}" for i in range(rows)],
                 "x": pa.array(list(values.astype(np.float32))),
-                "label": [f"class-{label}" for label in classes],
+                "label": [f"class-{label}" for label in classes[chosen]],
             }
         ),
         folder / "queries.parquet",
     )
+    return chosen
+
+
+def with_queries(root: Path) -> dict[str, Any]:
+    """Sections of ``config`` for what ``write_queries`` wrote to root/queries, and for the old model."""
+    return {
+        "queries": {
+            "path": str(root / "queries" / "queries.parquet"),
+            "payload_columns": ["x"],
+            "label_column": "label",
+            "qrels_path": str(root / "queries" / "qrels.parquet"),
+        },
+        "old_model": {"embedder": "tests.synthetic:OldEmbedder"},
+    }
 
 
 def config(root: Path, **sections: Any) -> dict[str, Any]:
-    """A config for the synthetic gallery under root/gallery, writing to root/out; `sections` are merged one level deep."""
+    """A config for the gallery under root/gallery, writing to root/out; `sections` are merged one level deep."""
     values: dict[str, Any] = {
         "gallery": {"path": str(root / "gallery"), "payload_columns": ["x"], "label_column": "label"},
-        "new_model": {"embedder": "tests.synthetic:StubEmbedder", "dim": NEW_DIM, "metric": "cosine", "batch_size": 16},
+        "new_model": {
+            "embedder": "tests.synthetic:StubEmbedder",
+            "kwargs": {"control": str(root / "control.json")},
+            "dim": NEW_DIM,
+            "batch_size": 16,
+        },
         "pairs": {"count": 120},
         "waves": [0.3, 0.6, 1.0],
         "resources": {"embed_actors": [1, 1], "chunk_rows": 50},

@@ -23,7 +23,8 @@ _GRID = np.linspace(-3, 3, 25)
 def unit_rows(vectors: Floats) -> Floats:
     """Rows scaled to L2 norm 1; zero rows stay zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+    scaled: Floats = (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+    return scaled
 
 
 def similarity(queries: Floats, items: Floats, metric: Metric) -> Floats:
@@ -34,7 +35,8 @@ def similarity(queries: Floats, items: Floats, metric: Metric) -> Floats:
     if metric != "l2":
         return products
     squares = (queries**2).sum(axis=1)[:, None] + (items**2).sum(axis=1)[None, :]
-    return np.minimum(2 * products - squares, 0)
+    negative_distances: Floats = np.minimum(2 * products - squares, 0)
+    return negative_distances
 
 
 def match_norms(aligned: Floats, metric: Metric, norm: float) -> Floats:

@@ -25,14 +25,14 @@ def judge(
         both sides decides nothing; that is said, and the version published.
     """
     if before is None:
-        return Verdict(publish=True, reason=f"published: {against} is not known, nothing to compare with")
+        return Verdict(publish=True, reason=f"{against} is not known, nothing to compare with")
     difference = paired_difference(now, before, seed=seed)
     if difference.queries == 0:
-        return Verdict(publish=True, reason=f"published: no query has a value both here and on {against}")
+        return Verdict(publish=True, reason=f"no query has a value both here and on {against}")
     figures = f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] against {against}"
     known = {"difference": difference.value, "low": difference.low, "high": difference.high}
     if difference.high < -max_regression:
-        return Verdict(publish=False, reason=f"held: {figures}; allowed is {-max_regression:+.4f}", **known)
+        return Verdict(publish=False, reason=f"{figures}, worse than {max_regression:.4f} allowed", **known)
     if difference.low < -max_regression:
-        return Verdict(publish=True, reason=f"published, undecided: {figures}", **known)
-    return Verdict(publish=True, reason=f"published: {figures}", **known)
+        return Verdict(publish=True, reason=f"undecided: {figures}", **known)
+    return Verdict(publish=True, reason=figures, **known)

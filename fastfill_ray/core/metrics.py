@@ -8,6 +8,7 @@ has no value (NaN) and is left out of means.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -62,13 +63,33 @@ def per_query(hits: NDArray[np.bool_], num_relevant: NDArray[np.int64]) -> dict[
         }
 
 
-def rank_hits(scores: NDArray[np.floating], relevant: NDArray[np.bool_], depth: int | None = None) -> NDArray[np.bool_]:
-    """`relevant` (Q, N) reordered best score first, cut at `depth`; entries that score -inf are never hits.
+def rank(scores: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Columns (Q, N) of each query's scores, best first; equal scores keep the order of their columns."""
+    return np.argsort(-scores, axis=1, kind="stable")
 
-    Equal scores keep the order of their columns, so that a result does not depend on a sort's implementation.
-    """
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-    return np.take_along_axis(relevant & np.isfinite(scores), order, axis=1)
+
+def rank_hits(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """`relevant` (Q, N) reordered best score first; entries that score -inf are never hits."""
+    return np.take_along_axis(relevant & np.isfinite(scores), rank(scores), axis=1)
+
+
+def per_query_by_relevance(
+    scores: NDArray[np.floating],
+    relevance: Mapping[str, NDArray[np.bool_]],
+    num_relevant: Mapping[str, NDArray[np.int64]],
+) -> dict[str, dict[str, Floats]]:
+    """{relevance: ``per_query``} of one ranking, sorted once."""
+    order, found = rank(scores), np.isfinite(scores)
+    return {
+        name: per_query(np.take_along_axis(relevant & found, order, axis=1), num_relevant[name])
+        for name, relevant in relevance.items()
+    }
+
+
+@lru_cache(maxsize=4)
+def _resampling(count: int, seed: int) -> Floats:
+    """How often each of `count` values is drawn in each resample, (resamples, count): drawing with replacement."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES).astype(np.float64)
 
 
 def mean_interval(values: Floats, *, seed: int = 0) -> Interval:
@@ -76,11 +97,7 @@ def mean_interval(values: Floats, *, seed: int = 0) -> Interval:
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
-    # Multinomial weights are resampling with replacement without a (resamples, Q) gather of indices.
-    weights = np.random.default_rng(seed).multinomial(
-        len(values), np.full(len(values), 1 / len(values)), size=_RESAMPLES
-    )
-    means = weights @ values / len(values)
+    means = _resampling(len(values), seed) @ values / len(values)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high), len(values))
 

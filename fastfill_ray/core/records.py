@@ -333,6 +333,7 @@ def apply(state: State, record: Record) -> State:
         expect(record.epoch == state.epoch, f"written under epoch {record.epoch}, the claimed one is {state.epoch}")
         if isinstance(body, Plan):
             expect(state.plan is None or state.finished, "the plan before is not finished")
+            expect(all(body.plan != plan.plan for plan in state.plans), f"plan {body.plan} is in the log already")
             change["plans"] = (*state.plans, body)
         elif isinstance(body, Version):
             expect(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfill_ray.core.calibration import Metric, fit_offset, mixed_scores, similarity
-from fastfill_ray.core.metrics import Floats, per_query, rank_hits
+from fastfill_ray.core.metrics import Floats, per_query_by_relevance, rank
 from fastfill_ray.core.records import Calibration
 
 _TRUTH_DEPTH = 10  # relevance `new_model`: the full new model's own top 10
@@ -24,7 +24,8 @@ _TRUTH_DEPTH = 10  # relevance `new_model`: the full new model's own top 10
 class Shadow:
     """Scores of every query with every shadow item in each state; -inf excludes a query's own item.
 
-    ``relevance`` holds (Q, N) bool per available relevance; ``new_model`` is always there.
+    ``relevance`` holds (Q, N) bool per available relevance; ``new_model`` is always there. ``waves`` (N,): the wave
+    that the order alone gives each item. ``sampled`` (N,): items that stand for the pairs when a calibration is fitted.
     """
 
     old: NDArray[np.float32] | None
@@ -32,24 +33,28 @@ class Shadow:
     new: NDArray[np.float32]
     relevance: dict[str, NDArray[np.bool_]]
     waves: NDArray[np.int16]
+    sampled: NDArray[np.bool_]
 
     def is_new(self, wave: int) -> NDArray[np.bool_]:
         return self.waves <= wave
 
     def per_query(self, scores: NDArray[np.float32]) -> dict[str, dict[str, Floats]]:
         """{relevance: {metric: (Q,)}} of one state's scores."""
-        return {
-            name: per_query(rank_hits(scores, relevant), (relevant & np.isfinite(scores)).sum(axis=1))
-            for name, relevant in self.relevance.items()
-        }
+        counts = {name: (relevant & np.isfinite(scores)).sum(axis=1) for name, relevant in self.relevance.items()}
+        return per_query_by_relevance(scores, self.relevance, counts)
 
     def at(self, wave: int, calibration: Calibration) -> dict[str, dict[str, Floats]]:
         """The state in which waves <= `wave` are new."""
         return self.per_query(mixed_scores(self.stale, self.new, self.is_new(wave), calibration))
 
     def fit(self, wave: int, relevance: str, metric: str) -> Calibration:
-        """The offset for that state and objective."""
-        return fit_offset(self.stale, self.new, self.is_new(wave), self.relevance[relevance], metric)
+        """The offset for that state and objective.
+
+        In the real index the pairs are new as well, whatever their priority. So that the offset is fitted at the
+        version's own fraction, as large a share of the shadow items (``sampled``) counts as new here.
+        """
+        is_new = self.is_new(wave) | self.sampled
+        return fit_offset(self.stale, self.new, is_new, self.relevance[relevance], metric)
 
     def answerable(self, relevance: str) -> int:
         """Queries that have a relevant item under `relevance`."""
@@ -65,6 +70,7 @@ def make_shadow(
     relevance: dict[str, NDArray[np.bool_]],
     waves: NDArray[np.int16],
     excluded: NDArray[np.bool_],
+    sampled: NDArray[np.bool_],
     queries_old: NDArray[np.float32] | None = None,
     items_old: NDArray[np.float32] | None = None,
 ) -> Shadow:
@@ -76,13 +82,14 @@ def make_shadow(
         relevance: (Q, N) per relevance that the data offers; `new_model` is added.
         waves: (N,) the wave that the order alone gives each item.
         excluded: (Q, N) pairs of a query and its own item.
+        sampled: (N,) a uniform sample of the items, as large a share as the pairs are of the gallery.
     """
 
     def scores(queries: NDArray[np.float32], items: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.where(excluded, np.float32(-np.inf), similarity(queries, items, metric))
 
     new = scores(queries_new, items_new)
-    top = np.argsort(-new, axis=1, kind="stable")[:, :_TRUTH_DEPTH]
+    top = rank(new)[:, :_TRUTH_DEPTH]
     truth = np.zeros(new.shape, bool)
     np.put_along_axis(truth, top, True, axis=1)
     return Shadow(
@@ -94,4 +101,5 @@ def make_shadow(
             "new_model": truth & np.isfinite(new),
         },
         waves=waves,
+        sampled=sampled,
     )

@@ -1,4 +1,4 @@
-"""Segments: one bucket x one wave x stale or new, built and read back by Ray tasks, named by the record that follows."""
+"""Segments: one bucket x one wave x stale or new, built and read back by Ray tasks; a record names them later."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +74,7 @@ def train_templates(
 
 
 def build(job: BuildJob, work: Sequence[BucketWork], progress: Progress, name: str) -> list[Segment]:
-    """Build the segments of a version, durable and read back, ordered by bucket, wave and state."""
+    """Build a version's segments: durable, read back, ordered by bucket, wave and state."""
     segments: list[Segment] = []
     rows = sum(chunk.rows for item in work for chunk, _, _ in item.chunks)
     with progress.stage(name, rows, "rows") as bar:
@@ -84,7 +85,7 @@ def build(job: BuildJob, work: Sequence[BucketWork], progress: Progress, name: s
 
 
 def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
-    """One bucket's segments. A wave that is both new and stale gets a residual stale segment of what is not embedded."""
+    """One bucket's segments. A wave that is both new and stale gets a residual stale one of what is not embedded."""
     files, dim = job.scorer.files, job.scorer.alignment().new_dim
     segments: list[Segment] = []
     embedded: set[int | str] = set()
@@ -153,15 +154,14 @@ def _put_segment(
     job: BuildJob,
     bucket: int,
     wave: int,
-    state: str,
+    state: Literal["stale", "new"],
     ids: list[int | str],
     vectors: np.ndarray,
     carried: Mapping[int | str, tuple[object, ...]],
 ) -> Segment:
     files, source = job.scorer.files, job.scorer.source
-    kind = "new" if state == "new" else "stale"
-    template = get_verified(files, job.templates[kind])
-    index_path, ids_path = segment_paths(job.plan, wave, bucket, kind, job.epoch, uuid.uuid4().hex)
+    template = get_verified(files, job.templates[state])
+    index_path, ids_path = segment_paths(job.plan, wave, bucket, state, job.epoch, uuid.uuid4().hex)
     columns: dict[str, object] = {"id": id_array(ids, source.id_type)}
     names = [
         name
@@ -177,8 +177,8 @@ def _put_segment(
     return Segment(
         bucket=bucket,
         wave=wave,
-        state=kind,
-        space="new" if kind == "new" else "aligned",
+        state=state,
+        space="new" if state == "new" else "aligned",
         dim=vectors.shape[1],
         rows=len(ids),
         ids_digest=ids_digest(ids),

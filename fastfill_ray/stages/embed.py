@@ -7,7 +7,7 @@ as its receipt: vectors are written by the worker that computed them and never c
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,7 +101,7 @@ def find_receipts(files: Files, folder: str) -> dict[str, Receipt]:
     return found
 
 
-def embed(job: Job, units: Sequence[Unit], resources: ResourcesConfig) -> Iterator[tuple[Unit, Receipt]]:
+def embed(job: Job, units: Sequence[Unit], resources: ResourcesConfig) -> Generator[tuple[Unit, Receipt]]:
     """Embed units in order as one streaming execution, yielding each receipt when it is durable.
 
     Closing the iterator stops the pool; units in flight then may or may not leave receipts.

@@ -6,16 +6,17 @@ Legend: Q queries, N gallery items, K hits kept per segment.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.config import ObjectiveConfig
+from fastfill_ray.config import Metric, ObjectiveConfig
 from fastfill_ray.core.calibration import similarity
-from fastfill_ray.core.metrics import METRICS, Floats, per_query, rank_hits, summarise
-from fastfill_ray.core.plan import Chunk, order_wave
+from fastfill_ray.core.metrics import METRICS, Floats, per_query_by_relevance, summarise
+from fastfill_ray.core.plan import Chunk, hash_ids, order_wave
+from fastfill_ray.core.policies import random_priority
 from fastfill_ray.core.records import Calibration, FileRef, MetricValue, Segment
 from fastfill_ray.core.simulate import Shadow, make_shadow
 from fastfill_ray.index.segment import load_index, search_segment
@@ -56,7 +57,7 @@ class Ask:
 
     queries: Queries
     vectors: np.ndarray
-    metric: str
+    metric: Metric
     depth: int
 
 
@@ -67,10 +68,10 @@ def complete_depth(rows: int, num_queries: int) -> int:
 
 def search_segments(files: Files, segments: Sequence[Segment], ask: Ask) -> list[tuple[Segment, Hits]]:
     """Every segment searched with every query, as Ray tasks; in the segments' order."""
-    found = dict(
-        (segment.index.path, hits)
+    found = {
+        segment.index.path: hits
         for segment, hits in run_tasks(partial(_search_one, files, ask), segments, name="search segment")
-    )
+    }
     return [(segment, found[segment.index.path]) for segment in segments]
 
 
@@ -88,10 +89,10 @@ def _labels(table: pa.Table) -> np.ndarray | None:
 
 def search_old(source: Source, chunks: Sequence[tuple[Chunk, PinnedFile]], ask: Ask) -> list[Hits]:
     """The old index as users have it, by brute force over the gallery's old vectors."""
-    found = dict(
-        (place[0].index, hits)
+    found = {
+        place[0].index: hits
         for place, hits in run_tasks(partial(_search_old_chunk, source, ask), chunks, name="search old vectors")
-    )
+    }
     return [found[chunk.index] for chunk, _ in chunks]
 
 
@@ -147,12 +148,10 @@ def merge(parts: Iterable[tuple[Calibration, Hits]]) -> dict[str, dict[str, Floa
     """{relevance: {metric: (Q,)}} of the merged ranking of all parts, each under its calibration."""
     found = list(parts)
     scores = np.concatenate([np.float32(c.scale) * hits.scores + np.float32(c.offset) for c, hits in found], axis=1)
-    result = {}
-    for name in found[0][1].relevant:
-        relevant = np.concatenate([hits.relevant[name] for _, hits in found], axis=1)
-        total = np.sum([hits.num_relevant[name] for _, hits in found], axis=0)
-        result[name] = per_query(rank_hits(scores, relevant), total)
-    return result
+    names = list(found[0][1].relevant)
+    relevance = {name: np.concatenate([hits.relevant[name] for _, hits in found], axis=1) for name in names}
+    totals = {name: np.sum([hits.num_relevant[name] for _, hits in found], axis=0) for name in names}
+    return per_query_by_relevance(scores, relevance, totals)
 
 
 def audit_queries(pairs: Pairs, seed: int) -> Queries:
@@ -171,7 +170,7 @@ def audit_queries(pairs: Pairs, seed: int) -> Queries:
     )
 
 
-def shadow_of(part: Pairs, queries: Queries, scorer: Scorer, thresholds: Sequence[int]) -> Shadow:
+def shadow_of(part: Pairs, queries: Queries, scorer: Scorer, thresholds: Sequence[int], pairs_share: float) -> Shadow:
     """The shadow gallery of one split of the pairs, asked by the queries (by its own items if queries are items)."""
     aligned, log_variance = scorer.align(part.old)
     ids = part.ids.astype(np.int64) if scorer.source.id_type == "int64" else part.ids
@@ -179,31 +178,29 @@ def shadow_of(part: Pairs, queries: Queries, scorer: Scorer, thresholds: Sequenc
     if queries.are_items:
         # Held-out splits stay apart: the calibration items ask the calibration shadow, the audit items the audit one.
         chosen = slice(0, MAX_QUERIES)
-        new, old, labels = part.new[chosen], part.old[chosen], part.labels[chosen] if part.labels is not None else None
-        query_ids = part.ids[chosen]
-    else:
-        new, old, labels, query_ids = queries.new, queries.old, queries.labels, None
+        labels = part.labels[chosen] if part.labels is not None else None
+        queries = replace(queries, new=part.new[chosen], old=part.old[chosen], labels=labels, ids=part.ids[chosen])
     relevance = {}
-    if labels is not None and part.labels is not None:
-        relevance["label"] = labels[:, None] == part.labels[None, :]
+    if queries.labels is not None and part.labels is not None:
+        known = np.array([label is not None for label in queries.labels.tolist()], dtype=bool)
+        relevance["label"] = (queries.labels[:, None] == part.labels[None, :]) & known[:, None]
     if queries.judged is not None:
         row_of = {value: row for row, value in enumerate(part.ids.tolist())}
-        relevance["qrels"] = np.zeros((len(new), len(part.ids)), bool)
+        relevance["qrels"] = np.zeros((len(queries.new), len(part.ids)), bool)
         for query, item in queries.judged:
             if item in row_of:
                 relevance["qrels"][query, row_of[item]] = True
-    excluded = np.zeros((len(new), len(part.ids)), bool)
-    if query_ids is not None:
-        excluded[np.arange(len(new)), np.arange(len(new))] = True
+    own = np.arange(len(part.ids)) if queries.are_items else np.full(len(part.ids), -1)
     return make_shadow(
-        queries_new=new,
+        queries_new=queries.new,
         items_new=part.new,
         items_aligned=aligned,
         metric=scorer.source.metric,
         relevance=relevance,
         waves=order_wave(keys, thresholds),
-        excluded=excluded,
-        queries_old=old,
+        sampled=random_priority(hash_ids(ids), scorer.seed + 1) < pairs_share,
+        excluded=np.arange(len(queries.new))[:, None] == own[None, :],
+        queries_old=queries.old,
         items_old=part.old,
     )
 

@@ -36,7 +36,7 @@ SPLITS = ("train", "calibration", "audit")
 
 @dataclass(frozen=True)
 class Pairs:
-    """P items with both vectors. ids (P,), old (P, D), new (P, E), labels (P,) objects or None, split (P,) of SPLITS."""
+    """P items with both vectors: ids (P,), old (P, D), new (P, E), labels (P,) or None, split (P,) of SPLITS."""
 
     fingerprint: str
     ids: np.ndarray
@@ -127,9 +127,7 @@ def finish_pairs(
         ConfigError: a split keeps too few pairs to decide anything.
     """
     read = partial(_read_old, source=source)
-    tables: dict[str, pa.Table] = dict(
-        (unit.unit, table) for unit, table in run_tasks(read, plan.units, name="read pairs")
-    )
+    tables = {unit.unit: table for unit, table in run_tasks(read, plan.units, name="read pairs")}
     parts = []
     for unit in plan.units:
         known, vectors = read_vectors(files, [receipts[unit.unit]], new_dim)

@@ -62,11 +62,8 @@ def choose(config: BackfillConfig) -> tuple[Method, Policy, dict[str, str]]:
     policy: Policy
     if config.policy.name != "auto":
         policy = config.policy.name
-    elif labels and config.objective.relevance == "label":
-        policy = "class_margin"
-        choices["policy.name"] = "class_margin: the objective is the label that the gallery has"
     else:
-        policy, choices["policy.name"] = "uncertainty", "uncertainty: the objective is not a label of the gallery"
+        policy, choices["policy.name"] = "uncertainty", "uncertainty: FastFill's order, needs nothing but the alignment"
     if config.serving.stale_mode == "auto":
         choices["serving.stale_mode"] = "aligned: the one stale mode of this release"
     return method, policy, choices

@@ -25,7 +25,7 @@ _NO_PROGRESS_S = 4 * 3600  # a pool may wait this long for scarce GPUs before Ra
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Ray for the time of a run: the caller's if it is initialised, else RAY_ADDRESS, a running cluster, a local one."""
+    """Ray for a run: the caller's if it is initialised, else RAY_ADDRESS, a running cluster, or a local one."""
     ours = not ray.is_initialized()
     if ours:
         # Our own lines are the progress; Ray's own level stays at warnings unless the user asks for more.
@@ -98,7 +98,7 @@ def run_tasks(function: Callable[[T], R], items: Iterable[T], *, name: str) -> I
 
     Process death is retried by Ray, an exception is not: it comes out as it was raised.
     """
-    task = ray.remote(_call).options(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD", name=name)
+    task: Any = ray.remote(_call).options(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD", name=name)
     shared = ray.put(function)  # with everything it is bound to: serialised once, not once per task
     limit = max(2, int(ray.cluster_resources().get("CPU", 1) * _TASKS_PER_CPU))
     waiting: dict[ray.ObjectRef, T] = {}

@@ -13,7 +13,18 @@ from fastfill_ray.config import BackfillConfig
 from fastfill_ray.core.gate import judge
 from fastfill_ray.core.metrics import Floats
 from fastfill_ray.core.plan import Chunk, combine_digests, cut_buckets, wave_targets
-from fastfill_ray.core.records import Calibration, FileRef, Plan, Receipt, Segment, State, Version, fingerprint
+from fastfill_ray.core.records import (
+    Calibration,
+    FileRef,
+    MetricValue,
+    Plan,
+    Receipt,
+    Segment,
+    State,
+    Verdict,
+    Version,
+    fingerprint,
+)
 from fastfill_ray.core.simulate import Shadow
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.stages import evaluate
@@ -31,9 +42,17 @@ STALE_MODE = "aligned"
 
 
 def make_plan(
-    config: BackfillConfig, files: Files, ready: Prepared, request: str, settings: dict[str, object], progress: Progress
+    config: BackfillConfig,
+    files: Files,
+    ready: Prepared,
+    state: State,
+    request: str,
+    settings: dict[str, object],
+    progress: Progress,
 ) -> Plan:
     """Cut the order into waves, train the templates, measure the arms.
+
+    The plan's number goes into its name: a request that comes back after another one is a plan of its own.
 
     Raises:
         ConfigError: the first wave ends below the pairs' share.
@@ -44,7 +63,7 @@ def make_plan(
         targets = wave_targets(waves, rows, config.pairs.count)
         cuts = thresholds(files, ready.scores, targets)
         counts = count_units(files, ready.scores, cuts, len(waves))
-        name = fingerprint([ready.scores.fingerprint, request])
+        name = fingerprint([ready.scores.fingerprint, request, len(state.plans)])
         stale_factory = config.index.stale_factory or config.index.factory
         chunks, numbers = np.nonzero(counts)
         table = pa.table({"chunk": chunks, "wave": numbers, "rows": counts[chunks, numbers]})
@@ -82,9 +101,11 @@ def make_plan(
     )
 
 
-def _measure_arms(config, files, ready, cuts, name):  # type: ignore[no-untyped-def]
-    """old/old in both scopes where old query vectors exist, new/new on the audit shadow (later, it is the last version)."""
-    shadow = evaluate.shadow_of(ready.pairs.part("audit"), ready.queries, ready.scorer, cuts)
+def _measure_arms(
+    config: BackfillConfig, files: Files, ready: Prepared, cuts: Sequence[int], name: str
+) -> tuple[dict[str, tuple[MetricValue, ...]], FileRef | None]:
+    """old/old in both scopes where old query vectors exist; new/new on the audit shadow (it is the last version)."""
+    shadow = _shadow(ready, "audit", cuts)
     arms = {}
     reference = None
     depth = _depths(ready)
@@ -104,6 +125,11 @@ def _measure_arms(config, files, ready, cuts, name):  # type: ignore[no-untyped-
     values = {("audit", name, True): found for name, found in shadow.per_query(shadow.new).items()}
     arms["new/new"] = evaluate.metric_values(values, depth, config.seed)
     return arms, reference
+
+
+def _shadow(ready: Prepared, split: str, cuts: Sequence[int]) -> Shadow:
+    share = len(ready.pairs.ids) / ready.snapshot.rows
+    return evaluate.shadow_of(ready.pairs.part(split), ready.queries, ready.scorer, cuts, share)
 
 
 def _has_truth(ready: Prepared) -> bool:
@@ -128,8 +154,8 @@ class VersionMaker:
 
     def __post_init__(self) -> None:
         ready, cuts = self.ready, self.plan.thresholds
-        self._audit = evaluate.shadow_of(ready.pairs.part("audit"), ready.queries, ready.scorer, cuts)
-        self._calibration = evaluate.shadow_of(ready.pairs.part("calibration"), ready.queries, ready.scorer, cuts)
+        self._audit = _shadow(ready, "audit", cuts)
+        self._calibration = _shadow(ready, "calibration", cuts)
         self._counts = read_units(self.files, self.plan)
         self._buckets = cut_buckets(ready.snapshot.chunks, segment_rows=self.plan.segment_rows)
 
@@ -254,7 +280,7 @@ class VersionMaker:
                 values["gallery", name, False] = plain[name]
         return values
 
-    def _judge(self, state: State, values: PerQuery):  # type: ignore[no-untyped-def]
+    def _judge(self, state: State, values: PerQuery) -> Verdict:
         """The gate, on the published index with the given queries; on the audit shadow where that has no such truth."""
         objective = self.config.objective
         scope = "gallery" if ("gallery", objective.relevance, True) in values else "audit"
@@ -275,8 +301,3 @@ def read_units(files: Files, plan: Plan) -> dict[tuple[int, int], int]:
     table = read_table(get_verified(files, plan.units), name=plan.units.path)
     keys = zip(table.column("chunk").to_pylist(), table.column("wave").to_pylist(), strict=True)
     return dict(zip(keys, table.column("rows").to_pylist(), strict=True))
-
-
-def shadow_waves(shadow: Shadow) -> list[int]:
-    """How many shadow items each wave takes."""
-    return np.bincount(shadow.waves).tolist()

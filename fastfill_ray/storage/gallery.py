@@ -204,8 +204,8 @@ def _file_dim(file: PinnedFile, column: str, s3_endpoint: str | None) -> int:
         if fixed is not None:
             return fixed
         sample = next(reader.iter_batches(batch_size=_SAMPLE_ROWS, columns=[column]), None)
-    lengths = [len(row) for row in sample.column(0).to_pylist() if row is not None] if sample is not None else []
-    if not lengths:
+    lengths = [] if sample is None else [len(row) for row in sample.column(0).to_pylist() if row is not None]
+    if sample is None or not lengths:
         raise InputError(f"{file.path}: the first {_SAMPLE_ROWS} rows of column {column!r} are all null")
     dim = max(set(lengths), key=lengths.count)
     _, unusable = vectors_of(sample.column(0), dim)

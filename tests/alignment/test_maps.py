@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -25,9 +24,9 @@ def fitted(method: Method) -> Alignment:
     return fit.finish()
 
 
-@pytest.fixture(params=METHODS)
-def alignment(request: pytest.FixtureRequest) -> Iterator[Alignment]:
-    yield fitted(request.param)
+@pytest.fixture(params=METHODS, scope="module")
+def alignment(request: pytest.FixtureRequest) -> Alignment:
+    return fitted(request.param)
 
 
 def vectors(rows: int, dim: int = 6) -> NDArray[np.float32]:

@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_finite_names_the_epoch() -> None:
     rng = np.random.default_rng(0)
     classifier = Classifier(np.full((3, 7), 3e38, np.float32) * rng.choice([-1, 1], size=(3, 7)), np.zeros(3))
     fit = Fit("fastfill", "default", bad(classifier=classifier), seed=0)
-    with pytest.raises(AlignmentFailed, match="loss became .* in epoch 0 of 24"):
+    with pytest.raises(AlignmentFailed, match=r"loss became .* in epoch 0 of 24"):
         fit.step()
 
 

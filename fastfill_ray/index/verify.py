@@ -1,0 +1,61 @@
+"""Everything a version names, read again: checksums, rows, and every id exactly once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastfill_ray.core.plan import ids_digest
+from fastfill_ray.core.records import State, Version
+from fastfill_ray.errors import CorruptFile, NotPublished
+from fastfill_ray.index.segment import load_index
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.log import read_state
+from fastfill_ray.storage.tables import get_verified, read_table
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One version that is whole: its number, its segments, its ids."""
+
+    version: int
+    segments: int
+    rows: int
+
+
+def verify(files: Files, version: int | None = None) -> list[Verified]:
+    """Check the log and one version, or all that are not expired.
+
+    Raises:
+        CorruptFile, FileMissing: names the object that is damaged or gone.
+        NotPublished: no such version, or it is expired.
+    """
+    state = read_state(files)
+    versions = [v for v in state.versions if v.version not in state.expired and version in (None, v.version)]
+    if version is not None and not versions:
+        there = ", ".join(str(v.version) for v in state.versions if v.version not in state.expired) or "none"
+        raise NotPublished(f"{files.root}: there is no version {version}; live versions: {there}")
+    return [_verify_version(files, state, v) for v in versions]
+
+
+def _verify_version(files: Files, state: State, version: Version) -> Verified:
+    assert state.init is not None
+    seen: set[int | str] = set()
+    for segment in version.segments:
+        data = get_verified(files, segment.index)
+        load_index(data, dim=segment.dim, metric=state.init.metric, rows=segment.rows, name=segment.index.path)
+        table = read_table(get_verified(files, segment.ids), name=segment.ids.path, columns=["id"])
+        ids = table.column("id").to_pylist()
+        if len(ids) != segment.rows or ids_digest(ids) != segment.ids_digest:
+            raise CorruptFile(
+                f"{segment.ids.path}: {len(ids)} ids, digest {ids_digest(ids)}; recorded are {segment.rows}, "
+                f"{segment.ids_digest}"
+            )
+        repeated = seen.intersection(ids)
+        if repeated or len(set(ids)) != len(ids):
+            raise CorruptFile(
+                f"{segment.ids.path}: id {next(iter(repeated), ids[0])!r} is in version {version.version} twice"
+            )
+        seen.update(ids)
+    if len(seen) != version.rows:
+        raise CorruptFile(f"version {version.version}: {len(seen)} ids, the record says {version.rows}")
+    return Verified(version.version, len(version.segments), len(seen))

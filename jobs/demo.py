@@ -1,0 +1,57 @@
+"""`make demo`: a real gallery, a real old model, a real better one, and a backfill to watch, kill, resume and search.
+
+Ctrl-C or kill -9 at any time; the same command goes on where it was. `--set a.b=c` and `--until` work as in the job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from demo_data import build_demo_input
+
+from fastfill_ray import run_backfill
+from fastfill_ray.errors import FastfillError
+
+CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dir", default="demo-data", help="where the input and the run are kept")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one key; repeatable")
+    parser.add_argument("--until", metavar="plan|version0|wave:K", help="stop after it")
+    arguments = parser.parse_args()
+    folder = Path(arguments.dir).resolve()
+    start = time.monotonic()
+    try:
+        given = build_demo_input(folder / "input")
+        print(
+            f"{given.num_items:,} docstrings in {given.gallery}, {given.num_queries:,} queries "
+            f"({time.monotonic() - start:.1f} s)",
+            file=sys.stderr,
+        )
+        places = {
+            "gallery.path": given.gallery,
+            "queries.path": given.queries,
+            "queries.qrels_path": given.qrels,
+            "output": folder / "run",
+        }
+        overrides = [f"{key}={path}" for key, path in places.items()]
+        result = run_backfill(CONFIG, overrides=[*overrides, *arguments.set], until=arguments.until)
+    except FastfillError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    print(result.table())
+    print(result.closing_words())
+    print(
+        f"\nReport: {folder / 'run' / 'reports' / 'report.html'}\n"
+        f"Search: .venv/bin/fastfill-ray search {folder / 'run'} --config {CONFIG} --text 'read a file line by line'"
+    )
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

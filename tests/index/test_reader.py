@@ -1,0 +1,274 @@
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fastfill_ray.core.calibration import Metric
+from fastfill_ray.core.records import Calibration, Expire, FileRef, Init, Plan, Publish, Segment, Verdict, Version
+from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished, SpaceMismatch
+from fastfill_ray.index.reader import merge_hits, open_index
+from fastfill_ray.index.segment import build_index, train_template
+from fastfill_ray.storage.files import open_files
+from fastfill_ray.storage.log import Log
+from fastfill_ray.storage.tables import id_array, put_file, table_bytes
+from tests.index.test_segment import brute_force, vectors
+
+DIM = 8
+
+
+@dataclass
+class Root:
+    """A hand-made output root: versions of given segments, through the real log and files."""
+
+    path: Path
+    metric: Metric = "ip"
+    id_type: Literal["int64", "string"] = "int64"
+    factory: str = "Flat"
+    count: int = 0
+    segments: list[Segment] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.files = open_files(str(self.path))
+        self.log = Log(self.files)
+        init = Init(id_type=self.id_type, metric=self.metric, old_dim=4, new_dim=DIM, old_space="old", new_space="new")
+        self.log.initialise(init)
+        self.log.claim()
+        self.template = train_template(self.factory, DIM, self.metric, vectors(400, seed=9))
+        nothing = FileRef(path="plans/units.parquet", size=0, sha256="")
+        self.log.append(
+            Plan(
+                plan="p", request="r", settings={}, ids_digest="", snapshot="s", pairs="p", alignment="a", scores="s",
+                method="ridge", policy="random", stale_mode="aligned", waves=(1.0,), thresholds=(0,),
+                wave_rows=(1, 1), rows=2, unusable_rows=0, factory=self.factory, stale_factory=self.factory, segment_rows=100,
+                units=nothing, templates={}, objective="o", baselines={}, baseline_queries=None,
+            )
+        )  # fmt: skip
+
+    def segment(self, items: NDArray[np.float32], ids: Any, calibration: Calibration | None = None) -> Segment:
+        number = self.count = self.count + 1
+        table = pa.table({"id": id_array(ids, self.id_type)})
+        return Segment(
+            bucket=0, wave=0, state="new" if calibration is None else "stale",
+            space="new" if calibration is None else "aligned", dim=DIM, rows=len(items), ids_digest="",
+            index=put_file(self.files, f"index/{number}.faiss", build_index(self.template, items, self.metric)),
+            ids=put_file(self.files, f"index/{number}.parquet", table_bytes(table)),
+            calibration=calibration or Calibration(),
+        )  # fmt: skip
+
+    def commit(self, *segments: Segment, publish: bool = True) -> int:
+        rows = sum(segment.rows for segment in segments)
+        number = len(self.log.state.versions)
+        self.log.append(
+            Version(
+                version=number, plan="p", wave=number, segments=segments, rows=rows, new_rows=0, quarantined=0,
+                absent=0, fraction=0.0, ids_digest="", metrics=(), query_metrics=None,
+                verdict=Verdict(publish=publish, reason="test"), seconds=0.0, final=False,
+            )
+        )  # fmt: skip
+        if publish:
+            self.log.append(Publish(version=number))
+        return number
+
+
+Hits = list[tuple[float, int, int]]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 4),
+            st.sampled_from([0.5, 1.0, 2.0]),
+            st.sampled_from([-1.0, 0.0, 0.5]),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(1, 12),
+    st.integers(0, 3),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=150, deadline=None)
+def test_merging_equals_sorting_all_calibrated_hits(
+    shapes: list[tuple[int, float, float]], k: int, num_queries: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    scores, rows, calibrations = [], [], []
+    expected: list[Hits] = [[] for _ in range(num_queries)]
+    for number, (width, scale, offset) in enumerate(shapes):
+        # Few distinct values, so that there are ties within and between segments; some hits are missing.
+        score = rng.integers(-2, 3, size=(num_queries, width)).astype(np.float32)
+        row = np.array([rng.permutation(width) for _ in range(num_queries)], np.int64).reshape(num_queries, width)
+        missing = rng.random(row.shape) < 0.2
+        score[missing], row[missing] = -np.inf, -1
+        for q, i in zip(*np.nonzero(~missing), strict=True):
+            expected[q].append((scale * float(score[q, i]) + offset, number, int(row[q, i])))
+        scores.append(score)
+        rows.append(row)
+        calibrations.append(Calibration(scale=scale, offset=offset))
+    found = merge_hits(scores, rows, calibrations, k)
+    assert [array.shape for array in found] == [(num_queries, k)] * 3
+    assert found[0].dtype == np.float32
+    for q in range(num_queries):
+        best = sorted(expected[q], key=lambda hit: (-hit[0], hit[1], hit[2]))[:k]
+        best += [(-np.inf, -1, -1)] * (k - len(best))
+        assert list(zip(*(array[q].tolist() for array in found), strict=True)) == best
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
+@pytest.mark.parametrize("id_type", ["int64", "string"])
+def test_a_version_is_searched_like_one_calibrated_gallery(
+    tmp_path: Path, metric: Metric, factory: str, id_type: Literal["int64", "string"]
+) -> None:
+    root = Root(tmp_path, metric, id_type, factory)
+    parts = [vectors(rows, seed=rows) for rows in (50, 3, 40)]
+    calibrations = [None, Calibration(scale=1.5, offset=-0.3), Calibration(scale=0.7, offset=0.2)]
+    ids = np.random.default_rng(0).permutation(93) * 10**15
+    named: list[Any] = ids.tolist() if id_type == "int64" else [f"item/{i}" for i in ids]
+    starts = (0, 50, 53)
+    root.commit(
+        *(root.segment(p, named[s : s + len(p)], c) for p, s, c in zip(parts, starts, calibrations, strict=True))
+    )
+    index = open_index(str(tmp_path))
+    assert (index.version, index.rows, index.dim, index.metric) == (0, 93, DIM, metric)
+    assert index.needs_old_queries is False
+
+    queries = vectors(6, seed=99)
+    truth = np.concatenate(
+        [
+            (c.scale if c else 1) * brute_force(queries, p, metric) + (c.offset if c else 0)
+            for p, c in zip(parts, calibrations, strict=True)
+        ],
+        axis=1,
+    )
+    order = np.argsort(-truth, axis=1)
+    for k in (1, 10, 93):
+        scores, found = index.search(queries, k, nprobe=8)
+        assert np.allclose(scores, np.take_along_axis(truth, order, axis=1)[:, :k], atol=1e-4)
+        assert found.tolist() == [[named[i] for i in row[:k]] for row in order]
+    scores, found = index.search(queries, 95, nprobe=100)
+    assert np.all(scores[:, 93:] == -np.inf)
+    assert found[:, 93:].tolist() == [[-1 if id_type == "int64" else None] * 2] * 6
+    assert found.dtype == (np.int64 if id_type == "int64" else object)
+
+
+def test_equal_scores_come_in_the_order_of_segments_and_rows(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    same = np.ones((3, DIM), np.float32)
+    root.commit(root.segment(same, [9, 8, 7]), root.segment(same, [1, 2, 3]))
+    assert open_index(str(tmp_path)).search(np.ones((1, DIM)), 5)[1].tolist() == [[9, 8, 7, 1, 2]]
+
+
+def test_a_reader_follows_publications_as_a_whole_and_stays_where_it_was_told(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    first, second = root.segment(vectors(5), range(5)), root.segment(vectors(4, seed=1), range(5, 9))
+    root.commit(first)
+    reader, pinned = open_index(str(tmp_path)), open_index(str(tmp_path), 0)
+    assert reader.refresh() is False
+    held = root.commit(first, second, publish=False)
+    assert reader.refresh() is False
+    assert open_index(str(tmp_path), held).rows == 9
+    root.log.append(Publish(version=held))
+    assert reader.refresh() is True
+    assert (reader.version, reader.rows) == (1, 9)
+    assert pinned.refresh() is False
+    assert pinned.version == 0
+    root.log.append(Publish(version=0, reason="rollback"))
+    assert reader.refresh() is True
+    assert reader.version == 0
+
+
+def test_a_version_that_cannot_be_read_is_not_adopted(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    root.commit(root.segment(vectors(5), range(5)))
+    reader = open_index(str(tmp_path))
+    broken = root.segment(vectors(6), range(6))
+    root.commit(broken)
+    (tmp_path / broken.index.path).unlink()
+    with pytest.raises(FileMissing, match=broken.index.path):
+        reader.refresh()
+    assert reader.version == 0
+    assert reader.search(vectors(1), 1)[1].shape == (1, 1)
+
+
+def test_what_cannot_be_opened_says_what_can(tmp_path: Path) -> None:
+    with pytest.raises(NotPublished, match="there is no log here"):
+        open_index(str(tmp_path / "empty"))
+    root = Root(tmp_path)
+    with pytest.raises(NotPublished, match="nothing is published yet; there are no versions yet"):
+        open_index(str(tmp_path))
+    for _ in range(3):
+        root.commit(root.segment(vectors(5), range(5)), publish=False)
+    with pytest.raises(NotPublished, match="nothing is published yet; versions 0, 1, 2 can be opened by number"):
+        open_index(str(tmp_path))
+    root.log.append(Expire(versions=(1,)))
+    with pytest.raises(NotPublished, match="version 1 is expired; versions 0, 2 can"):
+        open_index(str(tmp_path), 1)
+    with pytest.raises(NotPublished, match="version 7 does not exist; versions 0, 2 can"):
+        open_index(str(tmp_path), 7)
+
+
+@pytest.mark.parametrize("suffix", ["faiss", "parquet"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "lengthen", "swap"])
+def test_a_file_that_is_not_the_recorded_one_is_refused_by_name(tmp_path: Path, suffix: str, damage: str) -> None:
+    root = Root(tmp_path)
+    root.commit(root.segment(vectors(5), range(5)), root.segment(vectors(5, seed=1), range(5, 10)))
+    victim, other = tmp_path / f"index/1.{suffix}", tmp_path / f"index/2.{suffix}"
+    data = victim.read_bytes()
+    changed = {
+        "flip": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+        "cut": data[:-1],
+        "lengthen": data + b"\0",
+        "swap": other.read_bytes(),
+    }
+    victim.unlink()
+    victim.write_bytes(changed[damage])
+    with pytest.raises(CorruptFile, match=f"index/1.{suffix}"):
+        open_index(str(tmp_path))
+
+
+def test_records_that_do_not_fit_their_files_are_refused(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    good, short = root.segment(vectors(5), range(5)), root.segment(vectors(4), range(4))
+    cases = [
+        (good.model_copy(update={"rows": 6}), r"index/1\.faiss: holds .* 5\), the record says .* 6\)"),
+        (good.model_copy(update={"dim": 9}), r"index/1\.faiss: recorded with dim 9, .* bound to 8"),
+        (good.model_copy(update={"ids": short.ids}), r"index/2\.parquet: holds 4 ids, the record says 5 rows"),
+    ]
+    for segment, message in cases:
+        number = root.commit(segment)
+        with pytest.raises(CorruptFile, match=message):
+            open_index(str(tmp_path), number)
+
+
+def test_bad_queries_are_refused(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    root.commit(root.segment(vectors(5), range(5)))
+    index = open_index(str(tmp_path))
+    with pytest.raises(SpaceMismatch, match="dim 4, the index has 8"):
+        index.search(np.ones((1, 4)))
+    with pytest.raises(ValueError, match="k is 0"):
+        index.search(np.ones((1, DIM)), 0)
+    with pytest.raises(ValueError, match="nprobe is 0"):
+        index.search(np.ones((1, DIM)), nprobe=0)
+
+
+def test_searches_during_a_refresh_see_one_version_or_the_other(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    root.commit(root.segment(vectors(5), range(5)))
+    reader = open_index(str(tmp_path))
+    root.commit(root.segment(vectors(5), range(100, 105)))
+    with ThreadPoolExecutor(3) as pool:
+        searches = [pool.submit(reader.search, vectors(2, seed=3), 5) for _ in range(200)]
+        assert reader.refresh() is True
+        searches += [pool.submit(reader.search, vectors(2, seed=3), 5) for _ in range(50)]
+    for search in searches:
+        ids = search.result()[1]
+        assert (ids < 5).all() or (ids >= 100).all()

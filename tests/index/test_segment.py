@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fastfill_ray.core.calibration import Metric
+from fastfill_ray.errors import ConfigError, CorruptFile, SpaceMismatch
+from fastfill_ray.index.segment import (
+    build_index,
+    coarse,
+    load_index,
+    prepare_queries,
+    search_segment,
+    template_key,
+    train_template,
+)
+
+METRICS: list[Metric] = ["cosine", "ip", "l2"]
+
+
+def vectors(rows: int, dim: int = 8, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
+
+
+def brute_force(queries: NDArray[np.float32], items: NDArray[np.float32], metric: Metric) -> NDArray[np.float64]:
+    """Scores (Q, N) by the definition, in float64."""
+    q, x = queries.astype(np.float64), items.astype(np.float64)
+    if metric == "l2":
+        return -np.square(q[:, None, :] - x[None, :, :]).sum(axis=2)
+    if metric == "cosine":
+        q, x = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (q, x))
+    return q @ x.T
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "PCA8,IVF8,Flat"])
+@given(rows=st.integers(1, 60), k=st.integers(1, 80), num_queries=st.integers(0, 30), seed=st.integers(0, 1000))
+@settings(max_examples=12, deadline=None)
+def test_probing_every_list_equals_brute_force(
+    factory: str, metric: Metric, rows: int, k: int, num_queries: int, seed: int
+) -> None:
+    items, queries = vectors(rows, seed=seed), vectors(num_queries, seed=seed + 1)
+    template = train_template(factory, 8, metric, vectors(400, seed=7))
+    index = load_index(build_index(template, items, metric), dim=8, metric=metric, rows=rows, name="segment")
+    prepared = prepare_queries(queries, 8, metric)
+    scores, found = search_segment(index, prepared, k, metric, coarse(index, prepared, nprobe=8))
+    assert scores.shape == found.shape == (num_queries, k)
+    assert scores.dtype == np.float32
+    assert found.dtype == np.int64
+    truth = brute_force(queries, items, metric)
+    kept = min(k, rows)
+    # PCA to all 8 dims is a rotation about the mean: only distances survive it.
+    if not factory.startswith("PCA") or metric == "l2":
+        assert np.allclose(scores[:, :kept], -np.sort(-truth, axis=1)[:, :kept], atol=1e-4)
+        assert np.allclose(np.take_along_axis(truth, found[:, :kept], axis=1), scores[:, :kept], atol=1e-4)
+    assert np.all(scores[:, kept:] == -np.inf)
+    assert np.all(found[:, kept:] == -1)
+    assert all(len(set(row)) == kept for row in found[:, :kept].tolist())
+
+
+@pytest.mark.parametrize("factory", ["IVF4,Flat", "IVF4,PQ2x4", "PCA4,IVF4,Flat", "HNSW8", "SQ8"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_same_input_gives_the_same_bytes(factory: str, metric: Metric) -> None:
+    training, items = vectors(200), vectors(100, seed=1)
+    template = train_template(factory, 8, metric, training)
+    assert train_template(factory, 8, metric, training) == template
+    assert build_index(template, items, metric) == build_index(template, items, metric)
+
+
+def test_inputs_are_left_as_they_were() -> None:
+    items = vectors(50)
+    before = items.copy()
+    build_index(train_template("Flat", 8, "cosine", items), items, "cosine")
+    prepare_queries(items, 8, "cosine")
+    assert np.array_equal(items, before)
+
+
+def test_segments_of_one_template_share_a_coarse_assignment() -> None:
+    template, other = (train_template("IVF8,Flat", 8, "l2", vectors(400, seed=s)) for s in (0, 1))
+    first, second, third = (
+        load_index(build_index(t, vectors(40, seed=s), "l2"), dim=8, metric="l2", rows=40, name="segment")
+        for t, s in ((template, 1), (template, 2), (other, 2))
+    )
+    flat = load_index(train_template("Flat", 8, "l2", vectors(1)), dim=8, metric="l2", rows=0, name="segment")
+    assert template_key(first) == template_key(second) != template_key(third)
+    assert template_key(flat) is None
+    assert coarse(flat, vectors(1)) is None
+    queries = vectors(5, seed=3)
+    shared, own = coarse(first, queries, 2), coarse(second, queries, 2)
+    assert shared is not None
+    assert own is not None
+    assert np.array_equal(shared.lists, own.lists)
+    narrow = search_segment(second, queries, 10, "l2", shared)[0]
+    assert np.array_equal(narrow, search_segment(second, queries, 10, "l2", own)[0])
+    assert narrow.sum() < search_segment(second, queries, 10, "l2", coarse(second, queries, 8))[0].sum()
+
+
+def test_an_ivf_template_stores_a_useful_number_of_probes() -> None:
+    for lists, probes in ((4, 4), (64, 16), (8, 8)):
+        template = train_template(f"IVF{lists},Flat", 8, "ip", vectors(400))
+        assert load_index(template, dim=8, metric="ip", rows=0, name="template").nprobe == probes
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("Flot", "could not parse index string Flot"),
+        ("IVF64,Flat", r"training points \(20\)"),
+        ("PQ3", "multiple of the number of subquantizers"),
+        ("IDMap,Flat", "add does not make sense"),
+    ],
+)
+def test_a_factory_that_faiss_cannot_use_is_refused_with_its_reason(factory: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"index\.factory '{factory}' .*20 training vectors: .*{said}") as caught:
+        train_template(factory, 8, "l2", vectors(20))
+    assert ".cpp" not in str(caught.value)
+
+
+def test_queries_are_checked_before_faiss_reads_them() -> None:
+    with pytest.raises(SpaceMismatch, match="dim 7, the index has 8"):
+        prepare_queries(vectors(2, 7), 8, "ip")
+    for wrong in (vectors(8)[0], np.full((1, 8), "a"), np.ones((1, 8), bool)):
+        with pytest.raises(ValueError, match=r"expected numbers of shape \(Q, 8\)"):
+            prepare_queries(wrong, 8, "ip")
+    for broken in (np.nan, np.inf, -np.inf):
+        queries = vectors(3)
+        queries[1, 2] = broken
+        with pytest.raises(ValueError, match="vector 1 holds values that are not finite"):
+            prepare_queries(queries, 8, "cosine")
+    assert prepare_queries(np.asfortranarray(vectors(4), dtype=np.float64), 8, "ip").flags.c_contiguous
+    assert np.allclose(np.linalg.norm(prepare_queries(5 * vectors(4), 8, "cosine"), axis=1), 1)
+    assert not prepare_queries(np.zeros((1, 8)), 8, "cosine").any()
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_cut_or_lengthened_file_is_refused_by_name(data: st.DataObject) -> None:
+    whole = build_index(train_template("IVF4,Flat", 8, "l2", vectors(200)), vectors(30), "l2")
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    for damaged in (whole[:cut], whole + b"\0" * (cut + 1)):
+        with pytest.raises(CorruptFile, match=r"^index/b0\.faiss"):
+            load_index(damaged, dim=8, metric="l2", rows=30, name="index/b0.faiss")
+
+
+def test_an_index_of_another_dim_metric_or_size_is_refused() -> None:
+    data = build_index(train_template("Flat", 8, "ip", vectors(1)), vectors(30), "ip")
+    assert load_index(data, dim=8, metric="cosine", rows=30, name="s").ntotal == 30
+    expected: list[tuple[int, Metric, int]] = [(9, "ip", 30), (8, "l2", 30), (8, "ip", 31)]
+    for dim, metric, rows in expected:
+        with pytest.raises(CorruptFile, match=r"s: holds \(dim, FAISS metric, rows\) \(8, 0, 30\)"):
+            load_index(data, dim=dim, metric=metric, rows=rows, name="s")

@@ -1,0 +1,72 @@
+"""Runs are expensive: one root is planned once, and each test goes on from a copy of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastfill_ray as ff
+from tests import synthetic
+
+# Rows whose old vector is missing, too short, or not a number: absent until they are embedded.
+UNUSABLE = {17: None, 205: [1.0, 2.0], 433: [float("nan")] * synthetic.OLD_DIM}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A gallery of 600 items with queries, and how to run on it. ``control`` steers the stub embedder."""
+
+    folder: Path
+    ids: np.ndarray
+    x: np.ndarray
+    classes: np.ndarray
+    asked: np.ndarray
+
+    def config(self, output: Path, **sections: Any) -> dict[str, Any]:
+        return synthetic.config(self.folder, output=str(output), **synthetic.with_queries(self.folder), **sections)
+
+    def control(self, **values: Any) -> None:
+        (self.folder / "control.json").write_text(json.dumps(values))
+
+    def journal(self, folder: Path) -> list[str]:
+        """Markers of all embedded items, in no order."""
+        return [line for file in folder.iterdir() for line in file.read_text().split()]
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    folder = tmp_path_factory.mktemp("workshop")
+    ids, x, classes = synthetic.write_gallery(folder / "gallery", unusable=UNUSABLE)
+    asked = synthetic.write_queries(folder / "queries", ids, x, classes)
+    return Workshop(folder, ids, x, classes, asked)
+
+
+@pytest.fixture(scope="session")
+def planned(workshop: Workshop, ray_session: None) -> Path:
+    """An output root with a PLAN and no version."""
+    root = workshop.folder / "planned"
+    result = ff.run_backfill(workshop.config(root), until="plan")
+    assert result.state.plan is not None
+    assert not result.state.versions
+    return root
+
+
+@pytest.fixture
+def root(planned: Path, workshop: Workshop, tmp_path: Path) -> Callable[[], Path]:
+    """Fresh copies of the planned root; the embedder behaves well at first and after the test."""
+    workshop.control()
+
+    def copy() -> Path:
+        target = tmp_path / f"root-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(planned, target)
+        return target
+
+    yield copy
+    workshop.control()
