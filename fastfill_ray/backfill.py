@@ -9,24 +9,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from fastfill_ray.config import BackfillConfig, load_config
 from fastfill_ray.core.records import Init, Plan, Publish, Receipt, State, canonical, fingerprint
-from fastfill_ray.errors import ConfigError, InputChanged, PlanMismatch, SpaceMismatch
+from fastfill_ray.errors import (
+    ConfigError,
+    EmbedderError,
+    InputChanged,
+    PlanMismatch,
+    QuarantineExceeded,
+    SpaceMismatch,
+)
 from fastfill_ray.report import report_json, version_table
 from fastfill_ray.report_html import report_html
-from fastfill_ray.stages.embed import Unit, embed, find_receipts
+from fastfill_ray.stages.embed import embed, keep_receipt
 from fastfill_ray.stages.prepare import (
     Prepared,
     check_quarantine,
+    known_receipts,
     make_job,
     old_space_of,
     prepare,
     snapshot_of,
     spaces_of,
+    withdraw,
 )
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import connected
@@ -207,33 +217,36 @@ def _embed_waves(
 ) -> Generator[dict[int, Receipt]]:
     """The receipts {chunk: receipt} of each wave, as soon as its last one is durable."""
     units = {wave: maker.units(wave) for wave in waves}
-    receipts = {wave: _known(files, plan, wave, units[wave]) for wave in waves}
+    rows = {wave: sum(unit.rows for unit in units[wave]) for wave in waves}
+    limits = {wave: config.quarantine.limit(rows[wave]) for wave in waves}
+    receipts = {wave: known_receipts(files, wave_folder(plan.plan, wave), units[wave], limits[wave]) for wave in waves}
     missing = [unit for wave in waves for unit in units[wave] if unit.unit not in receipts[wave]]
     job = make_job(config, files, ready.snapshot, plan.thresholds)
-    stream = embed(job, missing, config.resources)
+    handed_over: set[int] = set()
     try:
+        with closing(embed(job, missing, config.resources)) as stream:
+            for wave in waves:
+                done = sum(unit.rows for unit in units[wave] if unit.unit in receipts[wave])
+                with progress.stage(f"wave {wave}", rows[wave], "items", done=done) as bar:
+                    while len(receipts[wave]) < len(units[wave]):
+                        received = next(stream, None)
+                        if received is None:
+                            raise EmbedderError(f"wave {wave}: the pool ended before all its receipts came; run again")
+                        unit, receipt = received
+                        receipts[unit.wave][unit.unit] = receipt
+                        if unit.wave == wave:
+                            bar.advance(unit.rows)
+                        if receipt.quarantined:
+                            found = receipts[unit.wave].values()
+                            check_quarantine(f"wave {unit.wave}", found, rows[unit.wave], limits[unit.wave])
+                            keep_receipt(files, unit, receipt)
+                handed_over.add(wave)
+                yield {int(name[1:]): receipt for name, receipt in receipts[wave].items()}
+    except QuarantineExceeded:
         for wave in waves:
-            total = sum(unit.rows for unit in units[wave])
-            done = sum(unit.rows for unit in units[wave] if unit.unit in receipts[wave])
-            with progress.stage(f"wave {wave}", total, "items", done=done) as bar:
-                while len(receipts[wave]) < len(units[wave]):
-                    unit, receipt = next(stream)
-                    receipts[unit.wave][unit.unit] = receipt
-                    if unit.wave == wave:
-                        bar.advance(unit.rows)
-                    if receipt.quarantined:
-                        found = {(unit.folder, name): r for name, r in receipts[unit.wave].items()}
-                        rows = sum(other.rows for other in units[unit.wave])
-                        check_quarantine(files, f"wave {unit.wave}", found, rows, config)
-            yield {int(name[1:]): receipt for name, receipt in receipts.pop(wave).items()}
-    finally:
-        stream.close()
-
-
-def _known(files: Files, plan: Plan, wave: int, units: Sequence[Unit]) -> dict[str, Receipt]:
-    wanted = {unit.unit for unit in units}
-    found = find_receipts(files, wave_folder(plan.plan, wave))
-    return {name: receipt for name, receipt in found.items() if name in wanted}
+            if wave not in handed_over:
+                withdraw(files, wave_folder(plan.plan, wave))
+        raise
 
 
 def _step(

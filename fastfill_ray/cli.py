@@ -117,13 +117,16 @@ def _search(arguments: argparse.Namespace) -> int:
     if arguments.vectors is not None:
         try:
             queries = np.load(arguments.vectors, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise ConfigError(
                 f"--vectors {arguments.vectors}: a .npy array (Q, {index.dim}) is expected: {error}"
             ) from None
     else:
         queries = _embed_text(arguments)
-    scores, ids = index.search(queries, k=arguments.k)
+    try:
+        scores, ids = index.search(queries, k=arguments.k)
+    except ValueError as error:
+        raise ConfigError(f"{arguments.vectors or arguments.text}: {error}") from None
     found = [
         [{"id": item, "score": score} for item, score in zip(row, line, strict=True) if np.isfinite(score)]
         for row, line in zip(ids.tolist(), scores.tolist(), strict=True)

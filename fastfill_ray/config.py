@@ -21,10 +21,12 @@ Metric = Literal["cosine", "ip", "l2"]
 Relevance = Literal["label", "qrels", "new_model"]
 
 _MAX_CONFIG_BYTES = 1 << 20
+# The parser lets the last two out: for dates that do not exist, and for nesting without end.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class GalleryConfig(Part):
@@ -160,7 +162,7 @@ class BackfillConfig(Part):
     quarantine: QuarantineConfig = QuarantineConfig()
     storage: StorageConfig = StorageConfig()
     output: str = Field(min_length=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -228,7 +230,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {len(data)} bytes; a config has at most {_MAX_CONFIG_BYTES}")
     try:
         values = yaml.safe_load(data)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds {type(values).__name__}; a mapping of sections is expected")
@@ -254,7 +256,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         values = inner
     try:
         values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except _NOT_YAML:
         raise ConfigError(f"--set {override}: the value is not YAML") from None
 
 

@@ -208,8 +208,8 @@ def _published(state: State, version: Version) -> str:
     if found == "published":
         return "yes, serving" if state.serving == version.version else "yes"
     if found == "held":
-        reason = plain(version.verdict.reason)
-        return f"held: {reason if len(reason) <= 48 else reason[:47] + '…'}"
+        difference = version.verdict.difference
+        return "held" if difference is None else f"held ({difference:+.4f})"
     return "no" if found == "not published" else found
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 # Before any Ray worker starts: workers inherit them. Never real ones; servers under test listen on loopback only.
 os.environ.update(
@@ -32,3 +33,12 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()

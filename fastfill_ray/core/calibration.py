@@ -72,7 +72,7 @@ def fit_offset(
     if is_new.all() or not is_new.any():
         return Calibration()
     finite = np.isfinite(stale) & np.isfinite(new)
-    gap = float(np.median(np.abs(new - stale)[finite])) if finite.any() else 0.0
+    gap = float(np.median(np.abs(new[finite] - stale[finite]))) if finite.any() else 0.0
     num_relevant = (relevant & finite).sum(axis=1)
     best, best_key = 0.0, (-np.inf, 0.0)
     for offset in sorted(_GRID * gap, key=abs):

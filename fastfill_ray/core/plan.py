@@ -8,6 +8,7 @@ earlier. Thresholds on the key are found by histograms, so that no sort and no s
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -107,9 +108,8 @@ def cut_chunks(files: Sequence[tuple[int, int]], *, chunk_rows: int, chunk_bytes
         step = max(1, min(chunk_rows, int(chunk_bytes / per_row)))
         pieces = -(-rows // step)
         edges = np.linspace(0, rows, pieces + 1).round().astype(int)  # even pieces: no tiny last chunk
-        chunks.extend(
-            Chunk(len(chunks) + i, number, int(edges[i]), int(edges[i + 1] - edges[i])) for i in range(pieces)
-        )
+        for start, end in itertools.pairwise(edges.tolist()):
+            chunks.append(Chunk(len(chunks), number, start, end - start))
     return chunks
 
 

@@ -37,18 +37,19 @@ def class_margin(
         aligned: (N, E) mapped vectors.
         labels: (N,) class of each item; None where unknown.
         reference: (P, E) new vectors of the train pairs.
-        reference_labels: (P,) their classes.
+        reference_labels: (P,) their classes; None is no class, neither an item's own nor another.
 
     Returns:
         (N,) float32; an item whose class no pair has is as uncertain as the worst distance seen.
     """
     priority = np.empty(len(aligned), np.float32)
+    known = np.not_equal(reference_labels, None).astype(bool)
     for start in range(0, len(aligned), _ROWS_AT_A_TIME):
         part = slice(start, start + _ROWS_AT_A_TIME)
         distances = -similarity(aligned[part], reference, "l2")
         same = labels[part, None] == reference_labels[None, :]
         worst = distances.max(axis=1)
-        own = np.where(same, distances, np.inf).min(axis=1)
-        other = np.where(same, np.inf, distances).min(axis=1)
+        own = np.where(same & known, distances, np.inf).min(axis=1)
+        other = np.where(~same & known, distances, np.inf).min(axis=1)
         priority[part] = np.where(np.isinf(own), worst, own) - np.where(np.isinf(other), worst, other)
     return priority

@@ -27,9 +27,11 @@ def verify(files: Files, version: int | None = None) -> list[Verified]:
 
     Raises:
         CorruptFile, FileMissing: names the object that is damaged or gone.
-        NotPublished: no such version, or it is expired.
+        NotPublished: no log, no such version, or it is expired.
     """
     state = read_state(files)
+    if state.init is None:
+        raise NotPublished(f"{files.root}: there is no log here, so nothing to verify. Mend the path.")
     versions = [v for v in state.versions if v.version not in state.expired and version in (None, v.version)]
     if version is not None and not versions:
         there = ", ".join(str(v.version) for v in state.versions if v.version not in state.expired) or "none"

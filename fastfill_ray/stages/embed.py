@@ -102,7 +102,9 @@ def find_receipts(files: Files, folder: str) -> dict[str, Receipt]:
 
 
 def embed(job: Job, units: Sequence[Unit], resources: ResourcesConfig) -> Generator[tuple[Unit, Receipt]]:
-    """Embed units in order as one streaming execution, yielding each receipt when it is durable.
+    """Embed units in order as one streaming execution, yielding each receipt.
+
+    A receipt is durable already, unless it has quarantined rows: then the caller decides, and calls ``keep_receipt``.
 
     Closing the iterator stops the pool; units in flight then may or may not leave receipts.
 
@@ -210,10 +212,7 @@ def read_waves(files: Files, scores: FileRef, thresholds: Sequence[int]) -> np.n
 
 
 def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receipt:
-    """Embed a unit's rows, write the vectors, then the receipt. The first receipt wins; a twin's is adopted.
-
-    Rows in = rows written + quarantined.
-    """
+    """Embed a unit's rows and write the vectors, then the receipt unless it has bad rows. Rows in = rows out + bad."""
     start = time.monotonic()
     space = job.spaces[unit.model]
     _, payload = job.columns(unit.role)
@@ -241,10 +240,16 @@ def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receip
     )
     if receipt.rows + len(receipt.quarantined) != unit.rows:
         raise EmbedderError(f"{unit.folder}/{unit.unit}: {unit.rows} rows in, {receipt.rows} out, {len(unusable)} bad")
+    # Whether bad rows can be lived with depends on the whole wave: such a receipt is put by the driver, if at all.
+    return receipt if receipt.quarantined else keep_receipt(job.files, unit, receipt)
+
+
+def keep_receipt(files: Files, unit: Unit, receipt: Receipt) -> Receipt:
+    """Make a receipt durable; the first one wins, a twin's is adopted."""
     path = unit_receipt(unit.folder, unit.unit)
-    if job.files.put_new(path, canonical(receipt.model_dump(mode="json"))):
+    if files.put_new(path, canonical(receipt.model_dump(mode="json"))):
         return receipt
-    return Receipt.model_validate_json(job.files.get(path))
+    return Receipt.model_validate_json(files.get(path))
 
 
 def read_vectors(files: Files, receipts: Iterable[Receipt], dim: int) -> tuple[list[Any], np.ndarray]:

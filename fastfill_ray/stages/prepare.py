@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from fastfill_ray.config import BackfillConfig
 from fastfill_ray.core.records import Receipt, fingerprint
 from fastfill_ray.errors import QuarantineExceeded
-from fastfill_ray.stages.embed import Job, Space, Unit, embed, find_receipts
+from fastfill_ray.stages.embed import Job, Space, Unit, embed, find_receipts, keep_receipt
 from fastfill_ray.stages.evaluate import audit_queries
 from fastfill_ray.stages.pairs import PairPlan, Pairs, finish_pairs, load_pairs, plan_pairs
 from fastfill_ray.stages.progress import Progress
@@ -21,7 +22,7 @@ from fastfill_ray.stages.snapshot import Snapshot, Source, take_snapshot
 from fastfill_ray.stages.train import Method, TrainJob, alignment_fingerprint, read_classifier, train
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import TableInput
-from fastfill_ray.storage.layout import unit_receipt
+from fastfill_ray.storage.layout import stage_folder, unit_receipt
 
 _SHOWN = 5
 
@@ -51,14 +52,13 @@ def spaces_of(config: BackfillConfig) -> dict[str, str]:
 def choose(config: BackfillConfig) -> tuple[Method, Policy, dict[str, str]]:
     """What each `auto` becomes, and why. Fixed rules, not yet measured on the user's own pairs."""
     choices: dict[str, str] = {}
-    labels = config.gallery.label_column is not None
     method: Method
     if config.alignment.method != "auto":
         method = config.alignment.method
-    elif labels:
-        method, choices["alignment.method"] = "fastfill", "fastfill: the gallery has labels, its loss can use them"
+    elif config.new_model.classifier is not None:
+        method, choices["alignment.method"] = "fastfill", "fastfill: its loss can use the new model's classifier"
     else:
-        method, choices["alignment.method"] = "ridge", "ridge: without labels a linear map is hard to beat on few pairs"
+        method, choices["alignment.method"] = "ridge", "ridge: hard to beat where the new model has no classifier"
     policy: Policy
     if config.policy.name != "auto":
         policy = config.policy.name
@@ -166,26 +166,32 @@ def make_job(config: BackfillConfig, files: Files, snapshot: Snapshot, cuts: Ite
     )
 
 
-def check_quarantine(
-    files: Files, what: str, receipts: Mapping[tuple[str, str], Receipt], rows: int, config: BackfillConfig
-) -> None:
-    """Fail above the limit. Receipts with bad rows are then withdrawn: after the mend, the same command tries again.
+def check_quarantine(what: str, receipts: Iterable[Receipt], rows: int, limit: int) -> None:
+    """Raise QuarantineExceeded, naming rows and reasons, if more than `limit` of `rows` could not be embedded."""
+    bad = [fault for receipt in receipts for fault in receipt.quarantined]
+    if len(bad) > limit:
+        shown = "; ".join(f"id {fault.id!r} (row {fault.row}): {fault.reason}" for fault in bad[:_SHOWN])
+        raise QuarantineExceeded(
+            f"{what}: {len(bad)} of {rows} rows could not be embedded, at most {limit} are allowed: {shown}. "
+            "Nothing was committed. Mend the rows or the embedder, or raise quarantine.max_rows, and run again."
+        )
 
-    Raises:
-        QuarantineExceeded: names the first rows and reasons.
-    """
-    limit = config.quarantine.limit(rows)
-    bad = [fault for receipt in receipts.values() for fault in receipt.quarantined]
-    if len(bad) <= limit:
-        return
-    for (folder, unit), receipt in receipts.items():
+
+def known_receipts(files: Files, folder: str, units: Iterable[Unit], limit: int) -> dict[str, Receipt]:
+    """The receipts that earlier runs left for these units; none with bad rows where they are too many to go on with."""
+    wanted = {unit.unit for unit in units}
+    found = {name: receipt for name, receipt in find_receipts(files, folder).items() if name in wanted}
+    if sum(len(receipt.quarantined) for receipt in found.values()) > limit:
+        withdraw(files, folder)
+        found = {name: receipt for name, receipt in found.items() if not receipt.quarantined}
+    return found
+
+
+def withdraw(files: Files, folder: str) -> None:
+    """Delete the receipts with bad rows of a wave that failed: after the mend, the same command tries those again."""
+    for unit, receipt in find_receipts(files, folder).items():
         if receipt.quarantined:
             files.delete(unit_receipt(folder, unit))
-    shown = "; ".join(f"id {fault.id!r} (row {fault.row}): {fault.reason}" for fault in bad[:_SHOWN])
-    raise QuarantineExceeded(
-        f"{what}: {len(bad)} of {rows} rows could not be embedded, at most {limit} are allowed: {shown}. Nothing was "
-        "committed. Mend the rows or the embedder, or raise quarantine.max_rows or max_fraction, and run again."
-    )
 
 
 def _plan_queries(config: BackfillConfig, spaces: Mapping[str, str]) -> tuple[QueryPlan | None, TableInput | None]:
@@ -208,20 +214,33 @@ def _embed_first(
     files = job.files
     query_units = list(itertools.chain.from_iterable(query_plan.units.values())) if query_plan is not None else []
     units = [*pair_plan.units, *query_units]
+    limit = config.quarantine.limit(config.pairs.count)
     receipts: dict[tuple[str, str], Receipt] = {}
-    for folder in {unit.folder for unit in units}:
-        receipts |= {(folder, unit): receipt for unit, receipt in find_receipts(files, folder).items()}
+    for folder in dict.fromkeys(unit.folder for unit in units):
+        here = [unit for unit in units if unit.folder == folder]
+        found = known_receipts(files, folder, here, limit)
+        receipts |= {(folder, name): receipt for name, receipt in found.items()}
     missing = [unit for unit in units if _key(unit) not in receipts]
-    pair_keys = {_key(unit) for unit in pair_plan.units}
+    pair_folder = stage_folder("pairs", pair_plan.fingerprint)
     if missing:
         rows = sum(unit.rows for unit in units)
-        with progress.stage("pairs", rows, "items", done=rows - sum(unit.rows for unit in missing)) as bar:
-            for unit, receipt in embed(job, missing, config.resources):
-                receipts[_key(unit)] = receipt
-                bar.advance(unit.rows)
-                if receipt.quarantined:
-                    done = {key: found for key, found in receipts.items() if key in pair_keys}
-                    check_quarantine(files, "pairs", done, config.pairs.count, config)
+        done = rows - sum(unit.rows for unit in missing)
+        try:
+            with (
+                progress.stage("pairs", rows, "items", done=done) as bar,
+                closing(embed(job, missing, config.resources)) as stream,
+            ):
+                for unit, receipt in stream:
+                    receipts[_key(unit)] = receipt
+                    if receipt.quarantined and unit.folder == pair_folder:
+                        pairs_so_far = [found for (folder, _), found in receipts.items() if folder == pair_folder]
+                        check_quarantine("pairs", pairs_so_far, config.pairs.count, limit)
+                    if receipt.quarantined:
+                        receipts[_key(unit)] = keep_receipt(files, unit, receipt)
+                    bar.advance(unit.rows)
+        except QuarantineExceeded:
+            withdraw(files, pair_folder)
+            raise
     pair_receipts = {unit.unit: receipts[_key(unit)] for unit in pair_plan.units}
     pairs = finished or finish_pairs(files, pair_plan, pair_receipts, source, new_dim=config.new_model.dim)
     by_chunk = {int(unit[1:]): receipt for unit, receipt in pair_receipts.items()}

@@ -144,10 +144,12 @@ def read_rows(
 
 
 def check_pin(file: PinnedFile, *, s3_endpoint: str | None) -> None:
-    """Raise InputChanged unless size and tag (etag or mtime) are still the pinned ones."""
+    """Raise InputChanged unless size and tag (etag or mtime) are the pinned ones, InputError if that is not known."""
     try:
         now = stat_input(file.path, s3_endpoint=s3_endpoint)[0]
-    except (InputError, FileNotFoundError) as error:
+    except InputError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise  # the store is at fault: nobody knows whether the file changed
         raise InputChanged(f"{file.path}: vanished after planning. Put it back, or start a new output root.") from error
     if (now.size, now.tag) != (file.size, file.tag):
         raise InputChanged(

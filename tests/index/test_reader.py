@@ -46,8 +46,8 @@ class Root:
             Plan(
                 plan="p", request="r", settings={}, ids_digest="", snapshot="s", pairs="p", alignment="a", scores="s",
                 method="ridge", policy="random", stale_mode="aligned", waves=(1.0,), thresholds=(0,),
-                wave_rows=(1, 1), rows=2, unusable_rows=0, factory=self.factory, stale_factory=self.factory, segment_rows=100,
-                units=nothing, templates={}, objective="o", baselines={}, baseline_queries=None,
+                wave_rows=(1, 1), rows=2, unusable_rows=0, factory=self.factory, stale_factory=self.factory,
+                segment_rows=100, units=nothing, templates={}, objective="o", baselines={}, baseline_queries=None,
             )
         )  # fmt: skip
 

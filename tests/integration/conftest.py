@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 
 import fastfill_ray as ff
+from fastfill_ray.core.plan import sample_pairs
 from tests import synthetic
 
-# Rows whose old vector is missing, too short, or not a number: absent until they are embedded.
-UNUSABLE = {17: None, 205: [1.0, 2.0], 433: [float("nan")] * synthetic.OLD_DIM}
+PAIRS = np.concatenate(list(sample_pairs(600, 120, (0.7, 0.15, 0.15), seed=0).values()))
+OTHERS = np.setdiff1d(np.arange(600), PAIRS)
+# Rows whose old vector is missing, too short, or not a number: the first is a pair, the others absent until embedded.
+ABSENT = [int(OTHERS[100]), int(OTHERS[300])]
+UNUSABLE = {int(PAIRS[0]): None, ABSENT[0]: [1.0, 2.0], ABSENT[1]: [float("nan")] * synthetic.OLD_DIM}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,194 @@
+"""What may import what, what importing costs, and what no file of ours may do."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fastfill_ray
+
+REPOSITORY = Path(__file__).parent.parent
+PACKAGE = REPOSITORY / "fastfill_ray"
+SOURCES = sorted([*PACKAGE.rglob("*.py"), *(REPOSITORY / "jobs").rglob("*.py")])
+
+# Larger numbers import smaller ones. Parts of one number: only a part itself, and what BESIDE allows.
+LEVELS = {
+    "errors": 0,
+    "config": 0,
+    "core": 1,
+    "storage": 2,
+    "alignment": 3,
+    "embedders": 3,
+    "index": 3,
+    "stages": 4,
+    "report": 5,
+    "report_html": 5,
+    "report_svg": 5,
+    "backfill": 5,
+    "cli": 6,
+    "__init__": 7,
+    "jobs": 8,
+}
+BESIDE = {
+    ("config", "errors"),
+    ("report", "report_html"),
+    ("report_html", "report"),
+    ("report_html", "report_svg"),
+    ("report_svg", "report"),
+    ("backfill", "report"),
+    ("backfill", "report_html"),
+}
+# No I/O, clock, global random or engine: what the core may import at all.
+CORE_IMPORTS = {
+    "__future__", "collections", "dataclasses", "functools", "hashlib", "itertools", "json", "math", "re", "typing",
+    "numpy", "pydantic", "fastfill_ray",
+}  # fmt: skip
+
+
+def part_of(path: Path) -> str:
+    """The part of the layout that a source file belongs to."""
+    relative = path.relative_to(REPOSITORY)
+    return "jobs" if relative.parts[0] == "jobs" else Path(relative.parts[1]).stem
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imports_of(tree: ast.Module) -> Iterator[str]:
+    """Dotted names of every module or object that a file imports, wherever the import stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the direction"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def dotted(node: ast.expr) -> str:
+    """`a.b.c` of a name or an attribute, "" for anything else."""
+    if isinstance(node, ast.Attribute):
+        inner = dotted(node.value)
+        return f"{inner}.{node.attr}" if inner else ""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def calls_of(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
+    return ((dotted(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_imports_point_down_only(path: Path) -> None:
+    part = part_of(path)
+    for imported in imports_of(tree_of(path)):
+        root, _, rest = imported.partition(".")
+        if root != "fastfill_ray":
+            continue
+        first = rest.partition(".")[0]
+        other = first if first in LEVELS else "__init__"  # `import fastfill_ray`, or one of its public names
+        # The version in the help text is all that a lower part may want from the top; jobs use the public names.
+        allowed = (
+            LEVELS[other] < LEVELS[part]
+            or other == part
+            or (part, other) in BESIDE
+            or (part == "cli" and imported == "fastfill_ray")
+            or part == "__init__"
+        )
+        assert allowed, f"{name(path)} ({part}) imports {imported}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_only_stages_import_ray(path: Path) -> None:
+    roots = {imported.partition(".")[0] for imported in imports_of(tree_of(path))}
+    assert "ray" not in roots or part_of(path) == "stages"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "core").glob("*.py")), ids=name)
+def test_the_core_is_pure(path: Path) -> None:
+    tree = tree_of(path)
+    assert {imported.partition(".")[0] for imported in imports_of(tree)} <= CORE_IMPORTS
+    for called, call in calls_of(tree):
+        assert called not in {"open", "input", "print"}
+        if ".random." in called:
+            assert called.endswith(".random.default_rng"), f"{called} uses numpy's global random state"
+            assert call.args, "an unseeded generator"
+
+
+LOADERS = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+CALLS = {
+    "eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all",
+    "torch.load", "torch.jit.load", "torch.hub.load", "os.system", "os.popen",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_nothing_that_is_read_is_ever_executed(path: Path) -> None:
+    tree = tree_of(path)
+    assert not LOADERS & {part for imported in imports_of(tree) for part in imported.split(".")}
+    for called, call in calls_of(tree):
+        assert called not in CALLS, f"{name(path)}:{call.lineno} calls {called}"
+        options = {option.arg: option.value for option in call.keywords}
+        for option, safe in (("allow_pickle", False), ("shell", False), ("trust_remote_code", False)):
+            if option in options:
+                value = options[option]
+                assert isinstance(value, ast.Constant), f"{name(path)}:{call.lineno}: {option}"
+                assert value.value is safe, f"{name(path)}:{call.lineno}: {option}"
+        if called in {"np.load", "numpy.load"}:
+            assert "allow_pickle" in options, f"{name(path)}:{call.lineno}: np.load says allow_pickle=False"
+
+
+def test_the_walk_sees_what_it_is_meant_to_forbid() -> None:
+    tree = ast.parse("def f():\n    import ray.data\n    from torch import load\n    yaml.load(x)\n    eval('1')\n")
+    assert list(imports_of(tree)) == ["ray.data", "torch.load"]
+    assert [called for called, _ in calls_of(tree)] == ["yaml.load", "eval"]
+    assert {part_of(path) for path in SOURCES} == set(LEVELS)
+
+
+def in_fresh_process(code: str) -> str:
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.parametrize(
+    ("statement", "not_loaded"),
+    [
+        ("import fastfill_ray", {"ray", "torch", "faiss", "pyarrow", "s3fs", "numpy", "pydantic", "yaml"}),
+        ("from fastfill_ray import BackfillConfig, load_config", {"ray", "torch", "faiss", "pyarrow", "s3fs"}),
+        ("import fastfill_ray.cli", {"ray", "torch", "faiss", "pyarrow", "s3fs", "numpy"}),
+        ("from fastfill_ray import open_index", {"ray", "torch", "s3fs"}),
+    ],
+)
+def test_importing_brings_in_only_what_is_used(statement: str, not_loaded: set[str]) -> None:
+    loaded = json.loads(in_fresh_process(f"import json, sys\n{statement}\nprint(json.dumps(list(sys.modules)))"))
+    assert not not_loaded & {module.partition(".")[0] for module in loaded}
+
+
+def test_the_public_names_are_these() -> None:
+    assert fastfill_ray.__all__ == [
+        "BackfillConfig",
+        "BackfillResult",
+        "FastfillError",
+        "Index",
+        "load_config",
+        "open_index",
+        "run_backfill",
+    ]
+    assert dir(fastfill_ray) == fastfill_ray.__all__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = fastfill_ray.nothing
+
+
+def test_every_public_name_and_no_other_comes_with_a_star_import() -> None:
+    found = in_fresh_process("from fastfill_ray import *\nprint(*sorted(set(dir()) - set(dir(__builtins__))))")
+    assert set(fastfill_ray.__all__) <= set(found.split())
