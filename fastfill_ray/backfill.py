@@ -30,17 +30,17 @@ from fastfill_ray.stages.embed import embed, keep_receipt
 from fastfill_ray.stages.prepare import (
     Prepared,
     check_quarantine,
+    check_request,
     known_receipts,
     make_job,
     old_space_of,
     prepare,
-    snapshot_of,
     spaces_of,
     withdraw,
 )
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import connected
-from fastfill_ray.stages.snapshot import Snapshot
+from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, take_snapshot
 from fastfill_ray.stages.version import VersionMaker, make_plan
 from fastfill_ray.storage.files import Files, open_files, probe
 from fastfill_ray.storage.gallery import check_pin
@@ -158,9 +158,13 @@ def run_backfill(
     step = _step(files, state, settings, request, last_wave, config)
     if step.do == "stop":
         return _result(config, state, progress)
+    endpoint = config.storage.s3_endpoint
+    with progress.timed("inspect"):
+        inspected = inspect_gallery(config.gallery, config.resources, s3_endpoint=endpoint)
+        check_request(config, inspected)
     with connected():
         probe(files)
-        snapshot = snapshot_of(config, files, progress)
+        snapshot = take_snapshot(files, inspected, config.gallery, progress, s3_endpoint=endpoint)
         _bind(log, config, snapshot)
         epoch = log.claim()
         ready = prepare(config, files, snapshot, progress)

@@ -74,11 +74,11 @@ def fit_offset(
     finite = np.isfinite(stale) & np.isfinite(new)
     gap = float(np.median(np.abs(new[finite] - stale[finite]))) if finite.any() else 0.0
     num_relevant = (relevant & finite).sum(axis=1)
-    best, best_key = 0.0, (-np.inf, 0.0)
-    for offset in sorted(_GRID * gap, key=abs):
-        scores = mixed_scores(stale, new, is_new, Calibration(offset=float(offset)))
+    best, best_value = 0.0, -np.inf
+    for offset in sorted((_GRID * gap).tolist(), key=abs):  # the smallest first: a tie does not replace it
+        scores = mixed_scores(stale, new, is_new, Calibration(offset=offset))
         values = per_query(rank_hits(scores, relevant), num_relevant)[metric]
-        key = (float(np.nanmean(values)) if (~np.isnan(values)).any() else 0.0, -abs(float(offset)))
-        if key > best_key:
-            best, best_key = float(offset), key
+        value = float(np.nanmean(values)) if (~np.isnan(values)).any() else 0.0
+        if value > best_value:
+            best, best_value = offset, value
     return Calibration(offset=best)

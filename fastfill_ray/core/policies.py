@@ -43,7 +43,7 @@ def class_margin(
         (N,) float32; an item whose class no pair has is as uncertain as the worst distance seen.
     """
     priority = np.empty(len(aligned), np.float32)
-    known = np.not_equal(reference_labels, None).astype(bool)
+    known = np.array([label is not None for label in reference_labels])
     for start in range(0, len(aligned), _ROWS_AT_A_TIME):
         part = slice(start, start + _ROWS_AT_A_TIME)
         distances = -similarity(aligned[part], reference, "l2")

@@ -65,6 +65,27 @@ def train_template(factory: str, dim: int, metric: Metric, training: Floats) -> 
     return template
 
 
+def check_factory(factory: str, dim: int, metric: Metric, num_training: int) -> None:
+    """What can be known about a factory string before there are vectors to train it on.
+
+    Raises:
+        ConfigError: FAISS refuses the string, or it has more inverted lists than vectors to train them on.
+    """
+    try:
+        index = faiss.index_factory(dim, factory, _FAISS_METRIC[metric])
+    except RuntimeError as error:
+        raise ConfigError(
+            f"index.factory {factory!r} cannot be used with dim {dim} and metric {metric}: {_reason(error)}. "
+            "A faiss.index_factory string is expected, such as Flat or IVF1024,Flat."
+        ) from error
+    inverted = _inverted(index)
+    if inverted is not None and inverted.ivf.nlist > num_training:
+        raise ConfigError(
+            f"index.factory {factory!r} has {inverted.ivf.nlist} lists, but there are {num_training} vectors to train "
+            "them on, two for each pair. Use fewer lists, raise pairs.count, or use Flat."
+        )
+
+
 def build_index(template: bytes, vectors: Floats, metric: Metric) -> bytes:
     """The template with `vectors` (N, d) as rows 0..N-1, serialised; the same input gives the same bytes."""
     with _one_thread():

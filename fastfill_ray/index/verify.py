@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from fastfill_ray.core.plan import ids_digest
@@ -52,11 +53,9 @@ def _verify_version(files: Files, state: State, version: Version) -> Verified:
                 f"{segment.ids.path}: {len(ids)} ids, digest {ids_digest(ids)}; recorded are {segment.rows}, "
                 f"{segment.ids_digest}"
             )
-        repeated = seen.intersection(ids)
-        if repeated or len(set(ids)) != len(ids):
-            raise CorruptFile(
-                f"{segment.ids.path}: id {next(iter(repeated), ids[0])!r} is in version {version.version} twice"
-            )
+        repeated = [item for item, count in Counter(ids).items() if count > 1 or item in seen]
+        if repeated:
+            raise CorruptFile(f"{segment.ids.path}: id {repeated[0]!r} is in version {version.version} twice")
         seen.update(ids)
     if len(seen) != version.rows:
         raise CorruptFile(f"version {version.version}: {len(seen)} ids, the record says {version.rows}")

@@ -19,8 +19,8 @@ from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.core.plan import ids_digest, wave_of
 from fastfill_ray.core.records import FileRef, Model, Quarantined, Receipt, canonical
 from fastfill_ray.embedders.protocol import Embedder, Role, embed_rows, load_embedder
-from fastfill_ray.errors import CorruptFile, EmbedderError, InputError
-from fastfill_ray.stages.runtime import original_errors
+from fastfill_ray.errors import CorruptFile, EmbedderError, FastfillError, InputError
+from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import IdType, PinnedFile, read_ids, read_rows
 from fastfill_ray.storage.layout import parse_unit_receipt, unit_output, unit_receipt
@@ -140,6 +140,7 @@ def embed(job: Job, units: Sequence[Unit], resources: ResourcesConfig) -> Genera
     )
     with original_errors():
         for row in dataset.iter_rows():
+            raise_packed(row["error"])
             yield by_name[row["folder"], row["unit"]], Receipt.model_validate_json(row["receipt"])
 
 
@@ -150,17 +151,26 @@ class _ReadUnit:
         self._job = job
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        payload = [_ipc(read_unit(self._job, _parse(text))) for text in batch.column("unit").to_pylist()]
-        return pa.table({"unit": batch.column("unit"), "payload": pa.array(payload, pa.large_binary())})
+        payload, error = None, None
+        try:
+            payload = _ipc(read_unit(self._job, _parse(batch.column("unit")[0].as_py())))
+        except FastfillError as fault:
+            error = pack_error(fault)
+        return pa.table(
+            {
+                "unit": batch.column("unit"),
+                "payload": pa.array([payload], pa.large_binary()),
+                "error": pa.array([error], pa.string()),
+            }
+        )
 
 
 class _EmbedUnit:
-    """An actor of the pool: builds the new model once; the old one only if a unit asks for it."""
+    """An actor of the pool: builds each model once, when a unit first asks for it."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._models: dict[str, Embedder] = {}
-        self._model("new")
 
     def _model(self, name: str) -> Embedder:
         if name not in self._models:
@@ -169,17 +179,20 @@ class _EmbedUnit:
         return self._models[name]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        units = [_parse(text) for text in batch.column("unit").to_pylist()]
-        tables = [pa.ipc.open_stream(view.as_buffer()).read_all() for view in batch.column("payload")]
-        receipts = [
-            embed_unit(self._job, unit, table, self._model(unit.model))
-            for unit, table in zip(units, tables, strict=True)
-        ]
+        unit = _parse(batch.column("unit")[0].as_py())
+        receipt, error = None, batch.column("error")[0].as_py()
+        if error is None:
+            try:
+                table = pa.ipc.open_stream(batch.column("payload")[0].as_buffer()).read_all()
+                receipt = embed_unit(self._job, unit, table, self._model(unit.model)).model_dump_json()
+            except FastfillError as fault:
+                error = pack_error(fault)
         return pa.table(
             {
-                "folder": [unit.folder for unit in units],
-                "unit": [unit.unit for unit in units],
-                "receipt": [receipt.model_dump_json() for receipt in receipts],
+                "folder": [unit.folder],
+                "unit": [unit.unit],
+                "receipt": pa.array([receipt], pa.string()),
+                "error": pa.array([error], pa.string()),
             }
         )
 

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastfill_ray.config import BackfillConfig
+from fastfill_ray.core.plan import sample_pairs, wave_targets
 from fastfill_ray.core.records import Receipt, fingerprint
-from fastfill_ray.errors import QuarantineExceeded
+from fastfill_ray.errors import ConfigError, QuarantineExceeded
+from fastfill_ray.index.segment import check_factory
 from fastfill_ray.stages.embed import Job, Space, Unit, embed, find_receipts, keep_receipt
 from fastfill_ray.stages.evaluate import audit_queries
 from fastfill_ray.stages.pairs import PairPlan, Pairs, finish_pairs, load_pairs, plan_pairs
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.queries import Queries, QueryPlan, load_queries, pin_queries, plan_queries
 from fastfill_ray.stages.score import Policy, Scorer, Scores, score
-from fastfill_ray.stages.snapshot import Snapshot, Source, take_snapshot
+from fastfill_ray.stages.snapshot import Snapshot, Source
 from fastfill_ray.stages.train import Method, TrainJob, alignment_fingerprint, read_classifier, train
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.gallery import TableInput
+from fastfill_ray.storage.gallery import TableInput, vector_dim_of
 from fastfill_ray.storage.layout import stage_folder, unit_receipt
 
 _SHOWN = 5
@@ -143,8 +145,30 @@ def old_space_of(config: BackfillConfig, snapshot: Snapshot) -> str:
     return fingerprint([config.gallery.old_vector_column, snapshot.old_dim])
 
 
-def snapshot_of(config: BackfillConfig, files: Files, progress: Progress) -> Snapshot:
-    return take_snapshot(files, config.gallery, config.resources, progress, s3_endpoint=config.storage.s3_endpoint)
+def check_request(config: BackfillConfig, inspected: Snapshot) -> None:
+    """Everything about config and input that can be refused before anything starts.
+
+    Raises:
+        ConfigError, InputError: names the key or column, what was found and what is expected.
+    """
+    endpoint, new = config.storage.s3_endpoint, config.new_model
+    sample_pairs(inspected.rows, config.pairs.count, config.pairs.split, config.seed)
+    wave_targets(config.waves, inspected.rows, config.pairs.count)
+    for factory in dict.fromkeys((config.index.factory, config.index.stale_factory or config.index.factory)):
+        check_factory(factory, new.dim, new.metric, 2 * config.pairs.count)
+    if new.classifier is not None:
+        read_classifier(new.classifier, dim=new.dim, s3_endpoint=endpoint)
+    if config.queries is None:
+        return
+    inputs, _ = pin_queries(config.queries, s3_endpoint=endpoint)
+    for key, column, dim, source in (
+        ("queries.new_vector_column", config.queries.new_vector_column, new.dim, "new_model.dim"),
+        ("queries.old_vector_column", config.queries.old_vector_column, inspected.old_dim, "the gallery's old vectors"),
+    ):
+        if column is not None:
+            found = vector_dim_of(inputs, column, s3_endpoint=endpoint)
+            if found != dim:
+                raise ConfigError(f"{key}: column {column!r} holds vectors of {found} dims, expected {dim} as {source}")
 
 
 def make_job(config: BackfillConfig, files: Files, snapshot: Snapshot, cuts: Iterable[int] = ()) -> Job:

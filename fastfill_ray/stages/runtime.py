@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
+from fastfill_ray import errors
 from fastfill_ray.errors import FastfillError
 
 T = TypeVar("T")
@@ -87,6 +89,18 @@ def _find_ours(error: BaseException | None, depth: int = 0) -> FastfillError | N
         return error
     links = (getattr(error, "cause", None), error.__cause__, error.__context__)
     return next((ours for link in links if (ours := _find_ours(link, depth + 1))), None)
+
+
+def pack_error(error: FastfillError) -> str:
+    """An error as a value, for Ray Data: of an exception in a UDF it hands on only the text, and logs pages of it."""
+    return json.dumps([type(error).__name__, str(error)])
+
+
+def raise_packed(packed: str | None) -> None:
+    """Raise what ``pack_error`` packed."""
+    if packed is not None:
+        name, message = json.loads(packed)
+        raise getattr(errors, name)(message)
 
 
 def _call(function: Callable[[T], R], item: T) -> R:

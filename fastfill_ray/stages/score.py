@@ -27,11 +27,11 @@ from fastfill_ray.core.plan import (
 )
 from fastfill_ray.core.policies import class_margin, random_priority, uncertainty
 from fastfill_ray.core.records import FileRef, Quarantined, Receipt, canonical, fingerprint
-from fastfill_ray.errors import FileMissing, InputError
+from fastfill_ray.errors import FastfillError, FileMissing, InputError
 from fastfill_ray.stages.embed import find_receipts
 from fastfill_ray.stages.pairs import objects
 from fastfill_ray.stages.progress import Progress
-from fastfill_ray.stages.runtime import original_errors, run_tasks
+from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed, run_tasks
 from fastfill_ray.stages.snapshot import Snapshot, Source
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
 from fastfill_ray.storage.files import Files
@@ -201,6 +201,7 @@ def _run(scorer: Scorer, folder: str, work: Sequence[_Work]) -> Iterator[Receipt
     )
     with original_errors():
         for row in dataset.iter_rows():
+            raise_packed(row["error"])
             yield Receipt.model_validate_json(row["receipt"])
 
 
@@ -210,8 +211,12 @@ class _ScoreChunk:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         scorer, work = ray.get(self._shared)
-        receipts = [score_chunk(scorer, self._folder, work[index]) for index in batch.column("work").to_pylist()]
-        return pa.table({"receipt": [receipt.model_dump_json() for receipt in receipts]})
+        receipt, error = None, None
+        try:
+            receipt = score_chunk(scorer, self._folder, work[batch.column("work")[0].as_py()]).model_dump_json()
+        except FastfillError as fault:
+            error = pack_error(fault)
+        return pa.table({"receipt": pa.array([receipt], pa.string()), "error": pa.array([error], pa.string())})
 
 
 def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:

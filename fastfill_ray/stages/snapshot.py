@@ -96,15 +96,13 @@ def inspect_gallery(config: GalleryConfig, resources: ResourcesConfig, *, s3_end
 
 
 def take_snapshot(
-    files: Files, config: GalleryConfig, resources: ResourcesConfig, progress: Progress, *, s3_endpoint: str | None
+    files: Files, snapshot: Snapshot, config: GalleryConfig, progress: Progress, *, s3_endpoint: str | None
 ) -> Snapshot:
-    """The stored snapshot of these very files, or a new one after every id was checked.
+    """The stored snapshot of the very files that were inspected, or this one, stored after every id was checked.
 
     Raises:
-        InputError: also null ids, and ids that occur twice.
+        InputError: null ids, and ids that occur twice.
     """
-    with progress.timed("snapshot"):
-        snapshot = inspect_gallery(config, resources, s3_endpoint=s3_endpoint)
     path = snapshot_path(snapshot.fingerprint)
     try:
         return Snapshot.model_validate_json(files.get(path))

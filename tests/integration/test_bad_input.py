@@ -1,0 +1,132 @@
+"""Input that cannot be used is refused before anything is embedded, by a typed error that names what is wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import fastfill_ray as ff
+from fastfill_ray.errors import ConfigError, FastfillError, InputError
+from tests import synthetic
+from tests.integration.conftest import Workshop
+
+Spoil = Callable[[Path], Any]
+
+
+def rewrite(change: Callable[[pa.Table], pa.Table]) -> Spoil:
+    def spoil(gallery: Path) -> None:
+        path = gallery / "part-001.parquet"
+        pq.write_table(change(pq.read_table(path)), path)
+
+    return spoil
+
+
+def with_ids(values: Callable[[list[int]], list[int | None]]) -> Spoil:
+    return rewrite(lambda t: t.set_column(0, "id", pa.array(values(t.column("id").to_pylist()), pa.int64())))
+
+
+SPOILT: dict[str, tuple[Spoil, str]] = {
+    "not Parquet": (lambda g: (g / "part-001.parquet").write_text("id,x\n1,2\n"), r"part-001\.parquet: not a readable"),
+    "truncated": (
+        lambda g: (g / "part-001.parquet").write_bytes((g / "part-001.parquet").read_bytes()[:-100]),
+        r"part-001\.parquet: not a readable Parquet file",
+    ),
+    "another schema": (
+        rewrite(lambda t: t.set_column(0, "id", t.column("id").cast(pa.string()))),
+        r"part-001\.parquet: column 'id' is string, but int64 in .*part-000\.parquet",
+    ),
+    "a null id": (with_ids(lambda ids: [None, *ids[1:]]), r"part-001\.parquet row 0: column 'id' is null"),
+    "an id twice in a file": (with_ids(lambda ids: [ids[1], *ids[1:]]), r"occur more than once.*row 0 and .*row 1"),
+    "an id in two files": (with_ids(lambda ids: [3, *ids[1:]]), r"3 at .*part-000\.parquet row 0 and .*part-001"),
+    "vectors of another length": (
+        rewrite(lambda t: t.set_column(3, "embedding", pa.array([[1.0, 2.0]] * t.num_rows, pa.list_(pa.float32())))),
+        r"part-001\.parquet: column 'embedding' holds vectors of 2 dims, expected 8",
+    ),
+    "vectors all null": (
+        rewrite(lambda t: t.set_column(3, "embedding", pa.nulls(t.num_rows, pa.list_(pa.float32())))),
+        r"part-001\.parquet.*'embedding'.*null",
+    ),
+    "no vectors": (
+        rewrite(lambda t: t.set_column(3, "embedding", t.column("label"))),
+        r"part-001\.parquet: column 'embedding' is string",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_a_gallery_that_cannot_be_used_is_refused_before_any_embedding(
+    fault: str, workshop: Workshop, ray_session: None, tmp_path: Path
+) -> None:
+    spoil, message = SPOILT[fault]
+    shutil.copytree(workshop.folder / "gallery", tmp_path / "gallery")
+    spoil(tmp_path / "gallery")
+    journal = tmp_path / "journal"
+    journal.mkdir()
+    workshop.control(journal=str(journal))
+    config = workshop.config(tmp_path / "out", gallery={"path": str(tmp_path / "gallery")})
+    with pytest.raises(InputError, match=message):
+        ff.run_backfill(config)
+    assert not list(journal.iterdir())
+    assert not (tmp_path / "out" / "log").exists()
+
+
+def test_too_many_unusable_vectors_fail_before_the_plan(ray_session: None, tmp_path: Path) -> None:
+    nan = [float("nan")] * synthetic.OLD_DIM
+    synthetic.write_gallery(tmp_path / "gallery", unusable=dict.fromkeys(range(0, 600, 20), nan))
+    with pytest.raises(
+        InputError, match=r"30 of 600 rows cannot be used, at most 10 .*non_finite.*quarantine\.max_rows"
+    ):
+        ff.run_backfill(synthetic.config(tmp_path, alignment={"method": "ridge"}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"gallery": {"label_column": "lable"}},
+            r"gallery\.label_column: column 'lable' is not in .*found id, x, label",
+        ),
+        ({"gallery": {"payload_columns": ["text"]}}, r"gallery\.payload_columns\[0\]: column 'text'"),
+        ({"waves": [0.1, 1.0]}, r"waves: the first is 0\.1 = 60 items, but the pairs alone are 120 of 600"),
+        ({"pairs": {"count": 700}}, r"pairs\.count: found 700, the gallery has 600 rows"),
+        ({"pairs": {"count": 40}, "waves": [0.3, 1.0]}, r"pairs\.count 40 .* gives 28 train pairs; at least 32"),
+        ({"index": {"factory": "Flatt"}}, r"index\.factory 'Flatt' cannot be used"),
+        ({"index": {"factory": "IVF999,Flat"}}, r"999 lists, but there are 240 vectors"),
+        (
+            {"queries": {"old_vector_column": "x"}},
+            r"queries\.old_vector_column: column 'x' holds vectors of 12 dims, exp",
+        ),
+        ({"queries": {"new_vector_column": "x"}}, r"queries\.new_vector_column: .* expected 16 as new_model\.dim"),
+        ({"queries": {"id_column": "name"}}, r"queries\.id_column: column 'name' is not in"),
+    ],
+)
+def test_a_request_that_cannot_work_is_refused_before_anything_starts(
+    sections: dict[str, Any], message: str, workshop: Workshop, tmp_path: Path
+) -> None:
+    config = workshop.config(tmp_path / "out")
+    for name, section in sections.items():
+        config[name] = {**config[name], **section} if isinstance(section, dict) and name in config else section
+    with pytest.raises(ConfigError, match=message):
+        ff.run_backfill(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_of_another_dim_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    np.savez(tmp_path / "head.npz", weight=np.zeros((6, 5), np.float32), bias=np.zeros(6, np.float32))
+    config = workshop.config(tmp_path / "out", new_model={"classifier": str(tmp_path / "head.npz")})
+    with pytest.raises(ConfigError, match=r"new_model\.classifier .*weight is \(6, 5\).* expected \(C, 16\)"):
+        ff.run_backfill(config)
+
+
+def test_errors_survive_the_way_from_a_worker(workshop: Workshop, ray_session: None, tmp_path: Path) -> None:
+    """An embedder that cannot be built fails in an actor; the caller gets our error, not Ray's wrapping of it."""
+    config = workshop.config(tmp_path / "out", new_model={"embedder": "tests.synthetic:NoSuchEmbedder"})
+    with pytest.raises(FastfillError, match=r"tests\.synthetic.* has no attribute 'NoSuchEmbedder'"):
+        ff.run_backfill(config)

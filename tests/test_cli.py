@@ -1,0 +1,326 @@
+"""The commands that need no cluster: what they print, where, and what they exit with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+
+from fastfill_ray import errors
+from fastfill_ray.cli import job, main
+from fastfill_ray.core.records import Publish
+from fastfill_ray.errors import FastfillError, Fenced
+from fastfill_ray.storage.log import read_state
+from tests.index.test_reader import DIM, Root
+from tests.index.test_segment import vectors
+from tests.index.test_verify import segment
+
+IDS = ["kettle", "lamp", "mug", "nail", "oar"]
+
+
+class FirstItem:
+    """A new model for which every text is item 0 of the gallery below."""
+
+    def __call__(self, batch: dict[str, Sequence[Any]], role: str) -> NDArray[np.float32]:
+        assert role == "query"
+        return np.repeat(vectors(len(IDS))[:1], len(batch["text"]), axis=0)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    """Version 1 is served; version 0 holds the same items."""
+    root = Root(tmp_path / "root", id_type="string")
+    root.commit(segment(root, IDS))
+    root.count = 0  # the same vectors again
+    root.commit(segment(root, IDS))
+    return root
+
+
+@pytest.fixture
+def run(root: Root, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command on `root`: exit code, stdout, stderr."""
+
+    def run(command: str, *arguments: str) -> tuple[int, str, str]:
+        code = main([command, str(root.path), *arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def save(path: Path, array: Any) -> str:
+    np.save(path, array, allow_pickle=True)
+    return str(path)
+
+
+# status
+
+
+def test_status_shows_a_row_per_version_and_which_one_is_served(run: Run) -> None:
+    code, out, err = run("status")
+    rows = [line.split() for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert [row[0] for row in rows[-2:]] == ["0", "1"]
+    assert "serving" in out.splitlines()[-1]
+
+
+def test_status_as_json_says_what_the_log_says(run: Run) -> None:
+    code, out, err = run("status", "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (found["serving"], found["finished"], len(found["versions"])) == (1, False, 2)
+
+
+def test_status_of_a_place_without_a_log_says_that_there_is_no_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", str(tmp_path / "nothing")]) == 0
+    assert "No plan yet" in capsys.readouterr().out
+    assert not (tmp_path / "nothing").exists()
+
+
+# search
+
+
+def test_search_prints_query_rank_score_and_id_best_first(run: Run, tmp_path: Path) -> None:
+    items = vectors(len(IDS))
+    queries = save(tmp_path / "queries.npy", items[[2, 0]])
+    code, out, err = run("search", "--vectors", queries, "-k", "3")
+    assert (code, err) == (0, "")
+    rows = [line.split("\t") for line in out.splitlines()]
+    scores = items[[2, 0]] @ items.T
+    best = np.argsort(-scores, axis=1)[:, :3]
+    assert [row[:2] for row in rows] == [[str(q), str(rank)] for q in range(2) for rank in (1, 2, 3)]
+    assert [row[3] for row in rows] == [IDS[i] for i in best.reshape(-1)]
+    assert [float(row[2]) for row in rows] == pytest.approx(
+        np.take_along_axis(scores, best, axis=1).reshape(-1), abs=1e-4
+    )
+
+
+def test_search_as_json_holds_the_version_and_as_many_hits_as_there_are(run: Run, tmp_path: Path) -> None:
+    queries = save(tmp_path / "queries.npy", vectors(1).astype(np.float64))
+    for arguments, version in (([], 1), (["--version", "0"], 0)):
+        code, out, _ = run("search", "--vectors", queries, "-k", "50", "--json", *arguments)
+        found = json.loads(out)
+        assert (code, found["version"]) == (0, version)
+        assert sorted(hit["id"] for hit in found["hits"][0]) == IDS
+        assert all(isinstance(hit["score"], float) for hit in found["hits"][0])
+
+
+def test_search_embeds_a_text_with_the_new_model_of_the_config(run: Run, tmp_path: Path) -> None:
+    config = {
+        "gallery": {"path": "g", "payload_columns": ["text"], "label_column": "l"},
+        "new_model": {"embedder": "tests.test_cli:FirstItem", "dim": DIM, "metric": "ip"},
+        "output": "out",
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    code, out, _ = run("search", "--text", "something to boil water", "--config", str(path), "-k", "5", "--json")
+    hits = json.loads(out)["hits"][0]
+    scores = vectors(len(IDS)) @ vectors(len(IDS))[0]
+    assert code == 0
+    assert [hit["id"] for hit in hits] == [IDS[i] for i in np.argsort(-scores)]
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (vectors(2)[:, :-1], "SpaceMismatch: queries have dim 7"),
+        (vectors(2)[0], "ConfigError: {path}: queries are float32 (8,), expected numbers of shape (Q, 8)"),
+        (np.full((1, DIM), np.nan), "ConfigError: {path}: vector 0 holds values that are not finite"),
+        (np.array([["a"] * DIM]), "ConfigError: {path}: queries are <U1"),
+        (np.array([{"a": 1}], object), "ConfigError: --vectors {path}: a .npy array (Q, 8) is expected"),
+    ],
+    ids=["dim", "shape", "nan", "text", "pickled"],
+)
+def test_queries_that_cannot_be_searched_are_refused(run: Run, tmp_path: Path, array: Any, told: str) -> None:
+    path = save(tmp_path / "queries.npy", array)
+    code, out, err = run("search", "--vectors", path)
+    assert (code, out) == (2, "")
+    assert err.startswith(told.format(path=path))
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00", None])
+def test_a_file_that_holds_no_queries_is_refused_by_name(run: Run, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "queries.npy"
+    if content is not None:
+        path.write_bytes(content)
+    code, _, err = run("search", "--vectors", str(path))
+    assert code == 2
+    assert err.startswith(f"ConfigError: --vectors {path}: a .npy array (Q, 8) is expected")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--text", "x"], "ConfigError: --text needs --config"),
+        (["--text", "x", "-k", "0"], "ConfigError: -k 0: at least 1 is expected"),
+        (["--text", "x", "--version", "9"], "NotPublished: "),
+        (["--text", "x", "--config", "missing.yaml"], "ConfigError: missing.yaml: cannot be read"),
+    ],
+)
+def test_a_search_that_cannot_be_done_is_refused(run: Run, arguments: list[str], told: str) -> None:
+    code, out, err = run("search", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(told)
+
+
+# verify
+
+
+def test_verify_counts_what_is_whole(run: Run) -> None:
+    code, out, err = run("verify")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [f"version {version}: 1 segments, 5 ids, each exactly once" for version in (0, 1)]
+    code, out, _ = run("verify", "--version", "1", "--json")
+    assert (code, json.loads(out)) == (0, [{"version": 1, "segments": 1, "rows": 5}])
+
+
+def test_verify_names_what_is_damaged_and_exits_1(run: Run, root: Root) -> None:
+    path = read_state(root.files).versions[0].segments[0].ids.path
+    root.files.put_data(path, b"something else")
+    code, out, err = run("verify")
+    assert (code, out) == (1, "")
+    assert err.startswith("CorruptFile: ")
+    assert path in err
+
+
+def test_verify_of_what_is_not_there_is_refused(run: Run, root: Root) -> None:
+    assert run("verify", "--version", "5")[0] == 2
+    for path in root.files.list("log"):
+        root.files.delete(path)
+    code, out, err = run("verify")
+    assert (code, out) == (2, "")
+    assert "there is no log here" in err
+
+
+# rollback
+
+
+def test_rollback_publishes_the_earlier_version_and_says_which_was_before(run: Run, root: Root) -> None:
+    code, out, err = run("rollback", "--to", "0")
+    assert (code, out, err) == (0, "version 0 is published (before: 1)\n", "")
+    assert read_state(root.files).serving == 0
+    code, out, _ = run("rollback", "--to", "1", "--json")
+    assert (code, json.loads(out)) == (0, {"published": 1, "before": 0})
+    assert read_state(root.files).serving == 1
+
+
+def test_rollback_fences_a_driver_that_is_running(run: Run, root: Root) -> None:
+    run("rollback", "--to", "0")
+    root.log.read()
+    with pytest.raises(Fenced, match="another one has claimed"):
+        root.log.append(Publish(version=1))
+    assert read_state(root.files).serving == 0
+
+
+def test_a_version_that_is_damaged_or_unknown_is_not_put_in_front_of_users(run: Run, root: Root) -> None:
+    records = root.files.list("log")
+    assert run("rollback", "--to", "7")[0] == 2
+    root.files.delete(read_state(root.files).versions[0].segments[0].index.path)
+    code, out, err = run("rollback", "--to", "0")
+    assert (code, out) == (1, "")
+    assert err.startswith("FileMissing: ")
+    assert root.files.list("log") == records
+
+
+# All
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("FastfillError", 1),
+        ("InputError", 1),
+        ("InputChanged", 1),
+        ("CorruptFile", 1),
+        ("QuarantineExceeded", 1),
+        ("ConfigError", 2),
+        ("PlanMismatch", 2),
+        ("SpaceMismatch", 2),
+        ("StoreUnsupported", 2),
+        ("NotPublished", 2),
+        ("CommitStateUnknown", 74),
+        ("Fenced", 75),
+    ],
+)
+def test_every_error_has_its_exit_code_and_one_line_on_stderr(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    error: type[FastfillError] = getattr(errors, name)
+
+    def fail(files: object) -> None:
+        raise error("what was found, what was expected")
+
+    monkeypatch.setattr("fastfill_ray.storage.log.read_state", fail)
+    assert run("status") == (code, "", f"{name}: what was found, what was expected\n")
+
+
+def test_an_interrupted_command_says_that_it_can_be_resumed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(files: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastfill_ray.storage.log.read_state", interrupt)
+    code, out, err = run("status")
+    assert (code, out) == (1, "")
+    assert "the same command resumes" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["unknown"],
+        ["status"],
+        ["search", "root"],
+        ["search", "root", "--vectors", "a", "--text", "b"],
+        ["rollback", "root"],
+        ["verify", "root", "--version", "one"],
+        ["run"],
+    ],
+)
+def test_a_command_line_that_makes_no_sense_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: fastfill-ray" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [lambda *a: main(["run", *a]), lambda *a: job(a)], ids=["fastfill-ray", "job"])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--set", "waves=[2]"], "waves is [2.0]"),
+        (["--set", "new_model.size=2"], "new_model.size: unknown key"),
+        (["--until", "wave:9"], "--until wave:9: plan, version0 or wave:K with K from 1 to 5 is expected"),
+        (["--set", "gallery.path=/nowhere/at/all"], "'/nowhere/at/all' does not exist"),
+    ],
+)
+def test_a_run_that_cannot_start_leaves_nothing_behind(
+    command: Callable[..., int],
+    arguments: list[str],
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = {
+        "gallery": {"path": str(tmp_path / "gallery"), "payload_columns": ["text"], "label_column": "l"},
+        "new_model": {"embedder": "tests.test_cli:FirstItem", "dim": DIM},
+        "output": str(tmp_path / "out"),
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert command("--config", str(path), *arguments) == (1 if "gallery.path" in arguments[1] else 2)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert told in printed.err
+    assert not (tmp_path / "out").exists()
