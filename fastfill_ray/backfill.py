@@ -114,14 +114,13 @@ def next_step(state: State, request: str, *, last_wave: int | None = None) -> St
     Raises:
         PlanMismatch: the root holds an unfinished plan for another request.
     """
-    plan = state.plan
+    plan, versions = state.plan, state.plan_versions
+    if versions and versions[-1].verdict.publish and versions[-1].version not in state.published:
+        return Step("publish")  # also where a driver died between the two records
     if plan is None or (plan.request != request and state.finished):
         return Step("plan")
     if plan.request != request:
         raise PlanMismatch(f"plan {plan.plan} was made for another request and is not finished")
-    versions = state.plan_versions
-    if versions and versions[-1].verdict.publish and versions[-1].version not in state.published:
-        return Step("publish")  # the driver died between the two records
     if state.finished or len(versions) > (len(plan.waves) if last_wave is None else last_wave):
         return Step("stop")
     return Step("version", wave=len(versions))
@@ -156,6 +155,10 @@ def run_backfill(
     log = Log(files)
     state = log.read()
     step = _step(files, state, settings, request, last_wave, config)
+    if step.do == "publish":
+        log.claim()
+        state = log.append(Publish(version=state.plan_versions[-1].version))
+        step = _step(files, state, settings, request, last_wave, config)
     if step.do == "stop":
         return _result(config, state, progress)
     endpoint = config.storage.s3_endpoint

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastfill_ray
-from fastfill_ray.errors import ConfigError, FastfillError
+from fastfill_ray.errors import ConfigError, FastfillError, NotPublished
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,6 +102,8 @@ def _status(arguments: argparse.Namespace) -> int:
     from fastfill_ray.storage.log import read_state
 
     state = read_state(open_files(arguments.root, s3_endpoint=arguments.s3_endpoint))
+    if state.init is None:
+        raise NotPublished(f"{arguments.root}: there is no log here. Mend the path, or start a run with this output.")
     print(json.dumps(report_json(state)) if arguments.json else version_table(state))
     return 0
 

@@ -8,12 +8,13 @@ dimensions, the pairs' share) are made by the snapshot stage, before anything is
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fastfill_ray.errors import ConfigError
 
@@ -23,6 +24,17 @@ Relevance = Literal["label", "qrels", "new_model"]
 _MAX_CONFIG_BYTES = 1 << 20
 # The parser lets the last two out: for dates that do not exist, and for nesting without end.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def _plain_json(kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(kwargs, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"kwargs are part of a model's identity and must be plain finite JSON values: {error}") from None
+    return kwargs
+
+
+Kwargs = Annotated[dict[str, Any], AfterValidator(_plain_json)]
 
 
 class Part(BaseModel):
@@ -56,7 +68,7 @@ class QueriesConfig(Part):
 
 class NewModelConfig(Part):
     embedder: str = Field(pattern=r"^[\w.]+:\w+$", description="module:Class, built once per actor with `kwargs`")
-    kwargs: dict[str, Any] = Field(default_factory=dict)
+    kwargs: Kwargs = Field(default_factory=dict)
     dim: int = Field(gt=0)
     metric: Metric = "cosine"
     batch_size: int = Field(64, gt=0, description="rows per embedder call")
@@ -69,7 +81,7 @@ class OldModelConfig(Part):
     """Only used to embed the queries, for the old/old arm."""
 
     embedder: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
-    kwargs: dict[str, Any] = Field(default_factory=dict)
+    kwargs: Kwargs = Field(default_factory=dict)
 
 
 class PairsConfig(Part):

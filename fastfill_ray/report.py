@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any, Literal, get_args
 
+from fastfill_ray.core.metrics import curve_area
 from fastfill_ray.core.records import MetricValue, State, Version
 
 Status = Literal["published", "held", "not published", "expired"]
@@ -79,16 +79,10 @@ class Curve:
 
 
 def area_under(points: tuple[Point, ...]) -> float | None:
-    """Mean height of the backfilling curve: trapezoid over the versions, divided by the fractions they span.
-
-    The M~ of FastFill (Jaeckle et al., ICLR 2023), the mean of the metric over all fractions, on the fractions that
-    were measured. None for fewer than two points.
-    """
-    pairs = list(pairwise(points))
-    span = points[-1].fraction - points[0].fraction if pairs else 0.0
-    if span <= 0:
+    """``core.metrics.curve_area`` over the versions; None for fewer than two points."""
+    if len(points) < 2 or points[-1].fraction <= points[0].fraction:
         return None
-    return sum((a.value + b.value) / 2 * (b.fraction - a.fraction) for a, b in pairs) / span
+    return curve_area([point.fraction for point in points], [point.value for point in points])
 
 
 def status(state: State, version: Version) -> Status:

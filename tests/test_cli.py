@@ -80,11 +80,9 @@ def test_status_as_json_says_what_the_log_says(run: Run) -> None:
     assert (found["serving"], found["finished"], len(found["versions"])) == (1, False, 2)
 
 
-def test_status_of_a_place_without_a_log_says_that_there_is_no_plan(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["status", str(tmp_path / "nothing")]) == 0
-    assert "No plan yet" in capsys.readouterr().out
+def test_status_of_a_place_without_a_log_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path / "nothing")]) == 2
+    assert "there is no log here" in capsys.readouterr().err
     assert not (tmp_path / "nothing").exists()
 
 

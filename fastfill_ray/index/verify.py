@@ -59,4 +59,10 @@ def _verify_version(files: Files, state: State, version: Version) -> Verified:
         seen.update(ids)
     if len(seen) != version.rows:
         raise CorruptFile(f"version {version.version}: {len(seen)} ids, the record says {version.rows}")
+    plan = next(plan for plan in state.plans if plan.plan == version.plan)
+    if version.rows + version.absent != plan.rows or (version.absent == 0 and version.ids_digest != plan.ids_digest):
+        raise CorruptFile(
+            f"version {version.version}: {version.rows} ids (digest {version.ids_digest}) and {version.absent} absent; "
+            f"plan {plan.plan} has {plan.rows} (digest {plan.ids_digest})"
+        )
     return Verified(version.version, len(version.segments), len(seen))
