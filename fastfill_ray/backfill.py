@@ -49,7 +49,14 @@ from fastfill_ray.storage.layout import REPORT_HTML, REPORT_METRICS, snapshot_pa
 from fastfill_ray.storage.log import Log
 
 # Settings that may change between runs of one plan: the run resumes.
-_OUTSIDE_THE_PLAN = ("resources", "quarantine", "storage", "output")
+_OUTSIDE_THE_PLAN: Any = {
+    "resources": True,
+    "quarantine": True,
+    "storage": True,
+    "output": True,
+    "new_model": {"batch_size"},
+    "serving": {"max_regression"},
+}
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ def run_backfill(
     progress = Progress(stream)
     files = open_files(config.output, s3_endpoint=config.storage.s3_endpoint)
     settings = plan_settings(config)
-    request = fingerprint([settings, input_pins(config)])
+    request = fingerprint([plan_settings(config, exclude_defaults=True), input_pins(config)])
     log = Log(files)
     state = log.read()
     step = _step(files, state, settings, request, last_wave, config)
@@ -280,13 +287,15 @@ def _step(
         ) from None
 
 
-def plan_settings(config: BackfillConfig) -> dict[str, Any]:
-    """The part of the config that a plan is bound to; models' kwargs, which may hold credentials, as a fingerprint."""
-    settings = config.model_dump(mode="json", exclude=set(_OUTSIDE_THE_PLAN))
+def plan_settings(config: BackfillConfig, *, exclude_defaults: bool = False) -> dict[str, Any]:
+    """The part of the config that a plan is bound to; models' kwargs, which may hold credentials, as a fingerprint.
+
+    Without the defaults it identifies a request: a later release that adds a key then still knows an older plan.
+    """
+    settings = config.model_dump(mode="json", exclude=_OUTSIDE_THE_PLAN, exclude_defaults=exclude_defaults)
     for model in ("new_model", "old_model"):
-        settings[model]["kwargs"] = fingerprint(settings[model]["kwargs"])
-    del settings["new_model"]["batch_size"]
-    del settings["serving"]["max_regression"]
+        if "kwargs" in settings.get(model, {}):
+            settings[model]["kwargs"] = fingerprint(settings[model]["kwargs"])
     return settings
 
 

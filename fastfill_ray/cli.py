@@ -1,4 +1,4 @@
-"""The commands. Results go to stdout, progress and errors to stderr.
+"""Move a vector gallery to a new embedding model. Results go to stdout, progress and errors to stderr.
 
 Exit codes: 0 done, 1 error, 2 refused or held, 74 commit state unknown, 75 fenced.
 """
@@ -11,13 +11,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import fastfill_ray
 from fastfill_ray.errors import ConfigError, FastfillError, NotPublished
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``fastfill-ray``."""
-    parser = argparse.ArgumentParser(prog="fastfill-ray", description=fastfill_ray.__doc__)
+    parser = argparse.ArgumentParser(prog="fastfill-ray", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="run a backfill, or resume it")

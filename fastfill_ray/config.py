@@ -30,7 +30,9 @@ def _plain_json(kwargs: dict[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(kwargs, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"kwargs are part of a model's identity and must be plain finite JSON values: {error}") from None
+        raise ValueError(
+            f"kwargs are part of a model's identity and must be plain finite JSON values: {error}"
+        ) from None
     return kwargs
 
 

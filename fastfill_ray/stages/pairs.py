@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -46,9 +46,19 @@ class Pairs:
     split: np.ndarray
 
     def part(self, name: str) -> Pairs:
-        chosen = self.split == name
-        labels = self.labels[chosen] if self.labels is not None else None
-        return Pairs(self.fingerprint, self.ids[chosen], self.old[chosen], self.new[chosen], labels, self.split[chosen])
+        """The pairs of one split."""
+        return self._chosen(self.split == name)
+
+    def labelled(self) -> Pairs:
+        """The pairs whose label is known; all of them, without labels, if those are too few to learn from."""
+        if self.labels is None:
+            return self
+        known = np.array([label is not None for label in self.labels.tolist()], dtype=bool)
+        return self._chosen(known) if known.sum() >= MIN_SPLIT["train"] else replace(self, labels=None)
+
+    def _chosen(self, rows: np.ndarray) -> Pairs:
+        labels = self.labels[rows] if self.labels is not None else None
+        return Pairs(self.fingerprint, self.ids[rows], self.old[rows], self.new[rows], labels, self.split[rows])
 
 
 @dataclass(frozen=True)

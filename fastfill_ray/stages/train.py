@@ -110,8 +110,10 @@ def train(job: TrainJob, pairs: Pairs, progress: Progress) -> TrainedAlignment:
             f"{path}: not a receipt ({error}). Delete it; the alignment is then trained again."
         ) from error
     part = pairs.part("train")
+    if job.method == "fastfill":
+        part = part.labelled()
     columns = {"old": vector_column(part.old), "new": vector_column(part.new), "key": pa.array(hash_ids_of(part.ids))}
-    if part.labels is not None:
+    if job.method == "fastfill" and part.labels is not None:
         columns["label"] = pa.array(_class_numbers(part.labels, given=job.classifier is not None))
     with progress.stage("train", len(part.ids), "pairs") as bar, original_errors():
         TorchTrainer(

@@ -270,15 +270,16 @@ class VersionMaker:
             for name, found in self._audit.at(wave, calibration).items():
                 values["audit", name, calibrated] = found
         if _has_truth(self.ready):
-            depth = _depths(self.ready)["gallery"]
-            ask = Ask(self.ready.queries, self.ready.queries.new, self.config.new_model.metric, depth)
-            found_hits: list[tuple[Segment, Hits]] = evaluate.search_segments(self.files, segments, ask)
-            served = evaluate.merge((segment.calibration, hits) for segment, hits in found_hits)
-            plain = evaluate.merge((Calibration(), hits) for _, hits in found_hits)
-            for name in served:
-                values["gallery", name, True] = served[name]
-                values["gallery", name, False] = plain[name]
+            hits = self._search(segments)
+            for calibrated in (True, False):
+                merged = evaluate.merge((s.calibration if calibrated else Calibration(), found) for s, found in hits)
+                values |= {("gallery", name, calibrated): found for name, found in merged.items()}
         return values
+
+    def _search(self, segments: Sequence[Segment]) -> list[tuple[Segment, Hits]]:
+        queries, depth = self.ready.queries, _depths(self.ready)["gallery"]
+        ask = Ask(queries, queries.new, self.config.new_model.metric, depth)
+        return evaluate.search_segments(self.files, segments, ask)
 
     def _judge(self, state: State, values: PerQuery) -> Verdict:
         """The gate, on the published index with the given queries; on the audit shadow where that has no such truth."""
@@ -286,14 +287,32 @@ class VersionMaker:
         scope = "gallery" if ("gallery", objective.relevance, True) in values else "audit"
         now = values[scope, objective.relevance, True][objective.metric]
         serving = state.version(state.serving) if state.serving is not None else None
-        reference: FileRef | None = self.plan.baseline_queries if serving is None else serving.query_metrics
         against = "old/old" if serving is None else f"version {serving.version}"
-        before: Floats | None = None
-        if reference is not None:
-            before = evaluate.read_objective(self.files, reference, self.ready.queries.fingerprint, scope, objective)
+        before = self._before(serving, scope)
         return judge(
             now, before, against=against, max_regression=self.config.serving.max_regression, seed=self.config.seed
         )
+
+    def _before(self, serving: Version | None, scope: str) -> Floats | None:
+        """The objective per query on what users have; None where that cannot be known.
+
+        A version of an earlier plan was measured on other queries, so it is measured again: its segments are searched
+        with this plan's queries. On the audit shadow only a finished one can be told: all of it was new.
+        """
+        objective, ready = self.config.objective, self.ready
+        reference = self.plan.baseline_queries if serving is None else serving.query_metrics
+        if reference is None:
+            return None
+        known = evaluate.read_objective(self.files, reference, ready.queries.fingerprint, scope, objective)
+        if known is not None or serving is None:
+            return known
+        if scope == "gallery":
+            hits = self._search(serving.segments)
+            merged = evaluate.merge((segment.calibration, found) for segment, found in hits)
+            return merged[objective.relevance][objective.metric]
+        if serving.new_rows == serving.rows:
+            return self._audit.per_query(self._audit.new)[objective.relevance][objective.metric]
+        return None
 
 
 def read_units(files: Files, plan: Plan) -> dict[tuple[int, int], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +40,6 @@ def queries_of(workshop: Workshop) -> np.ndarray:
 @pytest.fixture(scope="module")
 def finished(planned: Path, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run in three calls, with the pool changed in between."""
-    import shutil
-
     target = tmp_path_factory.mktemp("finished") / "root"
     shutil.copytree(planned, target)
     journal = tmp_path_factory.mktemp("journal")
@@ -157,6 +156,30 @@ def test_a_finished_root_refuses_another_model(finished: Path, workshop: Worksho
     other = {"new_model": {"kwargs": {"control": "elsewhere.json"}}}
     with pytest.raises(SpaceMismatch, match="new_space"):
         ff.run_backfill(workshop.config(finished, **other))
+
+
+def test_a_new_plan_on_a_finished_root_is_held_against_what_is_served(
+    finished: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    target = tmp_path / "root"
+    shutil.copytree(finished, target)
+    journal = tmp_path / "journal"
+    journal.mkdir()
+    workshop.control(journal=str(journal))
+    # Other queries (no labels) and another objective: what is served has to be measured again to be compared.
+    other = workshop.config(target, objective={"relevance": "qrels", "metric": "recall@10"}, waves=[0.5, 1.0])
+    del other["queries"]["label_column"]
+    result = ff.run_backfill(other)
+    workshop.control()
+    assert [(v.version, v.wave) for v in result.state.plan_versions] == [(4, 0), (5, 1), (6, 2)]
+    first, _, last = result.state.plan_versions
+    assert not first.verdict.publish, "a fifth of the new vectors must not replace all of them"
+    assert "against version 3" in first.verdict.reason
+    assert last.verdict.publish
+    assert last.verdict.difference == 0
+    assert result.serving == 6
+    assert result.exit_code == 0
+    assert len(workshop.journal(journal)) == 480, "the pairs are known, they are not embedded again"
 
 
 def test_a_gallery_file_that_changed_after_planning_is_refused(root: Callable[[], Path], workshop: Workshop) -> None:
