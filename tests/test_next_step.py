@@ -85,11 +85,16 @@ def test_another_request_gets_a_plan_of_its_own_once_the_last_one_is_finished(bo
     assert next_step(state_of(*bodies), "theirs", last_wave=-1) == PLAN
 
 
-@pytest.mark.parametrize("bodies", [[a_plan()], published(0), published(0, 1, 2), [a_plan(), a_version(0, 0)]])
+@pytest.mark.parametrize("bodies", [[a_plan()], published(0), published(0, 1, 2)])
 @pytest.mark.parametrize("last_wave", [None, -1, 0])
 def test_another_request_is_refused_while_a_plan_is_unfinished(bodies: list[Body], last_wave: int | None) -> None:
     with pytest.raises(PlanMismatch, match="plan p1 was made for another request and is not finished"):
         next_step(state_of(*bodies), "theirs", last_wave=last_wave)
+
+
+@pytest.mark.parametrize("bodies", [[a_plan(), a_version(0, 0)], [*published(0, 1, 2), a_version(3, 3)]])
+def test_a_version_that_its_driver_could_not_publish_is_published_before_anything_else(bodies: list[Body]) -> None:
+    assert next_step(state_of(*bodies), "theirs", last_wave=-1) == PUBLISH
 
 
 def commit(state: State, body: Body, epoch: int | None = None) -> State:

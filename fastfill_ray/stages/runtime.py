@@ -22,6 +22,7 @@ R = TypeVar("R")
 # Tasks in flight per CPU of the cluster. Tasks ask for no CPU, so that they make progress beside an actor pool that
 # holds every core; the bound is what keeps them from flooding a node.
 _TASKS_PER_CPU = 1
+_PROGRESS_LOGGER = "ray.data._internal.progress"
 _NO_PROGRESS_S = 4 * 3600  # a pool may wait this long for scarce GPUs before Ray Data calls the run dead
 
 
@@ -40,6 +41,11 @@ def connected() -> Iterator[None]:
         finally:
             if ours:
                 ray.shutdown()
+
+
+def _not_about_bars(record: logging.LogRecord) -> bool:
+    """Ray Data warns at every execution that its bars are off; ours are on."""
+    return not record.getMessage().startswith("Progress bars disabled")
 
 
 @contextmanager
@@ -61,11 +67,13 @@ def _data_settings() -> Iterator[None]:
         for name in kept:
             setattr(context, name, wanted[name])
         logger.setLevel(logging.WARNING)
+        logging.getLogger(_PROGRESS_LOGGER).addFilter(_not_about_bars)
         yield
     finally:
         for name, value in kept.items():
             setattr(context, name, value)
         logger.setLevel(level)
+        logging.getLogger(_PROGRESS_LOGGER).removeFilter(_not_about_bars)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastfill_ray.core.calibration import Metric
+from fastfill_ray.core.plan import combine_digests
 from fastfill_ray.core.records import Calibration, Expire, FileRef, Init, Plan, Publish, Segment, Verdict, Version
 from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished, SpaceMismatch
 from fastfill_ray.index.reader import merge_hits, open_index
@@ -41,12 +42,14 @@ class Root:
         self.log.initialise(init)
         self.log.claim()
         self.template = train_template(self.factory, DIM, self.metric, vectors(400, seed=9))
+
+    def plan(self, rows: int, digest: str) -> None:
         nothing = FileRef(path="plans/units.parquet", size=0, sha256="")
         self.log.append(
             Plan(
-                plan="p", request="r", settings={}, ids_digest="", snapshot="s", pairs="p", alignment="a", scores="s",
-                method="ridge", policy="random", stale_mode="aligned", waves=(1.0,), thresholds=(0,),
-                wave_rows=(1, 1), rows=2, unusable_rows=0, factory=self.factory, stale_factory=self.factory,
+                plan="p", request="r", settings={}, ids_digest=digest, snapshot="s", pairs="p", alignment="a",
+                scores="s", method="ridge", policy="random", stale_mode="aligned", waves=(1.0,), thresholds=(0,),
+                wave_rows=(0, rows), rows=rows, unusable_rows=0, factory=self.factory, stale_factory=self.factory,
                 segment_rows=100, units=nothing, templates={}, objective="o", baselines={}, baseline_queries=None,
             )
         )  # fmt: skip
@@ -64,11 +67,15 @@ class Root:
 
     def commit(self, *segments: Segment, publish: bool = True) -> int:
         rows = sum(segment.rows for segment in segments)
+        known = all(segment.ids_digest for segment in segments)
+        digest = combine_digests(segment.ids_digest for segment in segments) if known else ""
         number = len(self.log.state.versions)
+        if number == 0:
+            self.plan(rows, digest)
         self.log.append(
             Version(
                 version=number, plan="p", wave=number, segments=segments, rows=rows, new_rows=0, quarantined=0,
-                absent=0, fraction=0.0, ids_digest="", metrics=(), query_metrics=None,
+                absent=0, fraction=0.0, ids_digest=digest, metrics=(), query_metrics=None,
                 verdict=Verdict(publish=publish, reason="test"), seconds=0.0, final=False,
             )
         )  # fmt: skip
