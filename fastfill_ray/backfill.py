@@ -165,6 +165,7 @@ def run_backfill(
     if step.do == "publish":
         log.claim()
         state = log.append(Publish(version=state.plan_versions[-1].version))
+        write_report(files, state)
         step = _step(files, state, settings, request, last_wave, config)
     if step.do == "stop":
         return _result(config, state, progress)

@@ -16,7 +16,8 @@ os.environ.update(
     AWS_DEFAULT_REGION="us-east-1",
     AWS_EC2_METADATA_DISABLED="true",
 )
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+# As in stages/runtime.py: otherwise each wave of each test starts its workers anew.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
 
 
 @pytest.fixture(scope="session")

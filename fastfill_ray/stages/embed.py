@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +38,8 @@ from fastfill_ray.storage.tables import (
 # Read tasks in flight ahead of the pool. They ask for no CPU: at half a CPU beside actors that hold every core the
 # pipeline starved, and at the actors' own resources Ray fuses them into the actor and nothing overlaps.
 _READERS = 2
+# On S3 a receipt is a round trip: a resumed run has thousands to read.
+_RECEIPT_THREADS = 16
 # Payload waits in the object store, so the pool is kept two units ahead and no more.
 _UNITS_PER_ACTOR = 2
 
@@ -89,11 +92,11 @@ class Job:
 def find_receipts(files: Files, folder: str) -> dict[str, Receipt]:
     """The units of a folder that are done: {unit: receipt}."""
     found = {}
-    for path in files.list(folder):
-        unit = parse_unit_receipt(path)
-        if unit is not None:
+    paths = {unit: path for path in files.list(folder) if (unit := parse_unit_receipt(path)) is not None}
+    with ThreadPoolExecutor(_RECEIPT_THREADS) as pool:
+        for (unit, path), data in zip(paths.items(), pool.map(files.get, paths.values()), strict=True):
             try:
-                found[unit] = Receipt.model_validate_json(files.get(path))
+                found[unit] = Receipt.model_validate_json(data)
             except ValueError as error:
                 raise CorruptFile(
                     f"{path}: not a receipt ({error}). Delete it; its unit is then done again."

@@ -5,7 +5,7 @@ Legend: Q queries, N gallery items, K hits kept per segment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from fastfill_ray.config import Metric, ObjectiveConfig
 from fastfill_ray.core.calibration import similarity
-from fastfill_ray.core.metrics import METRICS, Floats, per_query_by_relevance, summarise
+from fastfill_ray.core.metrics import METRICS, Floats, per_query_by_relevance, rank, summarise
 from fastfill_ray.core.plan import Chunk, hash_ids, order_wave
 from fastfill_ray.core.policies import random_priority
 from fastfill_ray.core.records import Calibration, FileRef, MetricValue, Segment
@@ -37,6 +37,9 @@ _MIN_FIT_QUERIES = 30
 
 PerQuery = dict[tuple[str, str, bool], dict[str, Floats]]
 """{(scope, relevance, calibrated): {metric: (Q,)}}"""
+
+
+Place = tuple[Chunk, PinnedFile]
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,20 @@ def complete_depth(rows: int, num_queries: int) -> int:
     return rows if rows * num_queries <= _COMPLETE_SCORES else min(rows, _DEPTH)
 
 
-def search_segments(files: Files, segments: Sequence[Segment], ask: Ask) -> list[tuple[Segment, Hits]]:
-    """Every segment searched with every query, as Ray tasks; in the segments' order."""
-    found = {
-        segment.index.path: hits
-        for segment, hits in run_tasks(partial(_search_one, files, ask), segments, name="search segment")
-    }
-    return [(segment, found[segment.index.path]) for segment in segments]
+def search_segments(
+    files: Files, segments: Sequence[Segment], ask: Ask, calibrations: Sequence[bool]
+) -> list[dict[str, dict[str, Floats]]]:
+    """Every segment searched with every query, as Ray tasks, and merged.
+
+    Returns:
+        {relevance: {metric: (Q,)}} per entry of `calibrations`: as served (True), or with raw scores (False).
+    """
+    rankings = [Ranking(ask.depth) for _ in calibrations]
+    work = partial(_search_one, files, ask)
+    for segment, hits in run_tasks(work, segments, name="search segment", ordered=True):
+        for served, ranking in zip(calibrations, rankings, strict=True):
+            ranking.add(hits, segment.calibration if served else Calibration())
+    return [ranking.per_query() for ranking in rankings]
 
 
 def _search_one(files: Files, ask: Ask, segment: Segment) -> Hits:
@@ -87,31 +97,33 @@ def _labels(table: pa.Table) -> np.ndarray | None:
     return objects(table.column("label")) if "label" in table.column_names else None
 
 
-def search_old(source: Source, chunks: Sequence[tuple[Chunk, PinnedFile]], ask: Ask) -> list[Hits]:
-    """The old index as users have it, by brute force over the gallery's old vectors."""
-    found = {
-        place[0].index: hits
-        for place, hits in run_tasks(partial(_search_old_chunk, source, ask), chunks, name="search old vectors")
-    }
-    return [found[chunk.index] for chunk, _ in chunks]
+def search_old(source: Source, buckets: Sequence[Sequence[Place]], ask: Ask) -> dict[str, dict[str, Floats]]:
+    """The old index as users have it, by brute force over the gallery's old vectors: {relevance: {metric: (Q,)}}."""
+    ranking = Ranking(ask.depth)
+    for _, hits in run_tasks(
+        partial(_search_old_bucket, source, ask), buckets, name="search old vectors", ordered=True
+    ):
+        ranking.add(hits, Calibration())
+    return ranking.per_query()
 
 
-def _search_old_chunk(source: Source, ask: Ask, place: tuple[Chunk, PinnedFile]) -> Hits:
-    chunk, file = place
+def _search_old_bucket(source: Source, ask: Ask, places: Sequence[Place]) -> Hits:
+    ranking = Ranking(ask.depth)
+    for chunk, file in places:
+        ranking.add(_search_old_chunk(source, ask, chunk, file), Calibration())
+    return ranking.hits()
+
+
+def _search_old_chunk(source: Source, ask: Ask, chunk: Chunk, file: PinnedFile) -> Hits:
     config = source.config
     names = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
     table = read_rows(file, names, start=chunk.start, rows=chunk.rows, s3_endpoint=source.s3_endpoint)
     old, unusable = old_vectors(table, source)
     kept = np.array([row for row in range(chunk.rows) if row not in unusable], dtype=np.int64)
     scores = similarity(ask.vectors, old[kept], source.metric)
-    depth = min(ask.depth, len(kept))
-    if depth < len(kept):
-        rows = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
-    else:
-        rows = np.broadcast_to(np.arange(len(kept)), scores.shape)
     ids = read_ids(table, config.id_column, source.id_type).astype(object)[kept]
     labels = objects(table.column(config.label_column))[kept] if config.label_column is not None else None
-    return _judge(ask.queries, ids, labels, np.take_along_axis(scores, rows, axis=1), rows)
+    return _judge(ask.queries, ids, labels, scores, np.broadcast_to(np.arange(len(kept)), scores.shape))
 
 
 def _judge(queries: Queries, ids: np.ndarray, labels: np.ndarray | None, scores: np.ndarray, rows: np.ndarray) -> Hits:
@@ -144,14 +156,36 @@ def _judge(queries: Queries, ids: np.ndarray, labels: np.ndarray | None, scores:
     return Hits(scores, relevant, num_relevant)
 
 
-def merge(parts: Iterable[tuple[Calibration, Hits]]) -> dict[str, dict[str, Floats]]:
-    """{relevance: {metric: (Q,)}} of the merged ranking of all parts, each under its calibration."""
-    found = list(parts)
-    scores = np.concatenate([np.float32(c.scale) * hits.scores + np.float32(c.offset) for c, hits in found], axis=1)
-    names = list(found[0][1].relevant)
-    relevance = {name: np.concatenate([hits.relevant[name] for _, hits in found], axis=1) for name in names}
-    totals = {name: np.sum([hits.num_relevant[name] for _, hits in found], axis=0) for name in names}
-    return per_query_by_relevance(scores, relevance, totals)
+class Ranking:
+    """Hits of many parts merged under their calibrations; holds at most `depth` of them per query, best first."""
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._parts: list[Hits] = []
+
+    def add(self, hits: Hits, calibration: Calibration) -> None:
+        """Parts must come in a fixed order: among equal scores the earlier part is first."""
+        served = np.float32(calibration.scale) * hits.scores + np.float32(calibration.offset)
+        self._parts.append(replace(hits, scores=served))
+        if sum(part.scores.shape[1] for part in self._parts) > 2 * self._depth:
+            self._parts = [self.hits()]
+
+    def hits(self) -> Hits:
+        """The best `depth` so far; relevant items are counted in everything that was added."""
+        scores = np.concatenate([part.scores for part in self._parts], axis=1)
+        names = list(self._parts[0].relevant)
+        relevant = {name: np.concatenate([part.relevant[name] for part in self._parts], axis=1) for name in names}
+        totals = {name: np.sum([part.num_relevant[name] for part in self._parts], axis=0) for name in names}
+        if scores.shape[1] > self._depth:
+            best = rank(scores)[:, : self._depth]
+            scores = np.take_along_axis(scores, best, axis=1)
+            relevant = {name: np.take_along_axis(flags, best, axis=1) for name, flags in relevant.items()}
+        return Hits(scores, relevant, totals)
+
+    def per_query(self) -> dict[str, dict[str, Floats]]:
+        """{relevance: {metric: (Q,)}}."""
+        hits = self.hits()
+        return per_query_by_relevance(hits.scores, hits.relevant, hits.num_relevant)
 
 
 def audit_queries(pairs: Pairs, seed: int) -> Queries:

@@ -34,6 +34,8 @@ def connected() -> Iterator[None]:
         # Our own lines are the progress; Ray's own level stays at warnings unless the user asks for more.
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # A local Ray ends idle workers beyond its CPUs after a second, and each wave would import everything anew.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
     with _data_settings():
         try:
@@ -115,8 +117,12 @@ def _call(function: Callable[[T], R], item: T) -> R:
     return function(item)
 
 
-def run_tasks(function: Callable[[T], R], items: Iterable[T], *, name: str) -> Iterator[tuple[T, R]]:
+def run_tasks(
+    function: Callable[[T], R], items: Iterable[T], *, name: str, ordered: bool = False
+) -> Iterator[tuple[T, R]]:
     """(item, function(item)) as they finish, as Ray tasks with bounded concurrency; `function` must be idempotent.
+
+    With `ordered` they come in the items' order. Either way no more results exist at a time than tasks in flight.
 
     Process death is retried by Ray, an exception is not: it comes out as it was raised.
     """
@@ -138,7 +144,8 @@ def run_tasks(function: Callable[[T], R], items: Iterable[T], *, name: str) -> I
                     waiting[task.remote(shared, item)] = item
                 if not waiting:
                     return
-                done, _ = ray.wait(list(waiting), num_returns=1)
+                first = next(iter(waiting))
+                done = [first] if ordered else ray.wait(list(waiting), num_returns=1)[0]
                 for reference in done:
                     yield waiting.pop(reference), ray.get(reference)
         finally:

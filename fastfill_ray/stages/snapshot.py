@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
+import ray
 
 from fastfill_ray.config import GalleryConfig, Metric, ResourcesConfig
 from fastfill_ray.core.plan import Chunk, cut_chunks, hash_ids
 from fastfill_ray.core.records import Model, canonical, fingerprint
 from fastfill_ray.errors import FileMissing, InputError
 from fastfill_ray.stages.progress import Progress
-from fastfill_ray.stages.runtime import run_tasks
+from fastfill_ray.stages.runtime import original_errors, run_tasks
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import (
     IdType,
@@ -29,6 +31,7 @@ from fastfill_ray.storage.layout import snapshot_path
 
 # Hashes of ids are compared partition by partition; one partition of this many is 32 MiB.
 _PARTITION_ROWS = 1 << 22
+_ID_GROUPS = 1000  # tasks that hash: partitions x groups objects are exchanged
 _SHOWN = 5
 
 
@@ -115,19 +118,22 @@ def take_snapshot(
 
 
 def _check_ids(snapshot: Snapshot, config: GalleryConfig, progress: Progress, *, s3_endpoint: str | None) -> None:
-    """Every id present and unique, by hash partitions: no node ever holds all ids."""
+    """Every id present and unique. Tasks exchange hashes by partition: no process ever holds all of them."""
     gallery = [file for file in snapshot.gallery.files if file.rows]
-    partitions = -(-snapshot.rows // _PARTITION_ROWS)
-    hashes: list[list[np.ndarray]] = [[] for _ in range(partitions)]
-    work = partial(
-        _hash_file_ids, column=config.id_column, id_type=snapshot.id_type, parts=partitions, endpoint=s3_endpoint
-    )
-    with progress.stage("snapshot", snapshot.rows, "items") as bar:
-        for file, parts in run_tasks(work, gallery, name="check ids"):
-            for partition, part in zip(hashes, parts, strict=True):
-                partition.append(part)
-            bar.advance(file.rows)
-        repeated = np.concatenate([_repeated(np.concatenate(partition)) for partition in hashes])
+    partitions = max(2, -(-snapshot.rows // _PARTITION_ROWS))
+    step = -(-len(gallery) // _ID_GROUPS)
+    groups = [gallery[i : i + step] for i in range(0, len(gallery), step)]
+    with progress.stage("snapshot", snapshot.rows, "items") as bar, original_errors():
+        # Nothing else runs yet: these tasks may ask for a CPU each, and Ray bounds how many run at a time.
+        hash_group: Any = ray.remote(_hash_group).options(num_cpus=1, num_returns=partitions, name="hash ids")
+        find_repeated: Any = ray.remote(_repeated).options(num_cpus=1, name="compare ids")
+        parts = [
+            hash_group.remote(group, config.id_column, snapshot.id_type, partitions, s3_endpoint) for group in groups
+        ]
+        for group, references in zip(groups, parts, strict=True):
+            ray.wait(references, num_returns=partitions, fetch_local=False)
+            bar.advance(sum(file.rows for file in group))
+        repeated = np.concatenate(ray.get([find_repeated.remote(*column) for column in zip(*parts, strict=True)]))
     if len(repeated) == 0:
         return
     # Rare path: look the rows up, so that the message names them, and so that a mere collision of hashes is forgiven.
@@ -147,24 +153,28 @@ def _check_ids(snapshot: Snapshot, config: GalleryConfig, progress: Progress, *,
         )
 
 
-def _hash_file_ids(
-    file: PinnedFile, *, column: str, id_type: IdType, parts: int, endpoint: str | None
+def _hash_group(
+    files: Sequence[PinnedFile], column: str, id_type: IdType, parts: int, endpoint: str | None
 ) -> list[np.ndarray]:
-    table = read_rows(file, [column], s3_endpoint=endpoint)
-    values = table.column(column)
-    if values.null_count:
-        row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-        raise InputError(
-            f"{file.path} row {row}: column {column!r} is null ({values.null_count} such rows in this file). "
-            "Every item needs an id: fill them in, or remove the rows."
-        )
-    hashed = hash_ids(read_ids(table, column, id_type))
+    """The hashes of all ids of some files, cut into `parts` by value."""
+    hashes = []
+    for file in files:
+        table = read_rows(file, [column], s3_endpoint=endpoint)
+        values = table.column(column)
+        if values.null_count:
+            row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+            raise InputError(
+                f"{file.path} row {row}: column {column!r} is null ({values.null_count} such rows in this file). "
+                "Every item needs an id: fill them in, or remove the rows."
+            )
+        hashes.append(hash_ids(read_ids(table, column, id_type)))
+    hashed = np.concatenate(hashes)
     part = (hashed % np.uint64(parts)).astype(np.int64)
     return [hashed[part == i] for i in range(parts)]
 
 
-def _repeated(hashes: np.ndarray) -> np.ndarray:
-    ordered = np.sort(hashes)
+def _repeated(*hashes: np.ndarray) -> np.ndarray:
+    ordered = np.sort(np.concatenate(hashes))
     return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
 

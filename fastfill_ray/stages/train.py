@@ -173,6 +173,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             fit.restore((Path(folder) / _CHECKPOINT).read_bytes())
+    resumed_from = fit.epoch
     while fit.epoch < fit.epochs:
         metrics = fit.step()
         if fit.epoch % _CHECKPOINT_EVERY == 0 and fit.epoch < fit.epochs:
@@ -188,6 +189,7 @@ def _train_worker(config: dict[str, Any]) -> None:
             _put(job, "alignment.json", described),
         ),
         rows=0,
+        details={"epochs": fit.epochs, "resumed_from": resumed_from},
     )
     job.files.put_new(stage_receipt("alignment", job.fingerprint), canonical(receipt.model_dump(mode="json")))
 

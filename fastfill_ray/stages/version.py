@@ -30,7 +30,7 @@ from fastfill_ray.errors import CorruptFile
 from fastfill_ray.stages import evaluate
 from fastfill_ray.stages.build import BucketWork, BuildJob, build, train_templates
 from fastfill_ray.stages.embed import Unit
-from fastfill_ray.stages.evaluate import Ask, Hits, PerQuery
+from fastfill_ray.stages.evaluate import Ask, PerQuery
 from fastfill_ray.stages.prepare import Prepared, choose
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.score import count_units, thresholds
@@ -114,10 +114,12 @@ def _measure_arms(
         asked = ready.queries.old
         if asked is not None and _has_truth(ready):
             files_of = ready.snapshot.gallery.files
-            places = [(chunk, files_of[chunk.file]) for chunk in ready.snapshot.chunks]
+            buckets = [
+                [(chunk, files_of[chunk.file]) for chunk in bucket]
+                for bucket in cut_buckets(ready.snapshot.chunks, segment_rows=config.index.segment_rows)
+            ]
             ask = Ask(ready.queries, asked, config.new_model.metric, depth["gallery"])
-            parts = evaluate.search_old(ready.scorer.source, places, ask)
-            merged = evaluate.merge((Calibration(), hits) for hits in parts)
+            merged = evaluate.search_old(ready.scorer.source, buckets, ask)
             values |= {("gallery", name, True): found for name, found in merged.items()}
         arms["old/old"] = evaluate.metric_values(values, depth, config.seed)
         data = evaluate.query_table(values, ready.queries.fingerprint)
@@ -270,16 +272,15 @@ class VersionMaker:
             for name, found in self._audit.at(wave, calibration).items():
                 values["audit", name, calibrated] = found
         if _has_truth(self.ready):
-            hits = self._search(segments)
-            for calibrated in (True, False):
-                merged = evaluate.merge((s.calibration if calibrated else Calibration(), found) for s, found in hits)
+            both = (True, False)
+            for calibrated, merged in zip(both, self._search(segments, both), strict=True):
                 values |= {("gallery", name, calibrated): found for name, found in merged.items()}
         return values
 
-    def _search(self, segments: Sequence[Segment]) -> list[tuple[Segment, Hits]]:
+    def _search(self, segments: Sequence[Segment], calibrations: Sequence[bool]) -> list[dict[str, dict[str, Floats]]]:
         queries, depth = self.ready.queries, _depths(self.ready)["gallery"]
         ask = Ask(queries, queries.new, self.config.new_model.metric, depth)
-        return evaluate.search_segments(self.files, segments, ask)
+        return evaluate.search_segments(self.files, segments, ask, calibrations)
 
     def _judge(self, state: State, values: PerQuery) -> Verdict:
         """The gate, on the published index with the given queries; on the audit shadow where that has no such truth."""
@@ -307,8 +308,7 @@ class VersionMaker:
         if known is not None or serving is None:
             return known
         if scope == "gallery":
-            hits = self._search(serving.segments)
-            merged = evaluate.merge((segment.calibration, found) for segment, found in hits)
+            [merged] = self._search(serving.segments, [True])
             return merged[objective.relevance][objective.metric]
         if serving.new_rows == serving.rows:
             return self._audit.per_query(self._audit.new)[objective.relevance][objective.metric]
