@@ -26,8 +26,6 @@ RAY = Path(sys.executable).parent / "ray"
 # With a token, as a cluster should be (and as Ray starts one by default since 2.60).
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
 
-pytestmark = pytest.mark.slow
-
 
 def free_port() -> int:
     with socket.socket() as found:
