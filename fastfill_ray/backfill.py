@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from fastfill_ray.config import BackfillConfig, load_config
-from fastfill_ray.core.records import Init, Plan, Publish, Receipt, State, canonical, fingerprint
+from fastfill_ray.core.records import Init, Plan, Publish, Receipt, State, fingerprint
 from fastfill_ray.errors import (
     ConfigError,
     EmbedderError,
     InputChanged,
+    InputError,
     PlanMismatch,
     QuarantineExceeded,
     SpaceMismatch,
 )
-from fastfill_ray.report import report_json, version_table
-from fastfill_ray.report_html import report_html
+from fastfill_ray.report import version_table
+from fastfill_ray.report_html import write_report
 from fastfill_ray.stages.embed import embed, keep_receipt
 from fastfill_ray.stages.prepare import (
     Prepared,
-    check_quarantine,
+    Quarantine,
     check_request,
     known_receipts,
     make_job,
@@ -45,7 +46,7 @@ from fastfill_ray.stages.version import VersionMaker, make_plan
 from fastfill_ray.storage.files import Files, open_files, probe
 from fastfill_ray.storage.gallery import check_pin
 from fastfill_ray.storage.inputs import stat_input
-from fastfill_ray.storage.layout import REPORT_HTML, REPORT_METRICS, snapshot_path, wave_folder
+from fastfill_ray.storage.layout import snapshot_path, wave_folder
 from fastfill_ray.storage.log import Log
 
 # Settings that may change between runs of one plan: the run resumes.
@@ -77,7 +78,7 @@ class BackfillResult:
     def held(self) -> bool:
         """The plan's newest version was not published: it serves worse than what users have."""
         versions = self.state.plan_versions
-        return bool(versions) and not versions[-1].verdict.publish
+        return bool(versions) and not versions[-1].verdict.publish and versions[-1].version not in self.state.published
 
     @property
     def exit_code(self) -> int:
@@ -168,6 +169,8 @@ def run_backfill(
         write_report(files, state)
         step = _step(files, state, settings, request, last_wave, config)
     if step.do == "stop":
+        if state.plan is not None:
+            write_report(files, state)
         return _result(config, state, progress)
     endpoint = config.storage.s3_endpoint
     with progress.timed("inspect"):
@@ -176,9 +179,15 @@ def run_backfill(
     with connected():
         probe(files)
         snapshot = take_snapshot(files, inspected, config.gallery, progress, s3_endpoint=endpoint)
-        _bind(log, config, snapshot)
-        epoch = log.claim()
+        wanted = _init(config, snapshot)
+        _check_bound(config, state.init, wanted)
+        if state.plan is not None and step.do == "plan":
+            progress.say(f"a new plan, {snapshot.rows:,} items: {_difference(settings, state.plan)}")
         ready = prepare(config, files, snapshot, progress)
+        # Only now is anything bound: a model that cannot be built, or returns another dim, leaves the root as it was.
+        _check_bound(config, log.initialise(wanted).init, wanted)
+        epoch = log.claim()
+        step = _step(files, log.state, settings, request, last_wave, config)
         if step.do == "plan":
             log.append(make_plan(config, files, ready, log.state, request, settings, progress))
         _make_versions(log, config, files, ready, epoch, request, last_wave, progress)
@@ -211,7 +220,8 @@ def _make_versions(
                 log.append(version)
                 verdict = "published" if version.verdict.publish else "held"
                 progress.say(
-                    f"version {version.version}: {version.fraction:.1%} new, {verdict}: {version.verdict.reason}"
+                    f"version {version.version}: {version.fraction:.1%} new, {verdict}: "
+                    f"{plan.objective} {version.verdict.reason}"
                 )
             else:
                 log.append(Publish(version=log.state.plan_versions[-1].version))
@@ -237,6 +247,9 @@ def _embed_waves(
     receipts = {wave: known_receipts(files, wave_folder(plan.plan, wave), units[wave], limits[wave]) for wave in waves}
     missing = [unit for wave in waves for unit in units[wave] if unit.unit not in receipts[wave]]
     job = make_job(config, files, ready.snapshot, plan.thresholds)
+    quarantines = {
+        wave: Quarantine(f"wave {wave}", rows[wave], limits[wave], receipts[wave].values()) for wave in waves
+    }
     handed_over: set[int] = set()
     try:
         with closing(embed(job, missing, config.resources)) as stream:
@@ -252,8 +265,7 @@ def _embed_waves(
                         if unit.wave == wave:
                             bar.advance(unit.rows)
                         if receipt.quarantined:
-                            found = receipts[unit.wave].values()
-                            check_quarantine(f"wave {unit.wave}", found, rows[unit.wave], limits[unit.wave])
+                            quarantines[unit.wave].add(receipt)
                             keep_receipt(files, unit, receipt)
                 handed_over.add(wave)
                 yield {int(name[1:]): receipt for name, receipt in receipts[wave].items()}
@@ -273,11 +285,10 @@ def _step(
     except PlanMismatch as error:
         plan = state.plan
         assert plan is not None
-        changed = [key for key in settings if settings[key] != plan.settings.get(key)]
-        if changed:
-            told = "; ".join(f"{key} was {plan.settings.get(key)!r}, is {settings[key]!r}" for key in changed)
+        if settings != plan.settings:
             raise PlanMismatch(
-                f"{config.output}: {error}: {told}. Put it back to finish the plan, or choose another output."
+                f"{config.output}: {error}: {_difference(settings, plan)}. "
+                "Put it back to finish the plan, or choose another output."
             ) from None
         snapshot = Snapshot.model_validate_json(files.get(snapshot_path(plan.snapshot)))
         for file in snapshot.gallery.files:
@@ -286,6 +297,22 @@ def _step(
             f"{config.output}: {error}: files were added to {config.gallery.path}, or the queries, qrels or classifier "
             "changed. Restore what was planned, or choose another output."
         ) from None
+
+
+def _difference(settings: Mapping[str, Any], plan: Plan) -> str:
+    """What differs from the settings of a plan, key by key."""
+    now, then = _leaves(settings), _leaves(plan.settings)
+    changed = [
+        f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in {**then, **now} if then.get(key) != now.get(key)
+    ]
+    return "; ".join(changed) or "input files were added or changed"
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _leaves(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return found
 
 
 def plan_settings(config: BackfillConfig, *, exclude_defaults: bool = False) -> dict[str, Any]:
@@ -302,16 +329,17 @@ def plan_settings(config: BackfillConfig, *, exclude_defaults: bool = False) -> 
 
 def input_pins(config: BackfillConfig) -> list[list[Any]]:
     """Path, size and tag of every input file, from listings only."""
-    paths = [config.gallery.path, config.new_model.classifier]
+    paths = {"gallery.path": config.gallery.path, "new_model.classifier": config.new_model.classifier}
     if config.queries is not None:
-        paths += [config.queries.path, config.queries.qrels_path]
-    endpoint = config.storage.s3_endpoint
-    return [
-        [file.path, file.size, file.tag]
-        for path in paths
-        if path is not None
-        for file in stat_input(path, s3_endpoint=endpoint)
-    ]
+        paths |= {"queries.path": config.queries.path, "queries.qrels_path": config.queries.qrels_path}
+    pins: list[list[Any]] = []
+    for key, path in paths.items():
+        try:
+            found = stat_input(path, s3_endpoint=config.storage.s3_endpoint) if path is not None else []
+        except InputError as error:
+            raise ConfigError(f"{key}: {error}") from error
+        pins += [[file.path, file.size, file.tag] for file in found]
+    return pins
 
 
 def parse_until(until: str | None, config: BackfillConfig) -> int | None:
@@ -326,9 +354,8 @@ def parse_until(until: str | None, config: BackfillConfig) -> int | None:
     return int(match[1])
 
 
-def _bind(log: Log, config: BackfillConfig, snapshot: Snapshot) -> None:
-    """Create the root's INIT, or refuse a root that is bound to other spaces."""
-    wanted = Init(
+def _init(config: BackfillConfig, snapshot: Snapshot) -> Init:
+    return Init(
         id_type=snapshot.id_type,
         metric=config.new_model.metric,
         old_dim=snapshot.old_dim,
@@ -336,20 +363,19 @@ def _bind(log: Log, config: BackfillConfig, snapshot: Snapshot) -> None:
         old_space=old_space_of(config, snapshot),
         new_space=spaces_of(config)["new"],
     )
-    found = log.initialise(wanted).init
-    assert found is not None
-    if found != wanted:
+
+
+def _check_bound(config: BackfillConfig, found: Init | None, wanted: Init) -> None:
+    """Refuse a root that is bound to other spaces."""
+    if found is not None and found != wanted:
         have, want = found.model_dump(), wanted.model_dump()
         told = "; ".join(
             f"{key} is {have[key]!r}, this run has {want[key]!r}" for key in want if have[key] != want[key]
         )
-        raise SpaceMismatch(f"{config.output} is bound to other spaces: {told}. Choose another output.")
-
-
-def write_report(files: Files, state: State) -> None:
-    """report.html and metrics.json, derived from the log."""
-    files.put_data(REPORT_HTML, report_html(state).encode())
-    files.put_data(REPORT_METRICS, canonical(report_json(state)))
+        raise SpaceMismatch(
+            f"{config.output} is bound to other spaces: {told} (new_space: the embedder, its kwargs or dim; old_space: "
+            "the old vectors' column or dim). Choose another output."
+        )
 
 
 def _result(config: BackfillConfig, state: State, progress: Progress) -> BackfillResult:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastfill_ray.errors import ConfigError, FastfillError, NotPublished
@@ -44,15 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     rollback.add_argument("--to", type=int, required=True, help="version number")
     rollback.set_defaults(act=_rollback)
 
-    return _guarded(parser.parse_args(argv))
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: int(arguments.act(arguments)))
 
 
 def job(argv: Sequence[str] | None = None) -> int:
     """``python jobs/backfill.py``."""
     parser = argparse.ArgumentParser(prog="jobs/backfill.py", description="Run a backfill, or resume it.")
     _add_run_arguments(parser)
-    parser.set_defaults(act=_run)
-    return _guarded(parser.parse_args(argv))
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: _run(arguments))
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,16 +72,23 @@ def _root_command(commands: Any, name: str, about: str) -> argparse.ArgumentPars
     return parser
 
 
-def _guarded(arguments: argparse.Namespace) -> int:
+def guarded(act: Callable[[], int]) -> int:
+    """Run a command: our errors as one line and their exit code; Ctrl-C and SIGTERM end it between two steps."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)  # what preempted machines and Kubernetes send
     try:
-        code: int = arguments.act(arguments)
-        return code
+        return act()
     except FastfillError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("Interrupted. What is durable is kept: the same command resumes.", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -173,6 +182,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _rollback(arguments: argparse.Namespace) -> int:
     from fastfill_ray.core.records import Publish
     from fastfill_ray.index.verify import verify
+    from fastfill_ray.report_html import write_report
     from fastfill_ray.storage.files import open_files
     from fastfill_ray.storage.log import Log
 
@@ -181,7 +191,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
     log = Log(files)
     before = log.read().serving
     log.claim()
-    log.append(Publish(version=arguments.to, reason="rollback"))
+    write_report(files, log.append(Publish(version=arguments.to, reason="rollback")))
     answer = {"published": arguments.to, "before": before}
     print(json.dumps(answer) if arguments.json else f"version {arguments.to} is published (before: {before})")
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -39,14 +40,31 @@ def _plain_json(kwargs: dict[str, Any]) -> dict[str, Any]:
 Kwargs = Annotated[dict[str, Any], AfterValidator(_plain_json)]
 
 
+def _absolute(path: str) -> str:
+    """Local paths do not depend on where the job is started; one place has one name."""
+    return path if "://" in path and not path.startswith("file://") else os.path.abspath(path.removeprefix("file://"))
+
+
+Location = Annotated[str, AfterValidator(_absolute)]
+
+
 class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_booleans(cls, values: Any) -> Any:
+        """YAML reads `yes` and `on` as true, and pydantic reads true as 1: no key means either."""
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            if any(isinstance(part, bool) for part in (value if isinstance(value, list | tuple) else [value])):
+                raise ValueError(f"{name} is {value!r}; true and false are no value of any key")
+        return values
 
 
 class GalleryConfig(Part):
     """The items: one Parquet file or a folder of them."""
 
-    path: str = Field(description="a Parquet file or a folder of them; local or s3://")
+    path: Location = Field(description="a Parquet file or a folder of them; local or s3://")
     id_column: str = Field("id", description="int64 or string, unique, never null")
     old_vector_column: str = Field("embedding", description="list, fixed_size_list or fixed_size_binary of f16/f32/f64")
     payload_columns: tuple[str, ...] = Field(min_length=1, description="what the embedder reads")
@@ -57,11 +75,11 @@ class GalleryConfig(Part):
 class QueriesConfig(Part):
     """Held-out queries. Without them the audit items are the queries, each excluded from its own ranking."""
 
-    path: str = Field(description="a Parquet file or a folder of them")
+    path: Location = Field(description="a Parquet file or a folder of them")
     id_column: str = Field("id", description="what qrels refer to")
     payload_columns: tuple[str, ...] = Field(min_length=1)
     label_column: str | None = None
-    qrels_path: str | None = Field(
+    qrels_path: Location | None = Field(
         None, description="Parquet with columns query_id, item_id: the judged relevant items"
     )
     new_vector_column: str | None = Field(None, description="vectors of the new model, if they are already there")
@@ -74,7 +92,7 @@ class NewModelConfig(Part):
     dim: int = Field(gt=0)
     metric: Metric = "cosine"
     batch_size: int = Field(64, gt=0, description="rows per embedder call")
-    classifier: str | None = Field(
+    classifier: Location | None = Field(
         None, description=".npz with weight (C, E) and bias (C,): the new model's own classifier"
     )
 
@@ -175,7 +193,7 @@ class BackfillConfig(Part):
     resources: ResourcesConfig = ResourcesConfig()
     quarantine: QuarantineConfig = QuarantineConfig()
     storage: StorageConfig = StorageConfig()
-    output: str = Field(min_length=1)
+    output: Location = Field(min_length=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
 
     @model_validator(mode="after")
@@ -286,4 +304,6 @@ def _explain(fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{key}: missing; it has no default"
     message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "tuple_type":
+        message = "a list is expected, such as [a, b]"
     return f"{key}: found {fault['input']!r}; {message}" if key and fault["type"] != "value_error" else message

@@ -221,6 +221,8 @@ def version_table(state: State) -> str:
         for row in table
     ]
     note = column_note(state) if state.plan_versions else "No version yet."
+    if not any(version.version == state.serving for version in state.plan_versions) and state.serving is not None:
+        note += f" Version {state.serving}, of an earlier plan, is served."
     return "\n".join([note, *lines])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from fastfill_ray.core.records import Plan, State
+from fastfill_ray.core.records import Plan, State, canonical
 from fastfill_ray.report import (
     HEADINGS,
     METRIC_COLUMNS,
@@ -19,11 +19,14 @@ from fastfill_ray.report import (
     curves,
     objective_curve,
     percent,
+    report_json,
     score,
     status,
     table_rows,
 )
 from fastfill_ray.report_svg import metric_name, svg
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.layout import REPORT_HTML, REPORT_METRICS
 
 RELEVANCE_WORDS = {
     "label": "an item is right when it has the query's label",
@@ -254,3 +257,9 @@ chance. Filled points were published; hollow ones were not, because the gate fou
 because the run stopped before it. The solid line is what is served, with the scores of stale and new items calibrated
 to each other; the thin dashed one is the same index without that. The columns {", ".join(METRIC_COLUMNS)} are means
 over the queries, between 0 and 1.</p>"""
+
+
+def write_report(files: Files, state: State) -> None:
+    """report.html and metrics.json, derived from the log."""
+    files.put_data(REPORT_HTML, report_html(state).encode())
+    files.put_data(REPORT_METRICS, canonical(report_json(state)))

@@ -13,7 +13,7 @@ from pathlib import Path
 from demo_data import build_demo_input
 
 from fastfill_ray import run_backfill
-from fastfill_ray.errors import FastfillError
+from fastfill_ray.cli import guarded
 
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -24,26 +24,26 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one key; repeatable")
     parser.add_argument("--until", metavar="plan|version0|wave:K", help="stop after it")
     arguments = parser.parse_args()
-    folder = Path(arguments.dir).resolve()
+    return guarded(lambda: run(Path(arguments.dir).resolve(), arguments.set, arguments.until))
+
+
+def run(folder: Path, more: list[str], until: str | None) -> int:
     start = time.monotonic()
-    try:
-        given = build_demo_input(folder / "input")
-        print(
-            f"{given.num_items:,} docstrings in {given.gallery}, {given.num_queries:,} queries "
-            f"({time.monotonic() - start:.1f} s)",
-            file=sys.stderr,
-        )
-        places = {
-            "gallery.path": given.gallery,
-            "queries.path": given.queries,
-            "queries.qrels_path": given.qrels,
-            "output": folder / "run",
-        }
-        overrides = [f"{key}={path}" for key, path in places.items()]
-        result = run_backfill(CONFIG, overrides=[*overrides, *arguments.set], until=arguments.until)
-    except FastfillError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+    print("building the demo's input, unless it is there...", file=sys.stderr)
+    given = build_demo_input(folder / "input")
+    print(
+        f"{given.num_items:,} docstrings in {given.gallery}, {given.num_queries:,} queries "
+        f"({time.monotonic() - start:.1f} s)",
+        file=sys.stderr,
+    )
+    places = {
+        "gallery.path": given.gallery,
+        "queries.path": given.queries,
+        "queries.qrels_path": given.qrels,
+        "output": folder / "run",
+    }
+    overrides = [f"{key}={path}" for key, path in places.items()]
+    result = run_backfill(CONFIG, overrides=[*overrides, *more], until=until)
     print(result.table())
     print(result.closing_words())
     print(

@@ -43,11 +43,15 @@ def class_margin(
         (N,) float32; an item whose class no pair has is as uncertain as the worst distance seen.
     """
     priority = np.empty(len(aligned), np.float32)
-    known = np.array([label is not None for label in reference_labels])
+    # Class numbers instead of objects: N x P comparisons. None is -1 in the reference and -2 among the items.
+    number = {label: i for i, label in enumerate(dict.fromkeys(reference_labels.tolist())) if label is not None}
+    classes = np.array([number.get(label, -1) for label in reference_labels.tolist()])
+    mine = np.array([number.get(label, -2) for label in labels.tolist()])
+    known = classes >= 0
     for start in range(0, len(aligned), _ROWS_AT_A_TIME):
         part = slice(start, start + _ROWS_AT_A_TIME)
         distances = -similarity(aligned[part], reference, "l2")
-        same = labels[part, None] == reference_labels[None, :]
+        same = mine[part, None] == classes[None, :]
         worst = distances.max(axis=1)
         own = np.where(same & known, distances, np.inf).min(axis=1)
         other = np.where(~same & known, distances, np.inf).min(axis=1)

@@ -53,8 +53,9 @@ def train_template(factory: str, dim: int, metric: Metric, training: Floats) -> 
         try:
             index = faiss.index_factory(dim, factory, _FAISS_METRIC[metric])
             index.train(vectors)
-            if (inverted := _inverted(index)) is not None:
-                inverted.ivf.nprobe = min(inverted.ivf.nlist, max(8, math.ceil(2 * math.sqrt(inverted.ivf.nlist))))
+            # FAISS finds the lists behind transforms and refinements too, which have no shared assignment.
+            if (lists := faiss.try_extract_index_ivf(index)) is not None:
+                lists.nprobe = min(lists.nlist, max(8, math.ceil(2 * math.sqrt(lists.nlist))))
             template = _serialise(index)
             index.add(vectors[:1])
         except RuntimeError as error:
@@ -78,10 +79,10 @@ def check_factory(factory: str, dim: int, metric: Metric, num_training: int) -> 
             f"index.factory {factory!r} cannot be used with dim {dim} and metric {metric}: {_reason(error)}. "
             "A faiss.index_factory string is expected, such as Flat or IVF1024,Flat."
         ) from error
-    inverted = _inverted(index)
-    if inverted is not None and inverted.ivf.nlist > num_training:
+    lists = faiss.try_extract_index_ivf(index)
+    if lists is not None and lists.nlist > num_training:
         raise ConfigError(
-            f"index.factory {factory!r} has {inverted.ivf.nlist} lists, but there are {num_training} vectors to train "
+            f"index.factory {factory!r} has {lists.nlist} lists, but there are {num_training} vectors to train "
             "them on, two for each pair. Use fewer lists, raise pairs.count, or use Flat."
         )
 

@@ -35,8 +35,9 @@ from fastfill_ray.storage.tables import (
     vector_column,
 )
 
-# Read tasks in flight ahead of the pool. They ask for no CPU: at half a CPU beside actors that hold every core the
-# pipeline starved, and at the actors' own resources Ray fuses them into the actor and nothing overlaps.
+# Read tasks in flight ahead of the pool, at least; one per actor in larger pools. They ask for no CPU: at half a CPU
+# beside actors that hold every core the pipeline starved, and at the actors' own resources Ray fuses them into the
+# actor and nothing overlaps.
 _READERS = 2
 # On S3 a receipt is a round trip: a resumed run has thousands to read.
 _RECEIPT_THREADS = 16
@@ -128,7 +129,7 @@ def embed(job: Job, units: Sequence[Unit], resources: ResourcesConfig) -> Genera
             _ReadUnit(job),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=_READERS),
+            compute=ray.data.TaskPoolStrategy(size=max(_READERS, high)),
             num_cpus=0,
         )
         .map_batches(

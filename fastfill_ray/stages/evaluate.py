@@ -145,7 +145,7 @@ def _judge(queries: Queries, ids: np.ndarray, labels: np.ndarray | None, scores:
         here = np.array([number.get(label, -1) for label in labels.tolist()], dtype=np.int64)
         relevant["label"] = (here[rows] == asked[:, None]) & np.isfinite(scores)
         counts = np.bincount(here[here >= 0], minlength=len(number) + 1)
-        num_relevant["label"] = np.where(asked >= 0, counts[asked], 0) - (own >= 0)
+        num_relevant["label"] = np.where(asked >= 0, counts[np.maximum(asked, 0)] - (own >= 0), 0)
     if queries.judged is not None:
         flags, totals = np.zeros(scores.shape, bool), np.zeros(count, np.int64)
         for query, item in queries.judged:
@@ -191,8 +191,7 @@ class Ranking:
 def audit_queries(pairs: Pairs, seed: int) -> Queries:
     """The audit items as queries, each excluded from its own ranking: what is used where no queries are given."""
     audit = pairs.part("audit")
-    count = min(len(audit.ids), MAX_QUERIES)
-    drawn = np.sort(np.random.default_rng(seed).choice(len(audit.ids), size=count, replace=False))
+    drawn = _draw(len(audit.ids), seed)
     return Queries(
         fingerprint=f"audit-{pairs.fingerprint}",
         ids=audit.ids[drawn],
@@ -204,6 +203,12 @@ def audit_queries(pairs: Pairs, seed: int) -> Queries:
     )
 
 
+def _draw(items: int, seed: int) -> np.ndarray:
+    """At most ``MAX_QUERIES`` of the items, uniformly: pairs lie in gallery order, which may be by class or by age."""
+    count = min(items, MAX_QUERIES)
+    return np.sort(np.random.default_rng(seed).choice(items, size=count, replace=False))
+
+
 def shadow_of(part: Pairs, queries: Queries, scorer: Scorer, thresholds: Sequence[int], pairs_share: float) -> Shadow:
     """The shadow gallery of one split of the pairs, asked by the queries (by its own items if queries are items)."""
     aligned, log_variance = scorer.align(part.old)
@@ -211,7 +216,7 @@ def shadow_of(part: Pairs, queries: Queries, scorer: Scorer, thresholds: Sequenc
     _, keys = scorer.keys(ids, aligned, log_variance, part.labels)
     if queries.are_items:
         # Held-out splits stay apart: the calibration items ask the calibration shadow, the audit items the audit one.
-        chosen = slice(0, MAX_QUERIES)
+        chosen = _draw(len(part.ids), scorer.seed)
         labels = part.labels[chosen] if part.labels is not None else None
         queries = replace(queries, new=part.new[chosen], old=part.old[chosen], labels=labels, ids=part.ids[chosen])
     relevance = {}
@@ -224,7 +229,6 @@ def shadow_of(part: Pairs, queries: Queries, scorer: Scorer, thresholds: Sequenc
         for query, item in queries.judged:
             if item in row_of:
                 relevance["qrels"][query, row_of[item]] = True
-    own = np.arange(len(part.ids)) if queries.are_items else np.full(len(part.ids), -1)
     return make_shadow(
         queries_new=queries.new,
         items_new=part.new,
@@ -233,7 +237,7 @@ def shadow_of(part: Pairs, queries: Queries, scorer: Scorer, thresholds: Sequenc
         relevance=relevance,
         waves=order_wave(keys, thresholds),
         sampled=random_priority(hash_ids(ids), scorer.seed + 1) < pairs_share,
-        excluded=np.arange(len(queries.new))[:, None] == own[None, :],
+        excluded=(queries.ids[:, None] == part.ids[None, :]) & queries.are_items,
         queries_old=queries.old,
         items_old=part.old,
     )

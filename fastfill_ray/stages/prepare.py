@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from fastfill_ray.stages.snapshot import Snapshot, Source
 from fastfill_ray.stages.train import Method, TrainJob, alignment_fingerprint, read_classifier, train
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import TableInput, vector_dim_of
-from fastfill_ray.storage.layout import stage_folder, unit_receipt
+from fastfill_ray.storage.layout import unit_receipt
 
 _SHOWN = 5
 
@@ -78,7 +79,7 @@ def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: 
     source = Source(config.gallery, snapshot.id_type, snapshot.old_dim, config.new_model.metric, endpoint)
     method, policy, choices = choose(config)
     classifier = None
-    if config.new_model.classifier is not None:
+    if config.new_model.classifier is not None and method == "fastfill":
         classifier = read_classifier(config.new_model.classifier, dim=config.new_model.dim, s3_endpoint=endpoint)
 
     pair_plan = plan_pairs(config, snapshot, spaces["new"])
@@ -93,6 +94,7 @@ def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: 
         queries = load_queries(
             files,
             query_plan,
+            snapshot.fingerprint,
             query_receipts,
             judgements,
             new_dim=config.new_model.dim,
@@ -107,15 +109,11 @@ def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: 
             files=files,
             method=method,
             preset=config.alignment.preset,
-            classifier=classifier if method == "fastfill" else None,
+            classifier=classifier,
             seed=config.seed,
             use_gpu=config.resources.gpus_per_actor > 0,
             fingerprint=alignment_fingerprint(
-                pairs.fingerprint,
-                method,
-                config.alignment.preset,
-                classifier if method == "fastfill" else None,
-                config.seed,
+                pairs.fingerprint, method, config.alignment.preset, classifier, config.seed
             ),
             spaces=directions,
             s3_endpoint=endpoint,
@@ -140,6 +138,19 @@ def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: 
     return Prepared(snapshot, job, pairs, pair_receipts, queries, scorer, scores, choices)
 
 
+def _check_label_types(config: BackfillConfig, inspected: Snapshot, queries: TableInput) -> None:
+    """Labels are compared as they are: an int never equals a string."""
+    ours, theirs = config.gallery.label_column, config.queries.label_column if config.queries else None
+    if ours is None or theirs is None:
+        return
+    found, expected = queries.types[theirs], inspected.gallery.types[ours]
+    if ("int" in found) != ("int" in expected) or ("string" in found) != ("string" in expected):
+        raise ConfigError(
+            f"queries.label_column: column {theirs!r} is {found}, but gallery.label_column {ours!r} is {expected}; "
+            "they must be of one type to be compared"
+        )
+
+
 def old_space_of(config: BackfillConfig, snapshot: Snapshot) -> str:
     """The old vectors' space, as far as the gallery tells: their column and dimension."""
     return fingerprint([config.gallery.old_vector_column, snapshot.old_dim])
@@ -152,6 +163,12 @@ def check_request(config: BackfillConfig, inspected: Snapshot) -> None:
         ConfigError, InputError: names the key or column, what was found and what is expected.
     """
     endpoint, new = config.storage.s3_endpoint, config.new_model
+    for key, path in (("gallery.path", config.gallery.path), ("queries.path", config.queries and config.queries.path)):
+        if path and f"{config.output}/".startswith(f"{path.rstrip('/')}/"):
+            raise ConfigError(
+                f"output: {config.output} lies in {key} {path}; files written there would be taken for input. "
+                "Choose a folder outside of it."
+            )
     sample_pairs(inspected.rows, config.pairs.count, config.pairs.split, config.seed)
     wave_targets(config.waves, inspected.rows, config.pairs.count)
     for factory in dict.fromkeys((config.index.factory, config.index.stale_factory or config.index.factory)):
@@ -161,6 +178,7 @@ def check_request(config: BackfillConfig, inspected: Snapshot) -> None:
     if config.queries is None:
         return
     inputs, _ = pin_queries(config.queries, s3_endpoint=endpoint)
+    _check_label_types(config, inspected, inputs)
     for key, column, dim, source in (
         ("queries.new_vector_column", config.queries.new_vector_column, new.dim, "new_model.dim"),
         ("queries.old_vector_column", config.queries.old_vector_column, inspected.old_dim, "the gallery's old vectors"),
@@ -190,15 +208,23 @@ def make_job(config: BackfillConfig, files: Files, snapshot: Snapshot, cuts: Ite
     )
 
 
-def check_quarantine(what: str, receipts: Iterable[Receipt], rows: int, limit: int) -> None:
-    """Raise QuarantineExceeded, naming rows and reasons, if more than `limit` of `rows` could not be embedded."""
-    bad = [fault for receipt in receipts for fault in receipt.quarantined]
-    if len(bad) > limit:
-        shown = "; ".join(f"id {fault.id!r} (row {fault.row}): {fault.reason}" for fault in bad[:_SHOWN])
-        raise QuarantineExceeded(
-            f"{what}: {len(bad)} of {rows} rows could not be embedded, at most {limit} are allowed: {shown}. "
-            "Nothing was committed. Mend the rows or the embedder, or raise quarantine.max_rows, and run again."
-        )
+class Quarantine:
+    """Counts the bad rows of one wave (or of the pairs, or the queries) and stops it above the limit."""
+
+    def __init__(self, what: str, rows: int, limit: int, known: Iterable[Receipt]) -> None:
+        self._what, self._rows, self._limit = what, rows, limit
+        self._bad = [fault for receipt in known for fault in receipt.quarantined]
+
+    def add(self, receipt: Receipt) -> None:
+        """Raise QuarantineExceeded, naming rows and reasons, if more rows than allowed could not be embedded."""
+        self._bad.extend(receipt.quarantined)
+        if len(self._bad) > self._limit:
+            shown = "; ".join(f"id {fault.id!r} (row {fault.row}): {fault.reason}" for fault in self._bad[:_SHOWN])
+            raise QuarantineExceeded(
+                f"{self._what}: {len(self._bad)} of {self._rows} rows could not be embedded, at most {self._limit} are "
+                f"allowed: {shown}. Nothing was committed. Mend the rows or the embedder, or raise "
+                "quarantine.max_rows, and run again."
+            )
 
 
 def known_receipts(files: Files, folder: str, units: Iterable[Unit], limit: int) -> dict[str, Receipt]:
@@ -238,14 +264,18 @@ def _embed_first(
     files = job.files
     query_units = list(itertools.chain.from_iterable(query_plan.units.values())) if query_plan is not None else []
     units = [*pair_plan.units, *query_units]
-    limit = config.quarantine.limit(config.pairs.count)
+    rows_of = Counter[str]()
+    for unit in units:
+        rows_of[unit.folder] += unit.rows
     receipts: dict[tuple[str, str], Receipt] = {}
-    for folder in dict.fromkeys(unit.folder for unit in units):
-        here = [unit for unit in units if unit.folder == folder]
+    quarantines: dict[str, Quarantine] = {}
+    for folder, count in rows_of.items():
+        here, limit = [unit for unit in units if unit.folder == folder], config.quarantine.limit(count)
         found = known_receipts(files, folder, here, limit)
         receipts |= {(folder, name): receipt for name, receipt in found.items()}
+        what = "pairs" if here[0].role == "item" else f"queries, {here[0].model} model"
+        quarantines[folder] = Quarantine(what, count, limit, found.values())
     missing = [unit for unit in units if _key(unit) not in receipts]
-    pair_folder = stage_folder("pairs", pair_plan.fingerprint)
     if missing:
         rows = sum(unit.rows for unit in units)
         done = rows - sum(unit.rows for unit in missing)
@@ -256,14 +286,13 @@ def _embed_first(
             ):
                 for unit, receipt in stream:
                     receipts[_key(unit)] = receipt
-                    if receipt.quarantined and unit.folder == pair_folder:
-                        pairs_so_far = [found for (folder, _), found in receipts.items() if folder == pair_folder]
-                        check_quarantine("pairs", pairs_so_far, config.pairs.count, limit)
                     if receipt.quarantined:
+                        quarantines[unit.folder].add(receipt)
                         receipts[_key(unit)] = keep_receipt(files, unit, receipt)
                     bar.advance(unit.rows)
         except QuarantineExceeded:
-            withdraw(files, pair_folder)
+            for folder in rows_of:
+                withdraw(files, folder)
             raise
     pair_receipts = {unit.unit: receipts[_key(unit)] for unit in pair_plan.units}
     pairs = finished or finish_pairs(files, pair_plan, pair_receipts, source, new_dim=config.new_model.dim)

@@ -112,6 +112,7 @@ def plan_queries(
 def load_queries(
     files: Files,
     plan: QueryPlan,
+    snapshot: str,
     receipts: Mapping[tuple[str, str], Receipt],
     judgements: TableInput | None,
     *,
@@ -124,13 +125,20 @@ def load_queries(
     """The queries whose vectors could be made in every space that is used; the others are dropped.
 
     Args:
+        snapshot: fingerprint of the gallery that is asked.
         receipts: {(folder, unit): receipt} of the plan's units.
 
     Raises:
         InputError: a given vector column has another dimension, or no query is left.
     """
     config = plan.config
-    tables = [read_rows(file, list(plan.inputs.types), s3_endpoint=s3_endpoint).take(rows) for file, rows in plan.rows]
+    needs_ids = judgements is not None
+    wanted = [config.new_vector_column, config.old_vector_column, config.label_column]
+    columns = [name for name in (*wanted, config.id_column if needs_ids else None) if name is not None]
+    tables = [
+        read_rows(file, columns or [config.payload_columns[0]], s3_endpoint=s3_endpoint).take(rows)
+        for file, rows in plan.rows
+    ]
     places = [(number, int(row)) for number, (_, rows) in enumerate(plan.rows) for row in rows]
     vectors: dict[str, dict[tuple[int, int], np.ndarray]] = {}
     for model, dim, column in (
@@ -164,31 +172,36 @@ def load_queries(
         values[:] = [value for table in tables for value in table.column(name).to_pylist()]
         return values[usable]
 
-    needs_ids = judgements is not None
     ids = column_of(config.id_column).astype(str) if needs_ids else np.array([f"{n}:{r}" for n, r in places])[usable]
     return Queries(
-        fingerprint=plan.fingerprint,
+        # Per-query figures are compared query by query: only those of the same queries, asked of the same gallery.
+        fingerprint=fingerprint([plan.fingerprint, snapshot, usable]),
         ids=ids.astype(object),
         new=np.stack([vectors["new"][places[i]] for i in usable]),
         old=np.stack([vectors["old"][places[i]] for i in usable]) if "old" in vectors else None,
         labels=column_of(config.label_column) if config.label_column is not None else None,
-        judged=_judged(judgements, ids, id_type, s3_endpoint) if judgements is not None else None,
+        judged=_judged(judgements, config.id_column, ids, id_type, s3_endpoint) if judgements is not None else None,
         are_items=False,
     )
 
 
 def _judged(
-    judgements: TableInput, ids: np.ndarray, id_type: IdType, s3_endpoint: str | None
+    judgements: TableInput, config_column: str, ids: np.ndarray, id_type: IdType, s3_endpoint: str | None
 ) -> list[tuple[int, int | str]]:
     index = {str(value): i for i, value in enumerate(ids)}
-    judged: list[tuple[int, int | str]] = []
+    if len(index) < len(ids) or "None" in index:
+        raise InputError(
+            f"queries.id_column {config_column!r}: {len(ids)} queries have {len(index)} distinct ids (null counts as "
+            "'None'); judgements need one id per query, and none of them null"
+        )
+    judged: dict[tuple[int, int | str], None] = {}
     for file in judgements.files:
         table = read_rows(file, ["query_id", "item_id"], s3_endpoint=s3_endpoint)
         for query, item in zip(table.column("query_id").to_pylist(), table.column("item_id").to_pylist(), strict=True):
-            if isinstance(item, str) != (id_type == "string"):
+            if item is None or isinstance(item, str) != (id_type == "string"):
                 raise InputError(f"{file.path}: item_id {item!r} is not of the gallery's id type {id_type}")
             if str(query) in index:
-                judged.append((index[str(query)], item))
+                judged[index[str(query)], item] = None  # a pair that is judged twice is one judgement
     if not judged:
         raise InputError(f"{judgements.files[0].path}: no query_id occurs in the queries' id column")
-    return judged
+    return list(judged)

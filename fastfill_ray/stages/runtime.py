@@ -97,7 +97,15 @@ def _find_ours(error: BaseException | None, depth: int = 0) -> FastfillError | N
         return None
     if isinstance(error, FastfillError) and not isinstance(error, RayError):
         return error
-    links = (getattr(error, "cause", None), error.__cause__, error.__context__)
+    # Ray keeps what it wraps under several names; Ray Train keeps one error per worker.
+    failures = getattr(error, "worker_failures", None) or {}
+    links = (
+        getattr(error, "cause", None),
+        getattr(error, "_base_exc", None),
+        error.__cause__,
+        error.__context__,
+        *failures.values(),
+    )
     return next((ours for link in links if (ours := _find_ours(link, depth + 1))), None)
 
 

@@ -15,7 +15,6 @@ import ray.data
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.core.calibration import match_norms
 from fastfill_ray.core.plan import (
-    Chunk,
     Histogram,
     combine_digests,
     find_thresholds,
@@ -26,7 +25,7 @@ from fastfill_ray.core.plan import (
     wave_of,
 )
 from fastfill_ray.core.policies import class_margin, random_priority, uncertainty
-from fastfill_ray.core.records import FileRef, Quarantined, Receipt, canonical, fingerprint
+from fastfill_ray.core.records import FileRef, Model, Quarantined, Receipt, canonical, fingerprint
 from fastfill_ray.errors import FastfillError, FileMissing, InputError
 from fastfill_ray.stages.embed import find_receipts
 from fastfill_ray.stages.pairs import objects
@@ -114,9 +113,12 @@ class Scores:
     ids_digest: str
 
 
-@dataclass(frozen=True)
-class _Work:
-    chunk: Chunk
+class _Work(Model):
+    """One chunk to score, as a row of Ray Data; `pairs` are offsets in it."""
+
+    index: int
+    start: int
+    rows: int
     file: PinnedFile
     pairs: tuple[int, ...]
 
@@ -142,11 +144,17 @@ def score(
         pass
     receipts = find_receipts(files, folder)
     work = [
-        _Work(chunk, snapshot.gallery.files[chunk.file], pair_offsets.get(chunk.index, ()))
+        _Work(
+            index=chunk.index,
+            start=chunk.start,
+            rows=chunk.rows,
+            file=snapshot.gallery.files[chunk.file],
+            pairs=pair_offsets.get(chunk.index, ()),
+        )
         for chunk in snapshot.chunks
         if chunk_unit(chunk.index) not in receipts
     ]
-    done = snapshot.rows - sum(item.chunk.rows for item in work)
+    done = snapshot.rows - sum(item.rows for item in work)
     with progress.stage("score", snapshot.rows, "items", done=done) as bar:
         for receipt in _run(scorer, folder, work):
             receipts[receipt.unit] = receipt
@@ -194,10 +202,9 @@ def _run(scorer: Scorer, folder: str, work: Sequence[_Work]) -> Iterator[Receipt
     """One Ray Data execution over chunk descriptors; a chunk's scores are written by the task that made them."""
     if not work:
         return
-    items = [{"work": index} for index in range(len(work))]
-    shared = ray.put((scorer, list(work)))
+    items = [{"work": item.model_dump_json()} for item in work]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _ScoreChunk(shared, folder), batch_size=1, batch_format="pyarrow", num_cpus=1
+        _ScoreChunk(ray.put(scorer), folder), batch_size=1, batch_format="pyarrow", num_cpus=1
     )
     with original_errors():
         for row in dataset.iter_rows():
@@ -206,14 +213,14 @@ def _run(scorer: Scorer, folder: str, work: Sequence[_Work]) -> Iterator[Receipt
 
 
 class _ScoreChunk:
-    def __init__(self, shared: ray.ObjectRef, folder: str) -> None:
-        self._shared, self._folder = shared, folder
+    def __init__(self, scorer: ray.ObjectRef, folder: str) -> None:
+        self._scorer, self._folder = scorer, folder
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        scorer, work = ray.get(self._shared)
         receipt, error = None, None
         try:
-            receipt = score_chunk(scorer, self._folder, work[batch.column("work")[0].as_py()]).model_dump_json()
+            work = _Work.model_validate_json(batch.column("work")[0].as_py())
+            receipt = score_chunk(ray.get(self._scorer), self._folder, work).model_dump_json()
         except FastfillError as fault:
             error = pack_error(fault)
         return pa.table({"receipt": pa.array([receipt], pa.string()), "error": pa.array([error], pa.string())})
@@ -222,12 +229,12 @@ class _ScoreChunk:
 def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
     """Score one chunk and write it. Rows without a usable old vector come first: they are absent until embedded."""
     start = time.monotonic()
-    config, chunk = scorer.source.config, work.chunk
+    config = scorer.source.config
     columns = [config.id_column, config.old_vector_column]
     needs_labels = scorer.policy == "class_margin"
     if needs_labels and config.label_column is not None:
         columns.append(config.label_column)
-    table = read_rows(work.file, columns, start=chunk.start, rows=chunk.rows, s3_endpoint=scorer.source.s3_endpoint)
+    table = read_rows(work.file, columns, start=work.start, rows=work.rows, s3_endpoint=scorer.source.s3_endpoint)
     ids = read_ids(table, config.id_column, scorer.source.id_type)
     old, unusable = old_vectors(table, scorer.source)
     aligned, log_variance = scorer.align(old)
@@ -237,7 +244,7 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
     if len(bad):
         priority[bad], log_variance[bad] = np.inf, np.inf
         keys[bad] = order_key(priority[bad], hash_ids(ids[bad]))
-    is_pair = np.zeros(chunk.rows, bool)
+    is_pair = np.zeros(work.rows, bool)
     is_pair[list(work.pairs)] = True
     data = table_bytes(
         pa.table(
@@ -250,15 +257,15 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
             }
         )
     )
-    unit = chunk_unit(chunk.index)
+    unit = chunk_unit(work.index)
     receipt = Receipt(
         unit=unit,
         outputs=(put_file(scorer.files, unit_output(folder, unit, sha256_hex(data)), data),),
-        rows=chunk.rows,
+        rows=work.rows,
         ids_digest=ids_digest(ids.tolist()),
         quarantined=tuple(
             Quarantined(
-                id=ids[row] if isinstance(ids[row], str) else int(ids[row]), row=chunk.start + row, reason=reason
+                id=ids[row] if isinstance(ids[row], str) else int(ids[row]), row=work.start + row, reason=reason
             )
             for row, reason in unusable.items()
         ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from fastfill_ray.alignment.maps import Alignment
-from fastfill_ray.alignment.pairs import Classifier, TrainingPairs
+from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, check_pairs
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.core.plan import hash_ids
 from fastfill_ray.core.records import FileRef, Receipt, canonical, fingerprint
@@ -75,7 +76,7 @@ def read_classifier(path: str, *, dim: int, s3_endpoint: str | None) -> tuple[np
     try:
         with fs.open(place, "rb") as handle, np.load(handle, allow_pickle=False) as arrays:
             weight, bias = arrays["weight"].astype(np.float32), arrays["bias"].astype(np.float32)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"new_model.classifier {path}: an .npz with arrays weight and bias is expected: {error}"
         ) from error
@@ -83,6 +84,8 @@ def read_classifier(path: str, *, dim: int, s3_endpoint: str | None) -> tuple[np
         raise ConfigError(
             f"new_model.classifier {path}: weight is {weight.shape}, bias {bias.shape}; expected (C, {dim}) and (C,)"
         )
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise ConfigError(f"new_model.classifier {path}: weight or bias holds values that are not finite")
     return weight, bias
 
 
@@ -115,6 +118,15 @@ def train(job: TrainJob, pairs: Pairs, progress: Progress) -> TrainedAlignment:
     columns = {"old": vector_column(part.old), "new": vector_column(part.new), "key": pa.array(hash_ids_of(part.ids))}
     if job.method == "fastfill" and part.labels is not None:
         columns["label"] = pa.array(_class_numbers(part.labels, given=job.classifier is not None))
+    # What cannot be fitted is told here, before a cluster starts a worker for it (and retries it).
+    check_pairs(
+        TrainingPairs(
+            part.old,
+            part.new,
+            columns["label"].to_numpy() if "label" in columns else None,
+            Classifier(*job.classifier) if job.classifier is not None else None,
+        )
+    )
     with progress.stage("train", len(part.ids), "pairs") as bar, original_errors():
         TorchTrainer(
             _train_worker,

@@ -26,7 +26,7 @@ from fastfill_ray.core.records import (
     fingerprint,
 )
 from fastfill_ray.core.simulate import Shadow
-from fastfill_ray.errors import CorruptFile
+from fastfill_ray.errors import ConfigError, CorruptFile
 from fastfill_ray.stages import evaluate
 from fastfill_ray.stages.build import BucketWork, BuildJob, build, train_templates
 from fastfill_ray.stages.embed import Unit
@@ -72,6 +72,7 @@ def make_plan(
         templates = train_templates(files, ready.pairs, ready.scorer, name, config.index.factory, stale_factory)
     with progress.timed("arms"):
         arms, queries = _measure_arms(config, files, ready, cuts, name)
+        _check_answerable(config, ready, arms)
     return Plan(
         plan=name,
         request=request,
@@ -132,6 +133,25 @@ def _measure_arms(
 def _shadow(ready: Prepared, split: str, cuts: Sequence[int]) -> Shadow:
     share = len(ready.pairs.ids) / ready.snapshot.rows
     return evaluate.shadow_of(ready.pairs.part(split), ready.queries, ready.scorer, cuts, share)
+
+
+def _check_answerable(config: BackfillConfig, ready: Prepared, arms: Mapping[str, Sequence[MetricValue]]) -> None:
+    """Refuse an objective that nothing can be measured by: the gate would publish anything."""
+    relevance, queries = config.objective.relevance, ready.queries
+    answerable = True
+    if relevance == "label" and queries.labels is not None and ready.pairs.labels is not None:
+        answerable = bool((set(queries.labels.tolist()) - {None}) & set(ready.pairs.labels.tolist()))
+    elif relevance == "qrels" and "old/old" in arms:
+        answerable = any(value.relevance == relevance for value in arms["old/old"])
+    if not answerable:
+        raise _unanswerable(relevance)
+
+
+def _unanswerable(relevance: str) -> ConfigError:
+    return ConfigError(
+        f"objective.relevance is {relevance!r}, but no query has a relevant item in the gallery. Check that queries "
+        "and gallery name labels or items alike, or choose another relevance."
+    )
 
 
 def _has_truth(ready: Prepared) -> bool:
@@ -287,6 +307,8 @@ class VersionMaker:
         objective = self.config.objective
         scope = "gallery" if ("gallery", objective.relevance, True) in values else "audit"
         now = values[scope, objective.relevance, True][objective.metric]
+        if np.isnan(now).all():
+            raise _unanswerable(objective.relevance)
         serving = state.version(state.serving) if state.serving is not None else None
         against = "old/old" if serving is None else f"version {serving.version}"
         before = self._before(serving, scope)

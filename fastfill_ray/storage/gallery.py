@@ -66,6 +66,8 @@ def pin(path: str, columns: dict[str, str], *, s3_endpoint: str | None) -> Table
         footers = list(pool.map(lambda file: _footer(file, s3_endpoint), found))
     first = footers[0].schema.to_arrow_schema()
     for key, name in columns.items():
+        if first.names.count(name) > 1:
+            raise InputError(f"{found[0].path}: there is more than one column {name!r} ({key}); rename all but one")
         if name not in first.names:
             raise ConfigError(f"{key}: column {name!r} is not in {found[0].path}; found {', '.join(first.names)}")
     pinned = []
@@ -205,7 +207,10 @@ def _file_dim(file: PinnedFile, column: str, s3_endpoint: str | None) -> int:
             raise InputError(f"{file.path}: {error}") from error
         if fixed is not None:
             return fixed
-        sample = next(reader.iter_batches(batch_size=_SAMPLE_ROWS, columns=[column]), None)
+        try:
+            sample = next(reader.iter_batches(batch_size=_SAMPLE_ROWS, columns=[column]), None)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{file.path}: its first rows cannot be read ({_first_line(error)})") from error
     lengths = [] if sample is None else [len(row) for row in sample.column(0).to_pylist() if row is not None]
     if sample is None or not lengths:
         raise InputError(f"{file.path}: the first {_SAMPLE_ROWS} rows of column {column!r} are all null")
