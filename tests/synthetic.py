@@ -125,6 +125,7 @@ def write_queries(folder: Path, ids: np.ndarray, x: np.ndarray, classes: np.ndar
                 "id": [f"q{i}" for i in range(rows)],
                 "x": pa.array(list(values.astype(np.float32))),
                 "label": [f"class-{label}" for label in classes[chosen]],
+                "number": classes[chosen],
             }
         ),
         folder / "queries.parquet",

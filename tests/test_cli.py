@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import yaml
 from numpy.typing import NDArray
 
 from fastfill_ray import errors
-from fastfill_ray.cli import job, main
+from fastfill_ray.cli import guarded, job, main
 from fastfill_ray.core.records import Publish
 from fastfill_ray.errors import FastfillError, Fenced
 from fastfill_ray.storage.log import read_state
@@ -322,3 +325,20 @@ def test_a_run_that_cannot_start_leaves_nothing_behind(
     assert printed.out == ""
     assert told in printed.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("signals", [False, True])
+def test_an_interrupt_and_a_sigterm_end_a_command_with_one_line(
+    signals: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def act() -> int:
+        if not signals:
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert guarded(act) == 1
+    assert capsys.readouterr().err == "Interrupted. What is durable is kept: the same command resumes.\n"
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -68,7 +68,7 @@ def test_a_config_cannot_be_changed_afterwards(part: str) -> None:
         ({"new_model": {"dim": None}}, ["new_model.dim: missing"]),
         ({"gallery": {"payload_columns": None}}, ["gallery.payload_columns: missing"]),
         # Wrong types and values.
-        ({"gallery": {"payload_columns": "text"}}, ["gallery.payload_columns: found 'text'", "tuple"]),
+        ({"gallery": {"payload_columns": "text"}}, ["gallery.payload_columns: found 'text'", "a list is expected"]),
         ({"gallery": {"payload_columns": []}}, ["gallery.payload_columns: found []", "at least 1"]),
         ({"gallery": []}, ["gallery: found []", "dictionary"]),
         ({"new_model": {"dim": "wide"}}, ["new_model.dim: found 'wide'", "integer"]),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastfill_ray.backfill import BackfillResult, Step, input_pins, next_step, parse_until, plan_settings
 from fastfill_ray.config import load_config
 from fastfill_ray.core.records import Body, Claim, Plan, Publish, State, Verdict, Version, apply, fold, seal, unseal
-from fastfill_ray.errors import ConfigError, InputError, PlanMismatch
+from fastfill_ray.errors import ConfigError, PlanMismatch
 from tests.core.test_records import INIT, chain, plan, unchain, version
 
 WAVES = (0.2, 0.5, 1.0)
@@ -266,5 +266,5 @@ def test_every_input_file_is_part_of_the_request(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [2]}), tmp_path / "gallery" / "c.parquet")
     assert len(input_pins(given)) == len(names) + 1
     (tmp_path / "qrels.parquet").unlink()
-    with pytest.raises(InputError, match="qrels"):
+    with pytest.raises(ConfigError, match=r"queries\.qrels_path.*does not exist"):
         input_pins(given)

@@ -139,7 +139,7 @@ def _check_ids(snapshot: Snapshot, config: GalleryConfig, progress: Progress, *,
     # Rare path: look the rows up, so that the message names them, and so that a mere collision of hashes is forgiven.
     places: dict[int | str, list[str]] = {}
     find = partial(_find_ids, column=config.id_column, id_type=snapshot.id_type, hashes=repeated, endpoint=s3_endpoint)
-    for file, rows in run_tasks(find, gallery, name="find duplicate ids"):
+    for file, rows in run_tasks(find, gallery, name="find duplicate ids", ordered=True):
         for row, value in rows:
             places.setdefault(value, []).append(f"{file.path} row {row}")
     duplicates = {value: found for value, found in places.items() if len(found) > 1}

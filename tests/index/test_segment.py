@@ -1,3 +1,4 @@
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -150,3 +151,8 @@ def test_an_index_of_another_dim_metric_or_size_is_refused() -> None:
     for dim, metric, rows in expected:
         with pytest.raises(CorruptFile, match=r"s: holds \(dim, FAISS metric, rows\) \(8, 0, 30\)"):
             load_index(data, dim=dim, metric=metric, rows=rows, name="s")
+
+
+def test_lists_behind_a_refinement_are_probed_as_well() -> None:
+    template = train_template("IVF16,Flat,RFlat", 8, "ip", vectors(800, dim=8))
+    assert faiss.extract_index_ivf(load_index(template, dim=8, metric="ip", rows=0, name="template")).nprobe == 8

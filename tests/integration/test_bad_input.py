@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import fastfill_ray as ff
-from fastfill_ray.errors import ConfigError, FastfillError, InputError
+from fastfill_ray.errors import AlignmentFailed, ConfigError, EmbedderError, InputError, QuarantineExceeded
 from tests import synthetic
 from tests.integration.conftest import Workshop
 
@@ -104,6 +104,10 @@ def test_too_many_unusable_vectors_fail_before_the_plan(ray_session: None, tmp_p
             r"queries\.old_vector_column: column 'x' holds vectors of 12 dims, exp",
         ),
         ({"queries": {"new_vector_column": "x"}}, r"queries\.new_vector_column: .* expected 16 as new_model\.dim"),
+        (
+            {"queries": {"label_column": "number"}},
+            r"queries\.label_column: column 'number' is int64, but gallery\.label",
+        ),
         ({"queries": {"id_column": "name"}}, r"queries\.id_column: column 'name' is not in"),
     ],
 )
@@ -118,6 +122,11 @@ def test_a_request_that_cannot_work_is_refused_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_inside_the_gallery_is_refused(workshop: Workshop) -> None:
+    with pytest.raises(ConfigError, match=r"output: .* lies in gallery\.path"):
+        ff.run_backfill(workshop.config(workshop.folder / "gallery" / "out"))
+
+
 def test_a_classifier_of_another_dim_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     np.savez(tmp_path / "head.npz", weight=np.zeros((6, 5), np.float32), bias=np.zeros(6, np.float32))
     config = workshop.config(tmp_path / "out", new_model={"classifier": str(tmp_path / "head.npz")})
@@ -128,5 +137,22 @@ def test_a_classifier_of_another_dim_is_refused(workshop: Workshop, tmp_path: Pa
 def test_errors_survive_the_way_from_a_worker(workshop: Workshop, ray_session: None, tmp_path: Path) -> None:
     """An embedder that cannot be built fails in an actor; the caller gets our error, not Ray's wrapping of it."""
     config = workshop.config(tmp_path / "out", new_model={"embedder": "tests.synthetic:NoSuchEmbedder"})
-    with pytest.raises(FastfillError, match=r"tests\.synthetic.* has no attribute 'NoSuchEmbedder'"):
+    with pytest.raises(EmbedderError, match=r"tests\.synthetic.* has no attribute 'NoSuchEmbedder'"):
         ff.run_backfill(config)
+    assert not (tmp_path / "out" / "log").exists(), "a typing error must not bind the root to a model"
+
+
+def test_queries_that_cannot_be_embedded_are_not_dropped_in_silence(
+    workshop: Workshop, ray_session: None, tmp_path: Path
+) -> None:
+    x = pq.read_table(workshop.folder / "queries" / "queries.parquet").column("x").to_pylist()
+    workshop.control(bad={synthetic.marker(row[0]): "raise" for row in x[:11]})
+    with pytest.raises(QuarantineExceeded, match=r"queries, new model: 11 of 60 rows .*this row cannot be read"):
+        ff.run_backfill(workshop.config(tmp_path / "out"))
+    workshop.control()
+
+
+def test_pairs_that_no_map_can_be_fitted_on_are_refused_by_name(ray_session: None, tmp_path: Path) -> None:
+    synthetic.write_gallery(tmp_path / "gallery", unusable=dict.fromkeys(range(600), [1.0] * synthetic.OLD_DIM))
+    with pytest.raises(AlignmentFailed, match="the old vectors of all 84 pairs are the same"):
+        ff.run_backfill(synthetic.config(tmp_path, alignment={"method": "ridge"}))
