@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,13 +17,14 @@ import ray.data
 
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.core.plan import ids_digest, wave_of
-from fastfill_ray.core.records import FileRef, Model, Quarantined, Receipt, canonical
+from fastfill_ray.core.records import FileRef, Model, Quarantined, Receipt
 from fastfill_ray.embedders.protocol import Embedder, Role, embed_rows, load_embedder
-from fastfill_ray.errors import CorruptFile, EmbedderError, FastfillError, InputError
+from fastfill_ray.errors import EmbedderError, FastfillError, InputError
 from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import IdType, PinnedFile, read_ids, read_rows
-from fastfill_ray.storage.layout import parse_unit_receipt, unit_output, unit_receipt
+from fastfill_ray.storage.layout import unit_output, unit_receipt
+from fastfill_ray.storage.receipts import put_receipt
 from fastfill_ray.storage.tables import (
     get_verified,
     id_array,
@@ -39,8 +39,6 @@ from fastfill_ray.storage.tables import (
 # beside actors that hold every core the pipeline starved, and at the actors' own resources Ray fuses them into the
 # actor and nothing overlaps.
 _READERS = 2
-# On S3 a receipt is a round trip: a resumed run has thousands to read.
-_RECEIPT_THREADS = 16
 # Payload waits in the object store, so the pool is kept two units ahead and no more.
 _UNITS_PER_ACTOR = 2
 
@@ -88,21 +86,6 @@ class Job:
     def columns(self, role: Role) -> tuple[str | None, tuple[str, ...]]:
         """The id column (queries go by their row in the file) and the payload columns."""
         return (self.id_column, self.payload_columns) if role == "item" else (None, self.query_payload_columns)
-
-
-def find_receipts(files: Files, folder: str) -> dict[str, Receipt]:
-    """The units of a folder that are done: {unit: receipt}."""
-    found = {}
-    paths = {unit: path for path in files.list(folder) if (unit := parse_unit_receipt(path)) is not None}
-    with ThreadPoolExecutor(_RECEIPT_THREADS) as pool:
-        for (unit, path), data in zip(paths.items(), pool.map(files.get, paths.values()), strict=True):
-            try:
-                found[unit] = Receipt.model_validate_json(data)
-            except ValueError as error:
-                raise CorruptFile(
-                    f"{path}: not a receipt ({error}). Delete it; its unit is then done again."
-                ) from error
-    return found
 
 
 def embed(job: Job, units: Sequence[Unit], resources: ResourcesConfig) -> Generator[tuple[Unit, Receipt]]:
@@ -262,11 +245,8 @@ def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receip
 
 
 def keep_receipt(files: Files, unit: Unit, receipt: Receipt) -> Receipt:
-    """Make a receipt durable; the first one wins, a twin's is adopted."""
-    path = unit_receipt(unit.folder, unit.unit)
-    if files.put_new(path, canonical(receipt.model_dump(mode="json"))):
-        return receipt
-    return Receipt.model_validate_json(files.get(path))
+    """Make a unit's receipt durable; the first one wins, a twin's is adopted."""
+    return put_receipt(files, unit_receipt(unit.folder, unit.unit), receipt)
 
 
 def read_vectors(files: Files, receipts: Iterable[Receipt], dim: int) -> tuple[list[Any], np.ndarray]:

@@ -11,14 +11,15 @@ import pyarrow as pa
 
 from fastfill_ray.config import BackfillConfig
 from fastfill_ray.core.plan import MIN_SPLIT, sample_pairs
-from fastfill_ray.core.records import Quarantined, Receipt, canonical, fingerprint
-from fastfill_ray.errors import ConfigError, CorruptFile, FileMissing
+from fastfill_ray.core.records import Quarantined, Receipt, fingerprint
+from fastfill_ray.errors import ConfigError
 from fastfill_ray.stages.embed import Unit, read_vectors, stored_vectors
 from fastfill_ray.stages.runtime import run_tasks
 from fastfill_ray.stages.snapshot import Snapshot, Source
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import read_ids, read_rows
 from fastfill_ray.storage.layout import chunk_unit, stage_folder, stage_output, stage_receipt
+from fastfill_ray.storage.receipts import put_receipt, read_receipt
 from fastfill_ray.storage.tables import (
     element_type,
     get_verified,
@@ -116,12 +117,9 @@ def plan_pairs(config: BackfillConfig, snapshot: Snapshot, new_space: str) -> Pa
 
 def load_pairs(files: Files, plan: PairPlan) -> Pairs | None:
     """The finished stage's pairs, or None."""
-    try:
-        receipt = Receipt.model_validate_json(files.get(stage_receipt("pairs", plan.fingerprint)))
-    except FileMissing:
+    receipt = read_receipt(files, stage_receipt("pairs", plan.fingerprint))
+    if receipt is None:
         return None
-    except ValueError as error:
-        raise CorruptFile(f"{stage_receipt('pairs', plan.fingerprint)}: not a receipt ({error})") from error
     table = read_table(get_verified(files, receipt.outputs[0]), name=receipt.outputs[0].path)
     return _from_table(plan.fingerprint, table)
 
@@ -165,7 +163,7 @@ def finish_pairs(
         quarantined=tuple(quarantined),
         seconds=sum(receipt.seconds for receipt in receipts.values()),
     )
-    files.put_new(stage_receipt("pairs", plan.fingerprint), canonical(receipt.model_dump(mode="json")))
+    put_receipt(files, stage_receipt("pairs", plan.fingerprint), receipt)
     return _from_table(plan.fingerprint, table)
 
 

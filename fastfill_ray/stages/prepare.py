@@ -15,7 +15,7 @@ from fastfill_ray.core.plan import sample_pairs, wave_targets
 from fastfill_ray.core.records import Receipt, fingerprint
 from fastfill_ray.errors import ConfigError, QuarantineExceeded
 from fastfill_ray.index.segment import check_factory
-from fastfill_ray.stages.embed import Job, Space, Unit, embed, find_receipts, keep_receipt
+from fastfill_ray.stages.embed import Job, Space, Unit, embed, keep_receipt
 from fastfill_ray.stages.evaluate import audit_queries
 from fastfill_ray.stages.pairs import PairPlan, Pairs, finish_pairs, load_pairs, plan_pairs
 from fastfill_ray.stages.progress import Progress
@@ -26,6 +26,7 @@ from fastfill_ray.stages.train import Method, TrainJob, alignment_fingerprint, r
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import TableInput, vector_dim_of
 from fastfill_ray.storage.layout import unit_receipt
+from fastfill_ray.storage.receipts import find_receipts
 
 _SHOWN = 5
 

@@ -25,9 +25,8 @@ from fastfill_ray.core.plan import (
     wave_of,
 )
 from fastfill_ray.core.policies import class_margin, random_priority, uncertainty
-from fastfill_ray.core.records import FileRef, Model, Quarantined, Receipt, canonical, fingerprint
-from fastfill_ray.errors import FastfillError, FileMissing, InputError
-from fastfill_ray.stages.embed import find_receipts
+from fastfill_ray.core.records import FileRef, Model, Quarantined, Receipt, fingerprint
+from fastfill_ray.errors import FastfillError, InputError
 from fastfill_ray.stages.pairs import objects
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed, run_tasks
@@ -36,6 +35,7 @@ from fastfill_ray.stages.train import TrainedAlignment, load_alignment
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import PinnedFile, read_ids, read_rows
 from fastfill_ray.storage.layout import chunk_unit, stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
+from fastfill_ray.storage.receipts import find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.tables import (
     element_type,
     get_verified,
@@ -137,11 +137,8 @@ def score(
     """
     files, name = scorer.files, _scores_name(scorer, snapshot)
     folder = stage_folder("scores", name)
-    try:
-        stage = Receipt.model_validate_json(files.get(stage_receipt("scores", name)))
-        return _from_table(name, files, stage)
-    except FileMissing:
-        pass
+    if (finished := read_receipt(files, stage_receipt("scores", name))) is not None:
+        return _from_table(name, files, finished)
     receipts = find_receipts(files, folder)
     work = [
         _Work(
@@ -179,8 +176,7 @@ def score(
         seconds=sum(receipt.seconds for receipt in ordered),
         details={"unusable": sum(len(receipt.quarantined) for receipt in ordered)},
     )
-    files.put_new(stage_receipt("scores", name), canonical(stage.model_dump(mode="json")))
-    return _from_table(name, files, stage)
+    return _from_table(name, files, put_receipt(files, stage_receipt("scores", name), stage))
 
 
 def _scores_name(scorer: Scorer, snapshot: Snapshot) -> str:
@@ -271,10 +267,7 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
         ),
         seconds=time.monotonic() - start,
     )
-    path = unit_receipt(folder, unit)
-    if scorer.files.put_new(path, canonical(receipt.model_dump(mode="json"))):
-        return receipt
-    return Receipt.model_validate_json(scorer.files.get(path))
+    return put_receipt(scorer.files, unit_receipt(folder, unit), receipt)
 
 
 def old_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, dict[int, str]]:

@@ -26,13 +26,14 @@ from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, check_pairs
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.core.plan import hash_ids
 from fastfill_ray.core.records import FileRef, Receipt, canonical, fingerprint
-from fastfill_ray.errors import AlignmentFailed, ConfigError, CorruptFile, FileMissing, SpaceMismatch
+from fastfill_ray.errors import AlignmentFailed, ConfigError, SpaceMismatch
 from fastfill_ray.stages.pairs import Pairs
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.inputs import open_input
 from fastfill_ray.storage.layout import stage_folder, stage_output, stage_receipt
+from fastfill_ray.storage.receipts import put_receipt, read_receipt
 from fastfill_ray.storage.tables import get_verified, put_file, sha256_hex, vector_column, vectors_of
 
 Method = Literal["fastfill", "fct", "procrustes", "ridge"]
@@ -104,14 +105,8 @@ def train(job: TrainJob, pairs: Pairs, progress: Progress) -> TrainedAlignment:
         AlignmentFailed: the pairs cannot be fitted.
     """
     path = stage_receipt("alignment", job.fingerprint)
-    try:
-        return _from_receipt(job, Receipt.model_validate_json(job.files.get(path)))
-    except FileMissing:
-        pass
-    except ValueError as error:
-        raise CorruptFile(
-            f"{path}: not a receipt ({error}). Delete it; the alignment is then trained again."
-        ) from error
+    if (finished := read_receipt(job.files, path)) is not None:
+        return _from_receipt(job, finished)
     part = pairs.part("train")
     if job.method == "fastfill":
         part = part.labelled()
@@ -140,7 +135,10 @@ def train(job: TrainJob, pairs: Pairs, progress: Progress) -> TrainedAlignment:
             datasets={"train": ray.data.from_arrow(pa.table(columns))},
         ).fit()
         bar.advance(len(part.ids))
-    return _from_receipt(job, Receipt.model_validate_json(job.files.get(path)))
+    written = read_receipt(job.files, path)
+    if written is None:
+        raise AlignmentFailed(f"{path}: the training worker ended without its receipt; run the same command again")
+    return _from_receipt(job, written)
 
 
 def load_alignment(files: Files, trained: TrainedAlignment, spaces: dict[str, str]) -> Alignment:
@@ -203,7 +201,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         rows=0,
         details={"epochs": fit.epochs, "resumed_from": resumed_from},
     )
-    job.files.put_new(stage_receipt("alignment", job.fingerprint), canonical(receipt.model_dump(mode="json")))
+    put_receipt(job.files, stage_receipt("alignment", job.fingerprint), receipt)
 
 
 def _read_pairs(job: TrainJob) -> TrainingPairs:

@@ -1,0 +1,50 @@
+"""Receipts as files: put once, read back typed. What has one is done; what has none is done again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from fastfill_ray.core.records import Receipt, canonical
+from fastfill_ray.errors import CorruptFile, FileMissing
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.layout import parse_unit_receipt
+
+# On S3 a receipt is a round trip: a resumed run has thousands to read.
+_THREADS = 16
+
+
+def put_receipt(files: Files, path: str, receipt: Receipt) -> Receipt:
+    """Make a receipt durable. The first one wins: a twin's is returned instead."""
+    if files.put_new(path, canonical(receipt.model_dump(mode="json"))):
+        return receipt
+    return _parse(path, files.get(path))
+
+
+def read_receipt(files: Files, path: str) -> Receipt | None:
+    """The receipt at `path`, None if there is none.
+
+    Raises:
+        CorruptFile: what is there is not a receipt.
+    """
+    try:
+        return _parse(path, files.get(path))
+    except FileMissing:
+        return None
+
+
+def find_receipts(files: Files, folder: str) -> dict[str, Receipt]:
+    """The units of a folder that are done: {unit: receipt}."""
+    paths: Mapping[str, str] = {
+        unit: path for path in files.list(folder) if (unit := parse_unit_receipt(path)) is not None
+    }
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(files.get, paths.values())
+        return {unit: _parse(path, data) for (unit, path), data in zip(paths.items(), found, strict=True)}
+
+
+def _parse(path: str, data: bytes) -> Receipt:
+    try:
+        return Receipt.model_validate_json(data)
+    except ValueError as error:
+        raise CorruptFile(f"{path}: not a receipt ({error}). Delete it: its work is then done again.") from error

@@ -1,0 +1,36 @@
+"""Receipts: the first one wins, an absent one is None, a damaged one is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastfill_ray.core.records import Receipt
+from fastfill_ray.errors import CorruptFile
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.layout import chunk_unit, unit_receipt
+from fastfill_ray.storage.receipts import find_receipts, put_receipt, read_receipt
+
+
+def test_the_first_receipt_wins_and_its_twin_adopts_it(files: Files) -> None:
+    first, second = Receipt(unit="c", rows=1), Receipt(unit="c", rows=2)
+    assert put_receipt(files, "scores/a/receipt.json", first) == first
+    assert put_receipt(files, "scores/a/receipt.json", second) == first
+    assert read_receipt(files, "scores/a/receipt.json") == first
+    assert read_receipt(files, "scores/b/receipt.json") is None
+
+
+def test_the_units_of_a_folder_are_found_by_their_receipts(files: Files) -> None:
+    made = {chunk_unit(i): Receipt(unit=chunk_unit(i), rows=i) for i in range(20)}
+    for unit, receipt in made.items():
+        put_receipt(files, unit_receipt("pairs/a", unit), receipt)
+    put_receipt(files, "pairs/a/receipt.json", Receipt(unit="pairs", rows=3))
+    assert find_receipts(files, "pairs/a") == made
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b'{"unit": "c"}', b'{"unit": "c", "rows": -1}'])
+def test_a_damaged_receipt_is_refused_by_name(files: Files, damage: bytes) -> None:
+    path = unit_receipt("scores/a", chunk_unit(7))
+    files.put_data(path, damage)
+    for read in (lambda: read_receipt(files, path), lambda: find_receipts(files, "scores/a")):
+        with pytest.raises(CorruptFile, match=r"scores/a/c00000007\.receipt\.json: not a receipt"):
+            read()
