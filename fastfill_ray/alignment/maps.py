@@ -12,11 +12,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fastfill_ray.alignment.kernel import Kernel
 from fastfill_ray.alignment.linear import Affine, Array
 from fastfill_ray.alignment.uncertainty import ResidualModel
 from fastfill_ray.errors import CorruptFile, SpaceMismatch
 
-Method = Literal["fastfill", "fct", "ridge", "procrustes"]
+Method = Literal["fastfill", "fct", "kernel", "ridge", "procrustes"]
 PresetName = Literal["paper", "default"]
 
 DIRECTION = "old->new"
@@ -80,11 +81,43 @@ class LinearMap(nn.Module):
         return self.affine(old), None
 
 
-def make_map(method: Method, preset: PresetName, old_dim: int, new_dim: int) -> LearntMap | LinearMap:
-    """An untrained map; its weights come from torch's global generator."""
+class KernelMap(nn.Module):
+    """Kernel ridge regression on M landmarks: h(x) = k(x, landmarks) @ weight + bias."""
+
+    landmarks: Tensor
+    gamma: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, landmarks: int, old_dim: int, new_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("landmarks", torch.zeros(landmarks, old_dim))
+        self.register_buffer("gamma", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(landmarks, new_dim))
+        self.register_buffer("bias", torch.zeros(new_dim))
+
+    @classmethod
+    def of(cls, fitted: Kernel) -> KernelMap:
+        made = cls(len(fitted.landmarks), fitted.landmarks.shape[1], fitted.weight.shape[1])
+        for name in ("landmarks", "gamma", "weight", "bias"):
+            getattr(made, name).copy_(torch.from_numpy(np.asarray(getattr(fitted, name), np.float32)))
+        return made
+
+    def forward(self, old: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scaled old vectors (N, D) -> scaled h (N, E), no log-variance."""
+        squares = old.square().sum(dim=1, keepdim=True) + self.landmarks.square().sum(dim=1)
+        distances = (squares - 2 * old @ self.landmarks.T).clamp(min=0)
+        return torch.exp(-self.gamma * distances) @ self.weight + self.bias, None
+
+
+AnyMap = LearntMap | LinearMap | KernelMap
+
+
+def make_map(method: Method, preset: PresetName, old_dim: int, new_dim: int, landmarks: int = 0) -> AnyMap:
+    """An untrained map; its weights come from torch's global generator. `landmarks` is for ``kernel`` alone."""
     if method in ("fastfill", "fct"):
         return LearntMap(old_dim, new_dim, PRESETS[preset].inner, head=method == "fastfill")
-    return LinearMap(old_dim, new_dim)
+    return KernelMap(landmarks, old_dim, new_dim) if method == "kernel" else LinearMap(old_dim, new_dim)
 
 
 def _parts(mapping: nn.Module, residuals: nn.Module | None) -> nn.ModuleDict:
@@ -101,7 +134,7 @@ class Alignment:
         *,
         old_scale: float,
         new_scale: float,
-        mapping: LearntMap | LinearMap,
+        mapping: AnyMap,
         residuals: ResidualModel | None,
         dims: tuple[int, int],
     ) -> None:
@@ -181,11 +214,12 @@ class Alignment:
         old_dim, new_dim = cast("tuple[int, int]", dims)
         old_scale, new_scale = cast("tuple[float, float]", scales)
         # On the meta device nothing is allocated before the tensors' shapes are known to fit.
-        with torch.device("meta"):
-            mapping = make_map(cast("Method", method), preset, old_dim, new_dim)
-            residuals = None if method == "fastfill" else ResidualModel(old_dim, new_dim)
         try:
             tensors = safetensors.torch.load(weights)
+            landmarks = len(tensors["map.landmarks"]) if method == "kernel" else 0
+            with torch.device("meta"):
+                mapping = make_map(cast("Method", method), preset, old_dim, new_dim, landmarks)
+                residuals = None if method == "fastfill" else ResidualModel(old_dim, new_dim)
             _parts(mapping, residuals).load_state_dict(tensors, strict=True, assign=True)
         except (safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
             raise CorruptFile(

@@ -118,3 +118,25 @@ def softmax_head(vectors: Array, labels: Array, classes: int) -> Classifier:
 
     solver.step(loss)
     return Classifier(weight.detach().numpy(), bias.detach().numpy())
+
+
+def fitted_classifier(new: Array, labels: Array | None) -> tuple[Array, Array] | None:
+    """A linear softmax head on new vectors in the model's own units, for models that come without one.
+
+    Args:
+        new: (N, E). labels: (N,) of any type, None where unknown.
+
+    Returns:
+        weight (C, E), bias (C,); None where labels say too little: one class only, or hardly two items per class.
+    """
+    if labels is None:
+        return None
+    known = np.array([label is not None for label in labels.tolist()], bool)
+    if not known.any():
+        return None
+    classes, numbers = np.unique(labels[known].astype(str), return_inverse=True)
+    if len(classes) < 2 or 2 * len(classes) > len(numbers):
+        return None
+    scale = float(np.sqrt(np.square(new, dtype=np.float64).mean()))
+    head = softmax_head(new[known] / scale, numbers, len(classes))
+    return (head.weight / scale).astype(np.float32), head.bias.astype(np.float32)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fastfill_ray.alignment import losses
+from fastfill_ray.alignment.kernel import MAX_LANDMARKS, kernel_ridge
 from fastfill_ray.alignment.linear import Affine, Array, procrustes, ridge
-from fastfill_ray.alignment.maps import PRESETS, Alignment, LinearMap, Method, PresetName, make_map
+from fastfill_ray.alignment.maps import PRESETS, Alignment, KernelMap, LinearMap, Method, PresetName, make_map
 from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, check_pairs, pairs_digest, softmax_head
 from fastfill_ray.alignment.uncertainty import ResidualModel, fit_residual_model
 from fastfill_ray.errors import AlignmentFailed, CorruptFile
@@ -60,6 +61,7 @@ class Fit:
         self._new = (new / self._new_scale).astype(np.float32)
         self._digest = pairs_digest(pairs, method, preset, seed)
         self.epoch = 0
+        self._left_out: Array | None = None
         learnt = method in ("fastfill", "fct")
         self.epochs = PRESETS[preset].epochs if learnt else 1
         # fct keeps pairs aside that only its log-variance sees; fastfill learns its own; linear maps are cross-fitted.
@@ -68,7 +70,7 @@ class Fit:
         self._held_out, self._train = np.sort(shuffled[:held]), np.sort(shuffled[held:])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._map = make_map(method, preset, *self._dims).to(self._device)
+            self._map = make_map(method, preset, *self._dims, min(len(old), MAX_LANDMARKS)).to(self._device)
         if learnt:
             self._x, self._y = self._tensor(self._old[self._train]), self._tensor(self._new[self._train])
             self._head, self._labels = self._classifier(pairs) if method == "fastfill" else (None, None)
@@ -186,6 +188,11 @@ class Fit:
         return loss, squared.mean(), discriminative.mean()
 
     def _solve(self) -> dict[str, float]:
+        if self.method == "kernel":
+            smooth, self._left_out = kernel_ridge(self._old, self._new, seed=self._seed)
+            self._map = KernelMap.of(smooth)
+            squared = float(np.square(self._left_out - self._new).mean())
+            return {"loss": squared, "squared_error": squared, "strength": smooth.strength}
         fitted = self._closed_form(np.arange(len(self._old)))
         self._map = LinearMap.of(fitted)
         squared = float(np.square(fitted(self._old) - self._new).mean())
@@ -202,6 +209,11 @@ class Fit:
             with torch.inference_mode():
                 aligned = mapping(torch.from_numpy(self._old[held]))[0].numpy()
             return fit_residual_model(self._old[held], aligned, self._new[held])
+        if self.method == "kernel":
+            left_out = self._left_out
+            if left_out is None:  # restored from a checkpoint after the fit
+                left_out = kernel_ridge(self._old, self._new, seed=self._seed)[1]
+            return fit_residual_model(self._old, left_out.astype(np.float32), self._new)
         aligned = np.empty_like(self._new)
         for fold in np.array_split(np.random.default_rng([self._seed, 2]).permutation(len(self._old)), FOLDS):
             rest = np.setdiff1d(np.arange(len(self._old)), fold)

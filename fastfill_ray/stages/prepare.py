@@ -22,9 +22,10 @@ from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.queries import Queries, QueryPlan, load_queries, pin_queries, plan_queries
 from fastfill_ray.stages.score import Policy, Scorer, Scores, score
 from fastfill_ray.stages.snapshot import Snapshot, Source
-from fastfill_ray.stages.train import Method, TrainJob, alignment_fingerprint, read_classifier, train
+from fastfill_ray.stages.train import Method, TrainJob, alignment_fingerprint, train
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import TableInput, vector_dim_of
+from fastfill_ray.storage.inputs import read_classifier
 from fastfill_ray.storage.layout import unit_receipt
 from fastfill_ray.storage.receipts import find_receipts
 

@@ -98,6 +98,11 @@ def pin(path: str, columns: dict[str, str], *, s3_endpoint: str | None) -> Table
     return TableInput(files=tuple(pinned), types={name: str(first.field(name).type) for name in names})
 
 
+def columns_of(path: str, *, s3_endpoint: str | None) -> list[str]:
+    """The column names of the (first) file at a path."""
+    return list(_footer(stat_input(path, s3_endpoint=s3_endpoint)[0], s3_endpoint).schema.to_arrow_schema().names)
+
+
 def _footer(file: InputFile, s3_endpoint: str | None) -> pq.FileMetaData:
     fs, path = open_input(file.path, s3_endpoint=s3_endpoint)
     try:

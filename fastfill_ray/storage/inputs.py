@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
-from fastfill_ray.errors import InputError
+from fastfill_ray.errors import ConfigError, InputError
 from fastfill_ray.storage.files import split_scheme
 from fastfill_ray.storage.local import local_path
 
@@ -68,6 +70,29 @@ def stat_input(path: str, *, s3_endpoint: str | None = None) -> list[InputFile]:
     if not found:
         raise InputError(f"input {path!r}: the folder holds no *.parquet file. Check the path.")
     return sorted((_pin(entry, split_scheme(path)[0]) for entry in found), key=lambda file: file.path)
+
+
+def read_classifier(path: str, *, dim: int, s3_endpoint: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """weight (C, dim) and bias (C,) of the new model's own classifier.
+
+    Raises:
+        ConfigError: no such file, no such arrays, or shapes that do not fit.
+    """
+    fs, place = open_input(path, s3_endpoint=s3_endpoint)
+    try:
+        with fs.open(place, "rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+            weight, bias = arrays["weight"].astype(np.float32), arrays["bias"].astype(np.float32)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"new_model.classifier {path}: an .npz with arrays weight and bias is expected: {error}"
+        ) from error
+    if weight.ndim != 2 or weight.shape[1] != dim or bias.shape != weight.shape[:1]:
+        raise ConfigError(
+            f"new_model.classifier {path}: weight is {weight.shape}, bias {bias.shape}; expected (C, {dim}) and (C,)"
+        )
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise ConfigError(f"new_model.classifier {path}: weight or bias holds values that are not finite")
+    return weight, bias
 
 
 def _is_data(below: str) -> bool:

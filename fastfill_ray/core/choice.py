@@ -1,0 +1,181 @@
+"""What `auto` does: candidates compared by the objective on the calibration split, in stages, best ones jointly.
+
+Stages: maps (random order, so that nothing but the map speaks) -> how much of the old score to keep -> orders -> forms
+of calibration. Each stage keeps a few; an area under the objective's curve decides, and simpler wins what is not told
+apart.
+
+Legend: Q queries, N items of the split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastfill_ray.core.curves import (
+    KNOTS,
+    Candidate,
+    Curve,
+    Scene,
+    backfill_order,
+    fit_knots,
+    fuse_scores,
+    published_cutoffs,
+    trace,
+)
+from fastfill_ray.core.serving import FORMS, Form, Served
+
+# Shares of the aligned score that are tried where old query vectors exist; 0 is the old score alone.
+WEIGHTS = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.0)
+COARSE_POINTS = 8
+COARSE_QUERIES = 500
+KEPT_MAPS, KEPT_MODES, KEPT_ORDERS = 3, 3, 5
+# A gain of area below this is noise: the simpler candidate stays.
+LEAST_GAIN = 5e-4
+
+
+@dataclass(frozen=True)
+class View:
+    """One map as a scene sees it.
+
+    stale: (Q, N) scores with aligned vectors, norms matched. priorities: {policy: (N,)}, `random` always among them.
+    """
+
+    stale: NDArray[np.float32]
+    priorities: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate that was tried: its area under the objective's coarse curve on the calibration split."""
+
+    candidate: Candidate
+    area: float
+    stage: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The winner, the runner-up and everything that was tried, best first."""
+
+    winner: Candidate
+    runner_up: Candidate | None
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What may be chosen: what the config or the caller leaves open."""
+
+    methods: Sequence[str]
+    policies: Sequence[str]
+    weights: Sequence[float] = WEIGHTS
+    forms: Sequence[Form] = FORMS
+
+
+def choose(scene: Scene, views: Mapping[str, View], allowed: Allowed, relevance: str, metric: str, seed: int) -> Choice:
+    """The candidate whose backfill serves the objective best on the way.
+
+    Args:
+        scene: the calibration split.
+        views: by map; those of `allowed.methods` are looked at.
+        relevance, metric: the objective.
+    """
+    coarse = scene.take(scene.sample(COARSE_QUERIES, seed))
+    small = {
+        method: replace(views[method], stale=views[method].stale[scene.sample(COARSE_QUERIES, seed)])
+        for method in allowed.methods
+    }
+    trials: dict[Candidate, Trial] = {}
+
+    def area(candidate: Candidate, stage: str) -> float:
+        if candidate not in trials:
+            view = small[candidate.method]
+            priority = view.priorities[candidate.policy]
+            curve = run(coarse, view.stale, priority, candidate, relevance, metric, seed=seed, points=COARSE_POINTS)
+            trials[candidate] = Trial(candidate, float(curve.mean(relevance, metric).mean()), stage)
+        return trials[candidate].area
+
+    weights = [w for w in allowed.weights if w == 1 or scene.old is not None]
+    first = 1.0 if 1.0 in weights else max(weights)
+    simple: Form = "offset" if "offset" in allowed.forms else allowed.forms[0]
+    rich: Form = "scale_offset" if "scale_offset" in allowed.forms else simple
+
+    def form_of(weight: float) -> Form:
+        # Scores of fused vectors have another spread than new ones; an offset alone cannot mend that.
+        return simple if weight == 1 else rich
+
+    maps = _best(
+        (Candidate(method, first, "random", form_of(first)) for method in allowed.methods),
+        lambda c: area(c, "map"),
+        KEPT_MAPS,
+    )
+    modes = _best(
+        (Candidate(c.method, weight, "random", form_of(weight)) for c in maps for weight in weights),
+        lambda c: area(c, "stale mode"),
+        KEPT_MODES,
+    )
+    # The best map in the plain stale mode stays in the race: some orders suit it better.
+    modes = list(dict.fromkeys([*modes, maps[0]]))
+    orders = _best(
+        (Candidate(c.method, c.weight, policy, c.form) for c in modes for policy in allowed.policies),
+        lambda c: area(c, "order"),
+        KEPT_ORDERS,
+    )
+    final = [replace(c, form=form) for c in orders for form in allowed.forms]
+    ranked = _best(final, lambda c: area(c, "calibration"), len(final))
+    winner = ranked[0]
+    level = area(winner, "") - LEAST_GAIN
+    near = [c for c in ranked if replace(c, form=winner.form) == winner and area(c, "") >= level]
+    winner = min(near, key=lambda c: FORMS.index(c.form))
+    others = [c for c in ranked if replace(c, form=winner.form) != winner]
+    told = sorted(trials.values(), key=lambda trial: -trial.area)
+    return Choice(winner, others[0] if others else None, tuple(told))
+
+
+def run(
+    scene: Scene,
+    stale: NDArray[np.float32],
+    priority: NDArray[np.float32],
+    candidate: Candidate,
+    relevance: str,
+    metric: str,
+    *,
+    seed: int,
+    points: int,
+) -> Curve:
+    """A candidate's curve with calibrations fitted on the same scene: for comparing, not for reporting."""
+    scores = fuse_scores(scene, stale, candidate.weight)
+    order = backfill_order(priority, scene.id_hash)
+    fitted = fit_knots(scene, scores, order, relevance, metric, candidate.form, seed=seed)
+    return trace(scene, scores, order, fitted, published_cutoffs(len(order), points), relevances=[relevance])
+
+
+def carry(
+    fit_on: tuple[Scene, View],
+    show_on: tuple[Scene, View],
+    candidate: Candidate,
+    relevance: str,
+    metric: str,
+    *,
+    seed: int,
+    cutoffs: Sequence[int] | None = None,
+) -> tuple[Curve, list[Served]]:
+    """A candidate's curve on one split (audit) under calibrations fitted on another one (calibration)."""
+    scene, view = fit_on
+    scores = fuse_scores(scene, view.stale, candidate.weight)
+    order = backfill_order(view.priorities[candidate.policy], scene.id_hash)
+    fitted = fit_knots(scene, scores, order, relevance, metric, candidate.form, seed=seed, knots=KNOTS)
+    scene, view = show_on
+    scores = fuse_scores(scene, view.stale, candidate.weight)
+    order = backfill_order(view.priorities[candidate.policy], scene.id_hash)
+    cutoffs = published_cutoffs(len(order)) if cutoffs is None else cutoffs
+    return trace(scene, scores, order, fitted, cutoffs), fitted
+
+
+def _best(candidates: Iterable[Candidate], area: Callable[[Candidate], float], count: int) -> list[Candidate]:
+    """The best `count`, best first; equal ones in the order given."""
+    return sorted(dict.fromkeys(candidates), key=lambda c: -area(c))[:count]

@@ -1,0 +1,135 @@
+"""From vectors of held-out pairs to what the curves are traced on: a scene per split, a view per map.
+
+Legend: Q queries, N items of the split, D old dim, E new dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastfill_ray.core.calibration import Metric, match_norms, similarity
+from fastfill_ray.core.choice import View
+from fastfill_ray.core.curves import Scene, old_scale_of
+from fastfill_ray.core.policies import Policy, Reference, priority_of, weighted, with_thresholds
+from fastfill_ray.core.ranks import Truth
+
+Floats = NDArray[np.float32]
+Objects = NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items of a split. old: (N, D), new: (N, E); id_hash, labels, groups, weights: (N,) where known."""
+
+    id_hash: NDArray[np.uint64]
+    old: Floats
+    new: Floats
+    labels: Objects | None = None
+    groups: Objects | None = None
+    weights: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The queries. new: (Q, E), old: (Q, D) or None; labels, groups: (Q,).
+
+    own: (Q,) row of the item that a query itself is, -1 for none: it never finds itself. judged: (pairs, 2) int64 of
+    query and item row, the relevance `qrels`; None where nothing is judged.
+    """
+
+    new: Floats
+    old: Floats | None = None
+    labels: Objects | None = None
+    groups: Objects | None = None
+    own: NDArray[np.int64] | None = None
+    judged: NDArray[np.int64] | None = None
+
+
+def items_as_queries(items: Items, rows: NDArray[np.int64]) -> Asked:
+    """Some of the items as queries, as where no queries are given."""
+    return Asked(
+        new=items.new[rows],
+        old=items.old[rows],
+        labels=None if items.labels is None else items.labels[rows],
+        groups=None if items.groups is None else items.groups[rows],
+        own=rows,
+    )
+
+
+def make_scene(items: Items, asked: Asked, metric: Metric) -> Scene:
+    """Scores and relevances of one split; float64 vectors give float64 scores."""
+    excluded = own_items(asked, len(items.new))
+    new = scores_of(asked.new, items.new, metric, excluded)
+    old = None if asked.old is None else scores_of(asked.old, items.old, metric, excluded)
+    truths = {"new_model": Truth.top(new)}
+    if asked.labels is not None and items.labels is not None:
+        number = {label: i for i, label in enumerate(dict.fromkeys(asked.labels.tolist())) if label is not None}
+        mine = np.array([number.get(label, -1) for label in asked.labels.tolist()], np.int64)
+        theirs = np.array([number.get(label, -2) for label in items.labels.tolist()], np.int64)
+        truths["label"] = Truth.of((mine[:, None] == theirs[None, :]) & ~excluded)
+    if asked.judged is not None:
+        judged = np.zeros(new.shape, bool)
+        judged[asked.judged[:, 0], asked.judged[:, 1]] = True
+        truths["qrels"] = Truth.of(judged & ~excluded)
+    return Scene(new, old, truths, items.id_hash, asked.groups, old_scale_of(old, new, metric))
+
+
+def own_items(asked: Asked, size: int) -> NDArray[np.bool_]:
+    """(Q, N): where a query meets itself."""
+    excluded = np.zeros((len(asked.new), size), bool)
+    if asked.own is not None:
+        rows = np.flatnonzero(asked.own >= 0)
+        excluded[rows, asked.own[rows]] = True
+    return excluded
+
+
+def scores_of(queries: Floats, items: Floats, metric: Metric, excluded: NDArray[np.bool_]) -> Floats:
+    """Scores (Q, N) with excluded ones at -inf."""
+    scores = similarity(queries, items, metric)
+    scores[excluded] = -np.inf
+    return scores
+
+
+def make_view(
+    items: Items,
+    asked: Asked,
+    aligned: Floats,
+    log_variance: Floats,
+    metric: Metric,
+    *,
+    norm: float | None,
+    reference: Reference,
+    policies: Sequence[Policy],
+    seed: int,
+) -> View:
+    """One map on the split.
+
+    Args:
+        aligned: (N, E) as the map gives them. log_variance: (N,).
+        norm: mean norm of new vectors that aligned ones are brought to; None leaves them as they are.
+        reference: of the train pairs; thresholds of its proxies are measured here, on this split.
+        policies: those whose priorities are wanted; `random` always comes too.
+    """
+    if norm is not None:
+        aligned = match_norms(aligned, metric, norm)
+    if reference.proxies is not None and "expected_gain" in policies:
+        reference = replace(reference, proxies=with_thresholds(reference.proxies, items.old, aligned))
+    priorities = {}
+    for policy in dict.fromkeys((*policies, "random")):
+        priority = priority_of(
+            policy,
+            reference,
+            id_hash=items.id_hash,
+            old=items.old,
+            aligned=aligned,
+            log_variance=log_variance,
+            labels=items.labels,
+            seed=seed,
+        )
+        priorities[str(policy)] = priority if items.weights is None else weighted(policy, priority, items.weights)
+    stale = scores_of(asked.new, aligned, metric, own_items(asked, len(items.new)))
+    return View(stale, priorities)

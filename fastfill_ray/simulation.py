@@ -1,0 +1,289 @@
+"""`simulate`: which map, order, stale mode and calibration suit a user's own pairs, before anything is re-embedded.
+
+No Ray and no embedder: it reads pairs that have both vectors, trains the maps, and traces whole backfills on held-out
+ones. The same laboratory decides what `auto` becomes in a run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import numpy as np
+
+from fastfill_ray.alignment.maps import Alignment, Method, PresetName
+from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, fitted_classifier
+from fastfill_ray.alignment.training import Fit
+from fastfill_ray.core.calibration import Metric
+from fastfill_ray.core.choice import Allowed
+from fastfill_ray.core.curves import Candidate
+from fastfill_ray.core.laboratory import Findings, Reported, Split, authors_curve, investigate
+from fastfill_ray.core.metrics import METRICS
+from fastfill_ray.core.policies import POLICIES, Policy, Reference, make_proxies
+from fastfill_ray.core.scenes import Asked, Items, items_as_queries, make_scene, make_view
+from fastfill_ray.core.tell import arms_json, curve_json, findings_json
+from fastfill_ray.errors import AlignmentFailed, ConfigError
+from fastfill_ray.report_simulation import simulation_table
+from fastfill_ray.storage.inputs import read_classifier
+from fastfill_ray.storage.pairs_file import SPLITS, PairsTable, QueriesTable, read_pairs, read_queries
+
+METHODS: tuple[Method, ...] = ("kernel", "fastfill", "fct", "ridge", "procrustes")
+MAX_QUERIES = 1000
+MAX_PROXIES = 1000
+Protocol = Literal["authors"]
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What `simulate` found. ``data`` is what simulation.json holds; ``findings`` is None for ``protocol: authors``."""
+
+    data: dict[str, Any]
+    findings: Findings | None
+
+    def table(self) -> str:
+        """The arms and every reported curve, best area first, as plain text."""
+        return simulation_table(self.data)
+
+
+def simulate(
+    pairs: str | Path | PairsTable,
+    *,
+    objective: str = "new_model/recall@10",
+    queries: str | QueriesTable | None = None,
+    qrels: str | None = None,
+    classifier: str | tuple[np.ndarray, np.ndarray] | None = None,
+    metric: Metric = "cosine",
+    methods: Sequence[Method] = METHODS,
+    policies: Sequence[Policy] | None = None,
+    preset: PresetName = "default",
+    protocol: Protocol | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    s3_endpoint: str | None = None,
+    stream: TextIO | None = None,
+) -> Simulation:
+    """Simulate whole backfills on pairs.
+
+    Args:
+        pairs: Parquet with `id`, `old`, `new`, optional `label`, `group`, `weight`, `side`, `split`; or a table.
+        objective: "relevance/metric": what is optimised; `label`, `qrels` or `new_model`, and one of the metrics.
+        queries: Parquet with `new`, optional `id`, `old`, `label`, `group`; None: the items of a split ask it.
+        qrels: Parquet with `query_id`, `item_id`; needs queries.
+        classifier: the new model's own, an .npz with weight (C, E) and bias (C,); labels are then its class numbers.
+        policies: the orders that may be chosen; None for all that the data allows.
+        protocol: "authors" for the published evaluation (Jaeckle et al., ICLR 2023): gallery = queries, all of them,
+            self excluded, L2 on vectors as they are, 22 cutoffs, no calibration, nothing chosen.
+        out: a folder for simulation.json.
+        stream: where progress goes; stderr by default.
+
+    Raises:
+        ConfigError, InputError: input or arguments that cannot be used.
+        AlignmentFailed: no map could be fitted.
+    """
+    start, stream = time.monotonic(), stream or sys.stderr
+    if protocol == "authors":
+        metric = "l2"
+    table = pairs if isinstance(pairs, PairsTable) else read_pairs(str(pairs), metric=metric, seed=seed)
+    relevance, _, measured = objective.partition("/")
+    asked = _asked(queries, qrels, table, metric, s3_endpoint)
+    _check(table, asked, relevance, measured, policies)
+    head = classifier
+    if isinstance(head, str):
+        head = read_classifier(head, dim=table.new.shape[1], s3_endpoint=s3_endpoint)
+    trained = _train(table, methods, preset, head, seed, stream)
+    if protocol == "authors":
+        data = _authors(table, trained, seed)
+        findings = None
+    else:
+        orders = policies or available_policies(table, head is not None)
+        allowed = Allowed(list(trained), orders)
+        calibration, audit = splits(table, asked, trained, orders, head, metric, seed)
+        print(f"choosing among {len(trained)} maps and {len(orders)} orders", file=stream, flush=True)
+        findings = investigate(calibration, audit, allowed, relevance, measured, seed=seed, everything=True)
+        data = findings_json(findings, audit.scene, relevance, measured, seed=seed)
+    data |= {"seed": seed, "metric": metric, "seconds": round(time.monotonic() - start, 1), "preset": preset}
+    data["items"] = {split: int((table.split == split).sum()) for split in SPLITS}
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        (Path(out) / "simulation.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    return Simulation(data, findings)
+
+
+def available_policies(table: PairsTable, has_classifier: bool) -> list[Policy]:
+    """The orders that the data allows: class orders need labels, entropy a classifier given or fitted on labels."""
+    labelled = table.labels is not None
+    needs = {"class_margin": labelled, "entropy": labelled or has_classifier}
+    return [policy for policy in POLICIES if needs.get(policy, True)]
+
+
+def splits(
+    table: PairsTable,
+    asked: QueriesTable | None,
+    trained: Mapping[str, Alignment],
+    policies: Sequence[Policy],
+    classifier: tuple[np.ndarray, np.ndarray] | None,
+    metric: Metric,
+    seed: int,
+) -> tuple[Split, Split]:
+    """The calibration and the audit split, with every map's view of them."""
+    train, held_out = table.part("train"), table.part("calibration")
+    norm = float(np.linalg.norm(train.new, axis=1).mean())
+    drawn = np.random.default_rng([seed, 5]).permutation(len(train.ids))[:MAX_PROXIES]
+    head = classifier if "entropy" not in policies else classifier or fitted_classifier(train.new, train.labels)
+    references = {}
+    for method, alignment in trained.items():
+        proxies = make_proxies(
+            train.new[drawn],
+            train.old[drawn],
+            metric,
+            items_new=held_out.new,
+            items_old=held_out.old,
+            items_aligned=alignment(held_out.old)[0],
+        )
+        references[method] = Reference(train.new, train.labels, head, proxies)
+    made = []
+    for part in (held_out, table.part("audit")):
+        items = Items(part.id_hash, part.old, part.new, part.labels, part.groups, part.weights)
+        questions = _questions(part, items, asked, seed)
+        scene = make_scene(items, questions, metric)
+        views = {}
+        for method, alignment in trained.items():
+            aligned, log_variance = alignment(part.old)
+            views[method] = make_view(
+                items,
+                questions,
+                aligned,
+                log_variance,
+                metric,
+                norm=norm,
+                reference=references[method],
+                policies=[p for p in policies if p != "entropy" or head is not None],
+                seed=seed,
+            )
+        made.append(Split(scene, views))
+    return made[0], made[1]
+
+
+def _questions(part: PairsTable, items: Items, asked: QueriesTable | None, seed: int) -> Asked:
+    if asked is None:
+        rows = np.sort(np.random.default_rng(seed).permutation(len(part.ids))[:MAX_QUERIES])
+        return items_as_queries(items, rows)
+    chosen, judged = np.arange(len(asked.new)), None
+    if asked.judged is not None:
+        place = {value: row for row, value in enumerate(part.ids.tolist())}
+        judged = np.array([(q, place[item]) for q, item in asked.judged if item in place], np.int64).reshape(-1, 2)
+        if asked.labels is None:
+            chosen = np.unique(judged[:, 0])
+    chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[:MAX_QUERIES])
+    if judged is not None:
+        kept = judged[np.isin(judged[:, 0], chosen)]
+        judged = np.stack([np.searchsorted(chosen, kept[:, 0]), kept[:, 1]], axis=1)
+
+    def of(column: np.ndarray | None) -> np.ndarray | None:
+        return None if column is None else column[chosen]
+
+    return Asked(asked.new[chosen], of(asked.old), of(asked.labels), of(asked.groups), judged=judged)
+
+
+def _asked(
+    queries: str | QueriesTable | None, qrels: str | None, table: PairsTable, metric: str, endpoint: str | None
+) -> QueriesTable | None:
+    if qrels is not None and queries is None:
+        raise ConfigError("qrels are given without queries; name the query file that they judge")
+    if queries is None or isinstance(queries, QueriesTable):
+        return queries
+    dims = {"new_dim": table.new.shape[1], "old_dim": table.old.shape[1]}
+    return read_queries(queries, qrels, metric=metric, s3_endpoint=endpoint, **dims)
+
+
+def _check(
+    table: PairsTable, asked: QueriesTable | None, relevance: str, measured: str, policies: Sequence[str] | None
+) -> None:
+    labelled = table.labels is not None and (asked is None or asked.labels is not None)
+    known = {"new_model": True, "label": labelled, "qrels": asked is not None and asked.judged is not None}
+    if measured not in METRICS or relevance not in known:
+        raise ConfigError(
+            f"objective {relevance}/{measured}: relevance label, qrels or new_model, a slash, and one of "
+            f"{', '.join(METRICS)} are expected"
+        )
+    if not known[relevance]:
+        missing = "a column 'label' in pairs and queries" if relevance == "label" else "queries with qrels"
+        raise ConfigError(f"objective {relevance}/{measured}: {missing} are needed")
+    for split in SPLITS:
+        count = int((table.split == split).sum())
+        if count < 32:
+            raise ConfigError(f"pairs: {count} items in split {split!r}, at least 32 are needed; give more pairs")
+    if policies is not None and "class_margin" in policies and table.labels is None:
+        raise ConfigError("policy class_margin reads labels: pairs need a column 'label'")
+
+
+def _train(
+    table: PairsTable,
+    methods: Sequence[Method],
+    preset: PresetName,
+    classifier: tuple[np.ndarray, np.ndarray] | None,
+    seed: int,
+    stream: TextIO,
+) -> dict[str, Alignment]:
+    """Every map that can be fitted; the reason of one that cannot is told, and raised if none can."""
+    part = table.part("train")
+    trained, failed = {}, []
+    for method in methods:
+        start = time.monotonic()
+        labels = class_numbers(part.labels, given=classifier is not None) if method == "fastfill" else None
+        head = Classifier(*classifier) if classifier is not None and labels is not None else None
+        try:
+            fit = Fit(method, preset, TrainingPairs(part.old, part.new, labels, head), seed=seed)
+            while fit.epoch < fit.epochs:
+                fit.step()
+            trained[str(method)] = fit.finish()
+        except AlignmentFailed as error:
+            failed.append(f"{method}: {error}")
+            print(failed[-1], file=stream, flush=True)
+            continue
+        print(f"trained {method} on {len(part.ids)} pairs in {time.monotonic() - start:.1f} s", file=stream, flush=True)
+    if not trained:
+        raise AlignmentFailed("; ".join(failed))
+    return trained
+
+
+def class_numbers(labels: np.ndarray | None, *, given: bool) -> np.ndarray | None:
+    """Labels as integers: as they are where a classifier defines them, else numbered; None if any is unknown."""
+    if labels is None or any(label is None for label in labels.tolist()):
+        return None
+    if given:
+        return labels.astype(np.int64)
+    return np.unique(labels.astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+def _authors(table: PairsTable, trained: Mapping[str, Alignment], seed: int) -> dict[str, Any]:
+    part = table.part("audit")
+    if part.labels is None:
+        raise ConfigError("protocol authors: relevance is the class, so the pairs need a column 'label'")
+    items = Items(part.id_hash, part.old.astype(np.float64), part.new.astype(np.float64), part.labels, part.groups)
+    asked = items_as_queries(items, np.arange(len(part.ids)))
+    scene = make_scene(items, asked, "l2")
+    curves = []
+    for method, alignment in trained.items():
+        aligned, log_variance = alignment(part.old)
+        view = make_view(
+            items,
+            asked,
+            aligned.astype(np.float64),
+            log_variance,
+            "l2",
+            norm=None,
+            reference=Reference(),
+            policies=["random", "uncertainty"],
+            seed=seed,
+        )
+        for policy in ("random", "uncertainty"):
+            reported = Reported(Candidate(method, 1.0, policy, "identity"), authors_curve(scene, view, policy))
+            curves.append(curve_json(reported, scene, None, seed=seed))
+    arms = arms_json(scene, seed=seed)
+    return {"protocol": "authors", "objective": None, "arms": arms, "curves": curves, "choice": None}
