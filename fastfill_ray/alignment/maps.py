@@ -65,7 +65,7 @@ class LearntMap(nn.Module):
 
 
 class LinearMap(nn.Module):
-    """A closed-form map, kept as one affine layer of the old vector and, where one is read, the side vector behind it."""
+    """A closed-form map, kept as one affine layer of the old vector and, where one is read, the side vector."""
 
     def __init__(self, inputs: int, new_dim: int) -> None:
         super().__init__()

@@ -77,7 +77,8 @@ def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: 
     """Run or find every stage before PLAN."""
     endpoint = config.storage.s3_endpoint
     spaces = spaces_of(config)
-    source = Source(config.gallery, snapshot.id_type, snapshot.old_dim, config.new_model.metric, endpoint)
+    metric, side_dim = config.new_model.metric, snapshot.side_dim
+    source = Source(config.gallery, snapshot.id_type, snapshot.old_dim, metric, endpoint, side_dim)
     method, policy, choices = choose(config)
     classifier = None
     if config.new_model.classifier is not None and method == "fastfill":
