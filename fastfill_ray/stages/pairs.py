@@ -133,7 +133,7 @@ def finish_pairs(
 ) -> Pairs:
     """Join new vectors with old ones and labels, write the pairs and the stage's receipt.
 
-    A pair whose old vector cannot be used, or whose new one could not be made, teaches nothing and is left out.
+    A pair whose old or side vector cannot be used, or whose new one could not be made, teaches nothing and is left out.
 
     Raises:
         ConfigError: a split keeps too few pairs to decide anything.

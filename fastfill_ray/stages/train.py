@@ -284,13 +284,18 @@ def _train_one(job: TrainJob, table: pa.Table, *, alone: bool) -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     (Path(folder) / name).write_bytes(fit.state())
                     ray.train.report({**metrics, "epoch": fit.epoch}, checkpoint=Checkpoint.from_directory(folder))
-        weights, info = fit.finish().save()
+        alignment = fit.finish()
     except AlignmentFailed as error:
         if alone:
             raise
         failure = Receipt(unit="alignment", rows=0, details={"reason": str(error)})
         put_receipt(job.files, stage_failure("alignment", job.fingerprint), failure)
         return
+    _keep(job, alignment, {"epochs": fit.epochs, "resumed_from": resumed_from})
+
+
+def _keep(job: TrainJob, alignment: Alignment, details: dict[str, int]) -> None:
+    weights, info = alignment.save()
     receipt = Receipt(
         unit="alignment",
         outputs=(
@@ -298,7 +303,7 @@ def _train_one(job: TrainJob, table: pa.Table, *, alone: bool) -> None:
             _put(job, "alignment.json", canonical({**info, "spaces": job.spaces})),
         ),
         rows=0,
-        details={"epochs": fit.epochs, "resumed_from": resumed_from},
+        details=details,
     )
     put_receipt(job.files, stage_receipt("alignment", job.fingerprint), receipt)
 
