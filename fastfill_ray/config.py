@@ -70,6 +70,7 @@ class GalleryConfig(Part):
     payload_columns: tuple[str, ...] = Field(min_length=1, description="what the embedder reads")
     label_column: str | None = Field(None, description="class of an item; enables relevance `label` and `class_margin`")
     group_column: str | None = Field(None, description="subgroup of an item; kept with the index for per-group figures")
+    side_column: str | None = Field(None, description="cheap features per item, which the map reads beside the vector")
 
 
 class QueriesConfig(Part):
@@ -123,7 +124,7 @@ class ObjectiveConfig(Part):
 
 
 class AlignmentConfig(Part):
-    method: Literal["auto", "fastfill", "fct", "procrustes", "ridge"] = "auto"
+    method: Literal["auto", "fastfill", "fct", "kernel", "procrustes", "ridge"] = "auto"
     preset: Literal["default", "paper"] = "default"
 
 

@@ -1,6 +1,6 @@
 """The pairs an alignment is fitted on: what they hold, what makes them unusable, and a classifier where none is given.
 
-N pairs, D old dim, E new dim, C classes.
+N pairs, D old dim, E new dim, S dim of the side vectors, C classes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Classifier:
 class TrainingPairs:
     """Old (N, D) and new (N, E) vectors of the same items; labels (N,) int, class indices if a classifier is given.
 
+    side: (N, S) cheap features of the items in any units, which a map may read beside the old vectors.
     The order of the rows is part of the input: the same pairs in another order give another alignment.
     """
 
@@ -39,6 +40,7 @@ class TrainingPairs:
     new: Array
     labels: Array | None = None
     classifier: Classifier | None = None
+    side: Array | None = None
 
 
 def check_pairs(pairs: TrainingPairs) -> None:
@@ -55,7 +57,12 @@ def check_pairs(pairs: TrainingPairs) -> None:
         )
     if rows < MIN_PAIRS:
         raise AlignmentFailed(f"{rows} training pairs are too few, at least {MIN_PAIRS} are needed: raise pairs.count.")
-    for space, vectors in (("old", pairs.old), ("new", pairs.new)):
+    spaces = {"old": pairs.old, "new": pairs.new}
+    if pairs.side is not None:
+        if pairs.side.ndim != 2 or len(pairs.side) != rows:
+            raise AlignmentFailed(f"pairs: side vectors are {pairs.side.shape}, expected ({rows}, S).")
+        spaces["side"] = pairs.side
+    for space, vectors in spaces.items():
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
             raise AlignmentFailed(
@@ -64,9 +71,8 @@ def check_pairs(pairs: TrainingPairs) -> None:
         total = np.square(vectors, dtype=np.float64).sum()
         spread = np.square(vectors - vectors.mean(axis=0, dtype=np.float64)).sum()
         if not 0.0 < total < np.inf or spread <= 1e-12 * total:
-            raise AlignmentFailed(
-                f"pairs: the {space} vectors of all {rows} pairs are the same; check the {space} model."
-            )
+            source = "gallery.side_column" if space == "side" else f"the {space} model"
+            raise AlignmentFailed(f"pairs: the {space} vectors of all {rows} pairs are the same; check {source}.")
     labels, classifier = pairs.labels, pairs.classifier
     if labels is not None and (labels.shape != (rows,) or not np.issubdtype(labels.dtype, np.integer)):
         raise AlignmentFailed(f"pairs: labels are {labels.dtype} {labels.shape}, expected integers ({rows},).")
@@ -91,7 +97,8 @@ def pairs_digest(pairs: TrainingPairs, *settings: object) -> bytes:
     """sha256 of the pairs in their order and of the settings: 32 bytes."""
     digest = hashlib.sha256(repr(settings).encode())
     classifier = pairs.classifier
-    for array in (pairs.old, pairs.new, pairs.labels, *((classifier.weight, classifier.bias) if classifier else ())):
+    classes = (classifier.weight, classifier.bias) if classifier else ()
+    for array in (pairs.old, pairs.new, pairs.labels, *classes, pairs.side):
         if array is not None:
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)

@@ -1,4 +1,4 @@
-"""Fitting an alignment on pairs, epoch by epoch. N pairs, D old dim, E new dim, C classes.
+"""Fitting an alignment on pairs, epoch by epoch. N pairs, D old, E new, S side dim, C classes.
 
 ``Fit`` knows no engine: the loop that drives it may store ``state()`` after any epoch and continue from it elsewhere.
 Every random choice comes from ``seed`` and the epoch's number: continuing gives what never stopping would have given.
@@ -19,7 +19,7 @@ from fastfill_ray.alignment.kernel import MAX_LANDMARKS, kernel_ridge
 from fastfill_ray.alignment.linear import Affine, Array, procrustes, ridge
 from fastfill_ray.alignment.maps import PRESETS, Alignment, KernelMap, LinearMap, Method, PresetName, make_map
 from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, check_pairs, pairs_digest, softmax_head
-from fastfill_ray.alignment.uncertainty import ResidualModel, fit_residual_model
+from fastfill_ray.alignment.uncertainty import MIN_HELD_OUT, ResidualModel, fit_residual_model
 from fastfill_ray.errors import AlignmentFailed, CorruptFile
 
 __all__ = ["Classifier", "Fit", "TrainingPairs"]
@@ -34,6 +34,7 @@ GIVEN_WEIGHT, FITTED_WEIGHT, INFO_NCE_WEIGHT = 1.0, 0.3, 0.1
 # The published schedule warms up for 5 of its 80 epochs.
 WARM_UP = 1 / 16
 # Few pairs get smaller batches: at three steps per epoch a map of 700 pairs had learnt next to nothing after 24 epochs.
+# The paper's batch is left as published.
 MIN_BATCHES, MIN_BATCH = 16, 32
 HELD_OUT = 0.15
 FOLDS = 5
@@ -59,24 +60,35 @@ class Fit:
         self._old_scale, self._new_scale = _rms(old), _rms(new)
         self._old = (old / self._old_scale).astype(np.float32)
         self._new = (new / self._new_scale).astype(np.float32)
+        side = None if method == "procrustes" else pairs.side  # a rotation has no place for it
+        self._side_space = None if side is None else (side.shape[1], _rms(side))
+        self._side = None if side is None else (side / _rms(side)).astype(np.float32)
         self._digest = pairs_digest(pairs, method, preset, seed)
         self.epoch = 0
         self._left_out: Array | None = None
         learnt = method in ("fastfill", "fct")
         self.epochs = PRESETS[preset].epochs if learnt else 1
-        # fct keeps pairs aside that only its log-variance sees; fastfill learns its own; linear maps are cross-fitted.
+        # Pairs kept aside, that only the model of residuals sees. fastfill as published trains on all, and so it does
+        # where a second opinion would have too few to be more than one constant. Linear maps are cross-fitted.
         shuffled = np.random.default_rng([seed, 0]).permutation(len(old))
-        held = math.ceil(HELD_OUT * len(old)) if method == "fct" else 0
+        held = math.ceil(HELD_OUT * len(old)) if learnt else 0
+        if method == "fastfill" and (preset == "paper" or held < MIN_HELD_OUT):
+            held = 0
         self._held_out, self._train = np.sort(shuffled[:held]), np.sort(shuffled[held:])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._map = make_map(method, preset, *self._dims, min(len(old), MAX_LANDMARKS)).to(self._device)
+            side_dim = self._side_space and self._side_space[0]
+            self._map = make_map(method, preset, *self._dims, side_dim, min(len(old), MAX_LANDMARKS))
+            self._map = self._map.to(self._device)
         if learnt:
             self._x, self._y = self._tensor(self._old[self._train]), self._tensor(self._new[self._train])
+            self._z = None if self._side is None else self._tensor(self._side[self._train])
             self._head, self._labels = self._classifier(pairs) if method == "fastfill" else (None, None)
             given = pairs.classifier is not None
             self._weight = INFO_NCE_WEIGHT if self._head is None else GIVEN_WEIGHT if given else FITTED_WEIGHT
-            self._batch = max(MIN_BATCH, min(PRESETS[preset].batch, len(self._x) // MIN_BATCHES))
+            self._batch = PRESETS[preset].batch
+            if preset != "paper":
+                self._batch = max(MIN_BATCH, min(self._batch, len(self._x) // MIN_BATCHES))
             self._adam = torch.optim.Adam(self._map.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
     def step(self) -> dict[str, float]:
@@ -135,7 +147,7 @@ class Fit:
         self.epoch = epoch
 
     def finish(self) -> Alignment:
-        """The alignment, once every epoch is done; fits the log-variance where the map has none."""
+        """The alignment, once every epoch is done; fits the model of residuals on what the map has not seen."""
         if self.epoch < self.epochs:
             raise RuntimeError(f"{self.epoch} of {self.epochs} epochs are done: call step()")
         mapping = self._map.to("cpu").eval()
@@ -147,6 +159,7 @@ class Fit:
             mapping=mapping,
             residuals=self._residuals(mapping),
             dims=self._dims,
+            side=self._side_space,
         )
 
     def _learn(self) -> dict[str, float]:
@@ -176,7 +189,7 @@ class Fit:
     def _loss(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The batch's loss, and its mean squared error and classification (or InfoNCE) parts."""
         new = self._y[rows]
-        aligned, log_variance = self._map(self._x[rows])
+        aligned, log_variance = self._map(self._x[rows], None if self._z is None else self._z[rows])
         squared = losses.squared_error(aligned, new)
         if log_variance is None:
             return squared.mean(), squared.mean(), torch.zeros(())
@@ -189,49 +202,56 @@ class Fit:
 
     def _solve(self) -> dict[str, float]:
         if self.method == "kernel":
-            smooth, self._left_out = kernel_ridge(self._old, self._new, seed=self._seed)
+            smooth, self._left_out = kernel_ridge(self._inputs(slice(None)), self._new, seed=self._seed)
             self._map = KernelMap.of(smooth)
             squared = float(np.square(self._left_out - self._new).mean())
             return {"loss": squared, "squared_error": squared, "strength": smooth.strength}
         fitted = self._closed_form(np.arange(len(self._old)))
         self._map = LinearMap.of(fitted)
-        squared = float(np.square(fitted(self._old) - self._new).mean())
+        squared = float(np.square(fitted(self._inputs(slice(None))) - self._new).mean())
         return {"loss": squared, "squared_error": squared, "strength": fitted.strength}
 
     def _closed_form(self, rows: Array) -> Affine:
-        return (ridge if self.method == "ridge" else procrustes)(self._old[rows], self._new[rows])
+        return (ridge if self.method == "ridge" else procrustes)(self._inputs(rows), self._new[rows])
+
+    def _inputs(self, rows: Array | slice) -> Array:
+        """What a linear map reads: scaled old vectors, side vectors behind them."""
+        old = self._old[rows]
+        return old if self._side is None else np.concatenate([old, self._side[rows]], axis=1)
 
     def _residuals(self, mapping: nn.Module) -> ResidualModel | None:
-        if self.method == "fastfill":
-            return None
-        if self.method == "fct":
+        if self.method in ("fastfill", "fct"):
             held = self._held_out
+            if len(held) == 0:
+                return None
+            side = None if self._side is None else torch.from_numpy(self._side[held])
             with torch.inference_mode():
-                aligned = mapping(torch.from_numpy(self._old[held]))[0].numpy()
+                aligned = mapping(torch.from_numpy(self._old[held]), side)[0].numpy()
             return fit_residual_model(self._old[held], aligned, self._new[held])
         if self.method == "kernel":
             left_out = self._left_out
             if left_out is None:  # restored from a checkpoint after the fit
-                left_out = kernel_ridge(self._old, self._new, seed=self._seed)[1]
+                left_out = kernel_ridge(self._inputs(slice(None)), self._new, seed=self._seed)[1]
             return fit_residual_model(self._old, left_out.astype(np.float32), self._new)
         aligned = np.empty_like(self._new)
         for fold in np.array_split(np.random.default_rng([self._seed, 2]).permutation(len(self._old)), FOLDS):
             rest = np.setdiff1d(np.arange(len(self._old)), fold)
-            aligned[fold] = self._closed_form(rest)(self._old[fold])
+            aligned[fold] = self._closed_form(rest)(self._inputs(fold))
         return fit_residual_model(self._old, aligned, self._new)
 
     def _classifier(self, pairs: TrainingPairs) -> tuple[nn.Linear | None, Tensor | None]:
-        """The frozen classifier, on scaled vectors, and each pair's class; (None, None) where labels say nothing."""
+        """The frozen classifier, on scaled vectors, and each train pair's class; (None, None) if labels say nothing."""
         if pairs.labels is None:
             return None, None
+        labels = pairs.labels[self._train]
         if pairs.classifier is not None:
-            weight, bias, labels = pairs.classifier.weight, pairs.classifier.bias, pairs.labels
+            weight, bias = pairs.classifier.weight, pairs.classifier.bias
             weight = weight * self._new_scale  # it reads vectors in the new model's own units
         else:
-            classes, labels = np.unique(pairs.labels, return_inverse=True)
+            classes, labels = np.unique(labels, return_inverse=True)
             if len(classes) < 2 or 2 * len(classes) > len(labels):
                 return None, None
-            fitted = softmax_head(self._new, labels, len(classes))
+            fitted = softmax_head(self._new[self._train], labels, len(classes))
             weight, bias = fitted.weight, fitted.bias
         head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         head.load_state_dict({"weight": self._tensor(weight), "bias": self._tensor(bias)}, assign=True)

@@ -1,4 +1,4 @@
-"""The log-variance of maps that do not learn one themselves: a small model of held-out residuals.
+"""The log-variance of maps that do not learn one themselves, and a second opinion beside one that was learnt.
 
 Ridge regression from cheap features of (old vector, aligned vector) to the logarithm of the mean squared residual,
 fitted on pairs that the map has not seen. N pairs, D old dim, E new dim, P features; everything in scaled units.

@@ -19,7 +19,8 @@ from fastfill_ray.stages.embed import read_vectors
 from fastfill_ray.stages.pairs import Pairs
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import run_tasks
-from fastfill_ray.stages.score import Scorer, old_vectors
+from fastfill_ray.stages.score import Scorer
+from fastfill_ray.stages.vectors import mapped_columns, mapped_vectors
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import PinnedFile, read_ids, read_rows
 from fastfill_ray.storage.layout import segment_paths, template_path
@@ -59,7 +60,8 @@ def train_templates(
 ) -> dict[str, FileRef]:
     """Trained empty indexes, on the pairs' new vectors and on their aligned ones as a sample of the stale."""
     metric = scorer.source.metric
-    aligned, _ = scorer.align(pairs.old[:_TEMPLATE_ROWS])
+    side = pairs.side[:_TEMPLATE_ROWS] if pairs.side is not None else None
+    aligned, _ = scorer.align(pairs.old[:_TEMPLATE_ROWS], side)
     training = np.concatenate([pairs.new[:_TEMPLATE_ROWS], aligned])
     dim = pairs.new.shape[1]
     references: dict[str, FileRef] = {}
@@ -103,38 +105,42 @@ def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
         if ids:
             segments.append(_put_segment(job, work.bucket, wave, "new", ids, vectors, carried))
     if gallery is not None:
-        ids_all, old, waves, usable = gallery
+        ids_all, old, side, waves, usable = gallery
         missing = (
             np.array([value not in embedded for value in ids_all], bool) if embedded else np.ones(len(ids_all), bool)
         )
         for wave in work.stale_waves:
             rows = np.flatnonzero((waves == wave) & usable & missing)
             if len(rows):
-                aligned, _ = job.scorer.align(old[rows])
+                aligned, _ = job.scorer.align(old[rows], side[rows] if side is not None else None)
                 ids = [ids_all[row] for row in rows]
                 segments.append(_put_segment(job, work.bucket, wave, "stale", ids, aligned, carried))
     return segments
 
 
-def _read_bucket(job: BuildJob, work: BucketWork) -> tuple[list[int | str], np.ndarray, np.ndarray, np.ndarray]:
-    """ids (N,), old vectors (N, D), waves (N,) and whether the old vector is usable (N,), of the whole bucket."""
+def _read_bucket(
+    job: BuildJob, work: BucketWork
+) -> tuple[list[int | str], np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
+    """ids (N,), old (N, D) and side vectors (N, S), waves (N,) and usable (N,) bool of the whole bucket."""
     source = job.scorer.source
     ids: list[int | str] = []
-    old, waves, usable = [], [], []
+    old, side, waves, usable = [], [], [], []
     for chunk, file, scores in work.chunks:
-        columns = [source.config.id_column, source.config.old_vector_column]
+        columns = [source.config.id_column, *mapped_columns(source.config)]
         table = read_rows(file, columns, start=chunk.start, rows=chunk.rows, s3_endpoint=source.s3_endpoint)
-        vectors, bad = old_vectors(table, source)
+        vectors, extra, bad = mapped_vectors(table, source)
         scored = read_table(get_verified(job.scorer.files, scores), name=scores.path, columns=["id", "key", "is_pair"])
         here = read_ids(table, source.config.id_column, source.id_type).tolist()
         if here != scored.column("id").to_pylist():
             raise CorruptFile(f"{scores.path}: its ids are not those of {file.path} rows {chunk.start}+{chunk.rows}")
         ids.extend(here)
         old.append(vectors)
+        side += [extra] if extra is not None else []
         is_pair = scored.column("is_pair").to_numpy(zero_copy_only=False)
         waves.append(wave_of(scored.column("key").to_numpy(), is_pair, job.thresholds))
         usable.append(np.array([row not in bad for row in range(chunk.rows)], bool))
-    return ids, np.concatenate(old), np.concatenate(waves), np.concatenate(usable)
+    sides = np.concatenate(side) if side else None
+    return ids, np.concatenate(old), sides, np.concatenate(waves), np.concatenate(usable)
 
 
 def _carried_columns(job: BuildJob, work: BucketWork, names: Sequence[str]) -> dict[int | str, tuple[object, ...]]:

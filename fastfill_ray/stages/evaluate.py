@@ -23,8 +23,9 @@ from fastfill_ray.index.segment import load_index, search_segment
 from fastfill_ray.stages.pairs import Pairs, objects
 from fastfill_ray.stages.queries import MAX_QUERIES, Queries
 from fastfill_ray.stages.runtime import run_tasks
-from fastfill_ray.stages.score import Scorer, old_vectors
+from fastfill_ray.stages.score import Scorer
 from fastfill_ray.stages.snapshot import Source
+from fastfill_ray.stages.vectors import old_vectors
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import PinnedFile, read_ids, read_rows
 from fastfill_ray.storage.tables import get_verified, read_table, table_bytes
@@ -211,7 +212,7 @@ def _draw(items: int, seed: int) -> np.ndarray:
 
 def shadow_of(part: Pairs, queries: Queries, scorer: Scorer, thresholds: Sequence[int], pairs_share: float) -> Shadow:
     """The shadow gallery of one split of the pairs, asked by the queries (by its own items if queries are items)."""
-    aligned, log_variance = scorer.align(part.old)
+    aligned, log_variance = scorer.align(part.old, part.side)
     ids = part.ids.astype(np.int64) if scorer.source.id_type == "int64" else part.ids
     _, keys = scorer.keys(ids, aligned, log_variance, part.labels)
     if queries.are_items:

@@ -16,12 +16,12 @@ from fastfill_ray.errors import ConfigError
 from fastfill_ray.stages.embed import Unit, read_vectors, stored_vectors
 from fastfill_ray.stages.runtime import run_tasks
 from fastfill_ray.stages.snapshot import Snapshot, Source
+from fastfill_ray.stages.vectors import mapped_columns, mapped_vectors
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import read_ids, read_rows
 from fastfill_ray.storage.layout import chunk_unit, stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import put_receipt, read_receipt
 from fastfill_ray.storage.tables import (
-    element_type,
     get_verified,
     id_array,
     put_file,
@@ -29,7 +29,6 @@ from fastfill_ray.storage.tables import (
     sha256_hex,
     table_bytes,
     vector_column,
-    vectors_of,
 )
 
 SPLITS = ("train", "calibration", "audit")
@@ -37,7 +36,10 @@ SPLITS = ("train", "calibration", "audit")
 
 @dataclass(frozen=True)
 class Pairs:
-    """P items with both vectors: ids (P,), old (P, D), new (P, E), labels (P,) or None, split (P,) of SPLITS."""
+    """P items with both vectors: ids (P,), old (P, D), new (P, E), labels (P,) or None, split (P,) of SPLITS.
+
+    side: (P, S) where the gallery has a side column.
+    """
 
     fingerprint: str
     ids: np.ndarray
@@ -45,6 +47,7 @@ class Pairs:
     new: np.ndarray
     labels: np.ndarray | None
     split: np.ndarray
+    side: np.ndarray | None = None
 
     def part(self, name: str) -> Pairs:
         """The pairs of one split."""
@@ -59,7 +62,8 @@ class Pairs:
 
     def _chosen(self, rows: np.ndarray) -> Pairs:
         labels = self.labels[rows] if self.labels is not None else None
-        return Pairs(self.fingerprint, self.ids[rows], self.old[rows], self.new[rows], labels, self.split[rows])
+        side = self.side[rows] if self.side is not None else None
+        return Pairs(self.fingerprint, self.ids[rows], self.old[rows], self.new[rows], labels, self.split[rows], side)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def plan_pairs(config: BackfillConfig, snapshot: Snapshot, new_space: str) -> Pa
             config.pairs.model_dump(mode="json"),
             config.seed,
             new_space,
-            [gallery.payload_columns, gallery.label_column],
+            [gallery.payload_columns, gallery.label_column, *([gallery.side_column] if gallery.side_column else [])],
         ]
     )
     rows = np.concatenate([parts[split] for split in SPLITS])
@@ -129,7 +133,7 @@ def finish_pairs(
 ) -> Pairs:
     """Join new vectors with old ones and labels, write the pairs and the stage's receipt.
 
-    A pair whose old vector cannot be used, or whose new one could not be made, teaches nothing and is left out.
+    A pair whose old or side vector cannot be used, or whose new one could not be made, teaches nothing and is left out.
 
     Raises:
         ConfigError: a split keeps too few pairs to decide anything.
@@ -168,22 +172,19 @@ def finish_pairs(
 
 
 def _read_old(unit: Unit, *, source: Source) -> pa.Table:
-    """Columns id, old, usable and, where configured, label of a unit's pairs."""
+    """Columns id, old, usable and, where configured, side and label of a unit's pairs."""
     config = source.config
-    columns = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
+    columns = [name for name in (config.id_column, *mapped_columns(config), config.label_column) if name is not None]
     table = read_rows(unit.file, columns, start=unit.start, rows=unit.length, s3_endpoint=source.s3_endpoint)
     table = table.take(pa.array(unit.offsets, pa.int64()))
-    old, unusable = vectors_of(
-        table.column(config.old_vector_column),
-        source.old_dim,
-        metric=source.metric,
-        binary_dtype=element_type(table.schema.field(config.old_vector_column)),
-    )
+    old, side, unusable = mapped_vectors(table, source)
     result = {
         "id": id_array(read_ids(table, config.id_column, source.id_type), source.id_type),
         "old": vector_column(old),
         "usable": pa.array([row not in unusable for row in range(table.num_rows)]),
     }
+    if side is not None:
+        result["side"] = vector_column(side)
     if config.label_column is not None:
         result["label"] = table.column(config.label_column).combine_chunks()
     return pa.table(result)
@@ -197,6 +198,7 @@ def _from_table(name: str, table: pa.Table) -> Pairs:
         new=_matrix(table, "new"),
         labels=objects(table.column("label")) if "label" in table.column_names else None,
         split=np.array(table.column("split").to_pylist()),
+        side=_matrix(table, "side") if "side" in table.column_names else None,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastfill_ray.alignment.maps import Method
 from fastfill_ray.config import BackfillConfig
 from fastfill_ray.core.plan import sample_pairs, wave_targets
 from fastfill_ray.core.records import Receipt, fingerprint
@@ -22,7 +23,7 @@ from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.queries import Queries, QueryPlan, load_queries, pin_queries, plan_queries
 from fastfill_ray.stages.score import Policy, Scorer, Scores, score
 from fastfill_ray.stages.snapshot import Snapshot, Source
-from fastfill_ray.stages.train import Method, TrainJob, alignment_fingerprint, train
+from fastfill_ray.stages.train import TrainJob, alignment_fingerprint, train
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import TableInput, vector_dim_of
 from fastfill_ray.storage.inputs import read_classifier
@@ -78,7 +79,8 @@ def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: 
     """Run or find every stage before PLAN."""
     endpoint = config.storage.s3_endpoint
     spaces = spaces_of(config)
-    source = Source(config.gallery, snapshot.id_type, snapshot.old_dim, config.new_model.metric, endpoint)
+    metric, side_dim = config.new_model.metric, snapshot.side_dim
+    source = Source(config.gallery, snapshot.id_type, snapshot.old_dim, metric, endpoint, side_dim)
     method, policy, choices = choose(config)
     classifier = None
     if config.new_model.classifier is not None and method == "fastfill":

@@ -32,19 +32,18 @@ from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed, run_tasks
 from fastfill_ray.stages.snapshot import Snapshot, Source
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
+from fastfill_ray.stages.vectors import mapped_columns, mapped_vectors
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import PinnedFile, read_ids, read_rows
 from fastfill_ray.storage.layout import chunk_unit, stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.tables import (
-    element_type,
     get_verified,
     id_array,
     put_file,
     read_table,
     sha256_hex,
     table_bytes,
-    vectors_of,
 )
 
 Policy = Literal["random", "uncertainty", "class_margin"]
@@ -77,9 +76,9 @@ class Scorer:
             _loaded[self.trained.weights] = load_alignment(self.files, self.trained, self.spaces)
         return _loaded[self.trained.weights]
 
-    def align(self, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def align(self, old: np.ndarray, side: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Aligned vectors (N, E) as they are indexed (norms matched), and log-variances (N,)."""
-        aligned, log_variance = self.alignment()(old)
+        aligned, log_variance = self.alignment()(old, side)
         return match_norms(aligned, self.source.metric, self.norm), log_variance
 
     def keys(
@@ -226,14 +225,14 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
     """Score one chunk and write it. Rows without a usable old vector come first: they are absent until embedded."""
     start = time.monotonic()
     config = scorer.source.config
-    columns = [config.id_column, config.old_vector_column]
+    columns = [config.id_column, *mapped_columns(config)]
     needs_labels = scorer.policy == "class_margin"
     if needs_labels and config.label_column is not None:
         columns.append(config.label_column)
     table = read_rows(work.file, columns, start=work.start, rows=work.rows, s3_endpoint=scorer.source.s3_endpoint)
     ids = read_ids(table, config.id_column, scorer.source.id_type)
-    old, unusable = old_vectors(table, scorer.source)
-    aligned, log_variance = scorer.align(old)
+    old, side, unusable = mapped_vectors(table, scorer.source)
+    aligned, log_variance = scorer.align(old, side)
     labels = objects(table.column(config.label_column)) if needs_labels and config.label_column is not None else None
     priority, keys = scorer.keys(ids, aligned, log_variance, labels)
     bad = np.array(sorted(unusable), dtype=np.int64)
@@ -270,13 +269,6 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
     return put_receipt(scorer.files, unit_receipt(folder, unit), receipt)
 
 
-def old_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, dict[int, str]]:
-    """The old vectors (N, D) of gallery rows, and {row: reason} of those that cannot be used."""
-    name = source.config.old_vector_column
-    kind = element_type(table.schema.field(name))
-    return vectors_of(table.column(name), source.old_dim, metric=source.metric, binary_dtype=kind)
-
-
 def _check_unusable(scorer: Scorer, snapshot: Snapshot, receipts: dict[str, Receipt], limit: int) -> None:
     bad = [
         (snapshot.gallery.files[chunk.file].path, fault)
@@ -285,9 +277,11 @@ def _check_unusable(scorer: Scorer, snapshot: Snapshot, receipts: dict[str, Rece
     ]
     if len(bad) > limit:
         shown = "; ".join(f"{path} row {fault.row} (id {fault.id!r}): {fault.reason}" for path, fault in bad[:_SHOWN])
+        config = scorer.source.config
+        side = "" if config.side_column is None else f" and gallery.side_column {config.side_column!r}"
         raise InputError(
-            f"gallery.old_vector_column {scorer.source.config.old_vector_column!r}: {len(bad)} of {snapshot.rows} rows "
-            f"cannot be used, at most {limit} are allowed: {shown}. Mend them, or raise quarantine.max_rows."
+            f"gallery.old_vector_column {config.old_vector_column!r}{side}: {len(bad)} of {snapshot.rows} rows cannot "
+            f"be used, at most {limit} are allowed: {shown}. Mend them, or raise quarantine.max_rows."
         )
 
 

@@ -43,6 +43,7 @@ class Snapshot(Model):
     id_type: IdType
     old_dim: int
     chunk_rows: tuple[tuple[int, int, int], ...]
+    side_dim: int | None = None
 
     @property
     def rows(self) -> int:
@@ -66,13 +67,18 @@ class Source:
     old_dim: int
     metric: Metric
     s3_endpoint: str | None
+    side_dim: int | None = None
 
 
 def gallery_columns(config: GalleryConfig) -> dict[str, str]:
     """{config key: column} of every gallery column that a run reads."""
     columns = {"gallery.id_column": config.id_column, "gallery.old_vector_column": config.old_vector_column}
     columns |= {f"gallery.payload_columns[{i}]": name for i, name in enumerate(config.payload_columns)}
-    optional = {"gallery.label_column": config.label_column, "gallery.group_column": config.group_column}
+    optional = {
+        "gallery.label_column": config.label_column,
+        "gallery.group_column": config.group_column,
+        "gallery.side_column": config.side_column,
+    }
     return columns | {key: name for key, name in optional.items() if name is not None}
 
 
@@ -89,12 +95,14 @@ def inspect_gallery(config: GalleryConfig, resources: ResourcesConfig, *, s3_end
         chunk_rows=resources.chunk_rows,
         chunk_bytes=resources.chunk_bytes,
     )
+    side = [config.side_column] if config.side_column is not None else []
     return Snapshot(
-        fingerprint=fingerprint([gallery.model_dump(mode="json"), config.id_column, config.old_vector_column]),
+        fingerprint=fingerprint([gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *side]),
         gallery=gallery,
         id_type=id_type_of(gallery, config.id_column),
         old_dim=vector_dim_of(gallery, config.old_vector_column, s3_endpoint=s3_endpoint),
         chunk_rows=tuple((chunk.file, chunk.start, chunk.rows) for chunk in chunks),
+        side_dim=vector_dim_of(gallery, side[0], s3_endpoint=s3_endpoint) if side else None,
     )
 
 

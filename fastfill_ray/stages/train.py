@@ -1,26 +1,29 @@
-"""The alignment, trained by Ray Train on the train pairs that Ray Data hands it; checkpoints live under the root.
+"""Alignments, trained by Ray Train on the train pairs that Ray Data hands it; checkpoints live under the root.
 
-One worker: a map is fitted on some ten thousand pairs in seconds to minutes. What it reads, it keeps in memory, in the
-order of the ids, so that the result does not depend on how the data was split into blocks.
+One worker, which trains one map after the other: each is fitted on some ten thousand pairs in seconds to minutes, and
+starting a worker costs ten. What it reads, it keeps in memory, in the order of the ids, so that the result does not
+depend on how the data was split into blocks.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs
 import ray.data
 import ray.train
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from fastfill_ray.alignment.maps import Alignment
+from fastfill_ray.alignment.maps import Alignment, Method
 from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, check_pairs
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.core.plan import hash_ids
@@ -31,20 +34,17 @@ from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.inputs import open_input
-from fastfill_ray.storage.layout import stage_folder, stage_output, stage_receipt
+from fastfill_ray.storage.layout import stage_failure, stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import put_receipt, read_receipt
 from fastfill_ray.storage.tables import get_verified, put_file, sha256_hex, vector_column, vectors_of
 
-Method = Literal["fastfill", "fct", "procrustes", "ridge"]
-
-_CHECKPOINT = "fit.safetensors"
 _CHECKPOINT_EVERY = 8  # epochs
 _WORKER_FAILURES = 2
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What the training worker needs to know."""
+    """One map to train, and what the worker needs to know for it."""
 
     files: Files
     method: Method
@@ -80,41 +80,114 @@ def train(job: TrainJob, pairs: Pairs, progress: Progress) -> TrainedAlignment:
     Raises:
         AlignmentFailed: the pairs cannot be fitted.
     """
-    path = stage_receipt("alignment", job.fingerprint)
-    if (finished := read_receipt(job.files, path)) is not None:
-        return _from_receipt(job, finished)
-    part = pairs.part("train")
-    if job.method == "fastfill":
-        part = part.labelled()
-    columns = {"old": vector_column(part.old), "new": vector_column(part.new), "key": pa.array(hash_ids_of(part.ids))}
-    if job.method == "fastfill" and part.labels is not None:
-        columns["label"] = pa.array(_class_numbers(part.labels, given=job.classifier is not None))
-    # What cannot be fitted is told here, before a cluster starts a worker for it (and retries it).
-    check_pairs(
-        TrainingPairs(
-            part.old,
-            part.new,
-            columns["label"].to_numpy() if "label" in columns else None,
-            Classifier(*job.classifier) if job.classifier is not None else None,
-        )
+    trained = train_all([job], pairs, progress)[job.method]
+    assert isinstance(trained, TrainedAlignment)
+    return trained
+
+
+def train_all(jobs: Sequence[TrainJob], pairs: Pairs, progress: Progress) -> dict[Method, TrainedAlignment | str]:
+    """Several maps in one Ray Train run: finished ones are found, an interrupted one goes on from its checkpoint.
+
+    Args:
+        jobs: one per method, of one output root; trained in this order.
+
+    Returns:
+        {method: the alignment, or why the pairs cannot be fitted by it}. A map that fails does not stop the others.
+
+    Raises:
+        AlignmentFailed: the pairs cannot be fitted, and there is only one job.
+    """
+    trained: dict[Method, TrainedAlignment | str] = {}
+    for job in jobs:
+        if (found := _finished(job, alone=len(jobs) == 1)) is not None:
+            trained[job.method] = found
+    pending = [job for job in jobs if job.method not in trained]
+    table = _train_table(pairs.part("train"), pending) if pending else None
+    for job in pending:
+        # What cannot be fitted is told here, before a cluster starts a worker for it (and retries it).
+        try:
+            check_pairs(_training_pairs(job, table))
+        except AlignmentFailed as error:
+            if len(jobs) == 1:
+                raise
+            trained[job.method] = str(error)
+    pending = [job for job in pending if job.method not in trained]
+    if table is not None and pending:
+        _run(jobs, pending, table, progress)
+    for job in pending:
+        written = _finished(job, alone=len(jobs) == 1)
+        if written is None:
+            raise AlignmentFailed(
+                f"alignment {job.fingerprint} ({job.method}): the training worker ended without its receipt; run the "
+                "same command again"
+            )
+        trained[job.method] = written
+    return {job.method: trained[job.method] for job in jobs}
+
+
+def _finished(job: TrainJob, *, alone: bool) -> TrainedAlignment | str | None:
+    """What is known of a map: the alignment, why it failed when others were trained with it, or nothing."""
+    if (receipt := read_receipt(job.files, stage_receipt("alignment", job.fingerprint))) is not None:
+        return TrainedAlignment(fingerprint=job.fingerprint, weights=receipt.outputs[0], info=receipt.outputs[1])
+    if alone:  # then it is tried again
+        return None
+    failure = read_receipt(job.files, stage_failure("alignment", job.fingerprint))
+    return None if failure is None else str(failure.details["reason"])
+
+
+def _train_table(part: Pairs, jobs: Sequence[TrainJob]) -> pa.Table:
+    """Columns old, new, key, side where there is one, and label (null: unknown) where labels can be learnt from."""
+    columns: dict[str, pa.Array] = {
+        "old": vector_column(part.old),
+        "new": vector_column(part.new),
+        "key": pa.array(hash_ids_of(part.ids)),
+    }
+    if part.side is not None:
+        columns["side"] = vector_column(part.side)
+    fastfill = [job for job in jobs if job.method == "fastfill"]
+    labelled = part.labelled()
+    if fastfill and part.labels is not None and labelled.labels is not None:
+        known = np.array([label is not None for label in part.labels.tolist()], dtype=bool)
+        numbers = np.zeros(len(known), np.int64)
+        numbers[known] = _class_numbers(labelled.labels, given=fastfill[0].classifier is not None)
+        columns["label"] = pa.array(numbers, mask=~known)
+    return pa.table(columns)
+
+
+def _training_pairs(job: TrainJob, table: pa.Table) -> TrainingPairs:
+    """What one map is fitted on: fastfill learns from the labelled pairs alone, if there are enough of them."""
+    labels = None
+    if job.method == "fastfill" and "label" in table.column_names:
+        table = table.filter(pc.is_valid(table.column("label")))
+        labels = table.column("label").to_numpy()
+
+    def matrix(name: str) -> np.ndarray:
+        column = table.column(name)
+        return vectors_of(column, column.type.list_size, metric="ip")[0]
+
+    return TrainingPairs(
+        old=matrix("old"),
+        new=matrix("new"),
+        labels=labels,
+        classifier=Classifier(*job.classifier) if job.classifier is not None else None,
+        side=matrix("side") if "side" in table.column_names else None,
     )
-    with progress.stage("train", len(part.ids), "pairs") as bar, original_errors():
+
+
+def _run(jobs: Sequence[TrainJob], pending: Sequence[TrainJob], table: pa.Table, progress: Progress) -> None:
+    with progress.stage("train", table.num_rows, "pairs") as bar, original_errors():
         TorchTrainer(
             _train_worker,
-            train_loop_config={"job": job},
-            scaling_config=ScalingConfig(num_workers=1, use_gpu=job.use_gpu),
+            train_loop_config={"jobs": list(pending), "alone": len(jobs) == 1},
+            scaling_config=ScalingConfig(num_workers=1, use_gpu=pending[0].use_gpu),
             run_config=RunConfig(
                 name="train",
                 failure_config=FailureConfig(max_failures=_WORKER_FAILURES),
-                **_storage(job),
+                **_storage(jobs),
             ),
-            datasets={"train": ray.data.from_arrow(pa.table(columns))},
+            datasets={"train": ray.data.from_arrow(table)},
         ).fit()
-        bar.advance(len(part.ids))
-    written = read_receipt(job.files, path)
-    if written is None:
-        raise AlignmentFailed(f"{path}: the training worker ended without its receipt; run the same command again")
-    return _from_receipt(job, written)
+        bar.advance(table.num_rows)
 
 
 def load_alignment(files: Files, trained: TrainedAlignment, spaces: dict[str, str]) -> Alignment:
@@ -142,65 +215,72 @@ def _class_numbers(labels: np.ndarray, *, given: bool) -> np.ndarray:
     return np.unique(np.array([str(label) for label in labels]), return_inverse=True)[1].astype(np.int64)
 
 
-def _storage(job: TrainJob) -> dict[str, Any]:
-    """Ray Train's checkpoints under the output root, through the same file system settings as everything else."""
-    folder = f"{job.files.root}/{stage_folder('alignment', job.fingerprint)}"
-    filesystem, place = open_input(folder, s3_endpoint=job.s3_endpoint)
-    if job.files.root.startswith("s3://"):
+def _storage(jobs: Sequence[TrainJob]) -> dict[str, Any]:
+    """Ray Train's checkpoints under the output root, through the same file system settings as everything else.
+
+    The place follows from all jobs, done or not, so that a resumed run finds it.
+    """
+    names = [job.fingerprint for job in jobs]
+    folder = f"{jobs[0].files.root}/{stage_folder('alignment', names[0] if len(names) == 1 else fingerprint(names))}"
+    filesystem, place = open_input(folder, s3_endpoint=jobs[0].s3_endpoint)
+    if jobs[0].files.root.startswith("s3://"):
         return {"storage_path": place, "storage_filesystem": pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem))}
     return {"storage_path": place}
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    """One epoch at a time, so that a killed run loses at most ``_CHECKPOINT_EVERY`` of them."""
-    job: TrainJob = config["job"]
-    fit = Fit(job.method, job.preset, _read_pairs(job), seed=job.seed, device="cuda" if job.use_gpu else "cpu")
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            fit.restore((Path(folder) / _CHECKPOINT).read_bytes())
-    resumed_from = fit.epoch
-    while fit.epoch < fit.epochs:
-        metrics = fit.step()
-        if fit.epoch % _CHECKPOINT_EVERY == 0 and fit.epoch < fit.epochs:
-            with tempfile.TemporaryDirectory() as folder:
-                (Path(folder) / _CHECKPOINT).write_bytes(fit.state())
-                ray.train.report({**metrics, "epoch": fit.epoch}, checkpoint=Checkpoint.from_directory(folder))
-    weights, info = fit.finish().save()
-    described = canonical({**info, "spaces": job.spaces})
-    receipt = Receipt(
-        unit="alignment",
-        outputs=(
-            _put(job, "model.safetensors", weights),
-            _put(job, "alignment.json", described),
-        ),
-        rows=0,
-        details={"epochs": fit.epochs, "resumed_from": resumed_from},
-    )
-    put_receipt(job.files, stage_receipt("alignment", job.fingerprint), receipt)
-
-
-def _read_pairs(job: TrainJob) -> TrainingPairs:
+    """The jobs in order; what this worker finished before it died and was started again, is skipped."""
     shard = ray.train.get_dataset_shard("train")
     table = pa.concat_tables(list(shard.iter_batches(batch_size=None, batch_format="pyarrow"))).sort_by("key")
     if table.num_rows == 0:
         raise AlignmentFailed("no train pairs reached the training worker")
+    for job in config["jobs"]:
+        if _finished(job, alone=config["alone"]) is None:
+            _train_one(job, table, alone=config["alone"])
 
-    def matrix(name: str) -> np.ndarray:
-        column = table.column(name)
-        return vectors_of(column, column.type.list_size, metric="ip")[0]
 
-    return TrainingPairs(
-        old=matrix("old"),
-        new=matrix("new"),
-        labels=table.column("label").to_numpy() if "label" in table.column_names else None,
-        classifier=Classifier(*job.classifier) if job.classifier is not None else None,
+def _train_one(job: TrainJob, table: pa.Table, *, alone: bool) -> None:
+    """One epoch at a time, so that a killed run loses at most ``_CHECKPOINT_EVERY`` of them."""
+    fit = Fit(
+        job.method, job.preset, _training_pairs(job, table), seed=job.seed, device="cuda" if job.use_gpu else "cpu"
     )
+    name = f"{job.fingerprint}.safetensors"  # a checkpoint of another map is none for this one
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            if (Path(folder) / name).exists():
+                fit.restore((Path(folder) / name).read_bytes())
+    resumed_from = fit.epoch
+    try:
+        while fit.epoch < fit.epochs:
+            metrics = fit.step()
+            if fit.epoch % _CHECKPOINT_EVERY == 0 and fit.epoch < fit.epochs:
+                with tempfile.TemporaryDirectory() as folder:
+                    (Path(folder) / name).write_bytes(fit.state())
+                    ray.train.report({**metrics, "epoch": fit.epoch}, checkpoint=Checkpoint.from_directory(folder))
+        alignment = fit.finish()
+    except AlignmentFailed as error:
+        if alone:
+            raise
+        failure = Receipt(unit="alignment", rows=0, details={"reason": str(error)})
+        put_receipt(job.files, stage_failure("alignment", job.fingerprint), failure)
+        return
+    _keep(job, alignment, {"epochs": fit.epochs, "resumed_from": resumed_from})
+
+
+def _keep(job: TrainJob, alignment: Alignment, details: dict[str, int]) -> None:
+    weights, info = alignment.save()
+    receipt = Receipt(
+        unit="alignment",
+        outputs=(
+            _put(job, "model.safetensors", weights),
+            _put(job, "alignment.json", canonical({**info, "spaces": job.spaces})),
+        ),
+        rows=0,
+        details=details,
+    )
+    put_receipt(job.files, stage_receipt("alignment", job.fingerprint), receipt)
 
 
 def _put(job: TrainJob, name: str, data: bytes) -> FileRef:
     return put_file(job.files, stage_output("alignment", job.fingerprint, name, sha256_hex(data)), data)
-
-
-def _from_receipt(job: TrainJob, receipt: Receipt) -> TrainedAlignment:
-    return TrainedAlignment(fingerprint=job.fingerprint, weights=receipt.outputs[0], info=receipt.outputs[1])

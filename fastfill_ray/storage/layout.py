@@ -43,6 +43,11 @@ def stage_receipt(stage: Stage, fingerprint: str) -> str:
     return f"{stage_folder(stage, fingerprint)}/receipt.json"
 
 
+def stage_failure(stage: Stage, fingerprint: str) -> str:
+    """Why the stage cannot be done, where the run goes on without it."""
+    return f"{stage_folder(stage, fingerprint)}/failed.json"
+
+
 def stage_output(stage: Stage, fingerprint: str, name: str, digest: str) -> str:
     """A stage's own file, content-addressed: ``model.safetensors`` -> ``model.<16 hex digits>.safetensors``."""
     stem, dot, suffix = name.partition(".")

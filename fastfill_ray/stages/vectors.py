@@ -1,0 +1,42 @@
+"""The vectors that a gallery already has: the old ones, and the side vectors that a map may read beside them.
+
+Legend: N rows, D old dim, S dim of the side vectors. Vectors are float32; rows that cannot be used are zeros.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from fastfill_ray.config import GalleryConfig
+from fastfill_ray.stages.snapshot import Source
+from fastfill_ray.storage.tables import element_type, vectors_of
+
+
+def old_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, dict[int, str]]:
+    """The old vectors (N, D) of gallery rows, and {row: reason} of those that cannot be used."""
+    name = source.config.old_vector_column
+    kind = element_type(table.schema.field(name))
+    return vectors_of(table.column(name), source.old_dim, metric=source.metric, binary_dtype=kind)
+
+
+def mapped_columns(config: GalleryConfig) -> list[str]:
+    """The gallery columns that ``mapped_vectors`` reads."""
+    return [name for name in (config.old_vector_column, config.side_column) if name is not None]
+
+
+def mapped_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, np.ndarray | None, dict[int, str]]:
+    """What an alignment reads of gallery rows.
+
+    Returns:
+        Old vectors (N, D); side vectors (N, S), None without a side column; {row: reason} of the rows of which either
+        cannot be used. A side vector of zeros is as good as any other.
+    """
+    old, unusable = old_vectors(table, source)
+    name = source.config.side_column
+    if name is None or source.side_dim is None:
+        return old, None, unusable
+    kind = element_type(table.schema.field(name))
+    side, bad = vectors_of(table.column(name), source.side_dim, binary_dtype=kind)
+    reasons = {row: f"gallery.side_column: {reason}" for row, reason in bad.items()}
+    return old, side, dict(sorted((reasons | unusable).items()))

@@ -1,0 +1,183 @@
+"""Several maps in one Ray Train run: what is finished is kept, what was interrupted goes on, what fails is told."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastfill_ray.alignment.pairs import TrainingPairs
+from fastfill_ray.alignment.training import Fit
+from fastfill_ray.core.records import Receipt
+from fastfill_ray.errors import AlignmentFailed
+from fastfill_ray.stages.pairs import Pairs
+from fastfill_ray.stages.progress import Progress
+from fastfill_ray.stages.runtime import connected
+from fastfill_ray.stages.train import (
+    Method,
+    TrainedAlignment,
+    TrainJob,
+    _keep,
+    alignment_fingerprint,
+    hash_ids_of,
+    load_alignment,
+    train,
+    train_all,
+)
+from fastfill_ray.storage.files import Files, open_files
+from fastfill_ray.storage.layout import stage_receipt
+from fastfill_ray.storage.receipts import read_receipt
+
+ROWS = 320
+SPACES = {"old": "a", "new": "b"}
+
+
+@dataclass(frozen=True)
+class DyingFiles:
+    """A real store in a process that dies once, after writing to a path that contains `part`; `mark` tells that."""
+
+    files: Files
+    part: str
+    mark: Path
+
+    @property
+    def root(self) -> str:
+        return self.files.root
+
+    def get(self, path: str) -> bytes:
+        return self.files.get(path)
+
+    def size(self, path: str) -> int | None:
+        return self.files.size(path)
+
+    def list(self, prefix: str) -> list[str]:
+        return self.files.list(prefix)
+
+    def delete(self, path: str) -> None:
+        self.files.delete(path)
+
+    def put_new(self, path: str, data: bytes) -> bool:
+        return self.files.put_new(path, data)
+
+    def put_data(self, path: str, data: bytes) -> None:
+        self.files.put_data(path, data)
+        if self.part in path and not self.mark.exists():
+            self.mark.touch()
+            os._exit(1)
+
+
+def make_pairs() -> Pairs:
+    rng = np.random.default_rng(0)
+    ids = np.empty(ROWS, object)
+    ids[:] = [int(value) for value in rng.permutation(ROWS) * 5]
+    labels = np.empty(ROWS, object)
+    labels[:] = [None if row % 10 == 0 else row % 4 for row in range(ROWS)]
+    old = rng.normal(size=(ROWS, 6)).astype(np.float32)
+    side = rng.normal(size=(ROWS, 3)).astype(np.float32)
+    new = np.concatenate([old, side], axis=1) @ rng.normal(size=(9, 8)).astype(np.float32)
+    return Pairs("pairs", ids, old, new, labels, np.repeat(["train", "audit"], ROWS // 2), side)
+
+
+def job(files: Files, method: Method, classifier: tuple[np.ndarray, np.ndarray] | None = None) -> TrainJob:
+    name = alignment_fingerprint("pairs", method, "default", classifier, 0)
+    return TrainJob(files, method, "default", classifier, 0, False, name, SPACES, None)
+
+
+def in_process(method: Method, pairs: Pairs) -> Fit:
+    """The same training without Ray: rows in the order of the ids' hashes, fastfill on the labelled ones alone."""
+    part = pairs.part("train")
+    part = part.labelled() if method == "fastfill" else part
+    order = np.argsort(hash_ids_of(part.ids), kind="stable")
+    labels = part.labels[order].astype(np.int64) if part.labels is not None and method == "fastfill" else None
+    assert part.side is not None
+    fit = Fit(
+        method, "default", TrainingPairs(part.old[order], part.new[order], labels, None, part.side[order]), seed=0
+    )
+    while fit.epoch < fit.epochs:
+        fit.step()
+    return fit
+
+
+def receipt(files: Files, job: TrainJob) -> Receipt:
+    found = read_receipt(files, stage_receipt("alignment", job.fingerprint))
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def together(ray_session: None) -> Callable[..., dict[Method, TrainedAlignment | str]]:
+    def call(jobs: list[TrainJob], pairs: Pairs) -> dict[Method, TrainedAlignment | str]:
+        with connected():
+            return train_all(jobs, pairs, Progress(io.StringIO()))
+
+    return call
+
+
+def no_run(*_: object) -> None:
+    raise AssertionError("Ray Train was started")
+
+
+@pytest.mark.slow
+def test_maps_trained_together_survive_a_dying_worker_and_equal_those_trained_alone(
+    together: Callable[..., dict[Method, TrainedAlignment | str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, pairs = open_files(str(tmp_path / "root")), make_pairs()
+    methods: list[Method] = ["fct", "fastfill", "ridge"]
+    # Before the second map's receipt: the worker that is started again skips the first map, goes on with the second one
+    # from its checkpoint, which is none for the third one.
+    dying = DyingFiles(files, f"{job(files, 'fastfill').fingerprint}/model", tmp_path / "died")
+    jobs = [job(dying, method) for method in methods]
+    trained = together(jobs, pairs)
+    assert (tmp_path / "died").exists()
+    assert list(trained) == methods
+    resumed = [receipt(files, job).details["resumed_from"] for job in jobs]
+    assert resumed in ([0, 8, 0], [0, 16, 0]), "the last checkpoint may have died with the worker"
+    for method, found in trained.items():
+        assert isinstance(found, TrainedAlignment)
+        alignment, expected = load_alignment(files, found, SPACES), in_process(method, pairs).finish()
+        for one, other in zip(alignment(pairs.old, pairs.side), expected(pairs.old, pairs.side), strict=True):
+            assert np.allclose(one, other, atol=1e-5)
+        assert np.allclose(
+            alignment.second_opinion(pairs.old, pairs.side), expected.second_opinion(pairs.old, pairs.side), atol=1e-5
+        )
+    before = files.list("")
+    monkeypatch.setattr("fastfill_ray.stages.train._run", no_run)
+    assert together(jobs, pairs) == trained
+    assert files.list("") == before
+
+
+def test_a_finished_map_is_kept_and_one_that_fails_stops_only_itself(
+    together: Callable[..., dict[Method, TrainedAlignment | str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, pairs = open_files(str(tmp_path / "root")), make_pairs()
+    ridge, procrustes = job(files, "ridge"), job(files, "procrustes")
+    rng = np.random.default_rng(1)
+    huge = (np.full((4, 8), 3e38, np.float32) * rng.choice([-1, 1], size=(4, 8)), np.zeros(4, np.float32))
+    fastfill = job(files, "fastfill", huge)
+    _keep(ridge, in_process("ridge", pairs).finish(), {"epochs": 1, "resumed_from": 0})
+    written = (tmp_path / "root" / stage_receipt("alignment", ridge.fingerprint)).stat()
+    trained = together([ridge, fastfill, procrustes], pairs)
+    assert isinstance(trained["ridge"], TrainedAlignment)
+    assert (tmp_path / "root" / stage_receipt("alignment", ridge.fingerprint)).stat() == written
+    assert isinstance(trained["procrustes"], TrainedAlignment)
+    alignment, expected = load_alignment(files, trained["procrustes"], SPACES), in_process("procrustes", pairs).finish()
+    assert np.allclose(alignment(pairs.old)[0], expected(pairs.old)[0], atol=1e-5)
+    assert "loss became" in str(trained["fastfill"])
+    monkeypatch.setattr("fastfill_ray.stages.train._run", no_run)
+    assert together([ridge, fastfill, procrustes], pairs) == trained
+
+
+def test_what_cannot_be_fitted_is_told_before_a_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastfill_ray.stages.train._run", no_run)
+    files, pairs = open_files(str(tmp_path / "root")), make_pairs()
+    few = job(files, "fastfill", (np.ones((3, 8), np.float32), np.zeros(3, np.float32)))
+    with pytest.raises(AlignmentFailed, match="labels run from 0 to 3"):
+        train(few, pairs, Progress(io.StringIO()))
+    flat = replace(pairs, new=np.ones_like(pairs.new))
+    reasons = train_all([few, job(files, "ridge")], flat, Progress(io.StringIO()))
+    assert all("are the same" in str(reason) for reason in reasons.values())
