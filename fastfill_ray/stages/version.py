@@ -27,10 +27,11 @@ from fastfill_ray.core.records import (
 )
 from fastfill_ray.core.simulate import Shadow
 from fastfill_ray.errors import ConfigError, CorruptFile
-from fastfill_ray.stages import evaluate
+from fastfill_ray.stages import evaluate, measure
 from fastfill_ray.stages.build import BucketWork, BuildJob, build, train_templates
 from fastfill_ray.stages.embed import Unit
-from fastfill_ray.stages.evaluate import Ask, PerQuery
+from fastfill_ray.stages.evaluate import Ask
+from fastfill_ray.stages.measure import PerQuery
 from fastfill_ray.stages.prepare import Prepared, choose
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.score import count_units, thresholds
@@ -122,11 +123,11 @@ def _measure_arms(
             ask = Ask(ready.queries, asked, config.new_model.metric, depth["gallery"])
             merged = evaluate.search_old(ready.scorer.source, buckets, ask)
             values |= {("gallery", name, True): found for name, found in merged.items()}
-        arms["old/old"] = evaluate.metric_values(values, depth, config.seed)
-        data = evaluate.query_table(values, ready.queries.fingerprint)
+        arms["old/old"] = measure.metric_values(values, depth, config.seed)
+        data = measure.query_table(values, ready.queries.fingerprint)
         reference = put_file(files, stage_output("evaluation", name, "old-old.parquet", sha256_hex(data)), data)
     values = {("audit", name, True): found for name, found in shadow.per_query(shadow.new).items()}
-    arms["new/new"] = evaluate.metric_values(values, depth, config.seed)
+    arms["new/new"] = measure.metric_values(values, depth, config.seed)
     return arms, reference
 
 
@@ -217,7 +218,7 @@ class VersionMaker:
                 for segment in segments
             ]
             values = self._measure(segments, wave, offset)
-            data = evaluate.query_table(values, self.ready.queries.fingerprint)
+            data = measure.query_table(values, self.ready.queries.fingerprint)
             path = stage_output("evaluation", self.plan.plan, f"wave-{wave:02d}.parquet", sha256_hex(data))
             per_query = put_file(self.files, path, data)
         new_rows = sum(segment.rows for segment in segments if segment.state == "new")
@@ -234,7 +235,7 @@ class VersionMaker:
             absent=self.plan.rows - rows,
             fraction=new_rows / self.plan.rows,
             ids_digest=combine_digests(segment.ids_digest for segment in segments),
-            metrics=evaluate.metric_values(values, _depths(self.ready), self.config.seed),
+            metrics=measure.metric_values(values, _depths(self.ready), self.config.seed),
             query_metrics=per_query,
             verdict=self._judge(state, values),
             seconds=worked + time.monotonic() - start,
@@ -326,7 +327,7 @@ class VersionMaker:
         reference = self.plan.baseline_queries if serving is None else serving.query_metrics
         if reference is None:
             return None
-        known = evaluate.read_objective(self.files, reference, ready.queries.fingerprint, scope, objective)
+        known = measure.read_objective(self.files, reference, ready.queries.fingerprint, scope, objective)
         if known is not None or serving is None:
             return known
         if scope == "gallery":
