@@ -196,6 +196,7 @@ def audit_queries(pairs: Pairs, seed: int) -> Queries:
         labels=audit.labels[drawn] if audit.labels is not None else None,
         judged=None,
         are_items=True,
+        groups=audit.groups[drawn] if audit.groups is not None else None,
     )
 
 

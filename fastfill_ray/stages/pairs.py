@@ -37,7 +37,8 @@ SPLITS = ("train", "calibration", "audit")
 
 @dataclass(frozen=True)
 class Pairs:
-    """P items with both vectors: ids (P,), old (P, D), new (P, E), labels (P,) or None, split (P,) of SPLITS."""
+    """P items with both vectors: ids (P,), old (P, D), new (P, E), labels (P,) or None, split (P,) of SPLITS,
+    groups (P,) or None."""
 
     fingerprint: str
     ids: np.ndarray
@@ -45,6 +46,7 @@ class Pairs:
     new: np.ndarray
     labels: np.ndarray | None
     split: np.ndarray
+    groups: np.ndarray | None = None
 
     def part(self, name: str) -> Pairs:
         """The pairs of one split."""
@@ -59,7 +61,8 @@ class Pairs:
 
     def _chosen(self, rows: np.ndarray) -> Pairs:
         labels = self.labels[rows] if self.labels is not None else None
-        return Pairs(self.fingerprint, self.ids[rows], self.old[rows], self.new[rows], labels, self.split[rows])
+        groups = self.groups[rows] if self.groups is not None else None
+        return Pairs(self.fingerprint, self.ids[rows], self.old[rows], self.new[rows], labels, self.split[rows], groups)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def plan_pairs(config: BackfillConfig, snapshot: Snapshot, new_space: str) -> Pa
             config.pairs.model_dump(mode="json"),
             config.seed,
             new_space,
-            [gallery.payload_columns, gallery.label_column],
+            [gallery.payload_columns, gallery.label_column, *([gallery.group_column] if gallery.group_column else [])],
         ]
     )
     rows = np.concatenate([parts[split] for split in SPLITS])
@@ -168,9 +171,11 @@ def finish_pairs(
 
 
 def _read_old(unit: Unit, *, source: Source) -> pa.Table:
-    """Columns id, old, usable and, where configured, label of a unit's pairs."""
+    """Columns id, old, usable and, where configured, label and group of a unit's pairs."""
     config = source.config
-    columns = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
+    optional = {"label": config.label_column, "group": config.group_column}
+    beside = {name: column for name, column in optional.items() if column is not None}
+    columns = [config.id_column, config.old_vector_column, *beside.values()]
     table = read_rows(unit.file, columns, start=unit.start, rows=unit.length, s3_endpoint=source.s3_endpoint)
     table = table.take(pa.array(unit.offsets, pa.int64()))
     old, unusable = vectors_of(
@@ -184,8 +189,7 @@ def _read_old(unit: Unit, *, source: Source) -> pa.Table:
         "old": vector_column(old),
         "usable": pa.array([row not in unusable for row in range(table.num_rows)]),
     }
-    if config.label_column is not None:
-        result["label"] = table.column(config.label_column).combine_chunks()
+    result |= {name: table.column(column).combine_chunks() for name, column in beside.items()}
     return pa.table(result)
 
 
@@ -197,6 +201,7 @@ def _from_table(name: str, table: pa.Table) -> Pairs:
         new=_matrix(table, "new"),
         labels=objects(table.column("label")) if "label" in table.column_names else None,
         split=np.array(table.column("split").to_pylist()),
+        groups=objects(table.column("group")) if "group" in table.column_names else None,
     )
 
 
