@@ -143,7 +143,7 @@ def test_a_loosened_rule_goes_on_to_the_end_and_embeds_nothing_twice(
     stopped: ff.BackfillResult, workshop: Workshop, root: Path, journal: Path
 ) -> None:
     workshop.control(journal=str(journal))
-    result = ff.run_backfill(config(workshop, root))
+    result = ff.run_backfill(config(workshop, root, budget_hours=9))
     workshop.control()
     assert (result.finished, result.stopped, result.overrun_rows) == (True, None, 0)
     assert [v.wave for v in result.state.versions] == [0, 1, 2, 3, 4]
