@@ -116,7 +116,7 @@ def main() -> int:
     recorded = {
         (m.relevance, m.metric): m.value
         for m in last.metrics
-        if m.scope == "gallery" and m.calibrated and m.metric in METRICS
+        if m.scope == "gallery" and m.calibrated and m.group is None and m.metric in METRICS
     }
     for relevance, metric in METRICS_SHOWN:
         here, there = recorded[relevance, metric], plain[relevance][metric]

@@ -1,6 +1,6 @@
 """The run, top to bottom: ``next_step(state)`` decides, ``run_backfill()`` acts and appends.
 
-    config -> snapshot -> pairs -> train -> score -> choose -> PLAN -> version 0 -> wave 1 -> ... -> wave W
+    config -> snapshot -> pairs -> train -> score -> choose -> PLAN -> version 0 -> wave 1 -> ... -> wave W (or stop)
 
 Resuming is calling it again: what is done is known from the log and the receipts, and nothing else.
 """
@@ -8,45 +8,27 @@ Resuming is calling it again: what is done is known from the log and the receipt
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from fastfill_ray.config import BackfillConfig, load_config
-from fastfill_ray.core.records import Init, Plan, Publish, Receipt, State, fingerprint
-from fastfill_ray.errors import (
-    ConfigError,
-    EmbedderError,
-    InputChanged,
-    InputError,
-    PlanMismatch,
-    QuarantineExceeded,
-    SpaceMismatch,
-)
+from fastfill_ray.config import BackfillConfig, StopConfig, load_config
+from fastfill_ray.core.records import Init, Plan, Publish, State, fingerprint
+from fastfill_ray.core.stop import decide
+from fastfill_ray.errors import ConfigError, InputChanged, InputError, PlanMismatch, SpaceMismatch
 from fastfill_ray.report import version_table
 from fastfill_ray.report_html import write_report
-from fastfill_ray.stages.embed import embed, keep_receipt
-from fastfill_ray.stages.prepare import (
-    Prepared,
-    Quarantine,
-    check_request,
-    known_receipts,
-    make_job,
-    old_space_of,
-    prepare,
-    spaces_of,
-    withdraw,
-)
+from fastfill_ray.stages.prepare import Prepared, check_request, old_space_of, prepare, spaces_of
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import connected
 from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, take_snapshot
 from fastfill_ray.stages.version import VersionMaker, make_plan
+from fastfill_ray.stages.waves import Waves, overrun_rows
 from fastfill_ray.storage.files import Files, open_files, probe
 from fastfill_ray.storage.gallery import check_pin
 from fastfill_ray.storage.inputs import stat_input
-from fastfill_ray.storage.layout import snapshot_path, wave_folder
+from fastfill_ray.storage.layout import snapshot_path
 from fastfill_ray.storage.log import Log
 
 # Settings that may change between runs of one plan: the run resumes.
@@ -57,17 +39,25 @@ _OUTSIDE_THE_PLAN: Any = {
     "output": True,
     "new_model": {"batch_size"},
     "serving": {"max_regression"},
+    "stop": True,
 }
+_NO_RULE = StopConfig()
 
 
 @dataclass(frozen=True)
 class BackfillResult:
-    """What a run left behind. ``state`` is the log's; ``seconds`` is where this run's time went, by stage."""
+    """What a run left behind. ``state`` is the log's; ``seconds`` is where this run's time went, by stage.
+
+    ``stopped`` is why the config's `stop` ended it, None if it did not; ``overrun_rows`` are then the rows of later
+    waves that are embedded already: they count when the run goes on.
+    """
 
     output: str
     state: State
     finished: bool
     seconds: dict[str, float] = field(default_factory=dict)
+    stopped: str | None = None
+    overrun_rows: int = 0
 
     @property
     def serving(self) -> int | None:
@@ -91,7 +81,11 @@ class BackfillResult:
     def closing_words(self) -> str:
         """What was reached, what is served, and where this run's time went."""
         versions = self.state.plan_versions
-        if not self.finished:
+        if self.stopped is not None:
+            reached = f"stopped by rule after {len(versions)} versions: {self.stopped}"
+            if self.overrun_rows:
+                reached += f"; {self.overrun_rows:,} rows of later waves are embedded already, and count if it goes on"
+        elif not self.finished:
             reached = f"stopped after {len(versions)} versions; the same command goes on"
         elif not self.seconds:
             reached = "everything was done already; nothing was embedded"
@@ -112,8 +106,12 @@ class Step:
     wave: int = 0
 
 
-def next_step(state: State, request: str, *, last_wave: int | None = None) -> Step:
+def next_step(state: State, request: str, *, last_wave: int | None = None, rule: StopConfig = _NO_RULE) -> Step:
     """Decide from the log alone.
+
+    A plan that `rule` stopped goes on as soon as the rule is loosened, and another request gets a plan of its own. A
+    rule that was tightened after the newest version ends the run too, but the log does not say so: like `last_wave` it
+    leaves the plan unfinished.
 
     Args:
         request: fingerprint of what this run asks for.
@@ -125,11 +123,15 @@ def next_step(state: State, request: str, *, last_wave: int | None = None) -> St
     plan, versions = state.plan, state.plan_versions
     if versions and versions[-1].verdict.publish and versions[-1].version not in state.published:
         return Step("publish")  # also where a driver died between the two records
-    if plan is None or (plan.request != request and state.finished):
+    if plan is None or (plan.request != request and state.ended):
         return Step("plan")
     if plan.request != request:
         raise PlanMismatch(f"plan {plan.plan} was made for another request and is not finished")
-    if state.finished or len(versions) > (len(plan.waves) if last_wave is None else last_wave):
+    if (
+        state.finished
+        or decide(plan, versions, rule).stop
+        or len(versions) > (len(plan.waves) if last_wave is None else last_wave)
+    ):
         return Step("stop")
     return Step("version", wave=len(versions))
 
@@ -171,7 +173,7 @@ def run_backfill(
     if step.do == "stop":
         if state.plan is not None:
             write_report(files, state)
-        return _result(config, state, progress)
+        return _result(config, files, state, progress)
     endpoint = config.storage.s3_endpoint
     with progress.timed("inspect"):
         inspected = inspect_gallery(config.gallery, config.resources, s3_endpoint=endpoint)
@@ -191,7 +193,7 @@ def run_backfill(
         if step.do == "plan":
             log.append(make_plan(config, files, ready, log.state, request, settings, progress))
         _make_versions(log, config, files, ready, epoch, request, last_wave, progress)
-    return _result(config, log.state, progress)
+    return _result(config, files, log.state, progress)
 
 
 def _make_versions(
@@ -208,72 +210,31 @@ def _make_versions(
     plan = log.state.plan
     assert plan is not None
     maker = VersionMaker(config, files, ready, plan, epoch, progress)
-    waves: Generator[dict[int, Receipt]] | None = None
+    waves: Waves | None = None
     try:
-        while (step := next_step(log.state, request, last_wave=last_wave)).do != "stop":
+        while (step := next_step(log.state, request, last_wave=last_wave, rule=config.stop)).do != "stop":
             if step.do == "version":
                 if step.wave > 0 and waves is None:
                     last = len(plan.waves) if last_wave is None else last_wave
-                    waves = _embed_waves(config, files, ready, maker, plan, range(step.wave, last + 1), progress)
-                receipts = ready.pair_receipts if step.wave == 0 or waves is None else next(waves)
+                    units = {wave: maker.units(wave) for wave in range(step.wave, last + 1)}
+                    waves = Waves(config, files, ready, plan, units, progress)
+                receipts = ready.pair_receipts if step.wave == 0 or waves is None else waves.receipts(step.wave)
                 version = maker.make(log.state, step.wave, receipts)
-                log.append(version)
+                decision = decide(plan, (*log.state.plan_versions, version), config.stop)
+                log.append(version.model_copy(update={"stopped": decision.why if decision.stop else None}))
                 verdict = "published" if version.verdict.publish else "held"
                 progress.say(
                     f"version {version.version}: {version.fraction:.1%} new, {verdict}: "
-                    f"{plan.objective} {version.verdict.reason}"
+                    f"{plan.objective} {version.verdict.reason}" + (f"; {decision.why}" if decision.why else "")
                 )
             else:
                 log.append(Publish(version=log.state.plan_versions[-1].version))
             write_report(files, log.state)
+        if waves is not None:
+            waves.drain()
     finally:
         if waves is not None:
-            waves.close()  # stops the pool
-
-
-def _embed_waves(
-    config: BackfillConfig,
-    files: Files,
-    ready: Prepared,
-    maker: VersionMaker,
-    plan: Plan,
-    waves: range,
-    progress: Progress,
-) -> Generator[dict[int, Receipt]]:
-    """The receipts {chunk: receipt} of each wave, as soon as its last one is durable."""
-    units = {wave: maker.units(wave) for wave in waves}
-    rows = {wave: sum(unit.rows for unit in units[wave]) for wave in waves}
-    limits = {wave: config.quarantine.limit(rows[wave]) for wave in waves}
-    receipts = {wave: known_receipts(files, wave_folder(plan.plan, wave), units[wave], limits[wave]) for wave in waves}
-    missing = [unit for wave in waves for unit in units[wave] if unit.unit not in receipts[wave]]
-    job = make_job(config, files, ready.snapshot, plan.thresholds)
-    quarantines = {
-        wave: Quarantine(f"wave {wave}", rows[wave], limits[wave], receipts[wave].values()) for wave in waves
-    }
-    handed_over: set[int] = set()
-    try:
-        with closing(embed(job, missing, config.resources)) as stream:
-            for wave in waves:
-                done = sum(unit.rows for unit in units[wave] if unit.unit in receipts[wave])
-                with progress.stage(f"wave {wave}", rows[wave], "items", done=done) as bar:
-                    while len(receipts[wave]) < len(units[wave]):
-                        received = next(stream, None)
-                        if received is None:
-                            raise EmbedderError(f"wave {wave}: the pool ended before all its receipts came; run again")
-                        unit, receipt = received
-                        receipts[unit.wave][unit.unit] = receipt
-                        if unit.wave == wave:
-                            bar.advance(unit.rows)
-                        if receipt.quarantined:
-                            quarantines[unit.wave].add(receipt)
-                            keep_receipt(files, unit, receipt)
-                handed_over.add(wave)
-                yield {int(name[1:]): receipt for name, receipt in receipts[wave].items()}
-    except QuarantineExceeded:
-        for wave in waves:
-            if wave not in handed_over:
-                withdraw(files, wave_folder(plan.plan, wave))
-        raise
+            waves.close()
 
 
 def _step(
@@ -281,7 +242,7 @@ def _step(
 ) -> Step:
     """``next_step``, with a mismatch explained by what differs."""
     try:
-        return next_step(state, request, last_wave=last_wave)
+        return next_step(state, request, last_wave=last_wave, rule=config.stop)
     except PlanMismatch as error:
         plan = state.plan
         assert plan is not None
@@ -378,5 +339,9 @@ def _check_bound(config: BackfillConfig, found: Init | None, wanted: Init) -> No
         )
 
 
-def _result(config: BackfillConfig, state: State, progress: Progress) -> BackfillResult:
-    return BackfillResult(config.output, state, state.finished, dict(progress.seconds))
+def _result(config: BackfillConfig, files: Files, state: State, progress: Progress) -> BackfillResult:
+    plan, versions = state.plan, state.plan_versions
+    stopped, overrun = None, 0
+    if plan is not None and (decision := decide(plan, versions, config.stop)).stop:
+        stopped, overrun = decision.why, overrun_rows(files, plan, versions[-1].wave)
+    return BackfillResult(config.output, state, state.finished, dict(progress.seconds), stopped, overrun)

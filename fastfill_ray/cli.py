@@ -97,7 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     result = run_backfill(arguments.config, overrides=arguments.set, until=arguments.until)
     if arguments.json:
-        print(json.dumps({**report_json(result.state), "seconds": result.seconds}))
+        print(json.dumps({**report_json(result.state), "seconds": result.seconds, "overrun_rows": result.overrun_rows}))
     else:
         print(result.table())
         print(result.closing_words())

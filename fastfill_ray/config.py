@@ -80,6 +80,7 @@ class QueriesConfig(Part):
     id_column: str = Field("id", description="what qrels refer to")
     payload_columns: tuple[str, ...] = Field(min_length=1)
     label_column: str | None = None
+    group_column: str | None = Field(None, description="subgroup of a query; enables per-group figures")
     qrels_path: Location | None = Field(
         None, description="Parquet with columns query_id, item_id: the judged relevant items"
     )
@@ -137,6 +138,13 @@ class ServingConfig(Part):
     max_regression: float = Field(0.0, ge=0, description="how much worse than what is published may be published")
 
 
+class StopConfig(Part):
+    """When the rest is not worth its price. Not part of the plan: may change between runs, the run resumes."""
+
+    target_gain: float | None = Field(None, gt=0, le=1, description="share of the gain from old/old to new/new")
+    budget_hours: float | None = Field(None, gt=0, description="work time of the plan's versions")
+
+
 class IndexConfig(Part):
     factory: str = Field("Flat", description="faiss.index_factory string")
     stale_factory: str | None = Field(None, description="factory of stale segments where they need another one")
@@ -190,6 +198,7 @@ class BackfillConfig(Part):
     policy: PolicyConfig = PolicyConfig()
     serving: ServingConfig = ServingConfig()
     waves: tuple[float, ...] = Field((0.05, 0.1, 0.25, 0.5, 1.0), min_length=1)
+    stop: StopConfig = StopConfig()
     index: IndexConfig = IndexConfig()
     resources: ResourcesConfig = ResourcesConfig()
     quarantine: QuarantineConfig = QuarantineConfig()

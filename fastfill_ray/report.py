@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from fastfill_ray.core.metrics import curve_area
 from fastfill_ray.core.records import MetricValue, State, Version
+from fastfill_ray.report_flips import flips_note, group_gap
 
 Status = Literal["published", "held", "not published", "expired"]
 Relevance = Literal["label", "qrels", "new_model"]
@@ -96,8 +97,9 @@ def status(state: State, version: Version) -> Status:
 def find(
     metrics: Iterable[MetricValue], relevance: str, metric: str, scope: str, calibrated: bool = True
 ) -> MetricValue | None:
-    wanted = (relevance, metric, scope, calibrated)
-    return next((m for m in metrics if (m.relevance, m.metric, m.scope, m.calibrated) == wanted), None)
+    """The value over all queries, None if it was not measured."""
+    wanted = (relevance, metric, scope, calibrated, None)
+    return next((m for m in metrics if (m.relevance, m.metric, m.scope, m.calibrated, m.group) == wanted), None)
 
 
 def curve(state: State, relevance: Relevance, metric: str) -> Curve | None:
@@ -208,7 +210,10 @@ def _published(state: State, version: Version) -> str:
 
 
 def version_table(state: State) -> str:
-    """The version table as plain text: what the metrics mean, the headings, one row per version of the last plan."""
+    """The version table as plain text: what the metrics mean, the headings, one row per version of the last plan.
+
+    Below it, where flips are known, a line on how many queries the newest version helps and hurts.
+    """
     if state.plan is None:
         return "No plan yet: the run has not got as far as its first commit."
     table = [HEADINGS, *table_rows(state)]
@@ -223,20 +228,23 @@ def version_table(state: State) -> str:
     note = column_note(state) if state.plan_versions else "No version yet."
     if not any(version.version == state.serving for version in state.plan_versions) and state.serving is not None:
         note += f" Version {state.serving}, of an earlier plan, is served."
-    return "\n".join([note, *lines])
+    below = flips_note(state)
+    return "\n".join([note, *lines, *([plain(below)] if below else [])])
 
 
 def report_json(state: State) -> dict[str, Any]:
     """Everything a notebook would plot, as plain JSON values.
 
-    Keys: ``finished``, ``serving``, ``init``, ``plan`` (without its file references), ``objective`` (the last version's
-    value, both arms and ``gain_share``), ``versions`` (with ``status``, all ``metrics``, ``segments`` and
-    ``index_bytes``), ``baselines``, ``curves`` (each with its points, both areas and both arms). Keys are there even
-    when empty: null, [] or {}.
+    Keys: ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``, ``plan`` (without its file references),
+    ``objective`` (the last version's value, both arms and ``gain_share``), ``versions`` (with ``status``, all
+    ``metrics``, ``flips``, ``segments`` and ``index_bytes``), ``baselines``, ``curves`` (each with its points, both
+    areas and both arms), ``group_gap`` (per scope, relevance and metric: the gap between the groups in each version,
+    beside the overall value). Keys are there even when empty: null, [] or {}.
     """
     plan, best = state.plan, objective_curve(state)
     return {
         "finished": state.finished,
+        "stopped": state.stopped,
         "serving": state.serving,
         "init": None if state.init is None else state.init.model_dump(mode="json", exclude={"kind"}),
         "plan": None
@@ -278,4 +286,5 @@ def report_json(state: State) -> dict[str, Any]:
             }
             for c in curves(state)
         ],
+        "group_gap": group_gap(state),
     }

@@ -24,6 +24,7 @@ from fastfill_ray.report import (
     status,
     table_rows,
 )
+from fastfill_ray.report_flips import AGAINST, flips_of, group_metrics
 from fastfill_ray.report_svg import metric_name, svg
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.layout import REPORT_HTML, REPORT_METRICS
@@ -104,7 +105,7 @@ def report_html(state: State) -> str:
         parts += [first, f"<div class=grid-2>{''.join(others)}</div>"]
     else:
         parts.append("<p>No version has been measured yet.</p>")
-    parts += ["<h2>Versions</h2>", _versions(state), _not_as_planned(state)]
+    parts += ["<h2>Versions</h2>", _versions(state), _not_as_planned(state), _flips(state), _groups(state, plan)]
     if measured:
         parts += ["<h2>Area under the curves</h2>", _areas(measured)]
     parts += ["<h2>Settings</h2>", _settings(state, plan), "<h2>How to read this</h2>", _HOW_TO_READ]
@@ -122,15 +123,17 @@ def _page(parts: Iterable[str]) -> str:
 
 
 def _standing(state: State, plan: Plan) -> str:
-    """Where the run stands, in at most three sentences."""
+    """Where the run stands, in a few sentences."""
     versions = state.plan_versions
     if not versions:
         return f"The plan for {plan.rows:,} items is made; no version has been built yet."
     last = versions[-1]
     sentences = [
         f"{percent(last.fraction)} of {plan.rows:,} items are re-embedded"
-        + (", and the run has ended." if state.finished else "; the run has not ended yet.")
+        + (", and the run has ended." if state.ended else "; the run has not ended yet.")
     ]
+    if state.stopped is not None:
+        sentences.append(f"It was stopped by rule: {escape(state.stopped)}.")
     serving = "no version" if state.serving is None else f"version {state.serving}"
     sentences.append(f"Readers open <strong>{serving}</strong>.")
     best = objective_curve(state)
@@ -202,6 +205,72 @@ def _not_as_planned(state: State) -> str:
             "found before they are re-embedded.</li>"
         )
     return f"<ul>{''.join(items)}</ul>" if items else ""
+
+
+def _flips(state: State) -> str:
+    """Per version the shares of queries that got worse and better, against the old system and the version before."""
+    found = {v.version: flips_of(state, v) for v in state.plan_versions}
+    first = next((f for flips in found.values() for f in flips.values()), None)
+    if first is None:
+        return ""
+    headings = ["version"]
+    for against in AGAINST:
+        headings += [f"NFR, {against}", f"PFR, {against}", f"mean loss, {against}", f"mean gain, {against}"]
+    rows = []
+    for number, flips in found.items():
+        cells = [str(number)]
+        for against in AGAINST:
+            f = flips.get(against)
+            cells += (
+                [MISSING] * 4
+                if f is None
+                else [_share(f.nfr, f.nfr_low, f.nfr_high), _share(f.pfr, f.pfr_low, f.pfr_high)]
+            )
+            cells += [] if f is None else [score(f.mean_loss), score(f.mean_gain)]
+        rows.append(("", tuple(cells)))
+    return (
+        "<h3>Queries that got worse and better</h3>"
+        f"<p>By {escape(metric_name(first.metric))} and relevance {escape(first.relevance)}, "
+        f"{SCOPE_WORDS[first.scope]}: "
+        "the share of the queries that are worse off (NFR) and better off (PFR) than with the old system and than with "
+        "the version before, with its 95 % interval, and by how much those are on average.</p>" + _table(headings, rows)
+    )
+
+
+def _share(value: float, low: float, high: float) -> str:
+    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _groups(state: State, plan: Plan) -> str:
+    """The objective per group of the queries and version, and the gap between the groups."""
+    versions, best = state.plan_versions, objective_curve(state)
+    if best is None:
+        return ""
+    place = (best.scope, best.relevance, best.metric)
+    columns = {v.version: group_metrics(v.metrics).get(place, {}) for v in versions}
+    arms = {arm: group_metrics(plan.baselines.get(arm, ())).get(place, {}) for arm in ("old/old", "new/new")}
+    names = dict.fromkeys(name for groups in columns.values() for name in groups)
+    if not names:
+        return ""
+    known = {
+        "old/old": arms["old/old"],
+        **{str(v): groups for v, groups in columns.items()},
+        "new/new": arms["new/new"],
+    }
+    known = {heading: groups for heading, groups in known.items() if groups}
+    rows = []
+    for name in names:
+        queries = max(groups[name].queries for groups in known.values() if name in groups)
+        values = (groups[name].value if name in groups else None for groups in known.values())
+        rows.append(("", (name, f"{queries:,}", *(score(value) for value in values))))
+    gaps = ({m.value for m in groups.values()} for groups in known.values())
+    rows.append(("arm", ("gap", MISSING, *(score(max(gap) - min(gap)) for gap in gaps))))
+    return (
+        "<h3>Per group</h3>"
+        f"<p>{escape(metric_name(best.metric))} by {escape(best.relevance)} over the queries of each group, by "
+        "version; the gap is the best group's value minus the worst one's.</p>"
+        + _table(("group", "queries", *known), rows, text="group")
+    )
 
 
 def _areas(measured: tuple[Curve, ...]) -> str:

@@ -86,7 +86,7 @@ def write_gallery(
     ids: str = "int64",
     unusable: dict[int, list[float] | None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Parquet shards with columns id, x, label, embedding (lists; `unusable` rows are replaced by what it says).
+    """Parquet shards with columns id, x, label, group, embedding (lists; `unusable` rows are replaced by what it says).
 
     Returns ids, latent factors (rows, LATENT), classes (rows,).
     """
@@ -103,6 +103,7 @@ def write_gallery(
                 "id": names[part],
                 "x": pa.array(list(x[part])),
                 "label": [f"class-{label}" for label in classes[part]],
+                "group": [f"group-{label % 3}" for label in classes[part]],
                 "embedding": pa.array([old[row] for row in part], pa.list_(pa.float32())),
             }
         )
@@ -125,6 +126,7 @@ def write_queries(folder: Path, ids: np.ndarray, x: np.ndarray, classes: np.ndar
                 "id": [f"q{i}" for i in range(rows)],
                 "x": pa.array(list(values.astype(np.float32))),
                 "label": [f"class-{label}" for label in classes[chosen]],
+                "group": [f"group-{label % 3}" for label in classes[chosen]],
                 "number": classes[chosen],
             }
         ),

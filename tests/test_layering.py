@@ -28,6 +28,7 @@ LEVELS = {
     "index": 3,
     "stages": 4,
     "report": 5,
+    "report_flips": 5,
     "report_html": 5,
     "report_svg": 5,
     "backfill": 5,
@@ -37,7 +38,9 @@ LEVELS = {
 }
 BESIDE = {
     ("config", "errors"),
+    ("report", "report_flips"),
     ("report_html", "report"),
+    ("report_html", "report_flips"),
     ("report_html", "report_svg"),
     ("report_svg", "report"),
     ("backfill", "report"),

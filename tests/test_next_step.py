@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfill_ray.backfill import BackfillResult, Step, input_pins, next_step, parse_until, plan_settings
-from fastfill_ray.config import load_config
+from fastfill_ray.config import StopConfig, load_config
 from fastfill_ray.core.records import Body, Claim, Plan, Publish, State, Verdict, Version, apply, fold, seal, unseal
 from fastfill_ray.errors import ConfigError, PlanMismatch
 from tests.core.test_records import INIT, chain, plan, unchain, version
@@ -23,12 +23,14 @@ PLAN, VERSION_0, PUBLISH, STOP = Step("plan"), Step("version", 0), Step("publish
 
 
 def a_plan(name: str = "p1", request: str = "mine", waves: tuple[float, ...] = WAVES) -> Plan:
-    return plan(name).model_copy(update={"request": request, "waves": waves})
+    return plan(name).model_copy(update={"request": request, "waves": waves, "wave_rows": (1,) * (len(waves) + 2)})
 
 
-def a_version(number: int, wave: int, *, name: str = "p1", held: bool = False, last: int = len(WAVES)) -> Version:
+def a_version(
+    number: int, wave: int, *, name: str = "p1", held: bool = False, last: int = len(WAVES), stopped: str | None = None
+) -> Version:
     verdict = Verdict(publish=not held, reason="because")
-    return version(number, name, wave, final=wave == last).model_copy(update={"verdict": verdict})
+    return version(number, name, wave, final=wave == last).model_copy(update={"verdict": verdict, "stopped": stopped})
 
 
 def state_of(*bodies: Body) -> State:
@@ -95,6 +97,72 @@ def test_another_request_is_refused_while_a_plan_is_unfinished(bodies: list[Body
 @pytest.mark.parametrize("bodies", [[a_plan(), a_version(0, 0)], [*published(0, 1, 2), a_version(3, 3)]])
 def test_a_version_that_its_driver_could_not_publish_is_published_before_anything_else(bodies: list[Body]) -> None:
     assert next_step(state_of(*bodies), "theirs", last_wave=-1) == PUBLISH
+
+
+# `a_version` takes 0.1 s of work: the first budget is used up by any version, the second by none.
+SPENT, PLENTY = StopConfig(budget_hours=1e-6), StopConfig(budget_hours=9)
+
+
+def stopped_at(wave: int, *, held: bool = False) -> list[Body]:
+    """A plan that a rule ended after `wave`, before its last."""
+    made = a_version(wave, wave, held=held, stopped="enough")
+    return [*published(*range(wave)), made, *([] if held else [Publish(version=wave)])]
+
+
+@pytest.mark.parametrize(
+    ("bodies", "rule", "expected"),
+    [
+        # Stopped, and the rule still says so.
+        (stopped_at(0), SPENT, STOP),
+        (stopped_at(1), SPENT, STOP),
+        (stopped_at(1, held=True), SPENT, STOP),
+        # The rule was loosened or left out: it goes on.
+        (stopped_at(0), PLENTY, Step("version", 1)),
+        (stopped_at(1), PLENTY, Step("version", 2)),
+        (stopped_at(1), StopConfig(), Step("version", 2)),
+        # The driver died between VERSION and PUBLISH of the version at which it stopped.
+        (stopped_at(1)[:-1], SPENT, PUBLISH),
+        (stopped_at(1)[:-1], PLENTY, PUBLISH),
+        # A rule that was tightened afterwards ends the run as well.
+        (published(0, 1), SPENT, STOP),
+        (published(0, 1), PLENTY, Step("version", 2)),
+        # It never ends a run before version 0, or hides the end.
+        ([], SPENT, PLAN),
+        ([a_plan()], SPENT, VERSION_0),
+        (published(0, 1, 2, 3), SPENT, STOP),
+        ([*stopped_at(1), a_plan("p2")], SPENT, VERSION_0),
+        # What was loosened once, and stopped again later.
+        ([*stopped_at(0), a_version(1, 1), Publish(version=1)], PLENTY, Step("version", 2)),
+        ([*stopped_at(0), a_version(1, 1, stopped="again"), Publish(version=1)], SPENT, STOP),
+    ],
+)
+def test_a_run_ends_where_its_rule_says_so_and_goes_on_when_it_is_loosened(
+    bodies: list[Body], rule: StopConfig, expected: Step
+) -> None:
+    assert next_step(state_of(*bodies), "mine", rule=rule) == expected
+
+
+@pytest.mark.parametrize("rule", [SPENT, PLENTY, StopConfig()])
+def test_another_request_gets_a_plan_of_its_own_once_the_last_one_was_stopped(rule: StopConfig) -> None:
+    assert next_step(state_of(*stopped_at(1)), "theirs", rule=rule) == PLAN
+
+
+@pytest.mark.parametrize("bodies", [published(0, 1), [*stopped_at(0), a_version(1, 1), Publish(version=1)]])
+def test_another_request_is_refused_where_the_log_does_not_say_that_the_plan_was_stopped(bodies: list[Body]) -> None:
+    for rule in (SPENT, PLENTY):
+        with pytest.raises(PlanMismatch):
+            next_step(state_of(*bodies), "theirs", rule=rule)
+
+
+def test_the_closing_words_say_why_a_rule_ended_the_run_and_what_was_embedded_ahead() -> None:
+    state = state_of(*stopped_at(1))
+    result = BackfillResult("out", state, finished=False, stopped="enough is reached", overrun_rows=1234)
+    assert result.closing_words() == (
+        "out: stopped by rule after 2 versions: enough is reached; 1,234 rows of later waves are embedded already, and "
+        "count if it goes on; version 1 is served."
+    )
+    assert result.exit_code == 0
+    assert "rows" not in BackfillResult("out", state, finished=False, stopped="enough is reached").closing_words()
 
 
 def commit(state: State, body: Body, epoch: int | None = None) -> State:
@@ -192,6 +260,8 @@ def config(**sections: Any) -> dict[str, Any]:
         "output=elsewhere",
         "new_model.batch_size=3",
         "serving.max_regression=0.5",
+        "stop.target_gain=0.9",
+        "stop={target_gain: 0.5, budget_hours: 3}",
     ],
 )
 def test_a_setting_outside_the_plan_may_change_between_runs(override: str) -> None:
@@ -212,6 +282,7 @@ def test_a_setting_outside_the_plan_may_change_between_runs(override: str) -> No
         "index.factory=IVF16,Flat",
         "objective.metric=cmc@1",
         "gallery.old_vector_column=other",
+        "gallery.group_column=team",
     ],
 )
 def test_a_setting_of_the_plan_makes_another_request(override: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastfill_ray.core.records import FileRef, Init, MetricValue, Plan, Segment, State, Verdict, Version
+from fastfill_ray.core.records import FileRef, FlipValue, Init, MetricValue, Plan, Segment, State, Verdict, Version
 from fastfill_ray.report import HEADINGS, Point, area_under, curve, report_json, version_table
 from fastfill_ray.report_html import report_html
 from fastfill_ray.report_svg import HEIGHT, WIDTH, spread, ticks
@@ -89,6 +89,26 @@ def metric(relevance: str, name: str, value: float, *, scope: str = "gallery", c
 def arm(start: float) -> tuple[MetricValue, ...]:
     names = (("label", "cmc@1"), ("label", "map"), ("qrels", "recall@1"), ("qrels", "recall@10"))
     return tuple(metric(r, m, start + 0.03 * i) for i, (r, m) in enumerate(names))
+
+
+def flip(against: str, nfr: float, pfr: float, *, name: str = "map", scope: str = "gallery") -> FlipValue:
+    return FlipValue.model_validate(
+        {
+            "scope": scope,
+            "relevance": "label",
+            "metric": name,
+            "against": against,
+            "nfr": nfr,
+            "nfr_low": nfr - 0.01,
+            "nfr_high": nfr + 0.01,
+            "pfr": pfr,
+            "pfr_low": pfr - 0.02,
+            "pfr_high": pfr + 0.02,
+            "mean_gain": 0.25,
+            "mean_loss": 0.125,
+            "queries": 1000,
+        }
+    )
 
 
 def version(number: int, fraction: float, *, held: str = "", metrics: Sequence[MetricValue] | None = None) -> Version:
@@ -297,6 +317,92 @@ def test_the_page_needs_nothing_from_outside_and_no_script() -> None:
     assert any("default-src 'none'" in (attrs.get("content") or "") for tag, attrs in page.tags if tag == "meta")
     assert "prefers-color-scheme: dark" in page.style
     assert "@media print" in page.style
+
+
+def flipped() -> State:
+    """The finished state, with flips in each version: of CMC@1 as well, and on the audit items."""
+    noise = (flip("old/old", 0.9, 0.9, name="cmc@1"), flip("old/old", 0.8, 0.8, scope="audit"))
+    made = []
+    for v in finished().versions:
+        before = (flip("version before", 0.04, 0.1),) if v.version else ()
+        made.append(v.model_copy(update={"flips": (*noise, flip("old/old", 0.05 + v.version / 100, 0.3), *before)}))
+    return finished().model_copy(update={"versions": tuple(made)})
+
+
+def test_the_flips_of_the_newest_version_stand_below_the_table() -> None:
+    assert version_table(flipped()).splitlines()[:-1] == version_table(finished()).splitlines()
+    assert version_table(flipped()).splitlines()[-1] == (
+        "Queries of version 4, map by label (gallery): against old/old 9.0 % worse, 30.0 % better; "
+        "against version before 4.0 % worse, 10.0 % better."
+    )
+
+
+def test_every_versions_flips_are_in_the_page_and_in_the_json() -> None:
+    page = Page(report_html(flipped()))
+    rows = [row for row in page.rows if len(row) == 9 and row[0].isdigit()]
+    assert rows[0] == ["0", "5.0 % (4.0 to 6.0)", "30.0 % (28.0 to 32.0)", "0.125", "0.250", *["-"] * 4]
+    assert rows[4][:2] == ["4", "9.0 % (8.0 to 10.0)"]
+    assert rows[4][5:] == ["4.0 % (3.0 to 5.0)", "10.0 % (8.0 to 12.0)", "0.125", "0.250"]
+    assert len(report_json(flipped())["versions"][1]["flips"]) == 4
+    assert "Queries that got worse and better" not in report_html(finished())
+
+
+def test_flips_of_an_objective_that_has_none_are_those_of_cmc_1() -> None:
+    state = flipped().model_copy(update={"plans": (plan(objective="label/ndcg@10"),)})
+    assert "Queries of version 4, cmc@1 by label (gallery): against old/old 90.0 %" in version_table(state)
+
+
+def grouped(groups: dict[str, float]) -> State:
+    """Two versions whose groups lie `groups` away from the overall value, and the arms."""
+
+    def with_groups(values: Sequence[MetricValue]) -> tuple[MetricValue, ...]:
+        mine = [m for m in values if m.metric == "map" and m.calibrated]
+        beside = (
+            m.model_copy(update={"group": name, "value": m.value + by, "queries": 10})
+            for name, by in groups.items()
+            for m in mine
+        )
+        return (*values, *beside)
+
+    versions = (version(0, 0.1), version(1, 1.0))
+    arms = {"old/old": with_groups(arm(0.35)), "new/new": with_groups(arm(0.6))}
+    return State(
+        plans=(plan(baselines=arms),),
+        versions=tuple(v.model_copy(update={"metrics": with_groups(v.metrics)}) for v in versions),
+    )
+
+
+def test_groups_have_a_table_and_change_no_other_figure() -> None:
+    state, plain = grouped({"big": 0.05, "small": -0.1}), grouped({})
+    assert version_table(state) == version_table(plain)
+    assert report_json(state)["curves"] == report_json(plain)["curves"]
+    page = Page(report_html(state))
+    assert page.row("group") == ["group", "queries", "old/old", "0", "1", "new/new"]
+    assert page.row("small") == ["small", "10", "0.280", "0.410", "0.530", "0.530"]
+    assert page.row("gap")[2:] == ["0.150"] * 4
+    assert "Per group" not in report_html(plain)
+
+
+def test_the_gap_between_the_groups_stands_beside_the_overall_value() -> None:
+    assert report_json(grouped({}))["group_gap"] == []
+    [found] = report_json(grouped({"big": 0.05, "small": -0.1}))["group_gap"]
+    assert (found["scope"], found["relevance"], found["metric"]) == ("gallery", "label", "map")
+    last = found["versions"][-1]
+    assert last["gap"] == pytest.approx(0.15)
+    assert last["overall"] == pytest.approx(0.63)
+    assert (last["version"], last["best"], last["worst"]) == (1, "big", "small")
+
+
+def test_a_stopped_run_has_ended_and_says_why() -> None:
+    why = "97.0% of the gain from old/old to new/new is reached, stop.target_gain is 95.0%"
+    last = version(1, 0.25).model_copy(update={"stopped": why})
+    state = State(init=INIT, plans=(plan(),), versions=(version(0, 0.1), last), published=(0, 1))
+    words = Page(report_html(state)).words
+    assert "and the run has ended" in words
+    assert f"It was stopped by rule: {why}." in words
+    assert report_json(state)["stopped"] == why
+    assert report_json(state)["finished"] is False
+    assert "stopped by rule" not in report_html(finished())
 
 
 def test_the_same_state_gives_the_same_bytes() -> None:

@@ -71,12 +71,31 @@ class MetricValue(Model):
     scope: Literal["audit", "gallery"]
     relevance: Literal["label", "qrels", "new_model"]
     metric: str
+    group: str | None = Field(default=None, description="only the queries of this group; all of them if null")
     calibrated: bool = True
     value: float
     low: float
     high: float
     queries: int
     depth: int = Field(description="ranks looked at; equal to the searched items where the ranking is complete")
+
+
+class FlipValue(Model):
+    """Shares of the queries that got worse (nfr) and better (pfr), see core.flips; as served."""
+
+    scope: Literal["audit", "gallery"]
+    relevance: Literal["label", "qrels", "new_model"]
+    metric: str
+    against: Literal["old/old", "version before"]
+    nfr: float
+    nfr_low: float
+    nfr_high: float
+    pfr: float
+    pfr_low: float
+    pfr_high: float
+    mean_gain: float
+    mean_loss: float
+    queries: int
 
 
 class Calibration(Model):
@@ -179,6 +198,9 @@ class Version(Model):
     verdict: Verdict
     seconds: float = Field(description="work time of this version: embedding, building and evaluating")
     final: bool
+    embed_seconds: float = Field(default=0.0, ge=0, description="the embedding part of `seconds`")
+    flips: tuple[FlipValue, ...] = ()
+    stopped: str | None = Field(default=None, description="why the config's `stop` ended the run here; null if not")
 
 
 class Publish(Model):
@@ -293,6 +315,17 @@ class State(Model):
         return bool(versions) and versions[-1].final
 
     @property
+    def stopped(self) -> str | None:
+        """Why the config's `stop` ended the last plan at its newest version; None if it did not."""
+        versions = self.plan_versions
+        return versions[-1].stopped if versions else None
+
+    @property
+    def ended(self) -> bool:
+        """The last plan is finished or was stopped: another may follow."""
+        return self.finished or self.stopped is not None
+
+    @property
     def serving(self) -> int | None:
         """The version that readers open: the newest published one that is not expired."""
         return next((v for v in reversed(self.published) if v not in self.expired), None)
@@ -332,7 +365,7 @@ def apply(state: State, record: Record) -> State:
     else:
         expect(record.epoch == state.epoch, f"written under epoch {record.epoch}, the claimed one is {state.epoch}")
         if isinstance(body, Plan):
-            expect(state.plan is None or state.finished, "the plan before is not finished")
+            expect(state.plan is None or state.ended, "the plan before is not finished")
             expect(all(body.plan != plan.plan for plan in state.plans), f"plan {body.plan} is in the log already")
             change["plans"] = (*state.plans, body)
         elif isinstance(body, Version):

@@ -20,6 +20,7 @@ from fastfill_ray.core.plan import ids_digest, wave_of
 from fastfill_ray.core.records import FileRef, Model, Quarantined, Receipt
 from fastfill_ray.embedders.protocol import Embedder, Role, embed_rows, load_embedder
 from fastfill_ray.errors import EmbedderError, FastfillError, InputError
+from fastfill_ray.stages.intake import Intake, admit
 from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import IdType, PinnedFile, read_ids, read_rows
@@ -88,17 +89,20 @@ class Job:
         return (self.id_column, self.payload_columns) if role == "item" else (None, self.query_payload_columns)
 
 
-def embed(job: Job, units: Sequence[Unit], resources: ResourcesConfig) -> Generator[tuple[Unit, Receipt]]:
+def embed(
+    job: Job, units: Sequence[Unit], resources: ResourcesConfig, intake: Intake | None = None
+) -> Generator[tuple[Unit, Receipt]]:
     """Embed units in order as one streaming execution, yielding each receipt.
 
     A receipt is durable already, unless it has quarantined rows: then the caller decides, and calls ``keep_receipt``.
 
-    Closing the iterator stops the pool; units in flight then may or may not leave receipts.
+    Closing the iterator stops the pool; units in flight then may or may not leave receipts. Closing `intake` ends the
+    iterator once the units that have begun have come back.
 
     Raises:
         EmbedderError: the model cannot be built. InputChanged: a pinned file is not the pinned one any more.
     """
-    if not units:
+    if not units or (intake is not None and intake.drained):
         return
     by_name = {(unit.folder, unit.unit): unit for unit in units}
     low, high = resources.embed_actors
@@ -117,7 +121,7 @@ def embed(job: Job, units: Sequence[Unit], resources: ResourcesConfig) -> Genera
         )
         .map_batches(
             _EmbedUnit,
-            fn_constructor_args=(job,),
+            fn_constructor_args=(job, intake.handle if intake is not None else None),
             batch_size=1,
             batch_format="pyarrow",
             compute=pool,
@@ -128,7 +132,13 @@ def embed(job: Job, units: Sequence[Unit], resources: ResourcesConfig) -> Genera
     with original_errors():
         for row in dataset.iter_rows():
             raise_packed(row["error"])
-            yield by_name[row["folder"], row["unit"]], Receipt.model_validate_json(row["receipt"])
+            unit = by_name[row["folder"], row["unit"]]
+            if intake is not None:
+                intake.seen(_place(unit))
+            if row["receipt"] is not None:
+                yield unit, Receipt.model_validate_json(row["receipt"])
+            if intake is not None and intake.drained:
+                return
 
 
 class _ReadUnit:
@@ -155,8 +165,8 @@ class _ReadUnit:
 class _EmbedUnit:
     """An actor of the pool: builds each model once, when a unit first asks for it."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, intake: Any) -> None:
+        self._job, self._intake = job, intake
         self._models: dict[str, Embedder] = {}
 
     def _model(self, name: str) -> Embedder:
@@ -168,7 +178,7 @@ class _EmbedUnit:
     def __call__(self, batch: pa.Table) -> pa.Table:
         unit = _parse(batch.column("unit")[0].as_py())
         receipt, error = None, batch.column("error")[0].as_py()
-        if error is None:
+        if error is None and (self._intake is None or admit(self._intake, _place(unit))):
             try:
                 table = pa.ipc.open_stream(batch.column("payload")[0].as_buffer()).read_all()
                 receipt = embed_unit(self._job, unit, table, self._model(unit.model)).model_dump_json()
@@ -265,6 +275,10 @@ def stored_vectors(table: pa.Table, dim: int) -> np.ndarray:
     """The ``vector`` column (N, dim) of a file that this package wrote."""
     column = table.column("vector").combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), dim)
+
+
+def _place(unit: Unit) -> str:
+    return f"{unit.folder}/{unit.unit}"
 
 
 def _parse(text: str) -> Unit:

@@ -1,11 +1,11 @@
-"""A version measured: per query, in both scopes, calibrated and not; and the arms it is compared with.
+"""A version searched with every query: its segments, the old index, and the shadow gallery of the audit items.
 
 Legend: Q queries, N gallery items, K hits kept per segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from fastfill_ray.config import Metric, ObjectiveConfig
 from fastfill_ray.core.calibration import similarity
-from fastfill_ray.core.metrics import METRICS, Floats, per_query_by_relevance, rank, summarise
+from fastfill_ray.core.metrics import Floats, per_query_by_relevance, rank
 from fastfill_ray.core.plan import Chunk, hash_ids, order_wave
 from fastfill_ray.core.policies import random_priority
-from fastfill_ray.core.records import Calibration, FileRef, MetricValue, Segment
+from fastfill_ray.core.records import Calibration, Segment
 from fastfill_ray.core.simulate import Shadow, make_shadow
 from fastfill_ray.index.segment import load_index, search_segment
 from fastfill_ray.stages.pairs import Pairs, objects
@@ -28,17 +28,13 @@ from fastfill_ray.stages.snapshot import Source
 from fastfill_ray.stages.vectors import old_vectors
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import PinnedFile, read_ids, read_rows
-from fastfill_ray.storage.tables import get_verified, read_table, table_bytes
+from fastfill_ray.storage.tables import get_verified, read_table
 
 # A ranking is complete up to this many scores per version; beyond, the first _DEPTH ranks of each segment decide.
 _COMPLETE_SCORES = 1 << 25
 _DEPTH = 1000
 # Below this many calibration queries that have an answer, an offset would be fitted to noise.
 _MIN_FIT_QUERIES = 30
-
-PerQuery = dict[tuple[str, str, bool], dict[str, Floats]]
-"""{(scope, relevance, calibrated): {metric: (Q,)}}"""
-
 
 Place = tuple[Chunk, PinnedFile]
 
@@ -201,6 +197,7 @@ def audit_queries(pairs: Pairs, seed: int) -> Queries:
         labels=audit.labels[drawn] if audit.labels is not None else None,
         judged=None,
         are_items=True,
+        groups=audit.groups[drawn] if audit.groups is not None else None,
     )
 
 
@@ -249,55 +246,3 @@ def fit_calibration(shadow: Shadow, wave: int, objective: ObjectiveConfig) -> Ca
     enough = shadow.answerable(objective.relevance) >= _MIN_FIT_QUERIES
     relevance = objective.relevance if enough else "new_model"
     return shadow.fit(wave, relevance, objective.metric)
-
-
-def metric_values(values: PerQuery, depth: Mapping[str, int], seed: int) -> tuple[MetricValue, ...]:
-    """Means with intervals of everything in `values`, in a fixed order."""
-    return tuple(
-        MetricValue.model_validate(
-            {
-                "scope": scope,
-                "relevance": relevance,
-                "metric": metric,
-                "calibrated": calibrated,
-                "value": interval.value,
-                "low": interval.low,
-                "high": interval.high,
-                "queries": interval.queries,
-                "depth": depth[scope],
-            }
-        )
-        for (scope, relevance, calibrated), metrics in sorted(values.items())
-        for metric, interval in summarise(metrics, seed=seed).items()
-    )
-
-
-def query_table(values: PerQuery, queries: str) -> bytes:
-    """Per-query metrics as Parquet, so that a later version can be held against this one query by query."""
-    columns: dict[str, list[object]] = {name: [] for name in ("queries", "scope", "relevance", "calibrated", *METRICS)}
-    for (scope, relevance, calibrated), metrics in sorted(values.items()):
-        count = len(metrics[METRICS[0]])
-        columns["queries"] += [queries] * count
-        columns["scope"] += [scope] * count
-        columns["relevance"] += [relevance] * count
-        columns["calibrated"] += [calibrated] * count
-        for metric in METRICS:
-            columns[metric] += metrics[metric].tolist()
-    return table_bytes(pa.table(columns))
-
-
-def read_objective(
-    files: Files, reference: FileRef, queries: str, scope: str, objective: ObjectiveConfig
-) -> Floats | None:
-    """The objective per query of a stored version (calibrated, as served); None if it was measured on other queries."""
-    table = read_table(get_verified(files, reference), name=reference.path)
-    keep = [
-        row["queries"] == queries
-        and row["scope"] == scope
-        and row["relevance"] == objective.relevance
-        and row["calibrated"]
-        for row in table.select(["queries", "scope", "relevance", "calibrated"]).to_pylist()
-    ]
-    if not any(keep):
-        return None
-    return table.column(objective.metric).to_numpy()[np.array(keep)]

@@ -38,7 +38,7 @@ SPLITS = ("train", "calibration", "audit")
 class Pairs:
     """P items with both vectors: ids (P,), old (P, D), new (P, E), labels (P,) or None, split (P,) of SPLITS.
 
-    side: (P, S) where the gallery has a side column.
+    side: (P, S) where the gallery has a side column. groups: (P,) where it has a group column.
     """
 
     fingerprint: str
@@ -48,6 +48,7 @@ class Pairs:
     labels: np.ndarray | None
     split: np.ndarray
     side: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def part(self, name: str) -> Pairs:
         """The pairs of one split."""
@@ -61,9 +62,19 @@ class Pairs:
         return self._chosen(known) if known.sum() >= MIN_SPLIT["train"] else replace(self, labels=None)
 
     def _chosen(self, rows: np.ndarray) -> Pairs:
-        labels = self.labels[rows] if self.labels is not None else None
-        side = self.side[rows] if self.side is not None else None
-        return Pairs(self.fingerprint, self.ids[rows], self.old[rows], self.new[rows], labels, self.split[rows], side)
+        def of(column: np.ndarray | None) -> np.ndarray | None:
+            return None if column is None else column[rows]
+
+        return Pairs(
+            self.fingerprint,
+            self.ids[rows],
+            self.old[rows],
+            self.new[rows],
+            of(self.labels),
+            self.split[rows],
+            of(self.side),
+            of(self.groups),
+        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,13 @@ def plan_pairs(config: BackfillConfig, snapshot: Snapshot, new_space: str) -> Pa
             config.pairs.model_dump(mode="json"),
             config.seed,
             new_space,
-            [gallery.payload_columns, gallery.label_column, *([gallery.side_column] if gallery.side_column else [])],
+            [
+                gallery.payload_columns,
+                gallery.label_column,
+                # Only where set: pairs of a config without them keep the name that they have.
+                *([gallery.side_column] if gallery.side_column else []),
+                *(["group", gallery.group_column] if gallery.group_column else []),
+            ],
         ]
     )
     rows = np.concatenate([parts[split] for split in SPLITS])
@@ -172,9 +189,11 @@ def finish_pairs(
 
 
 def _read_old(unit: Unit, *, source: Source) -> pa.Table:
-    """Columns id, old, usable and, where configured, side and label of a unit's pairs."""
+    """Columns id, old, usable and, where configured, side, label and group of a unit's pairs."""
     config = source.config
-    columns = [name for name in (config.id_column, *mapped_columns(config), config.label_column) if name is not None]
+    optional = {"label": config.label_column, "group": config.group_column}
+    beside = {name: column for name, column in optional.items() if column is not None}
+    columns = [config.id_column, *mapped_columns(config), *beside.values()]
     table = read_rows(unit.file, columns, start=unit.start, rows=unit.length, s3_endpoint=source.s3_endpoint)
     table = table.take(pa.array(unit.offsets, pa.int64()))
     old, side, unusable = mapped_vectors(table, source)
@@ -185,8 +204,7 @@ def _read_old(unit: Unit, *, source: Source) -> pa.Table:
     }
     if side is not None:
         result["side"] = vector_column(side)
-    if config.label_column is not None:
-        result["label"] = table.column(config.label_column).combine_chunks()
+    result |= {name: table.column(column).combine_chunks() for name, column in beside.items()}
     return pa.table(result)
 
 
@@ -199,6 +217,7 @@ def _from_table(name: str, table: pa.Table) -> Pairs:
         labels=objects(table.column("label")) if "label" in table.column_names else None,
         split=np.array(table.column("split").to_pylist()),
         side=_matrix(table, "side") if "side" in table.column_names else None,
+        groups=objects(table.column("group")) if "group" in table.column_names else None,
     )
 
 

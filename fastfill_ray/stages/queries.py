@@ -26,6 +26,7 @@ class Queries:
     ids: (Q,) object array, strings from a query file or gallery ids where audit items are the queries.
     new: (Q, E) float32. old: (Q, D) float32 or None. labels: (Q,) object array or None.
     judged: (query index, item id) pairs, None without qrels. are_items: whether a query is its own gallery item.
+    groups: (Q,) object array or None.
     """
 
     fingerprint: str
@@ -35,6 +36,7 @@ class Queries:
     labels: np.ndarray | None
     judged: list[tuple[int, int | str]] | None
     are_items: bool
+    groups: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def pin_queries(config: QueriesConfig, *, s3_endpoint: str | None) -> tuple[Tabl
     columns |= {f"queries.payload_columns[{i}]": name for i, name in enumerate(config.payload_columns)}
     optional = {
         "queries.label_column": config.label_column,
+        "queries.group_column": config.group_column,
         "queries.new_vector_column": config.new_vector_column,
         "queries.old_vector_column": config.old_vector_column,
     }
@@ -78,7 +81,7 @@ def plan_queries(
     queries = config.queries
     assert queries is not None
     seen = [inputs.model_dump(mode="json"), judgements.model_dump(mode="json") if judgements else None]
-    name = fingerprint([seen, queries.model_dump(mode="json"), dict(spaces), config.seed])
+    name = fingerprint([seen, queries.model_dump(mode="json", exclude={"group_column"}), dict(spaces), config.seed])
     count = min(inputs.rows, MAX_QUERIES)
     drawn = np.sort(np.random.default_rng(config.seed).choice(inputs.rows, size=count, replace=False))
     starts = np.cumsum([0, *(file.rows for file in inputs.files)])
@@ -133,7 +136,7 @@ def load_queries(
     """
     config = plan.config
     needs_ids = judgements is not None
-    wanted = [config.new_vector_column, config.old_vector_column, config.label_column]
+    wanted = [config.new_vector_column, config.old_vector_column, config.label_column, config.group_column]
     columns = [name for name in (*wanted, config.id_column if needs_ids else None) if name is not None]
     tables = [
         read_rows(file, columns or [config.payload_columns[0]], s3_endpoint=s3_endpoint).take(rows)
@@ -182,6 +185,7 @@ def load_queries(
         labels=column_of(config.label_column) if config.label_column is not None else None,
         judged=_judged(judgements, config.id_column, ids, id_type, s3_endpoint) if judgements is not None else None,
         are_items=False,
+        groups=column_of(config.group_column) if config.group_column is not None else None,
     )
 
 

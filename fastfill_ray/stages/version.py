@@ -16,6 +16,7 @@ from fastfill_ray.core.plan import Chunk, combine_digests, cut_buckets, wave_tar
 from fastfill_ray.core.records import (
     Calibration,
     FileRef,
+    FlipValue,
     MetricValue,
     Plan,
     Receipt,
@@ -27,10 +28,11 @@ from fastfill_ray.core.records import (
 )
 from fastfill_ray.core.simulate import Shadow
 from fastfill_ray.errors import ConfigError, CorruptFile
-from fastfill_ray.stages import evaluate
+from fastfill_ray.stages import evaluate, measure
 from fastfill_ray.stages.build import BucketWork, BuildJob, build, train_templates
 from fastfill_ray.stages.embed import Unit
-from fastfill_ray.stages.evaluate import Ask, PerQuery
+from fastfill_ray.stages.evaluate import Ask
+from fastfill_ray.stages.measure import PerQuery
 from fastfill_ray.stages.prepare import Prepared, choose
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.score import count_units, thresholds
@@ -122,12 +124,19 @@ def _measure_arms(
             ask = Ask(ready.queries, asked, config.new_model.metric, depth["gallery"])
             merged = evaluate.search_old(ready.scorer.source, buckets, ask)
             values |= {("gallery", name, True): found for name, found in merged.items()}
-        arms["old/old"] = evaluate.metric_values(values, depth, config.seed)
-        data = evaluate.query_table(values, ready.queries.fingerprint)
+        arms["old/old"] = _means(config, ready, values)
+        data = measure.query_table(values, ready.queries.fingerprint)
         reference = put_file(files, stage_output("evaluation", name, "old-old.parquet", sha256_hex(data)), data)
     values = {("audit", name, True): found for name, found in shadow.per_query(shadow.new).items()}
-    arms["new/new"] = evaluate.metric_values(values, depth, config.seed)
+    arms["new/new"] = _means(config, ready, values)
     return arms, reference
+
+
+def _means(config: BackfillConfig, ready: Prepared, values: PerQuery) -> tuple[MetricValue, ...]:
+    """Over all queries, then per group of the queries."""
+    depth, groups = _depths(ready), ready.queries.groups
+    per_group = measure.group_values(values, depth, config.seed, groups, config.objective.metric)
+    return measure.metric_values(values, depth, config.seed) + per_group
 
 
 def _shadow(ready: Prepared, split: str, cuts: Sequence[int]) -> Shadow:
@@ -217,7 +226,7 @@ class VersionMaker:
                 for segment in segments
             ]
             values = self._measure(segments, wave, offset)
-            data = evaluate.query_table(values, self.ready.queries.fingerprint)
+            data = measure.query_table(values, self.ready.queries.fingerprint)
             path = stage_output("evaluation", self.plan.plan, f"wave-{wave:02d}.parquet", sha256_hex(data))
             per_query = put_file(self.files, path, data)
         new_rows = sum(segment.rows for segment in segments if segment.state == "new")
@@ -234,11 +243,13 @@ class VersionMaker:
             absent=self.plan.rows - rows,
             fraction=new_rows / self.plan.rows,
             ids_digest=combine_digests(segment.ids_digest for segment in segments),
-            metrics=evaluate.metric_values(values, _depths(self.ready), self.config.seed),
+            metrics=_means(self.config, self.ready, values),
             query_metrics=per_query,
             verdict=self._judge(state, values),
             seconds=worked + time.monotonic() - start,
             final=wave == len(self.plan.waves),
+            embed_seconds=worked,
+            flips=self._flips(state, values),
         )
 
     def _segments(self, state: State, wave: int, receipts: dict[int, Receipt]) -> list[Segment]:
@@ -302,6 +313,17 @@ class VersionMaker:
         ask = Ask(queries, queries.new, self.config.new_model.metric, depth)
         return evaluate.search_segments(self.files, segments, ask, calibrations)
 
+    def _flips(self, state: State, values: PerQuery) -> tuple[FlipValue, ...]:
+        """Against old/old and the version before in this plan, where their values per query are known."""
+        earlier = state.plan_versions[-1].query_metrics if state.plan_versions else None
+        references = {"old/old": self.plan.baseline_queries, "version before": earlier}
+        before = {
+            against: measure.read_values(self.files, reference, self.ready.queries.fingerprint)
+            for against, reference in references.items()
+            if reference is not None
+        }
+        return measure.flip_values(values, before, self.config.seed)
+
     def _judge(self, state: State, values: PerQuery) -> Verdict:
         """The gate, on the published index with the given queries; on the audit shadow where that has no such truth."""
         objective = self.config.objective
@@ -326,7 +348,7 @@ class VersionMaker:
         reference = self.plan.baseline_queries if serving is None else serving.query_metrics
         if reference is None:
             return None
-        known = evaluate.read_objective(self.files, reference, ready.queries.fingerprint, scope, objective)
+        known = measure.read_objective(self.files, reference, ready.queries.fingerprint, scope, objective)
         if known is not None or serving is None:
             return known
         if scope == "gallery":

@@ -94,6 +94,28 @@ def test_an_honest_log_folds_to_what_it_says() -> None:
     assert (state.published, state.expired, state.serving) == ((0, 1), frozenset({0}), 1)
 
 
+def stopped(number: int, plan_name: str, wave: int) -> Version:
+    return version(number, plan_name, wave).model_copy(update={"stopped": "enough is reached"})
+
+
+def test_a_plan_may_follow_one_that_was_stopped_but_not_one_that_went_on_afterwards() -> None:
+    start = HONEST[:5]
+    state = fold(unchain(chain([*start[:3], (stopped(0, "p1", 0), 1)])))
+    assert (state.stopped, state.ended, state.finished) == ("enough is reached", True, False)
+    after = apply(state, _record(plan("p2"), state, 1))
+    assert (after.stopped, after.ended) == (None, False)
+    went_on = apply(state, _record(version(1, "p1", 1), state, 1))
+    assert (went_on.stopped, went_on.ended) == (None, False)
+    with pytest.raises(CorruptFile, match="not finished"):
+        apply(went_on, _record(plan("p2"), went_on, 1))
+
+
+def test_a_version_of_a_release_without_flips_groups_and_stops_is_still_read() -> None:
+    later = ("flips", "stopped", "embed_seconds")
+    old = {key: value for key, value in version(0, "p1", 0).model_dump().items() if key not in later}
+    assert Version.model_validate(old) == version(0, "p1", 0)
+
+
 def test_a_rollback_serves_the_earlier_version_and_an_expired_one_is_not_served() -> None:
     state = fold(unchain(chain([*HONEST[:8], (Publish(version=0), 2)])))
     assert state.serving == 0
