@@ -143,7 +143,7 @@ def splits(
             metric,
             items_new=held_out.new,
             items_old=held_out.old,
-            items_aligned=alignment(held_out.old)[0],
+            items_aligned=alignment(held_out.old, held_out.side)[0],
         )
         references[method] = Reference(train.new, train.labels, head, proxies)
     made = []
@@ -153,7 +153,7 @@ def splits(
         scene = make_scene(items, questions, metric)
         views = {}
         for method, alignment in trained.items():
-            aligned, log_variance = alignment(part.old)
+            aligned, log_variance = alignment(part.old, part.side)
             views[method] = make_view(
                 items,
                 questions,
@@ -238,7 +238,7 @@ def _train(
         labels = class_numbers(part.labels, given=classifier is not None) if method == "fastfill" else None
         head = Classifier(*classifier) if classifier is not None and labels is not None else None
         try:
-            fit = Fit(method, preset, TrainingPairs(part.old, part.new, labels, head), seed=seed)
+            fit = Fit(method, preset, TrainingPairs(part.old, part.new, labels, head, part.side), seed=seed)
             while fit.epoch < fit.epochs:
                 fit.step()
             trained[str(method)] = fit.finish()
@@ -270,7 +270,7 @@ def _authors(table: PairsTable, trained: Mapping[str, Alignment], seed: int) -> 
     scene = make_scene(items, asked, "l2")
     curves = []
     for method, alignment in trained.items():
-        aligned, log_variance = alignment(part.old)
+        aligned, log_variance = alignment(part.old, part.side)
         view = make_view(
             items,
             asked,

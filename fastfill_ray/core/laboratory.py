@@ -9,9 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastfill_ray.core.choice import Allowed, Choice, View, carry, choose
-from fastfill_ray.core.curves import Candidate, Curve, Scene, arm, published_cutoffs, trace
+from fastfill_ray.core.curves import (
+    Candidate,
+    Curve,
+    Scene,
+    arm,
+    backfill_order,
+    fit_knots,
+    fuse_scores,
+    published_cutoffs,
+    trace,
+)
 from fastfill_ray.core.metrics import Floats, Interval, mean_interval
 from fastfill_ray.core.serving import Form
 
@@ -113,23 +124,32 @@ def predicted(
     calibration: Split,
     audit: Split,
     candidate: Candidate,
-    relevance: str,
+    relevances: tuple[str, str],
     metric: str,
-    waves: Sequence[float],
+    fractions: Sequence[float],
+    sampled: NDArray[np.bool_],
     seed: int,
 ) -> tuple[Interval, ...]:
-    """The winner's curve at the fractions of a run's versions, on the audit split: what PLAN promises."""
-    size = len(audit.scene.id_hash)
-    curve, _ = carry(
-        (calibration.scene, calibration.views[candidate.method]),
-        (audit.scene, audit.views[candidate.method]),
-        candidate,
-        relevance if calibration.scene.answerable(relevance) else "new_model",
-        metric,
-        seed=seed,
-        cutoffs=[round(fraction * size) for fraction in waves],
-    )
-    return tuple(mean_interval(values, seed=seed) for values in curve.values[relevance, metric])
+    """A candidate's curve at the fractions of a run's versions, on the audit split: what PLAN promises.
+
+    Args:
+        relevances: by which calibrations are fitted, and by which the curve is told.
+        fractions: shares of the gallery that are new, pairs included.
+        sampled: (N,) items that stand for the pairs, new from the start.
+    """
+    fitted_by, told_by = relevances
+    scene, view = calibration.scene, calibration.views[candidate.method]
+    scores = fuse_scores(scene, view.stale, candidate.weight)
+    order = backfill_order(view.priorities[candidate.policy], scene.id_hash)
+    fitted = fit_knots(scene, scores, order, fitted_by, metric, candidate.form, seed=seed)
+    scene, view = audit.scene, audit.views[candidate.method]
+    scores = fuse_scores(scene, view.stale, candidate.weight)
+    order = backfill_order(view.priorities[candidate.policy], scene.id_hash)
+    new_at = np.concatenate([[0], np.cumsum(~sampled[order])]) + sampled.sum()  # new items after each cutoff
+    cutoffs = [int(np.searchsorted(new_at, round(fraction * len(order)))) for fraction in fractions]
+    cutoffs = [min(cutoff, len(order)) for cutoff in cutoffs]
+    curve = trace(scene, scores, order, fitted, cutoffs, relevances=[told_by], sampled=sampled)
+    return tuple(mean_interval(values, seed=seed) for values in curve.values[told_by, metric])
 
 
 def authors_curve(scene: Scene, view: View, policy: str) -> Curve:
