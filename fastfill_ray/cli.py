@@ -10,9 +10,12 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastfill_ray.errors import ConfigError, FastfillError, NotPublished
+
+if TYPE_CHECKING:
+    from fastfill_ray.index.reader import Index
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = search.add_mutually_exclusive_group(required=True)
     asked.add_argument("--vectors", help=".npy file with (Q, E) query vectors of the new model")
     asked.add_argument("--text", help="one text query, embedded with the new model of --config")
-    search.add_argument("--config", help="YAML config that names the new model, for --text")
+    search.add_argument(
+        "--old-vectors", help=".npy file with the same queries' (Q, D) old vectors; read if the version is fused"
+    )
+    search.add_argument("--config", help="YAML config that names the models, for --text")
     search.add_argument("--column", default="text", help="payload column that --text stands for")
     search.add_argument("-k", type=int, default=10, help="hits per query")
     search.add_argument("--version", type=int, help="version number; the published one if left out")
@@ -125,16 +131,12 @@ def _search(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"-k {arguments.k}: at least 1 is expected")
     index = open_index(arguments.root, arguments.version, s3_endpoint=arguments.s3_endpoint)
     if arguments.vectors is not None:
-        try:
-            queries = np.load(arguments.vectors, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ConfigError(
-                f"--vectors {arguments.vectors}: a .npy array (Q, {index.dim}) is expected: {error}"
-            ) from None
+        queries = _load_vectors("--vectors", arguments.vectors, f"(Q, {index.dim})")
     else:
         queries = _embed_text(arguments)
+    old_queries = _old_queries(arguments, index) if index.needs_old_queries else None
     try:
-        scores, ids = index.search(queries, k=arguments.k)
+        scores, ids = index.search(queries, k=arguments.k, old_queries=old_queries)
     except ValueError as error:
         raise ConfigError(f"{arguments.vectors or arguments.text}: {error}") from None
     found = [
@@ -150,18 +152,46 @@ def _search(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _load_vectors(option: str, path: str, shape: str) -> Any:
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"{option} {path}: a .npy array {shape} is expected: {error}") from None
+
+
 def _embed_text(arguments: argparse.Namespace) -> Any:
     from fastfill_ray.config import load_config
-    from fastfill_ray.embedders.protocol import embed_rows, load_embedder
 
     if arguments.config is None:
         raise ConfigError("--text needs --config: the model comes from your config, never from the stored index")
     model = load_config(arguments.config).new_model
-    embedder = load_embedder(model.embedder, model.kwargs)
+    return _embed(arguments, model.embedder, model.kwargs, model.dim, model.metric)
+
+
+def _old_queries(arguments: argparse.Namespace, index: Index) -> Any:
+    """The queries' old vectors, for a version that is fused with old vectors."""
+    from fastfill_ray.config import load_config
+
+    if arguments.old_vectors is not None:
+        return _load_vectors("--old-vectors", arguments.old_vectors, f"(Q, {index.old_dim})")
+    needs = f"version {index.version} is fused: it is searched with the queries' old vectors, too"
+    if arguments.text is None:
+        raise ConfigError(f"{needs}; give them with --old-vectors FILE.npy, a (Q, {index.old_dim}) array")
+    model = load_config(arguments.config).old_model
+    if model.embedder is None:
+        raise ConfigError(f"{needs}; set old_model.embedder in {arguments.config}, or give them with --old-vectors")
+    return _embed(arguments, model.embedder, model.kwargs, index.old_dim, index.metric)
+
+
+def _embed(arguments: argparse.Namespace, spec: str, kwargs: dict[str, Any], dim: int, metric: str) -> Any:
+    from fastfill_ray.embedders.protocol import embed_rows, load_embedder
+
     batch = {arguments.column: [arguments.text]}
-    vectors, unusable = embed_rows(embedder, batch, "query", model.dim, metric=model.metric)
+    vectors, unusable = embed_rows(load_embedder(spec, kwargs), batch, "query", dim, metric=metric)
     if unusable:
-        raise ConfigError(f"--text {arguments.text!r} cannot be embedded: {unusable[0]}")
+        raise ConfigError(f"--text {arguments.text!r} cannot be embedded with {spec}: {unusable[0]}")
     return vectors
 
 

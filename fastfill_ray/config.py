@@ -100,7 +100,7 @@ class NewModelConfig(Part):
 
 
 class OldModelConfig(Part):
-    """Only used to embed the queries, for the old/old arm."""
+    """Only used to embed the queries, for the old/old arm and the stale mode `fused`."""
 
     embedder: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
     kwargs: Kwargs = Field(default_factory=dict)
@@ -134,7 +134,7 @@ class PolicyConfig(Part):
 
 
 class ServingConfig(Part):
-    stale_mode: Literal["auto", "aligned"] = "auto"
+    stale_mode: Literal["auto", "aligned", "fused"] = "auto"
     max_regression: float = Field(0.0, ge=0, description="how much worse than what is published may be published")
 
 
@@ -225,6 +225,16 @@ class BackfillConfig(Part):
             )
         if relevance == "qrels" and not qrels:
             raise ValueError("objective.relevance is 'qrels' but queries.qrels_path is not set")
+        if (
+            self.serving.stale_mode == "fused"
+            and self.queries is not None
+            and self.old_model.embedder is None
+            and self.queries.old_vector_column is None
+        ):
+            raise ValueError(
+                "serving.stale_mode is 'fused' but neither old_model.embedder nor queries.old_vector_column is set; "
+                "fused vectors are searched with the queries' old vectors, too"
+            )
         if self.policy.name == "class_margin" and self.gallery.label_column is None:
             raise ValueError(
                 "policy.name is 'class_margin' but gallery.label_column is not set; it reads the items' labels"

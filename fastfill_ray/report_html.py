@@ -299,11 +299,12 @@ def _areas(measured: tuple[Curve, ...]) -> str:
 def _settings(state: State, plan: Plan) -> str:
     relevance, _, metric = plan.objective.partition("/")
     stale = plan.stale_factory if plan.stale_factory != plan.factory else "the same"
+    fused = f": {plan.fusion.old**2:.3g} x old + {plan.fusion.new**2:.3g} x aligned score" if plan.fusion else ""
     entries = {
         "objective": f"{metric_name(metric)} by {relevance}",
         "alignment": plan.method,
         "policy": plan.policy,
-        "stale mode": plan.stale_mode,
+        "stale mode": plan.stale_mode + fused,
         "waves": ", ".join(percent(w) for w in plan.waves) + " of the items",
         "pairs": f"{plan.wave_rows[0]:,} items, wave 0" if plan.wave_rows else MISSING,
         "index": f"{plan.factory}; for stale items {stale}; up to {plan.segment_rows:,} rows a segment",

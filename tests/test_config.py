@@ -120,6 +120,14 @@ def test_a_config_cannot_be_changed_afterwards(part: str) -> None:
             },
             ["policy.name is 'class_margin' but gallery.label_column is not set"],
         ),
+        ({"serving": {"stale_mode": "both"}}, ["serving.stale_mode: found 'both'", "'auto', 'aligned' or 'fused'"]),
+        (
+            {
+                "queries": {"path": "q", "payload_columns": ["t"], "label_column": "topic"},
+                "serving": {"stale_mode": "fused"},
+            },
+            ["serving.stale_mode is 'fused' but neither old_model.embedder nor queries.old_vector_column is set"],
+        ),
         (
             {
                 "gallery": {"label_column": None},
@@ -152,6 +160,17 @@ def test_a_value_of_a_good_key_is_not_told_when_another_is_missing() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(values(new_model={"dim": None, "kwargs": {"token": "s3cret"}}))
     assert "s3cret" not in str(caught.value)
+
+
+def test_fused_is_accepted_where_queries_have_old_vectors() -> None:
+    queries = {"path": "q", "payload_columns": ["t"], "label_column": "topic"}
+    fused = {"serving": {"stale_mode": "fused"}}
+    for sections in (
+        {},  # the audit items are the queries
+        {"queries": queries, "old_model": {"embedder": "my_pkg.models:Old"}},
+        {"queries": {**queries, "old_vector_column": "old"}},
+    ):
+        assert load_config(values(**sections, **fused)).serving.stale_mode == "fused"
 
 
 @pytest.mark.parametrize("relevance", ["label", "qrels", "new_model"])

@@ -279,6 +279,7 @@ def test_a_setting_outside_the_plan_may_change_between_runs(override: str) -> No
         "pairs.count=500",
         "alignment.method=ridge",
         "policy.name=random",
+        "serving.stale_mode=fused",
         "index.factory=IVF16,Flat",
         "objective.metric=cmc@1",
         "gallery.old_vector_column=other",

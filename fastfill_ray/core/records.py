@@ -11,9 +11,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fastfill_ray.errors import CorruptFile, RefusedError
 
@@ -105,19 +105,44 @@ class Calibration(Model):
     offset: float = 0.0
 
 
+class Fusion(Model):
+    """The factors (a, b) of fused vectors [a old ; b aligned], see core.fusion; a factor of 0 leaves its half out."""
+
+    old: float = Field(ge=0)
+    new: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> Self:
+        if self.old == 0 and self.new == 0:
+            raise ValueError("a fused vector needs one factor above 0")
+        return self
+
+
 class Segment(Model):
     """One immutable index file and its ids: one bucket x one wave x stale or new."""
 
     bucket: int = Field(ge=0)
     wave: int = Field(ge=0)
     state: Literal["stale", "new"]
-    space: Literal["aligned", "new"]
+    space: Literal["aligned", "new", "fused"]
     dim: int = Field(gt=0)
     rows: int = Field(gt=0)
     ids_digest: str
     index: FileRef
     ids: FileRef
     calibration: Calibration = Calibration()
+    fusion: Fusion | None = Field(default=None, description="set iff the space is fused")
+
+    @model_validator(mode="after")
+    def _fusion_is_of_its_space(self) -> Self:
+        if (self.space == "fused") != (self.fusion is not None):
+            raise ValueError(f"space is {self.space!r}, fusion is {self.fusion!r}; set iff the space is fused")
+        return self
+
+    @property
+    def needs_old_queries(self) -> bool:
+        """Whether it is searched with the queries' old vectors, too."""
+        return self.fusion is not None and self.fusion.old > 0
 
 
 class Verdict(Model):
@@ -159,7 +184,7 @@ class Plan(Model):
     scores: str
     method: str
     policy: str
-    stale_mode: Literal["aligned"]
+    stale_mode: Literal["aligned", "fused"]
     waves: tuple[float, ...]
     thresholds: tuple[int, ...] = Field(
         description="64-bit order keys: an item that is no pair is in the first wave k whose thresholds[k-1] <= its key"
@@ -179,6 +204,13 @@ class Plan(Model):
     baselines: dict[str, tuple[MetricValue, ...]] = Field(description="arms old/old and new/new")
     baseline_queries: FileRef | None = Field(description="old/old per query, for the gate")
     choices: dict[str, str] = Field(default_factory=dict, description="why each `auto` became what it is")
+    fusion: Fusion | None = Field(default=None, description="set iff the stale mode is fused")
+
+    @model_validator(mode="after")
+    def _fusion_is_of_its_mode(self) -> Self:
+        if (self.stale_mode == "fused") != (self.fusion is not None):
+            raise ValueError(f"stale_mode is {self.stale_mode!r}, fusion is {self.fusion!r}; set iff it is fused")
+        return self
 
 
 class Version(Model):

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfill_ray.core.calibration import Metric, fit_offset, mixed_scores, similarity
+from fastfill_ray.core.fusion import fuse
 from fastfill_ray.core.metrics import Floats, per_query_by_relevance, rank
-from fastfill_ray.core.records import Calibration
+from fastfill_ray.core.records import Calibration, Fusion
 
 _TRUTH_DEPTH = 10  # relevance `new_model`: the full new model's own top 10
 
@@ -73,6 +74,7 @@ def make_shadow(
     sampled: NDArray[np.bool_],
     queries_old: NDArray[np.float32] | None = None,
     items_old: NDArray[np.float32] | None = None,
+    fusion: Fusion | None = None,
 ) -> Shadow:
     """A shadow gallery from vectors.
 
@@ -83,18 +85,26 @@ def make_shadow(
         waves: (N,) the wave that the order alone gives each item.
         excluded: (Q, N) pairs of a query and its own item.
         sampled: (N,) a uniform sample of the items, as large a share as the pairs are of the gallery.
+        fusion: of fused stale vectors; None where they are the aligned ones.
+
+    Raises:
+        ValueError: a fusion with old vectors, and none are given.
     """
 
     def scores(queries: NDArray[np.float32], items: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.where(excluded, np.float32(-np.inf), similarity(queries, items, metric))
 
+    queries_stale, items_stale = queries_new, items_aligned
+    if fusion is not None:
+        queries_stale = fuse(queries_old, queries_new, fusion, metric)
+        items_stale = fuse(items_old, items_aligned, fusion, metric)
     new = scores(queries_new, items_new)
     top = rank(new)[:, :_TRUTH_DEPTH]
     truth = np.zeros(new.shape, bool)
     np.put_along_axis(truth, top, True, axis=1)
     return Shadow(
         old=scores(queries_old, items_old) if queries_old is not None and items_old is not None else None,
-        stale=scores(queries_new, items_aligned),
+        stale=scores(queries_stale, items_stale),
         new=new,
         relevance={
             **{name: relevant & ~excluded for name, relevant in relevance.items()},

@@ -1,6 +1,6 @@
 """Opening and searching a published version: verified bytes, calibrated scores, one whole version at a time.
 
-Q queries, K hits, d dims.
+Q queries, K hits, D old dim, E new dim.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastfill_ray.core.calibration import Metric
-from fastfill_ray.core.records import Calibration, Init, Segment, State, Version
+from fastfill_ray.core.records import Calibration, Fusion, Init, Segment, State, Version
 from fastfill_ray.errors import CorruptFile, NotPublished
 from fastfill_ray.index.segment import (
     Assignment,
@@ -24,6 +24,8 @@ from fastfill_ray.index.segment import (
     load_index,
     prepare_queries,
     search_segment,
+    segment_dim,
+    segment_queries,
     template_key,
 )
 from fastfill_ray.storage.files import Files, open_files
@@ -74,6 +76,10 @@ class _Snapshot:
     version: Version
     segments: tuple[_Loaded, ...]
 
+    @property
+    def needs_old_queries(self) -> bool:
+        return any(segment.needs_old_queries for segment in self.version.segments)
+
 
 class Index:
     """One published version, open for search. Safe to use from several threads, also during ``refresh``."""
@@ -100,13 +106,18 @@ class Index:
         return self._init.new_dim
 
     @property
+    def old_dim(self) -> int:
+        """Dims of the old model's vectors, and so of old queries."""
+        return self._init.old_dim
+
+    @property
     def metric(self) -> Metric:
         return self._init.metric
 
     @property
     def needs_old_queries(self) -> bool:
-        """Whether a segment also wants the queries' old vectors; aligned and new ones live in the new space alone."""
-        return any(segment.space not in ("aligned", "new") for segment in self._snapshot.version.segments)
+        """Whether searches need the queries' old vectors, too: so it is while a segment is fused with old vectors."""
+        return self._snapshot.needs_old_queries
 
     def search(
         self, queries: NDArray[Any], k: int = 10, old_queries: NDArray[Any] | None = None, *, nprobe: int | None = None
@@ -114,9 +125,10 @@ class Index:
         """The k best items per query by calibrated score.
 
         Args:
-            queries: (Q, d) new-model vectors; normalised here for cosine.
+            queries: (Q, E) new-model vectors; normalised here for cosine.
             k: hits per query, at least 1.
-            old_queries: (Q, D) old-model vectors; read only if ``needs_old_queries``.
+            old_queries: (Q, D) old-model vectors of the same queries; read only if ``needs_old_queries``, so that who
+                always gives them need not ask.
             nprobe: inverted lists per query, for IVF segments; None for the number stored with them.
 
         Returns:
@@ -124,30 +136,48 @@ class Index:
             fewer than k items: -inf, and -1 or None. Equal scores are ordered by segment and row.
 
         Raises:
-            SpaceMismatch: queries of another dim.
-            ValueError: queries that are not finite numbers; k or nprobe below 1.
+            SpaceMismatch: queries or old queries of another dim.
+            ValueError: queries that are not finite numbers; old queries that are needed and missing, or not as many as
+                queries; k or nprobe below 1.
         """
         if k < 1 or (nprobe is not None and nprobe < 1):
             raise ValueError(f"k is {k}, nprobe is {nprobe}: both must be at least 1")
         snapshot = self._snapshot
-        prepared = prepare_queries(queries, self.dim, self.metric)
-        assignments: dict[str, Assignment | None] = {}
+        new = prepare_queries(queries, self.dim, self.metric)
+        old = self._old_queries(snapshot, old_queries, len(new)) if snapshot.needs_old_queries else None
+        asked: dict[Fusion | None, Floats] = {}
+        assignments: dict[tuple[str, Fusion | None], Assignment | None] = {}
         scores, rows = [], []
-        for segment in snapshot.segments:
-            assignment = None
-            if segment.template is not None:
-                if segment.template not in assignments:
-                    assignments[segment.template] = coarse(segment.index, prepared, nprobe)
-                assignment = assignments[segment.template]
-            found = search_segment(segment.index, prepared, k, self.metric, assignment)
+        for segment, loaded in zip(snapshot.version.segments, snapshot.segments, strict=True):
+            if segment.fusion not in asked:
+                asked[segment.fusion] = segment_queries(segment, new, old, self.metric)
+            here, assignment = asked[segment.fusion], None
+            if loaded.template is not None:
+                shared = loaded.template, segment.fusion
+                if shared not in assignments:
+                    assignments[shared] = coarse(loaded.index, here, nprobe)
+                assignment = assignments[shared]
+            found = search_segment(loaded.index, here, k, self.metric, assignment)
             scores.append(found[0])
             rows.append(found[1])
         calibrations = [segment.calibration for segment in snapshot.version.segments]
         best, numbers, places = merge_hits(scores, rows, calibrations, k)
         return best, self._ids(snapshot, numbers, places)
 
+    def _old_queries(self, snapshot: _Snapshot, old_queries: NDArray[Any] | None, count: int) -> Floats:
+        if old_queries is None:
+            raise ValueError(
+                f"version {snapshot.version.version} is fused: it is searched with the queries' old vectors, too. Give "
+                f"old_queries: ({count}, {self.old_dim}), of the old model, for the same queries."
+            )
+        old = prepare_queries(old_queries, self.old_dim, self.metric, "old")
+        if len(old) != count:
+            raise ValueError(f"there are {len(old)} old queries for {count} queries; one for each is expected")
+        return old
+
     def refresh(self) -> bool:
         """Adopt the version that is published now, as a whole. Segments that both versions hold are kept in memory.
+        ``needs_old_queries`` may change with it.
 
         An index that was opened by number stays. If the new version cannot be read, this raises and the old one stays.
 
@@ -169,8 +199,8 @@ class Index:
 
     def _read(self, segment: Segment) -> _Loaded:
         name = f"{self._files.root}/{segment.index.path}"
-        if segment.dim != self.dim:
-            raise CorruptFile(f"{name}: recorded with dim {segment.dim}, the output root is bound to {self.dim}.")
+        if segment.dim != (bound := segment_dim(segment, self._init)):
+            raise CorruptFile(f"{name}: recorded with dim {segment.dim}, the output root is bound to {bound}.")
         data = get_verified(self._files, segment.index)
         index = load_index(data, dim=segment.dim, metric=self.metric, rows=segment.rows, name=name)
         name = f"{self._files.root}/{segment.ids.path}"

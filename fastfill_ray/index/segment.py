@@ -13,13 +13,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from fastfill_ray.core.calibration import Metric, unit_rows
+from fastfill_ray.core.fusion import fuse, fused_dim
+from fastfill_ray.core.records import Init, Segment
 from fastfill_ray.errors import ConfigError, CorruptFile, SpaceMismatch
 
 Floats = NDArray[np.float32]
@@ -66,8 +68,8 @@ def train_template(factory: str, dim: int, metric: Metric, training: Floats) -> 
     return template
 
 
-def check_factory(factory: str, dim: int, metric: Metric, num_training: int) -> None:
-    """What can be known about a factory string before there are vectors to train it on.
+def check_factory(factory: str, dim: int, metric: Metric, num_training: int, key: str = "index.factory") -> None:
+    """What can be known about a factory string before there are vectors to train it on; `key` is where it is set.
 
     Raises:
         ConfigError: FAISS refuses the string, or it has more inverted lists than vectors to train them on.
@@ -76,14 +78,14 @@ def check_factory(factory: str, dim: int, metric: Metric, num_training: int) -> 
         index = faiss.index_factory(dim, factory, _FAISS_METRIC[metric])
     except RuntimeError as error:
         raise ConfigError(
-            f"index.factory {factory!r} cannot be used with dim {dim} and metric {metric}: {_reason(error)}. "
+            f"{key} {factory!r} cannot be used with dim {dim} and metric {metric}: {_reason(error)}. "
             "A faiss.index_factory string is expected, such as Flat or IVF1024,Flat."
         ) from error
     lists = faiss.try_extract_index_ivf(index)
     if lists is not None and lists.nlist > num_training:
         raise ConfigError(
-            f"index.factory {factory!r} has {lists.nlist} lists, but there are {num_training} vectors to train "
-            "them on, two for each pair. Use fewer lists, raise pairs.count, or use Flat."
+            f"{key} {factory!r} has {lists.nlist} lists, but there are {num_training} vectors of the pairs to "
+            "train them on. Use fewer lists, raise pairs.count, or use Flat."
         )
 
 
@@ -112,19 +114,42 @@ def load_index(data: bytes, *, dim: int, metric: Metric, rows: int, name: str) -
     return index
 
 
-def prepare_queries(queries: NDArray[Any], dim: int, metric: Metric) -> Floats:
+def segment_dim(segment: Segment, init: Init) -> int:
+    """Dims of a segment's vectors, as its space and the dims that the root is bound to say."""
+    return init.new_dim if segment.fusion is None else fused_dim(segment.fusion, init.old_dim, init.new_dim)
+
+
+def segment_queries(segment: Segment, new: Floats, old: Floats | None, metric: Metric) -> Floats:
+    """Queries (Q, d) in a segment's own space, ready for ``search_segment``.
+
+    Args:
+        new: (Q, E) as ``prepare_queries`` returns them. old: (Q, D) likewise, None if nothing needs them.
+
+    Raises:
+        ValueError: the segment is fused with old vectors and `old` is None.
+    """
+    return new if segment.fusion is None else fuse(old, new, segment.fusion, metric)
+
+
+def prepare_queries(queries: NDArray[Any], dim: int, metric: Metric, model: Literal["new", "old"] = "new") -> Floats:
     """Queries (Q, dim) of any float type as C-contiguous float32, normalised for cosine.
+
+    Args:
+        model: whose vectors they are, for messages.
 
     Raises:
         SpaceMismatch: another number of dims.
         ValueError: not a matrix of numbers, or a value that is not finite.
     """
     array = np.asarray(queries)
+    name = "queries" if model == "new" else "old queries"
     if array.ndim != 2 or array.dtype.kind not in "fiu":
-        raise ValueError(f"queries are {array.dtype} {array.shape}, expected numbers of shape (Q, {dim})")
+        raise ValueError(f"{name} are {array.dtype} {array.shape}, expected numbers of shape (Q, {dim})")
     if array.shape[1] != dim:
-        raise SpaceMismatch(f"queries have dim {array.shape[1]}, the index has {dim}: embed them with the new model.")
-    return _prepared(array, dim, metric)
+        raise SpaceMismatch(
+            f"{name} have dim {array.shape[1]}, the index has {dim}: embed them with the {model} model."
+        )
+    return _prepared(array, dim, metric, "old vector" if model == "old" else "vector")
 
 
 @dataclass(frozen=True)
@@ -238,14 +263,14 @@ def _inverted(index: Any) -> _Inverted | None:
     return None
 
 
-def _prepared(vectors: NDArray[Any], dim: int, metric: Metric) -> Floats:
+def _prepared(vectors: NDArray[Any], dim: int, metric: Metric, name: str = "vector") -> Floats:
     """C-contiguous float32 (N, dim), finite, normalised for cosine. FAISS reads memory without asking what it is."""
     array = np.ascontiguousarray(vectors, dtype=np.float32)
     if array.ndim != 2 or array.shape[1] != dim:
-        raise SpaceMismatch(f"vectors are {array.shape}, expected (N, {dim})")
+        raise SpaceMismatch(f"{name}s are {array.shape}, expected (N, {dim})")
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
-        raise ValueError(f"vector {int(np.argmin(finite))} holds values that are not finite in float32")
+        raise ValueError(f"{name} {int(np.argmin(finite))} holds values that are not finite in float32")
     return unit_rows(array) if metric == "cosine" else array
 
 

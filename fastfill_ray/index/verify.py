@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastfill_ray.core.plan import ids_digest
 from fastfill_ray.core.records import State, Version
 from fastfill_ray.errors import CorruptFile, NotPublished
-from fastfill_ray.index.segment import load_index
+from fastfill_ray.index.segment import load_index, segment_dim
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.log import read_state
 from fastfill_ray.storage.tables import get_verified, read_table
@@ -43,7 +43,12 @@ def verify(files: Files, version: int | None = None) -> list[Verified]:
 def _verify_version(files: Files, state: State, version: Version) -> Verified:
     assert state.init is not None
     seen: set[int | str] = set()
+    plan = next(plan for plan in state.plans if plan.plan == version.plan)
     for segment in version.segments:
+        if segment.dim != (bound := segment_dim(segment, state.init)):
+            raise CorruptFile(f"{segment.index.path}: recorded with dim {segment.dim}, its space has {bound}")
+        if segment.state == "stale" and segment.fusion != plan.fusion:
+            raise CorruptFile(f"{segment.index.path}: fused with {segment.fusion}, plan {plan.plan} says {plan.fusion}")
         data = get_verified(files, segment.index)
         load_index(data, dim=segment.dim, metric=state.init.metric, rows=segment.rows, name=segment.index.path)
         table = read_table(get_verified(files, segment.ids), name=segment.ids.path, columns=["id"])
@@ -59,7 +64,6 @@ def _verify_version(files: Files, state: State, version: Version) -> Verified:
         seen.update(ids)
     if len(seen) != version.rows:
         raise CorruptFile(f"version {version.version}: {len(seen)} ids, the record says {version.rows}")
-    plan = next(plan for plan in state.plans if plan.plan == version.plan)
     if version.rows + version.absent != plan.rows or (version.absent == 0 and version.ids_digest != plan.ids_digest):
         raise CorruptFile(
             f"version {version.version}: {version.rows} ids (digest {version.ids_digest}) and {version.absent} absent; "

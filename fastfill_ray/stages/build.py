@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from fastfill_ray.core.fusion import fuse
 from fastfill_ray.core.plan import Chunk, ids_digest, wave_of
-from fastfill_ray.core.records import FileRef, Receipt, Segment
+from fastfill_ray.core.records import FileRef, Fusion, Receipt, Segment
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.index.segment import build_index, train_template
 from fastfill_ray.stages.embed import read_vectors
@@ -32,13 +33,14 @@ _TEMPLATE_ROWS = 200_000
 
 @dataclass(frozen=True)
 class BuildJob:
-    """What every build task needs to know. ``templates``: {"new": ..., "stale": ...}."""
+    """What every build task needs to know. ``templates``: {"new": ..., "stale": ...}; fusion: None in mode aligned."""
 
     scorer: Scorer
     plan: str
     thresholds: tuple[int, ...]
     templates: dict[str, FileRef]
     epoch: int
+    fusion: Fusion | None
 
 
 @dataclass(frozen=True)
@@ -56,21 +58,26 @@ class BucketWork:
 
 
 def train_templates(
-    files: Files, pairs: Pairs, scorer: Scorer, plan: str, factory: str, stale_factory: str
+    files: Files, pairs: Pairs, scorer: Scorer, plan: str, factory: str, stale_factory: str, fusion: Fusion | None
 ) -> dict[str, FileRef]:
-    """Trained empty indexes, on the pairs' new vectors and on their aligned ones as a sample of the stale."""
+    """Trained empty indexes, on the pairs' new vectors and on their aligned ones as a sample of the stale.
+
+    Fused segments live in a space of their own: their template is trained on the pairs' fused vectors.
+    """
     metric = scorer.source.metric
     side = pairs.side[:_TEMPLATE_ROWS] if pairs.side is not None else None
     aligned, _ = scorer.align(pairs.old[:_TEMPLATE_ROWS], side)
     training = np.concatenate([pairs.new[:_TEMPLATE_ROWS], aligned])
-    dim = pairs.new.shape[1]
+    samples = {"new": training, "stale": training}
+    if fusion is not None:
+        samples["stale"] = fuse(pairs.old[:_TEMPLATE_ROWS], aligned, fusion, metric)
     references: dict[str, FileRef] = {}
     for state, chosen in (("new", factory), ("stale", stale_factory)):
-        if state == "stale" and chosen == factory:
+        if state == "stale" and chosen == factory and fusion is None:
             # One template for both: then one coarse assignment of a query serves all segments.
             references[state] = references["new"]
         else:
-            data = train_template(chosen, dim, metric, training)
+            data = train_template(chosen, samples[state].shape[1], metric, samples[state])
             references[state] = put_file(files, template_path(plan, state, uuid.uuid4().hex), data)
     return references
 
@@ -113,8 +120,11 @@ def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
             rows = np.flatnonzero((waves == wave) & usable & missing)
             if len(rows):
                 aligned, _ = job.scorer.align(old[rows], side[rows] if side is not None else None)
+                stale = aligned
+                if job.fusion is not None:
+                    stale = fuse(old[rows], aligned, job.fusion, job.scorer.source.metric)
                 ids = [ids_all[row] for row in rows]
-                segments.append(_put_segment(job, work.bucket, wave, "stale", ids, aligned, carried))
+                segments.append(_put_segment(job, work.bucket, wave, "stale", ids, stale, carried))
     return segments
 
 
@@ -180,11 +190,13 @@ def _put_segment(
     table = put_file(files, ids_path, table_bytes(pa.table(columns)))
     for reference in (index, table):
         get_verified(files, reference)  # a record names only what was read back
+    fusion = job.fusion if state == "stale" else None
     return Segment(
         bucket=bucket,
         wave=wave,
         state=state,
-        space="new" if state == "new" else "aligned",
+        space="new" if state == "new" else "aligned" if fusion is None else "fused",
+        fusion=fusion,
         dim=vectors.shape[1],
         rows=len(ids),
         ids_digest=ids_digest(ids),

@@ -17,9 +17,9 @@ from fastfill_ray.core.calibration import similarity
 from fastfill_ray.core.metrics import Floats, per_query_by_relevance, rank
 from fastfill_ray.core.plan import Chunk, hash_ids, order_wave
 from fastfill_ray.core.policies import random_priority
-from fastfill_ray.core.records import Calibration, Segment
+from fastfill_ray.core.records import Calibration, Fusion, Segment
 from fastfill_ray.core.simulate import Shadow, make_shadow
-from fastfill_ray.index.segment import load_index, search_segment
+from fastfill_ray.index.segment import load_index, prepare_queries, search_segment, segment_queries
 from fastfill_ray.stages.pairs import Pairs, objects
 from fastfill_ray.stages.queries import MAX_QUERIES, Queries
 from fastfill_ray.stages.runtime import run_tasks
@@ -53,10 +53,9 @@ class Hits:
 
 @dataclass(frozen=True)
 class Ask:
-    """The queries as segment tasks need them. vectors are of the space that is searched."""
+    """The queries as segment tasks need them, with their new and their old vectors: each space is asked in its own."""
 
     queries: Queries
-    vectors: np.ndarray
     metric: Metric
     depth: int
 
@@ -86,7 +85,9 @@ def _search_one(files: Files, ask: Ask, segment: Segment) -> Hits:
     data = get_verified(files, segment.index)
     index = load_index(data, dim=segment.dim, metric=ask.metric, rows=segment.rows, name=segment.index.path)
     table = read_table(get_verified(files, segment.ids), name=segment.ids.path)
-    scores, rows = search_segment(index, ask.vectors, min(ask.depth, segment.rows), ask.metric)
+    new, old = ask.queries.new, ask.queries.old
+    vectors = segment_queries(segment, prepare_queries(new, new.shape[1], ask.metric), old, ask.metric)
+    scores, rows = search_segment(index, vectors, min(ask.depth, segment.rows), ask.metric)
     return _judge(ask.queries, objects(table.column("id")), _labels(table), scores, rows)
 
 
@@ -117,7 +118,8 @@ def _search_old_chunk(source: Source, ask: Ask, chunk: Chunk, file: PinnedFile) 
     table = read_rows(file, names, start=chunk.start, rows=chunk.rows, s3_endpoint=source.s3_endpoint)
     old, unusable = old_vectors(table, source)
     kept = np.array([row for row in range(chunk.rows) if row not in unusable], dtype=np.int64)
-    scores = similarity(ask.vectors, old[kept], source.metric)
+    assert ask.queries.old is not None
+    scores = similarity(ask.queries.old, old[kept], source.metric)
     ids = read_ids(table, config.id_column, source.id_type).astype(object)[kept]
     labels = objects(table.column(config.label_column))[kept] if config.label_column is not None else None
     return _judge(ask.queries, ids, labels, scores, np.broadcast_to(np.arange(len(kept)), scores.shape))
@@ -207,7 +209,14 @@ def _draw(items: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(items, size=count, replace=False))
 
 
-def shadow_of(part: Pairs, queries: Queries, scorer: Scorer, thresholds: Sequence[int], pairs_share: float) -> Shadow:
+def shadow_of(
+    part: Pairs,
+    queries: Queries,
+    scorer: Scorer,
+    thresholds: Sequence[int],
+    pairs_share: float,
+    fusion: Fusion | None = None,
+) -> Shadow:
     """The shadow gallery of one split of the pairs, asked by the queries (by its own items if queries are items)."""
     aligned, log_variance = scorer.align(part.old, part.side)
     ids = part.ids.astype(np.int64) if scorer.source.id_type == "int64" else part.ids
@@ -238,6 +247,7 @@ def shadow_of(part: Pairs, queries: Queries, scorer: Scorer, thresholds: Sequenc
         excluded=(queries.ids[:, None] == part.ids[None, :]) & queries.are_items,
         queries_old=queries.old,
         items_old=part.old,
+        fusion=fusion,
     )
 
 

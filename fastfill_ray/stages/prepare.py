@@ -12,8 +12,9 @@ import numpy as np
 
 from fastfill_ray.alignment.maps import Method
 from fastfill_ray.config import BackfillConfig
+from fastfill_ray.core.fusion import fused_dim, fusion_of
 from fastfill_ray.core.plan import sample_pairs, wave_targets
-from fastfill_ray.core.records import Receipt, fingerprint
+from fastfill_ray.core.records import Fusion, Receipt, fingerprint
 from fastfill_ray.errors import ConfigError, QuarantineExceeded
 from fastfill_ray.index.segment import check_factory
 from fastfill_ray.stages.embed import Job, Space, Unit, embed, keep_receipt
@@ -31,11 +32,13 @@ from fastfill_ray.storage.layout import unit_receipt
 from fastfill_ray.storage.receipts import find_receipts
 
 _SHOWN = 5
+# Share of the aligned score in a fused one.
+_FUSED_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What PLAN and every version build on."""
+    """What PLAN and every version build on. fusion: of fused stale vectors, None in mode aligned."""
 
     snapshot: Snapshot
     job: Job
@@ -45,6 +48,7 @@ class Prepared:
     scorer: Scorer
     scores: Scores
     choices: dict[str, str]
+    fusion: Fusion | None = None
 
 
 def spaces_of(config: BackfillConfig) -> dict[str, str]:
@@ -71,8 +75,13 @@ def choose(config: BackfillConfig) -> tuple[Method, Policy, dict[str, str]]:
     else:
         policy, choices["policy.name"] = "uncertainty", "uncertainty: FastFill's order, needs nothing but the alignment"
     if config.serving.stale_mode == "auto":
-        choices["serving.stale_mode"] = "aligned: the one stale mode of this release"
+        choices["serving.stale_mode"] = "aligned: it needs the new model's queries alone"
     return method, policy, choices
+
+
+def choose_fusion(config: BackfillConfig) -> Fusion | None:
+    """The stale mode: None for aligned, the factors for fused. A fixed weight, not yet measured on the user's pairs."""
+    return fusion_of(_FUSED_WEIGHT, config.new_model.metric) if config.serving.stale_mode == "fused" else None
 
 
 def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: Progress) -> Prepared:
@@ -139,7 +148,7 @@ def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: 
     )
     limit = config.quarantine.limit(snapshot.rows)
     scores = score(scorer, snapshot, pair_plan.offsets, limit, progress)
-    return Prepared(snapshot, job, pairs, pair_receipts, queries, scorer, scores, choices)
+    return Prepared(snapshot, job, pairs, pair_receipts, queries, scorer, scores, choices, choose_fusion(config))
 
 
 def _check_label_types(config: BackfillConfig, inspected: Snapshot, queries: TableInput) -> None:
@@ -175,8 +184,13 @@ def check_request(config: BackfillConfig, inspected: Snapshot) -> None:
             )
     sample_pairs(inspected.rows, config.pairs.count, config.pairs.split, config.seed)
     wave_targets(config.waves, inspected.rows, config.pairs.count)
-    for factory in dict.fromkeys((config.index.factory, config.index.stale_factory or config.index.factory)):
-        check_factory(factory, new.dim, new.metric, 2 * config.pairs.count)
+    check_factory(config.index.factory, new.dim, new.metric, 2 * config.pairs.count)
+    stale, key = config.index.stale_factory or config.index.factory, "index.stale_factory"
+    if (fusion := choose_fusion(config)) is not None:
+        dim = fused_dim(fusion, inspected.old_dim, new.dim)
+        check_factory(stale, dim, new.metric, config.pairs.count, f"{key} (of fused vectors)")
+    elif config.index.stale_factory is not None:
+        check_factory(stale, new.dim, new.metric, 2 * config.pairs.count, key)
     if new.classifier is not None:
         read_classifier(new.classifier, dim=new.dim, s3_endpoint=endpoint)
     if config.queries is None:

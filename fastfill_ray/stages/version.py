@@ -17,6 +17,7 @@ from fastfill_ray.core.records import (
     Calibration,
     FileRef,
     FlipValue,
+    Fusion,
     MetricValue,
     Plan,
     Receipt,
@@ -39,8 +40,6 @@ from fastfill_ray.stages.score import count_units, thresholds
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.layout import chunk_unit, stage_output, units_path, wave_folder
 from fastfill_ray.storage.tables import get_verified, put_file, read_table, sha256_hex, table_bytes
-
-STALE_MODE = "aligned"
 
 
 def make_plan(
@@ -65,13 +64,16 @@ def make_plan(
         targets = wave_targets(waves, rows, config.pairs.count)
         cuts = thresholds(files, ready.scores, targets)
         counts = count_units(files, ready.scores, cuts, len(waves))
-        name = fingerprint([ready.scores.fingerprint, request, len(state.plans)])
+        mode, fusion = ("aligned", None) if ready.fusion is None else ("fused", ready.fusion.model_dump(mode="json"))
+        name = fingerprint([ready.scores.fingerprint, request, len(state.plans), mode, fusion])
         stale_factory = config.index.stale_factory or config.index.factory
         chunks, numbers = np.nonzero(counts)
         table = pa.table({"chunk": chunks, "wave": numbers, "rows": counts[chunks, numbers]})
         data = table_bytes(table)
         units = put_file(files, units_path(name, sha256_hex(data)), data)
-        templates = train_templates(files, ready.pairs, ready.scorer, name, config.index.factory, stale_factory)
+        templates = train_templates(
+            files, ready.pairs, ready.scorer, name, config.index.factory, stale_factory, ready.fusion
+        )
     with progress.timed("arms"):
         arms, queries = _measure_arms(config, files, ready, cuts, name)
         _check_answerable(config, ready, arms)
@@ -85,7 +87,8 @@ def make_plan(
         scores=ready.scores.fingerprint,
         method=method,
         policy=policy,
-        stale_mode=STALE_MODE,
+        stale_mode="aligned" if ready.fusion is None else "fused",
+        fusion=ready.fusion,
         waves=waves,
         thresholds=tuple(cuts),
         wave_rows=tuple(counts.sum(axis=0).tolist()),
@@ -108,20 +111,19 @@ def _measure_arms(
     config: BackfillConfig, files: Files, ready: Prepared, cuts: Sequence[int], name: str
 ) -> tuple[dict[str, tuple[MetricValue, ...]], FileRef | None]:
     """old/old in both scopes where old query vectors exist; new/new on the audit shadow (it is the last version)."""
-    shadow = _shadow(ready, "audit", cuts)
+    shadow = _shadow(ready, "audit", cuts, ready.fusion)
     arms = {}
     reference = None
     depth = _depths(ready)
     if shadow.old is not None:
         values: PerQuery = {("audit", name, True): found for name, found in shadow.per_query(shadow.old).items()}
-        asked = ready.queries.old
-        if asked is not None and _has_truth(ready):
+        if ready.queries.old is not None and _has_truth(ready):
             files_of = ready.snapshot.gallery.files
             buckets = [
                 [(chunk, files_of[chunk.file]) for chunk in bucket]
                 for bucket in cut_buckets(ready.snapshot.chunks, segment_rows=config.index.segment_rows)
             ]
-            ask = Ask(ready.queries, asked, config.new_model.metric, depth["gallery"])
+            ask = Ask(ready.queries, config.new_model.metric, depth["gallery"])
             merged = evaluate.search_old(ready.scorer.source, buckets, ask)
             values |= {("gallery", name, True): found for name, found in merged.items()}
         arms["old/old"] = _means(config, ready, values)
@@ -139,9 +141,9 @@ def _means(config: BackfillConfig, ready: Prepared, values: PerQuery) -> tuple[M
     return measure.metric_values(values, depth, config.seed) + per_group
 
 
-def _shadow(ready: Prepared, split: str, cuts: Sequence[int]) -> Shadow:
+def _shadow(ready: Prepared, split: str, cuts: Sequence[int], fusion: Fusion | None) -> Shadow:
     share = len(ready.pairs.ids) / ready.snapshot.rows
-    return evaluate.shadow_of(ready.pairs.part(split), ready.queries, ready.scorer, cuts, share)
+    return evaluate.shadow_of(ready.pairs.part(split), ready.queries, ready.scorer, cuts, share, fusion)
 
 
 def _check_answerable(config: BackfillConfig, ready: Prepared, arms: Mapping[str, Sequence[MetricValue]]) -> None:
@@ -184,9 +186,9 @@ class VersionMaker:
     progress: Progress
 
     def __post_init__(self) -> None:
-        ready, cuts = self.ready, self.plan.thresholds
-        self._audit = _shadow(ready, "audit", cuts)
-        self._calibration = _shadow(ready, "calibration", cuts)
+        ready, cuts, fusion = self.ready, self.plan.thresholds, self.plan.fusion
+        self._audit = _shadow(ready, "audit", cuts, fusion)
+        self._calibration = _shadow(ready, "calibration", cuts, fusion)
         self._counts = read_units(self.files, self.plan)
         self._buckets = cut_buckets(ready.snapshot.chunks, segment_rows=self.plan.segment_rows)
 
@@ -272,7 +274,8 @@ class VersionMaker:
                     receipts={wave: mine},
                 )
             )
-        job = BuildJob(self.ready.scorer, self.plan.plan, self.plan.thresholds, dict(self.plan.templates), self.epoch)
+        plan = self.plan
+        job = BuildJob(self.ready.scorer, plan.plan, plan.thresholds, dict(plan.templates), self.epoch, plan.fusion)
         built = build(job, work, self.progress, f"build {wave}")
         if wave == 0:
             return built
@@ -309,8 +312,7 @@ class VersionMaker:
         return values
 
     def _search(self, segments: Sequence[Segment], calibrations: Sequence[bool]) -> list[dict[str, dict[str, Floats]]]:
-        queries, depth = self.ready.queries, _depths(self.ready)["gallery"]
-        ask = Ask(queries, queries.new, self.config.new_model.metric, depth)
+        ask = Ask(self.ready.queries, self.config.new_model.metric, _depths(self.ready)["gallery"])
         return evaluate.search_segments(self.files, segments, ask, calibrations)
 
     def _flips(self, state: State, values: PerQuery) -> tuple[FlipValue, ...]:
@@ -342,7 +344,8 @@ class VersionMaker:
         """The objective per query on what users have; None where that cannot be known.
 
         A version of an earlier plan was measured on other queries, so it is measured again: its segments are searched
-        with this plan's queries. On the audit shadow only a finished one can be told: all of it was new.
+        with this plan's queries; not if it is fused and they have no old vectors any more. On the audit shadow only a
+        finished one can be told: all of it was new.
         """
         objective, ready = self.config.objective, self.ready
         reference = self.plan.baseline_queries if serving is None else serving.query_metrics
@@ -352,6 +355,8 @@ class VersionMaker:
         if known is not None or serving is None:
             return known
         if scope == "gallery":
+            if ready.queries.old is None and any(segment.needs_old_queries for segment in serving.segments):
+                return None
             [merged] = self._search(serving.segments, [True])
             return merged[objective.relevance][objective.metric]
         if serving.new_rows == serving.rows:

@@ -14,10 +14,12 @@ from fastfill_ray.core.records import (
     Claim,
     Expire,
     FileRef,
+    Fusion,
     Init,
     Plan,
     Publish,
     Record,
+    Segment,
     State,
     Verdict,
     Version,
@@ -155,7 +157,7 @@ def test_a_first_record_other_than_init_is_refused() -> None:
 
 
 @given(st.data())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_every_flipped_bit_of_a_record_is_found(data: st.DataObject) -> None:
     records = chain(HONEST)
     seq = data.draw(st.integers(0, len(records) - 1))
@@ -200,7 +202,7 @@ def test_a_record_of_a_newer_release_is_refused_and_not_called_corrupt() -> None
 
 
 @given(st.lists(st.sampled_from(HONEST), max_size=12), st.integers(0, 12))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_whatever_order_records_come_in_the_fold_keeps_its_invariants(bodies: list[Any], cut: int) -> None:
     state = State()
     for body, epoch in [*HONEST[:cut], *bodies]:
@@ -224,6 +226,48 @@ def test_folding_in_two_steps_is_folding_at_once(cut: int) -> None:
     for record in records[cut:]:
         state = apply(state, record)
     assert state == fold(records)
+
+
+def segment(**changes: Any) -> Segment:
+    fields = {
+        "bucket": 0, "wave": 1, "state": "stale", "space": "aligned", "dim": 8, "rows": 1, "ids_digest": "",
+        "index": FILE, "ids": FILE,
+    }  # fmt: skip
+    return Segment.model_validate({**fields, **changes})
+
+
+def test_a_fusion_is_set_iff_a_segment_or_a_plan_is_fused() -> None:
+    fusion = Fusion(old=0.6, new=0.8)
+    fused = segment(space="fused", fusion=fusion)
+    assert Segment.model_validate_json(fused.model_dump_json()) == fused
+    for wrong in ({"space": "fused"}, {"fusion": fusion}, {"space": "new", "fusion": fusion}):
+        with pytest.raises(ValidationError, match="set iff the space is fused"):
+            segment(**wrong)
+    fields = plan("p").model_dump()
+    assert Plan.model_validate({**fields, "stale_mode": "fused", "fusion": fusion}).fusion == fusion
+    for wrong in ({"stale_mode": "fused"}, {"fusion": fusion}):
+        with pytest.raises(ValidationError, match="set iff it is fused"):
+            Plan.model_validate({**fields, **wrong})
+
+
+def test_records_from_before_there_were_fused_segments_are_understood() -> None:
+    for whole in (plan("p"), segment()):
+        fields = whole.model_dump()
+        del fields["fusion"]
+        assert type(whole).model_validate(fields) == whole
+
+
+@pytest.mark.parametrize(("old", "needed"), [(0.0, False), (0.6, True)])
+def test_only_a_segment_that_holds_old_vectors_needs_old_queries(old: float, needed: bool) -> None:
+    assert segment(space="fused", fusion=Fusion(old=old, new=1)).needs_old_queries is needed
+    assert segment().needs_old_queries is False
+    assert segment(space="new", state="new").needs_old_queries is False
+
+
+@pytest.mark.parametrize("factors", [{"old": 0, "new": 0}, {"old": -1, "new": 1}, {"old": 1, "new": float("nan")}])
+def test_factors_that_make_no_vector_are_refused(factors: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        Fusion(**factors)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fastfill_ray.core.calibration import Metric, fit_offset, similarity
+from fastfill_ray.core.fusion import fusion_of
 from fastfill_ray.core.metrics import METRICS
 from fastfill_ray.core.records import Calibration
 from fastfill_ray.core.simulate import Shadow, make_shadow
@@ -103,6 +104,23 @@ def test_the_old_arm_is_there_only_where_the_old_model_embeds_queries() -> None:
     expected = similarity(OLD, OLD, "l2")
     off_diagonal = ~np.eye(N, dtype=bool)
     np.testing.assert_array_equal(made.old[off_diagonal], expected[off_diagonal])
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_fused_stale_scores_are_the_weighted_sum_of_old_and_aligned_ones(metric: Metric, weight: float) -> None:
+    made = shadow(metric, queries_old=OLD, items_old=OLD, fusion=fusion_of(weight, metric))
+    expected = (1 - weight) * similarity(OLD, OLD, metric) + weight * similarity(NEW, ALIGNED, metric)
+    off_diagonal = ~np.eye(N, dtype=bool)
+    np.testing.assert_allclose(made.stale[off_diagonal], expected[off_diagonal], rtol=1e-4, atol=1e-4)
+    assert (np.diag(made.stale) == -np.inf).all()
+    np.testing.assert_array_equal(made.new, shadow(metric).new)
+
+
+def test_a_fusion_with_old_vectors_needs_them() -> None:
+    with pytest.raises(ValueError, match="the old vectors are missing"):
+        shadow(items_old=OLD, fusion=fusion_of(0.5, "cosine"))
+    assert np.isfinite(shadow(fusion=fusion_of(1, "cosine")).stale).any()
 
 
 def test_the_offset_is_fitted_with_the_sampled_items_counted_as_new() -> None:

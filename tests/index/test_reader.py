@@ -11,8 +11,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastfill_ray.core.calibration import Metric
+from fastfill_ray.core.fusion import fuse
 from fastfill_ray.core.plan import combine_digests
-from fastfill_ray.core.records import Calibration, Expire, FileRef, Init, Plan, Publish, Segment, Verdict, Version
+from fastfill_ray.core.records import (
+    Calibration,
+    Expire,
+    FileRef,
+    Fusion,
+    Init,
+    Plan,
+    Publish,
+    Segment,
+    Verdict,
+    Version,
+)
 from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished, SpaceMismatch
 from fastfill_ray.index.reader import merge_hits, open_index
 from fastfill_ray.index.segment import build_index, train_template
@@ -21,7 +33,7 @@ from fastfill_ray.storage.log import Log
 from fastfill_ray.storage.tables import id_array, put_file, table_bytes
 from tests.index.test_segment import brute_force, vectors
 
-DIM = 8
+DIM, OLD_DIM = 8, 4
 
 
 @dataclass
@@ -32,23 +44,29 @@ class Root:
     metric: Metric = "ip"
     id_type: Literal["int64", "string"] = "int64"
     factory: str = "Flat"
+    fusion: Fusion | None = None
     count: int = 0
     segments: list[Segment] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.files = open_files(str(self.path))
         self.log = Log(self.files)
-        init = Init(id_type=self.id_type, metric=self.metric, old_dim=4, new_dim=DIM, old_space="old", new_space="new")
-        self.log.initialise(init)
+        self.log.initialise(
+            Init(id_type=self.id_type, metric=self.metric, old_dim=OLD_DIM, new_dim=DIM, old_space="o", new_space="n")
+        )
         self.log.claim()
         self.template = train_template(self.factory, DIM, self.metric, vectors(400, seed=9))
+        if self.fusion is not None:
+            sample = fuse(vectors(400, OLD_DIM, seed=8), vectors(400, seed=9), self.fusion, self.metric)
+            self.fused_template = train_template(self.factory, sample.shape[1], self.metric, sample)
 
     def plan(self, rows: int, digest: str) -> None:
         nothing = FileRef(path="plans/units.parquet", size=0, sha256="")
         self.log.append(
             Plan(
                 plan="p", request="r", settings={}, ids_digest=digest, snapshot="s", pairs="p", alignment="a",
-                scores="s", method="ridge", policy="random", stale_mode="aligned", waves=(1.0,), thresholds=(0,),
+                scores="s", method="ridge", policy="random", waves=(1.0,), thresholds=(0,), fusion=self.fusion,
+                stale_mode="aligned" if self.fusion is None else "fused",
                 wave_rows=(0, rows), rows=rows, unusable_rows=0, factory=self.factory, stale_factory=self.factory,
                 segment_rows=100, units=nothing, templates={}, objective="o", baselines={}, baseline_queries=None,
             )
@@ -64,6 +82,18 @@ class Root:
             ids=put_file(self.files, f"index/{number}.parquet", table_bytes(table)),
             calibration=calibration or Calibration(),
         )  # fmt: skip
+
+    def fused(
+        self, old: NDArray[np.float32], aligned: NDArray[np.float32], ids: Any, calibration: Calibration
+    ) -> Segment:
+        """A stale segment of old vectors (N, OLD_DIM) and aligned ones (N, DIM)."""
+        assert self.fusion is not None
+        items = fuse(old, aligned, self.fusion, self.metric)
+        data = build_index(self.fused_template, items, self.metric)
+        made = self.segment(aligned, ids, calibration)
+        index = put_file(self.files, f"index/{self.count}-fused.faiss", data)
+        changes = {"space": "fused", "fusion": self.fusion, "dim": items.shape[1], "index": index}
+        return Segment.model_validate({**made.model_dump(), **changes})
 
     def commit(self, *segments: Segment, publish: bool = True) -> int:
         rows = sum(segment.rows for segment in segments)

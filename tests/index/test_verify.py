@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from fastfill_ray.core.plan import ids_digest
-from fastfill_ray.core.records import Expire, Segment
+from fastfill_ray.core.records import Calibration, Expire, Fusion, Segment
 from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished
 from fastfill_ray.index.verify import Verified, verify
 from tests.faults import flip_bit
-from tests.index.test_reader import Root
+from tests.index.test_reader import OLD_DIM, Root
 from tests.index.test_segment import vectors
 
 
@@ -42,6 +42,21 @@ def test_string_ids_are_verified_alike(tmp_path: Path) -> None:
     root = Root(tmp_path / "root", id_type="string", factory="IVF4,Flat", metric="cosine")
     root.commit(segment(root, ["a", "b"]), segment(root, ["", "1"]))
     assert verify(root.files) == [Verified(0, 2, 4)]
+
+
+def test_fused_segments_are_verified_against_the_plans_factors(tmp_path: Path) -> None:
+    fusion = Fusion(old=0.6, new=0.8)
+    root = Root(tmp_path / "root", fusion=fusion)
+    made = root.fused(vectors(2, OLD_DIM), vectors(2), [1, 2], Calibration())
+    fused = made.model_copy(update={"ids_digest": ids_digest([1, 2])})
+    root.commit(fused)
+    assert verify(root.files) == [Verified(0, 1, 2)]
+    root.commit(fused.model_copy(update={"fusion": Fusion(old=0.6, new=0)}))
+    with pytest.raises(CorruptFile, match=r"index/1-fused\.faiss: recorded with dim 12, its space has 4"):
+        verify(root.files, 1)
+    root.commit(fused.model_copy(update={"fusion": Fusion(old=0.8, new=0.6)}))
+    with pytest.raises(CorruptFile, match=r"index/1-fused\.faiss: fused with old=0\.8.*, plan p says old=0\.6"):
+        verify(root.files, 2)
 
 
 def test_an_expired_version_is_left_out_and_cannot_be_asked_for(root: Root) -> None:

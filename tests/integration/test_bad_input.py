@@ -99,6 +99,16 @@ def test_too_many_unusable_vectors_fail_before_the_plan(ray_session: None, tmp_p
         ({"pairs": {"count": 40}, "waves": [0.3, 1.0]}, r"pairs\.count 40 .* gives 28 train pairs; at least 32"),
         ({"index": {"factory": "Flatt"}}, r"index\.factory 'Flatt' cannot be used"),
         ({"index": {"factory": "IVF999,Flat"}}, r"999 lists, but there are 240 vectors"),
+        ({"index": {"stale_factory": "PQ3"}}, r"index\.stale_factory 'PQ3' cannot be used with dim 16"),
+        # 8 old dims and 16 new ones, and one vector of each pair.
+        (
+            {"index": {"factory": "PQ16"}, "serving": {"stale_mode": "fused"}},
+            r"index\.stale_factory \(of fused vectors\) 'PQ16' cannot be used with dim 24",
+        ),
+        (
+            {"index": {"stale_factory": "IVF200,Flat"}, "serving": {"stale_mode": "fused"}},
+            r"index\.stale_factory .* has 200 lists, but there are 120 vectors",
+        ),
         (
             {"queries": {"old_vector_column": "x"}},
             r"queries\.old_vector_column: column 'x' holds vectors of 12 dims, exp",
