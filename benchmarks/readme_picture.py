@@ -13,7 +13,7 @@ import sys
 from html import escape
 from pathlib import Path
 
-from fastfill_ray.core.records import State
+from fastfill_ray.core.state import State
 from fastfill_ray.report import HEADINGS, Curve, column_note, objective_curve, table_rows
 from fastfill_ray.report_svg import HEIGHT, LEFT, WIDTH, metric_name, svg
 from fastfill_ray.storage.files import open_files

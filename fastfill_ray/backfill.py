@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from fastfill_ray.config import BackfillConfig, StopConfig, load_config
-from fastfill_ray.core.records import Init, Plan, Publish, State, fingerprint
+from fastfill_ray.core.records import Init, Plan, Publish, fingerprint
+from fastfill_ray.core.state import State
 from fastfill_ray.core.stop import decide
 from fastfill_ray.errors import ConfigError, InputChanged, InputError, PlanMismatch, SpaceMismatch
 from fastfill_ray.report import version_table

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from fastfill_ray.core.metrics import curve_area
-from fastfill_ray.core.records import MetricValue, State, Version
+from fastfill_ray.core.records import MetricValue, Version
+from fastfill_ray.core.state import State
 from fastfill_ray.report_flips import flips_note, group_gap
 
 Status = Literal["published", "held", "not published", "expired"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fastfill_ray.core.records import FlipValue, MetricValue, State, Version
+from fastfill_ray.core.records import FlipValue, MetricValue, Version
+from fastfill_ray.core.state import State
 
 AGAINST = ("old/old", "version before")
 

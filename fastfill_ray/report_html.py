@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from fastfill_ray.core.records import Plan, State, canonical
+from fastfill_ray.core.records import Plan, canonical
+from fastfill_ray.core.state import State
 from fastfill_ray.report import (
     HEADINGS,
     METRIC_COLUMNS,

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fastfill_ray.backfill import BackfillResult, Step, input_pins, next_step, parse_until, plan_settings
 from fastfill_ray.config import StopConfig, load_config
-from fastfill_ray.core.records import Body, Claim, Plan, Publish, State, Verdict, Version, apply, fold, seal, unseal
+from fastfill_ray.core.records import Body, Claim, Plan, Publish, Verdict, Version, seal, unseal
+from fastfill_ray.core.state import State, apply, fold
 from fastfill_ray.errors import ConfigError, PlanMismatch
 from tests.core.test_records import INIT, chain, plan, unchain, version
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastfill_ray.core.records import FileRef, FlipValue, Init, MetricValue, Plan, Segment, State, Verdict, Version
+from fastfill_ray.core.records import FileRef, FlipValue, Init, MetricValue, Plan, Segment, Verdict, Version
+from fastfill_ray.core.state import State
 from fastfill_ray.report import HEADINGS, Point, area_under, curve, report_json, version_table
 from fastfill_ray.report_html import report_html
 from fastfill_ray.report_svg import HEIGHT, WIDTH, spread, ticks

@@ -30,8 +30,9 @@ from fastfill_ray.core.serving import FORMS, Form, Served
 
 # Shares of the aligned score that are tried where old query vectors exist; 0 is the old score alone.
 WEIGHTS = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.0)
-COARSE_POINTS = 8
-COARSE_QUERIES = 500
+# All but the last stage look at fewer states, queries and fits: they only have to keep the best among the kept.
+COARSE_POINTS, COARSE_QUERIES, COARSE_KNOTS = 6, 300, (0.1, 0.4, 0.8)
+POINTS, QUERIES = 10, 600
 KEPT_MAPS, KEPT_MODES, KEPT_ORDERS = 3, 3, 5
 # A gain of area below this is noise: the simpler candidate stays.
 LEAST_GAIN = 5e-4
@@ -50,7 +51,10 @@ class View:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate that was tried: its area under the objective's coarse curve on the calibration split."""
+    """A candidate that was tried: its area under the objective's curve on the calibration split.
+
+    Areas compare within a stage only: the last one, `calibration`, looks at more queries and states than the others.
+    """
 
     candidate: Candidate
     area: float
@@ -84,20 +88,20 @@ def choose(scene: Scene, views: Mapping[str, View], allowed: Allowed, relevance:
         views: by map; those of `allowed.methods` are looked at.
         relevance, metric: the objective.
     """
-    coarse = scene.take(scene.sample(COARSE_QUERIES, seed))
-    small = {
-        method: replace(views[method], stale=views[method].stale[scene.sample(COARSE_QUERIES, seed)])
-        for method in allowed.methods
-    }
-    trials: dict[Candidate, Trial] = {}
+    answered = np.flatnonzero(scene.truths[relevance].counts)
+    drawn = np.random.default_rng([seed, 13]).permutation(answered)
+    trials: dict[tuple[bool, Candidate], Trial] = {}
 
     def area(candidate: Candidate, stage: str) -> float:
-        if candidate not in trials:
-            view = small[candidate.method]
-            priority = view.priorities[candidate.policy]
-            curve = run(coarse, view.stale, priority, candidate, relevance, metric, seed=seed, points=COARSE_POINTS)
-            trials[candidate] = Trial(candidate, float(curve.mean(relevance, metric).mean()), stage)
-        return trials[candidate].area
+        fine = stage == "calibration"
+        if (fine, candidate) not in trials:
+            queries = np.sort(drawn[: QUERIES if fine else COARSE_QUERIES])
+            knots, points = (KNOTS, POINTS) if fine else (COARSE_KNOTS, COARSE_POINTS)
+            view, asked = views[candidate.method], scene.take(queries)
+            stale, priority = view.stale[queries], view.priorities[candidate.policy]
+            curve = run(asked, stale, priority, candidate, relevance, metric, seed=seed, points=points, knots=knots)
+            trials[fine, candidate] = Trial(candidate, float(curve.mean(relevance, metric).mean()), stage)
+        return trials[fine, candidate].area
 
     weights = [w for w in allowed.weights if w == 1 or scene.old is not None]
     first = 1.0 if 1.0 in weights else max(weights)
@@ -128,11 +132,11 @@ def choose(scene: Scene, views: Mapping[str, View], allowed: Allowed, relevance:
     final = [replace(c, form=form) for c in orders for form in allowed.forms]
     ranked = _best(final, lambda c: area(c, "calibration"), len(final))
     winner = ranked[0]
-    level = area(winner, "") - LEAST_GAIN
-    near = [c for c in ranked if replace(c, form=winner.form) == winner and area(c, "") >= level]
+    level = area(winner, "calibration") - LEAST_GAIN
+    near = [c for c in ranked if replace(c, form=winner.form) == winner and area(c, "calibration") >= level]
     winner = min(near, key=lambda c: FORMS.index(c.form))
     others = [c for c in ranked if replace(c, form=winner.form) != winner]
-    told = sorted(trials.values(), key=lambda trial: -trial.area)
+    told = sorted(trials.values(), key=lambda trial: (trial.stage != "calibration", -trial.area))
     return Choice(winner, others[0] if others else None, tuple(told))
 
 
@@ -146,12 +150,14 @@ def run(
     *,
     seed: int,
     points: int,
+    knots: Sequence[float] = KNOTS,
 ) -> Curve:
     """A candidate's curve with calibrations fitted on the same scene: for comparing, not for reporting."""
     scores = fuse_scores(scene, stale, candidate.weight)
     order = backfill_order(priority, scene.id_hash)
-    fitted = fit_knots(scene, scores, order, relevance, metric, candidate.form, seed=seed)
-    return trace(scene, scores, order, fitted, published_cutoffs(len(order), points), relevances=[relevance])
+    fitted = fit_knots(scene, scores, order, relevance, metric, candidate.form, seed=seed, knots=knots)
+    cutoffs = published_cutoffs(len(order), points)
+    return trace(scene, scores, order, fitted, cutoffs, knots=knots, relevances=[relevance])
 
 
 def carry(

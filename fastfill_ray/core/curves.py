@@ -23,7 +23,7 @@ POINTS = 22  # of the published curve: FastFill evaluates after floor(i N / 21) 
 # Calibrations are fitted at these fractions; in between the parameters are interpolated.
 KNOTS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
 # Queries that a fit looks at: more make the parameters no better, only later.
-FIT_QUERIES = 400
+FIT_QUERIES = 300
 
 
 @dataclass(frozen=True)

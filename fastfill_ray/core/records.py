@@ -1,8 +1,8 @@
-"""The log's records, the receipts, and the fold that turns records into state.
+"""The log's records and the receipts.
 
 A record is an envelope (sequence number, chain to the one before, transaction id, epoch, checksum) around one typed
 body. Bodies and receipts are frozen pydantic models that refuse unknown keys: a reader of an older release must not
-guess. State is ``fold(records)`` and nothing else; nothing here reads a clock, a file or a random source.
+guess. What a log says in all is ``core.state``. Nothing here reads a clock, a file or a random source.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -173,6 +172,17 @@ class Claim(Model):
     claimed: int = Field(ge=1, description="the epoch that the writer of this record owns from here on")
 
 
+class Prediction(Model):
+    """What the laboratory promises of one version, on the audit items, before anything is spent."""
+
+    fraction: float = Field(description="share of the gallery that is new then, pairs included")
+    relevance: Literal["label", "qrels", "new_model"]
+    metric: str
+    value: float
+    low: float
+    high: float
+
+
 class Plan(Model):
     kind: Literal["PLAN"] = "PLAN"
     plan: str = Field(description="fingerprint of snapshot, pairs, alignment, policy, stale mode, waves and index")
@@ -204,6 +214,14 @@ class Plan(Model):
     baselines: dict[str, tuple[MetricValue, ...]] = Field(description="arms old/old and new/new")
     baseline_queries: FileRef | None = Field(description="old/old per query, for the gate")
     choices: dict[str, str] = Field(default_factory=dict, description="why each `auto` became what it is")
+    form: Literal["identity", "offset", "offset_by_wave", "scale_offset", "scale_offset_by_wave"] = Field(
+        default="offset", description="which parameters of the calibration are fitted"
+    )
+    fitted_by: Literal["label", "qrels", "new_model"] | None = Field(
+        default=None, description="relevance that choice and calibration look at; null: the objective's"
+    )
+    prediction: tuple[Prediction, ...] = Field(default=(), description="one per version, in wave order")
+    choice: dict[str, Any] = Field(default_factory=dict, description="winner, runner-up, margin, trials, arms")
     fusion: Fusion | None = Field(default=None, description="set iff the stale mode is fused")
 
     @model_validator(mode="after")
@@ -318,100 +336,3 @@ def unseal(data: bytes, *, seq: int, previous: bytes | None, name: str) -> Recor
     if previous is not None and record.prev_sha256 != hashlib.sha256(previous).hexdigest():
         raise CorruptFile(f"{name}: does not follow the record before it (prev_sha256 differs). {_RESTORE}")
     return record
-
-
-class State(Model):
-    """What the log says. Everything the driver decides, it decides from this."""
-
-    next_seq: int = 0
-    init: Init | None = None
-    epoch: int = 0
-    plans: tuple[Plan, ...] = ()
-    versions: tuple[Version, ...] = ()
-    published: tuple[int, ...] = Field(default=(), description="version numbers in the order they were published")
-    expired: frozenset[int] = frozenset()
-
-    @property
-    def plan(self) -> Plan | None:
-        return self.plans[-1] if self.plans else None
-
-    @property
-    def plan_versions(self) -> tuple[Version, ...]:
-        """Versions of the last plan, in wave order."""
-        return tuple(v for v in self.versions if self.plan is not None and v.plan == self.plan.plan)
-
-    @property
-    def finished(self) -> bool:
-        """The last plan's final version is committed."""
-        versions = self.plan_versions
-        return bool(versions) and versions[-1].final
-
-    @property
-    def stopped(self) -> str | None:
-        """Why the config's `stop` ended the last plan at its newest version; None if it did not."""
-        versions = self.plan_versions
-        return versions[-1].stopped if versions else None
-
-    @property
-    def ended(self) -> bool:
-        """The last plan is finished or was stopped: another may follow."""
-        return self.finished or self.stopped is not None
-
-    @property
-    def serving(self) -> int | None:
-        """The version that readers open: the newest published one that is not expired."""
-        return next((v for v in reversed(self.published) if v not in self.expired), None)
-
-    def version(self, number: int) -> Version | None:
-        return next((v for v in self.versions if v.version == number), None)
-
-
-def fold(records: Iterable[Record]) -> State:
-    """State = fold(records).
-
-    Raises:
-        CorruptFile: records that no honest driver can have written (numbers out of order, a version without its plan).
-    """
-    state = State()
-    for record in records:
-        state = apply(state, record)
-    return state
-
-
-def apply(state: State, record: Record) -> State:
-    """One step of the fold."""
-    body = record.body
-
-    def expect(condition: bool, what: str) -> None:
-        if not condition:
-            raise CorruptFile(f"log record {record.seq} ({body.kind}): {what}.")
-
-    expect(record.seq == state.next_seq, f"expected number {state.next_seq}")
-    expect((state.init is None) == isinstance(body, Init), "the first record, and only it, is INIT")
-    change: dict[str, Any] = {"next_seq": record.seq + 1}
-    if isinstance(body, Init):
-        change["init"] = body
-    elif isinstance(body, Claim):
-        expect(body.claimed > state.epoch, f"claims epoch {body.claimed}, {state.epoch} is already claimed")
-        change["epoch"] = body.claimed
-    else:
-        expect(record.epoch == state.epoch, f"written under epoch {record.epoch}, the claimed one is {state.epoch}")
-        if isinstance(body, Plan):
-            expect(state.plan is None or state.ended, "the plan before is not finished")
-            expect(all(body.plan != plan.plan for plan in state.plans), f"plan {body.plan} is in the log already")
-            change["plans"] = (*state.plans, body)
-        elif isinstance(body, Version):
-            expect(
-                state.plan is not None and body.plan == state.plan.plan,
-                f"belongs to plan {body.plan}, not the last one",
-            )
-            expect(body.version == len(state.versions), f"expected version {len(state.versions)}")
-            expect(body.wave == len(state.plan_versions), f"expected wave {len(state.plan_versions)}")
-            change["versions"] = (*state.versions, body)
-        elif isinstance(body, Publish):
-            expect(state.version(body.version) is not None, f"publishes version {body.version}, which does not exist")
-            expect(body.version not in state.expired, f"publishes version {body.version}, which is expired")
-            change["published"] = (*state.published, body.version)
-        elif isinstance(body, Expire):
-            change["expired"] = state.expired | set(body.versions)
-    return state.model_copy(update=change)

@@ -14,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastfill_ray.core.calibration import Metric
-from fastfill_ray.core.records import Calibration, Fusion, Init, Segment, State, Version
+from fastfill_ray.core.records import Calibration, Fusion, Init, Segment, Version
+from fastfill_ray.core.state import State
 from fastfill_ray.errors import CorruptFile, NotPublished
 from fastfill_ray.index.segment import (
     Assignment,

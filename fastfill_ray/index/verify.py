@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from fastfill_ray.core.plan import ids_digest
-from fastfill_ray.core.records import State, Version
+from fastfill_ray.core.records import Version
+from fastfill_ray.core.state import State
 from fastfill_ray.errors import CorruptFile, NotPublished
 from fastfill_ray.index.segment import load_index, segment_dim
 from fastfill_ray.storage.files import Files

@@ -22,12 +22,12 @@ from fastfill_ray.core.records import (
     Plan,
     Receipt,
     Segment,
-    State,
     Verdict,
     Version,
     fingerprint,
 )
 from fastfill_ray.core.simulate import Shadow
+from fastfill_ray.core.state import State
 from fastfill_ray.errors import ConfigError, CorruptFile
 from fastfill_ray.stages import evaluate, measure
 from fastfill_ray.stages.build import BucketWork, BuildJob, build, train_templates

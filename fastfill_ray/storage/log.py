@@ -10,7 +10,8 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from fastfill_ray.core.records import Body, Claim, Expire, Init, Plan, Publish, State, Version, apply, seal, unseal
+from fastfill_ray.core.records import Body, Claim, Expire, Init, Plan, Publish, Version, seal, unseal
+from fastfill_ray.core.state import State, apply
 from fastfill_ray.errors import (
     CommitStateUnknown,
     CorruptFile,

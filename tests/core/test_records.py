@@ -20,15 +20,13 @@ from fastfill_ray.core.records import (
     Publish,
     Record,
     Segment,
-    State,
     Verdict,
     Version,
-    apply,
     check_path,
-    fold,
     seal,
     unseal,
 )
+from fastfill_ray.core.state import State, apply, fold
 from fastfill_ray.errors import CorruptFile, FastfillError, RefusedError
 
 INIT = Init(id_type="int64", metric="cosine", old_dim=4, new_dim=8, old_space="old", new_space="new")

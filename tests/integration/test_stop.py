@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import fastfill_ray as ff
-from fastfill_ray.core.records import State, Version
+from fastfill_ray.core.records import Version
+from fastfill_ray.core.state import State
 from fastfill_ray.index.verify import verify
 from fastfill_ray.storage.files import open_files
 from tests.integration.conftest import Workshop

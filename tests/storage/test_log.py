@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fastfill_ray.core.records import Expire, Publish, State
+from fastfill_ray.core.records import Expire, Publish
+from fastfill_ray.core.state import State
 from fastfill_ray.errors import CommitStateUnknown, CorruptFile, Fenced, RefusedError
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.layout import record_path
