@@ -70,6 +70,7 @@ class GalleryConfig(Part):
     payload_columns: tuple[str, ...] = Field(min_length=1, description="what the embedder reads")
     label_column: str | None = Field(None, description="class of an item; enables relevance `label` and `class_margin`")
     group_column: str | None = Field(None, description="subgroup of an item; kept with the index for per-group figures")
+    weight_column: str | None = Field(None, description="how often an item is asked for; multiplies its priority")
     side_column: str | None = Field(None, description="cheap features per item, which the map reads beside the vector")
 
 
@@ -130,7 +131,7 @@ class AlignmentConfig(Part):
 
 
 class PolicyConfig(Part):
-    name: Literal["auto", "random", "uncertainty", "class_margin"] = "auto"
+    name: Literal["auto", "random", "uncertainty", "entropy", "expected_gain", "class_margin"] = "auto"
 
 
 class ServingConfig(Part):
@@ -238,6 +239,11 @@ class BackfillConfig(Part):
         if self.policy.name == "class_margin" and self.gallery.label_column is None:
             raise ValueError(
                 "policy.name is 'class_margin' but gallery.label_column is not set; it reads the items' labels"
+            )
+        if self.policy.name == "entropy" and self.gallery.label_column is None and self.new_model.classifier is None:
+            raise ValueError(
+                "policy.name is 'entropy' but there is neither new_model.classifier nor gallery.label_column to fit "
+                "one on; set one of them, or choose another policy"
             )
         if self.new_model.classifier is not None and self.gallery.label_column is None:
             raise ValueError(

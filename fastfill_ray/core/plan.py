@@ -218,3 +218,14 @@ def order_wave(keys: NDArray[np.uint64], thresholds: Sequence[int]) -> NDArray[n
     for threshold in thresholds:
         wave += keys < np.uint64(threshold) if threshold < KEY_SPACE else np.True_
     return wave
+
+
+def wave_middles(fractions: Sequence[float], pairs_share: float) -> NDArray[np.float32]:
+    """The place in the order, 0 to 1, of the middle of each wave (W + 2,): pairs at 0, then 1..W, then the rest.
+
+    Args:
+        fractions: at which waves end, of all items; the order is one of all items but the pairs.
+    """
+    ends = [0.0, *((fraction - pairs_share) / (1 - pairs_share) for fraction in fractions), 1.0]
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(ends)]
+    return np.array([0.0, *middles], np.float32)

@@ -98,7 +98,9 @@ def with_thresholds(proxies: Proxies, old: Floats, aligned: Floats) -> Proxies:
 
 def top_scores(evidence: Floats, depth: int = GAIN_DEPTH) -> Floats:
     """The best `depth` scores per proxy query (P, depth), best first; -inf where there are fewer items."""
-    best = -np.partition(-evidence, min(depth, evidence.shape[1]) - 1, axis=1)[:, :depth]
+    best = evidence
+    if evidence.shape[1] > depth:
+        best = -np.partition(-evidence, depth - 1, axis=1)[:, :depth]
     padded = np.pad(best, [(0, 0), (0, depth - best.shape[1])], constant_values=-np.inf)
     return -np.sort(-padded, axis=1)
 

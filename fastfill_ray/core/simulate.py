@@ -13,12 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfill_ray.core.calibration import Metric, fit_offset, mixed_scores, similarity
+from fastfill_ray.core.calibration import Metric, similarity
 from fastfill_ray.core.fusion import fuse
 from fastfill_ray.core.metrics import Floats, per_query_by_relevance, rank
-from fastfill_ray.core.records import Calibration, Fusion
+from fastfill_ray.core.ranks import TRUTH_DEPTH, Truth
+from fastfill_ray.core.records import Fusion
+from fastfill_ray.core.serving import Form, Served, fit_served, mixed
 
-_TRUTH_DEPTH = 10  # relevance `new_model`: the full new model's own top 10
+# Queries that a fit looks at: more make the parameters no better, only later.
+_FIT_QUERIES = 300
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Shadow:
     """Scores of every query with every shadow item in each state; -inf excludes a query's own item.
 
     ``relevance`` holds (Q, N) bool per available relevance; ``new_model`` is always there. ``waves`` (N,): the wave
-    that the order alone gives each item. ``sampled`` (N,): items that stand for the pairs when a calibration is fitted.
+    that the order alone gives each item; ``middles``: the place in the order, 0 to 1, of each wave's middle, by its
+    number. ``sampled`` (N,): items that stand for the pairs when a calibration is fitted.
     """
 
     old: NDArray[np.float32] | None
@@ -35,6 +39,13 @@ class Shadow:
     relevance: dict[str, NDArray[np.bool_]]
     waves: NDArray[np.int16]
     sampled: NDArray[np.bool_]
+    middles: NDArray[np.float32]
+
+    @property
+    def position(self) -> NDArray[np.float32]:
+        """Each item's place in the order (N,), as a segment knows it: the middle of its wave."""
+        places: NDArray[np.float32] = self.middles[self.waves]
+        return places
 
     def is_new(self, wave: int) -> NDArray[np.bool_]:
         return self.waves <= wave
@@ -44,18 +55,27 @@ class Shadow:
         counts = {name: (relevant & np.isfinite(scores)).sum(axis=1) for name, relevant in self.relevance.items()}
         return per_query_by_relevance(scores, self.relevance, counts)
 
-    def at(self, wave: int, calibration: Calibration) -> dict[str, dict[str, Floats]]:
+    def at(self, wave: int, served: Served) -> dict[str, dict[str, Floats]]:
         """The state in which waves <= `wave` are new."""
-        return self.per_query(mixed_scores(self.stale, self.new, self.is_new(wave), calibration))
+        return self.per_query(mixed(self.stale, self.new, self.is_new(wave), self.position, served))
 
-    def fit(self, wave: int, relevance: str, metric: str) -> Calibration:
-        """The offset for that state and objective.
+    def fit(self, wave: int, relevance: str, metric: str, form: Form, seed: int) -> Served:
+        """The calibration of that state for an objective.
 
-        In the real index the pairs are new as well, whatever their priority. So that the offset is fitted at the
-        version's own fraction, as large a share of the shadow items (``sampled``) counts as new here.
+        In the real index the pairs are new as well, whatever their priority. So that it is fitted at the version's own
+        fraction, as large a share of the shadow items (``sampled``) counts as new here.
         """
-        is_new = self.is_new(wave) | self.sampled
-        return fit_offset(self.stale, self.new, is_new, self.relevance[relevance], metric)
+        answered = np.flatnonzero(self.relevance[relevance].any(axis=1))
+        drawn = np.sort(np.random.default_rng([seed, 17]).permutation(answered)[:_FIT_QUERIES])
+        return fit_served(
+            self.stale[drawn],
+            self.new[drawn],
+            self.is_new(wave) | self.sampled,
+            self.position,
+            Truth.of(self.relevance[relevance][drawn]),
+            metric,
+            form,
+        )
 
     def answerable(self, relevance: str) -> int:
         """Queries that have a relevant item under `relevance`."""
@@ -72,6 +92,7 @@ def make_shadow(
     waves: NDArray[np.int16],
     excluded: NDArray[np.bool_],
     sampled: NDArray[np.bool_],
+    middles: NDArray[np.float32],
     queries_old: NDArray[np.float32] | None = None,
     items_old: NDArray[np.float32] | None = None,
     fusion: Fusion | None = None,
@@ -85,6 +106,7 @@ def make_shadow(
         waves: (N,) the wave that the order alone gives each item.
         excluded: (Q, N) pairs of a query and its own item.
         sampled: (N,) a uniform sample of the items, as large a share as the pairs are of the gallery.
+        middles: (W + 2,) the middle of each wave, ``core.plan.wave_middles``.
         fusion: of fused stale vectors; None where they are the aligned ones.
 
     Raises:
@@ -99,7 +121,7 @@ def make_shadow(
         queries_stale = fuse(queries_old, queries_new, fusion, metric)
         items_stale = fuse(items_old, items_aligned, fusion, metric)
     new = scores(queries_new, items_new)
-    top = rank(new)[:, :_TRUTH_DEPTH]
+    top = rank(new)[:, :TRUTH_DEPTH]
     truth = np.zeros(new.shape, bool)
     np.put_along_axis(truth, top, True, axis=1)
     return Shadow(
@@ -112,4 +134,5 @@ def make_shadow(
         },
         waves=waves,
         sampled=sampled,
+        middles=middles,
     )

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.config import Metric, ObjectiveConfig
+from fastfill_ray.config import Metric
 from fastfill_ray.core.calibration import similarity
 from fastfill_ray.core.metrics import Floats, per_query_by_relevance, rank
 from fastfill_ray.core.plan import Chunk, hash_ids, order_wave
@@ -214,13 +214,14 @@ def shadow_of(
     queries: Queries,
     scorer: Scorer,
     thresholds: Sequence[int],
+    middles: np.ndarray,
     pairs_share: float,
     fusion: Fusion | None = None,
 ) -> Shadow:
     """The shadow gallery of one split of the pairs, asked by the queries (by its own items if queries are items)."""
     aligned, log_variance = scorer.align(part.old, part.side)
     ids = part.ids.astype(np.int64) if scorer.source.id_type == "int64" else part.ids
-    _, keys = scorer.keys(ids, aligned, log_variance, part.labels)
+    _, keys = scorer.keys(ids, part.old, aligned, log_variance, part.labels, part.weights)
     if queries.are_items:
         # Held-out splits stay apart: the calibration items ask the calibration shadow, the audit items the audit one.
         chosen = _draw(len(part.ids), scorer.seed)
@@ -243,16 +244,10 @@ def shadow_of(
         metric=scorer.source.metric,
         relevance=relevance,
         waves=order_wave(keys, thresholds),
+        middles=middles,
         sampled=random_priority(hash_ids(ids), scorer.seed + 1) < pairs_share,
         excluded=(queries.ids[:, None] == part.ids[None, :]) & queries.are_items,
         queries_old=queries.old,
         items_old=part.old,
         fusion=fusion,
     )
-
-
-def fit_calibration(shadow: Shadow, wave: int, objective: ObjectiveConfig) -> Calibration:
-    """The stale offset of a version, for the objective; for `new_model` where too few queries have an answer."""
-    enough = shadow.answerable(objective.relevance) >= _MIN_FIT_QUERIES
-    relevance = objective.relevance if enough else "new_model"
-    return shadow.fit(wave, relevance, objective.metric)

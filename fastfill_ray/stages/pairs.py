@@ -16,7 +16,7 @@ from fastfill_ray.errors import ConfigError
 from fastfill_ray.stages.embed import Unit, read_vectors, stored_vectors
 from fastfill_ray.stages.runtime import run_tasks
 from fastfill_ray.stages.snapshot import Snapshot, Source
-from fastfill_ray.stages.vectors import mapped_columns, mapped_vectors
+from fastfill_ray.stages.vectors import item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import read_ids, read_rows
 from fastfill_ray.storage.layout import chunk_unit, stage_folder, stage_output, stage_receipt
@@ -38,7 +38,7 @@ SPLITS = ("train", "calibration", "audit")
 class Pairs:
     """P items with both vectors: ids (P,), old (P, D), new (P, E), labels (P,) or None, split (P,) of SPLITS.
 
-    side: (P, S) where the gallery has a side column. groups: (P,) where it has a group column.
+    side (P, S), groups (P,), weights (P,) float32: where the gallery has such columns.
     """
 
     fingerprint: str
@@ -49,6 +49,7 @@ class Pairs:
     split: np.ndarray
     side: np.ndarray | None = None
     groups: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     def part(self, name: str) -> Pairs:
         """The pairs of one split."""
@@ -74,6 +75,7 @@ class Pairs:
             self.split[rows],
             of(self.side),
             of(self.groups),
+            of(self.weights),
         )
 
 
@@ -103,6 +105,7 @@ def plan_pairs(config: BackfillConfig, snapshot: Snapshot, new_space: str) -> Pa
                 # Only where set: pairs of a config without them keep the name that they have.
                 *([gallery.side_column] if gallery.side_column else []),
                 *(["group", gallery.group_column] if gallery.group_column else []),
+                *(["weight", gallery.weight_column] if gallery.weight_column else []),
             ],
         ]
     )
@@ -189,11 +192,12 @@ def finish_pairs(
 
 
 def _read_old(unit: Unit, *, source: Source) -> pa.Table:
-    """Columns id, old, usable and, where configured, side, label and group of a unit's pairs."""
+    """Columns id, old, usable and, where configured, side, label, group and weight of a unit's pairs."""
     config = source.config
     optional = {"label": config.label_column, "group": config.group_column}
     beside = {name: column for name, column in optional.items() if column is not None}
-    columns = [config.id_column, *mapped_columns(config), *beside.values()]
+    weighed = [config.weight_column] if config.weight_column is not None else []
+    columns = [config.id_column, *mapped_columns(config), *beside.values(), *weighed]
     table = read_rows(unit.file, columns, start=unit.start, rows=unit.length, s3_endpoint=source.s3_endpoint)
     table = table.take(pa.array(unit.offsets, pa.int64()))
     old, side, unusable = mapped_vectors(table, source)
@@ -204,6 +208,8 @@ def _read_old(unit: Unit, *, source: Source) -> pa.Table:
     }
     if side is not None:
         result["side"] = vector_column(side)
+    if weighed:
+        result["weight"] = pa.array(item_weights(table, source, unit.file.path))
     result |= {name: table.column(column).combine_chunks() for name, column in beside.items()}
     return pa.table(result)
 
@@ -218,6 +224,7 @@ def _from_table(name: str, table: pa.Table) -> Pairs:
         split=np.array(table.column("split").to_pylist()),
         side=_matrix(table, "side") if "side" in table.column_names else None,
         groups=objects(table.column("group")) if "group" in table.column_names else None,
+        weights=table.column("weight").to_numpy() if "weight" in table.column_names else None,
     )
 
 

@@ -12,19 +12,19 @@ import numpy as np
 
 from fastfill_ray.alignment.maps import Method
 from fastfill_ray.config import BackfillConfig
-from fastfill_ray.core.fusion import fused_dim, fusion_of
 from fastfill_ray.core.plan import sample_pairs, wave_targets
 from fastfill_ray.core.records import Fusion, Receipt, fingerprint
-from fastfill_ray.errors import ConfigError, QuarantineExceeded
+from fastfill_ray.errors import AlignmentFailed, ConfigError, QuarantineExceeded
 from fastfill_ray.index.segment import check_factory
+from fastfill_ray.stages.choose import Decision, Evidence, decide, methods_to_train
 from fastfill_ray.stages.embed import Job, Space, Unit, embed, keep_receipt
 from fastfill_ray.stages.evaluate import audit_queries
 from fastfill_ray.stages.pairs import PairPlan, Pairs, finish_pairs, load_pairs, plan_pairs
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.queries import Queries, QueryPlan, load_queries, pin_queries, plan_queries
-from fastfill_ray.stages.score import Policy, Scorer, Scores, score
+from fastfill_ray.stages.score import Scorer, Scores, score
 from fastfill_ray.stages.snapshot import Snapshot, Source
-from fastfill_ray.stages.train import TrainJob, alignment_fingerprint, train
+from fastfill_ray.stages.train import TrainedAlignment, TrainJob, alignment_fingerprint, load_alignment, train_all
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import TableInput, vector_dim_of
 from fastfill_ray.storage.inputs import read_classifier
@@ -47,8 +47,9 @@ class Prepared:
     queries: Queries
     scorer: Scorer
     scores: Scores
-    choices: dict[str, str]
-    fusion: Fusion | None = None
+    decision: Decision
+    fusion: Fusion | None
+    waves: tuple[float, ...]
 
 
 def spaces_of(config: BackfillConfig) -> dict[str, str]:
@@ -59,40 +60,15 @@ def spaces_of(config: BackfillConfig) -> dict[str, str]:
     return spaces
 
 
-def choose(config: BackfillConfig) -> tuple[Method, Policy, dict[str, str]]:
-    """What each `auto` becomes, and why. Fixed rules, not yet measured on the user's own pairs."""
-    choices: dict[str, str] = {}
-    method: Method
-    if config.alignment.method != "auto":
-        method = config.alignment.method
-    elif config.new_model.classifier is not None:
-        method, choices["alignment.method"] = "fastfill", "fastfill: its loss can use the new model's classifier"
-    else:
-        method, choices["alignment.method"] = "ridge", "ridge: hard to beat where the new model has no classifier"
-    policy: Policy
-    if config.policy.name != "auto":
-        policy = config.policy.name
-    else:
-        policy, choices["policy.name"] = "uncertainty", "uncertainty: FastFill's order, needs nothing but the alignment"
-    if config.serving.stale_mode == "auto":
-        choices["serving.stale_mode"] = "aligned: it needs the new model's queries alone"
-    return method, policy, choices
-
-
-def choose_fusion(config: BackfillConfig) -> Fusion | None:
-    """The stale mode: None for aligned, the factors for fused. A fixed weight, not yet measured on the user's pairs."""
-    return fusion_of(_FUSED_WEIGHT, config.new_model.metric) if config.serving.stale_mode == "fused" else None
-
-
 def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: Progress) -> Prepared:
     """Run or find every stage before PLAN."""
     endpoint = config.storage.s3_endpoint
     spaces = spaces_of(config)
     metric, side_dim = config.new_model.metric, snapshot.side_dim
     source = Source(config.gallery, snapshot.id_type, snapshot.old_dim, metric, endpoint, side_dim)
-    method, policy, choices = choose(config)
+    methods = methods_to_train(config)
     classifier = None
-    if config.new_model.classifier is not None and method == "fastfill":
+    if config.new_model.classifier is not None:
         classifier = read_classifier(config.new_model.classifier, dim=config.new_model.dim, s3_endpoint=endpoint)
 
     pair_plan = plan_pairs(config, snapshot, spaces["new"])
@@ -117,38 +93,74 @@ def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: 
             s3_endpoint=endpoint,
         )
     directions = {"old": old_space_of(config, snapshot), "new": spaces["new"]}
-    trained = train(
+    jobs = [
         TrainJob(
             files=files,
             method=method,
             preset=config.alignment.preset,
-            classifier=classifier,
+            classifier=classifier if method == "fastfill" else None,
             seed=config.seed,
             use_gpu=config.resources.gpus_per_actor > 0,
             fingerprint=alignment_fingerprint(
-                pairs.fingerprint, method, config.alignment.preset, classifier, config.seed
+                pairs.fingerprint,
+                method,
+                config.alignment.preset,
+                classifier if method == "fastfill" else None,
+                config.seed,
             ),
             spaces=directions,
             s3_endpoint=endpoint,
-        ),
-        pairs,
-        progress,
-    )
-    reference = pairs.part("train")
+        )
+        for method in methods
+    ]
+    trained = _fitted(train_all(jobs, pairs, progress), progress)
+    norm = float(np.linalg.norm(pairs.new, axis=1).mean())
+    alignments = {method: load_alignment(files, found, directions) for method, found in trained.items()}
+    may_fuse = config.serving.stale_mode != "auto" or _fused_fits(config, snapshot)
+    evidence = Evidence(config, pairs, queries, alignments, norm, classifier, may_fuse)
+    fractions = (len(pairs.ids) / snapshot.rows, *config.waves)
+    decision = decide(files, evidence, [found.fingerprint for found in trained.values()], fractions, progress)
+    for key, why in decision.told.items():
+        progress.say(f"{key}: {why}")
     scorer = Scorer(
         files=files,
         source=source,
-        trained=trained,
+        trained=trained[decision.method],
         spaces=directions,
-        policy=policy,
-        norm=float(np.linalg.norm(pairs.new, axis=1).mean()),
+        policy=decision.policy,
+        norm=norm,
         seed=config.seed,
-        reference=reference.new if policy == "class_margin" else None,
-        reference_labels=reference.labels if policy == "class_margin" else None,
+        reference=evidence.reference(decision.method, decision.policy),
+        decided=pairs.fingerprint if decision.policy == "expected_gain" else evidence.head_digest(decision.policy),
     )
     limit = config.quarantine.limit(snapshot.rows)
     scores = score(scorer, snapshot, pair_plan.offsets, limit, progress)
-    return Prepared(snapshot, job, pairs, pair_receipts, queries, scorer, scores, choices, choose_fusion(config))
+    fusion = decision.fusion(metric)
+    return Prepared(
+        snapshot, job, pairs, pair_receipts, queries, scores.scorer, scores, decision, fusion, tuple(config.waves)
+    )
+
+
+def _fitted(trained: Mapping[Method, TrainedAlignment | str], progress: Progress) -> dict[Method, TrainedAlignment]:
+    """The maps that could be fitted; why one could not is told, and raised if none could."""
+    failed = {method: found for method, found in trained.items() if isinstance(found, str)}
+    for method, why in failed.items():
+        progress.say(f"alignment.method {method} is left out: {why}")
+    if len(failed) == len(trained):
+        reasons = "; ".join(f"{method}: {why}" for method, why in failed.items())
+        raise AlignmentFailed(f"no map can be fitted: {reasons}")
+    return {method: found for method, found in trained.items() if not isinstance(found, str)}
+
+
+def _fused_fits(config: BackfillConfig, snapshot: Snapshot) -> bool:
+    """Whether the index of stale vectors can hold fused ones: `auto` does not choose what cannot be built."""
+    stale = config.index.stale_factory or config.index.factory
+    try:
+        for dim in (snapshot.old_dim + config.new_model.dim, snapshot.old_dim):
+            check_factory(stale, dim, config.new_model.metric, config.pairs.count)
+    except ConfigError:
+        return False
+    return True
 
 
 def _check_label_types(config: BackfillConfig, inspected: Snapshot, queries: TableInput) -> None:
@@ -186,9 +198,9 @@ def check_request(config: BackfillConfig, inspected: Snapshot) -> None:
     wave_targets(config.waves, inspected.rows, config.pairs.count)
     check_factory(config.index.factory, new.dim, new.metric, 2 * config.pairs.count)
     stale, key = config.index.stale_factory or config.index.factory, "index.stale_factory"
-    if (fusion := choose_fusion(config)) is not None:
-        dim = fused_dim(fusion, inspected.old_dim, new.dim)
-        check_factory(stale, dim, new.metric, config.pairs.count, f"{key} (of fused vectors)")
+    if config.serving.stale_mode == "fused":
+        for dim in (inspected.old_dim + new.dim, inspected.old_dim):  # the second where old vectors alone serve best
+            check_factory(stale, dim, new.metric, config.pairs.count, f"{key} (of fused vectors)")
     elif config.index.stale_factory is not None:
         check_factory(stale, new.dim, new.metric, 2 * config.pairs.count, key)
     if new.classifier is not None:

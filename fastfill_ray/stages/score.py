@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ from fastfill_ray.core.plan import (
     order_key,
     wave_of,
 )
-from fastfill_ray.core.policies import class_margin, random_priority, uncertainty
+from fastfill_ray.core.policies import Policy, Reference, merge_top, priority_of, top_scores, weighted
 from fastfill_ray.core.records import FileRef, Model, Quarantined, Receipt, fingerprint
 from fastfill_ray.errors import FastfillError, InputError
 from fastfill_ray.stages.pairs import objects
@@ -32,7 +31,7 @@ from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed, run_tasks
 from fastfill_ray.stages.snapshot import Snapshot, Source
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
-from fastfill_ray.stages.vectors import mapped_columns, mapped_vectors
+from fastfill_ray.stages.vectors import item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.gallery import PinnedFile, read_ids, read_rows
 from fastfill_ray.storage.layout import chunk_unit, stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
@@ -46,8 +45,6 @@ from fastfill_ray.storage.tables import (
     table_bytes,
 )
 
-Policy = Literal["random", "uncertainty", "class_margin"]
-
 _SHOWN = 5
 # Score files read by one counting task: keys are 8 bytes a row, so this is some megabytes.
 _CHUNKS_PER_TASK = 64
@@ -57,7 +54,7 @@ _CHUNKS_PER_TASK = 64
 class Scorer:
     """What turns a chunk's columns into priorities: picklable, the same on every worker.
 
-    reference, reference_labels: the train pairs' new vectors (P, E) and labels, for `class_margin`.
+    reference: what the policy knows of the train pairs. decided: name of the decision that the policy comes from.
     """
 
     files: Files
@@ -67,8 +64,8 @@ class Scorer:
     policy: Policy
     norm: float
     seed: int
-    reference: np.ndarray | None
-    reference_labels: np.ndarray | None
+    reference: Reference
+    decided: str
 
     def alignment(self) -> Alignment:
         if self.trained.weights not in _loaded:
@@ -82,19 +79,28 @@ class Scorer:
         return match_norms(aligned, self.source.metric, self.norm), log_variance
 
     def keys(
-        self, ids: np.ndarray, aligned: np.ndarray, log_variance: np.ndarray, labels: np.ndarray | None
+        self,
+        ids: np.ndarray,
+        old: np.ndarray,
+        aligned: np.ndarray,
+        log_variance: np.ndarray,
+        labels: np.ndarray | None,
+        weights: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Priorities (N,) float32 and order keys (N,) uint64 of items."""
         id_hash = hash_ids(ids)
-        if self.policy == "random":
-            priority = random_priority(id_hash, self.seed)
-        elif self.policy == "class_margin":
-            assert labels is not None
-            assert self.reference is not None
-            assert self.reference_labels is not None
-            priority = class_margin(aligned, labels, self.reference, self.reference_labels)
-        else:
-            priority = uncertainty(log_variance)
+        priority = priority_of(
+            self.policy,
+            self.reference,
+            id_hash=id_hash,
+            old=old,
+            aligned=aligned,
+            log_variance=log_variance,
+            labels=labels,
+            seed=self.seed,
+        )
+        if weights is not None:
+            priority = weighted(self.policy, priority, weights)
         return priority, order_key(priority, id_hash)
 
 
@@ -104,12 +110,13 @@ _loaded: dict[FileRef, Alignment] = {}
 
 @dataclass(frozen=True)
 class Scores:
-    """The finished stage: per chunk the file with columns id, log_variance, priority, key, is_pair."""
+    """The finished stage: per chunk the file with id, log_variance, priority, key, is_pair; and what made them."""
 
     fingerprint: str
     chunks: dict[int, FileRef]
     unusable: int
     ids_digest: str
+    scorer: Scorer
 
 
 class _Work(Model):
@@ -135,9 +142,10 @@ def score(
         InputError: more unusable old vectors than `limit`; names the first rows and reasons.
     """
     files, name = scorer.files, _scores_name(scorer, snapshot)
+    scorer = _with_thresholds(scorer, snapshot, pair_offsets, name, progress)
     folder = stage_folder("scores", name)
     if (finished := read_receipt(files, stage_receipt("scores", name))) is not None:
-        return _from_table(name, files, finished)
+        return _from_table(name, scorer, finished)
     receipts = find_receipts(files, folder)
     work = [
         _Work(
@@ -175,21 +183,77 @@ def score(
         seconds=sum(receipt.seconds for receipt in ordered),
         details={"unusable": sum(len(receipt.quarantined) for receipt in ordered)},
     )
-    return _from_table(name, files, put_receipt(files, stage_receipt("scores", name), stage))
+    return _from_table(name, scorer, put_receipt(files, stage_receipt("scores", name), stage))
+
+
+def _with_thresholds(
+    scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]], name: str, progress: Progress
+) -> Scorer:
+    """The scorer with what `expected_gain` must know of the whole gallery: a first pass, kept with the scores.
+
+    Each proxy query's best scores are merged over the chunks, so no process ever holds more than those. Pairs are left
+    out: the proxy queries are pairs, and would find themselves.
+    """
+    proxies = scorer.reference.proxies
+    if scorer.policy != "expected_gain" or proxies is None:
+        return scorer
+    path = f"{stage_folder('scores', name)}/thresholds.receipt.json"
+    if (receipt := read_receipt(scorer.files, path)) is None:
+        files = snapshot.gallery.files
+        work = [
+            _Work(
+                index=chunk.index,
+                start=chunk.start,
+                rows=chunk.rows,
+                file=files[chunk.file],
+                pairs=pair_offsets.get(chunk.index, ()),
+            )
+            for chunk in snapshot.chunks
+        ]
+        with progress.stage("thresholds", snapshot.rows, "items") as bar:
+
+            def best() -> Iterator[np.ndarray]:
+                for item, part in run_tasks(partial(_best_scores, scorer), work, name="best scores"):
+                    bar.advance(item.rows)
+                    yield part
+
+            table = pa.table({"threshold": merge_top(best())[:, -1]})
+        data = table_bytes(table)
+        output = put_file(scorer.files, stage_output("scores", name, "thresholds.parquet", sha256_hex(data)), data)
+        receipt = put_receipt(scorer.files, path, Receipt(unit="thresholds", outputs=(output,), rows=table.num_rows))
+    output = receipt.outputs[0]
+    found = read_table(get_verified(scorer.files, output), name=output.path).column("threshold").to_numpy()
+    return replace(scorer, reference=replace(scorer.reference, proxies=replace(proxies, thresholds=found)))
+
+
+def _best_scores(scorer: Scorer, work: _Work) -> np.ndarray:
+    """Each proxy query's best scores (P, k) in one chunk, its pairs and unusable rows left out."""
+    config, proxies = scorer.source.config, scorer.reference.proxies
+    assert proxies is not None
+    endpoint = scorer.source.s3_endpoint
+    table = read_rows(work.file, mapped_columns(config), start=work.start, rows=work.rows, s3_endpoint=endpoint)
+    old, side, unusable = mapped_vectors(table, scorer.source)
+    kept = np.setdiff1d(np.arange(work.rows), [*work.pairs, *unusable])
+    aligned, _ = scorer.align(old[kept], side[kept] if side is not None else None)
+    return top_scores(proxies.evidence(old[kept], aligned))
 
 
 def _scores_name(scorer: Scorer, snapshot: Snapshot) -> str:
-    return fingerprint([snapshot.fingerprint, scorer.trained.fingerprint, scorer.policy, scorer.seed])
+    weight = scorer.source.config.weight_column
+    return fingerprint(
+        [snapshot.fingerprint, scorer.trained.fingerprint, scorer.policy, scorer.seed, scorer.decided, weight]
+    )
 
 
-def _from_table(name: str, files: Files, stage: Receipt) -> Scores:
+def _from_table(name: str, scorer: Scorer, stage: Receipt) -> Scores:
     output = stage.outputs[0]
-    table = read_table(get_verified(files, output), name=output.path).to_pylist()
+    table = read_table(get_verified(scorer.files, output), name=output.path).to_pylist()
     return Scores(
         fingerprint=name,
         chunks={row["chunk"]: FileRef(path=row["path"], size=row["size"], sha256=row["sha256"]) for row in table},
         unusable=int(stage.details["unusable"]),
         ids_digest=stage.ids_digest,
+        scorer=scorer,
     )
 
 
@@ -229,12 +293,15 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
     needs_labels = scorer.policy == "class_margin"
     if needs_labels and config.label_column is not None:
         columns.append(config.label_column)
+    if config.weight_column is not None:
+        columns.append(config.weight_column)
     table = read_rows(work.file, columns, start=work.start, rows=work.rows, s3_endpoint=scorer.source.s3_endpoint)
     ids = read_ids(table, config.id_column, scorer.source.id_type)
     old, side, unusable = mapped_vectors(table, scorer.source)
     aligned, log_variance = scorer.align(old, side)
     labels = objects(table.column(config.label_column)) if needs_labels and config.label_column is not None else None
-    priority, keys = scorer.keys(ids, aligned, log_variance, labels)
+    weights = item_weights(table, scorer.source, work.file.path) if config.weight_column is not None else None
+    priority, keys = scorer.keys(ids, old, aligned, log_variance, labels, weights)
     bad = np.array(sorted(unusable), dtype=np.int64)
     if len(bad):
         priority[bad], log_variance[bad] = np.inf, np.inf

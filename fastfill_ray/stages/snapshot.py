@@ -77,6 +77,7 @@ def gallery_columns(config: GalleryConfig) -> dict[str, str]:
     optional = {
         "gallery.label_column": config.label_column,
         "gallery.group_column": config.group_column,
+        "gallery.weight_column": config.weight_column,
         "gallery.side_column": config.side_column,
     }
     return columns | {key: name for key, name in optional.items() if name is not None}

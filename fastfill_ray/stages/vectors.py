@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig
+from fastfill_ray.errors import InputError
 from fastfill_ray.stages.snapshot import Source
 from fastfill_ray.storage.tables import element_type, vectors_of
 
@@ -40,3 +41,24 @@ def mapped_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, np.ndar
     side, bad = vectors_of(table.column(name), source.side_dim, binary_dtype=kind)
     reasons = {row: f"gallery.side_column: {reason}" for row, reason in bad.items()}
     return old, side, dict(sorted((reasons | unusable).items()))
+
+
+def item_weights(table: pa.Table, source: Source, path: str) -> np.ndarray:
+    """The weights (N,) float32 of gallery rows; only where a weight column is configured.
+
+    Raises:
+        InputError: a weight that is null, not a number, not finite or negative: names the file and the row in it.
+    """
+    name = source.config.weight_column
+    assert name is not None
+    column = table.column(name)
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise InputError(f"{path}: gallery.weight_column {name!r} is {column.type}; numbers are expected")
+    weights = column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float32)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise InputError(
+            f"{path}: gallery.weight_column {name!r} is {column[int(bad[0])].as_py()!r} in {len(bad)} of the rows that "
+            "were read; finite numbers of at least 0 are expected. Fill them in, or leave weight_column out."
+        )
+    return weights

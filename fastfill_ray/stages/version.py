@@ -12,7 +12,7 @@ import pyarrow as pa
 from fastfill_ray.config import BackfillConfig
 from fastfill_ray.core.gate import judge
 from fastfill_ray.core.metrics import Floats
-from fastfill_ray.core.plan import Chunk, combine_digests, cut_buckets, wave_targets
+from fastfill_ray.core.plan import Chunk, combine_digests, cut_buckets, wave_middles, wave_targets
 from fastfill_ray.core.records import (
     Calibration,
     FileRef,
@@ -26,6 +26,7 @@ from fastfill_ray.core.records import (
     Version,
     fingerprint,
 )
+from fastfill_ray.core.serving import Served
 from fastfill_ray.core.simulate import Shadow
 from fastfill_ray.core.state import State
 from fastfill_ray.errors import ConfigError, CorruptFile
@@ -34,7 +35,7 @@ from fastfill_ray.stages.build import BucketWork, BuildJob, build, train_templat
 from fastfill_ray.stages.embed import Unit
 from fastfill_ray.stages.evaluate import Ask
 from fastfill_ray.stages.measure import PerQuery
-from fastfill_ray.stages.prepare import Prepared, choose
+from fastfill_ray.stages.prepare import Prepared
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.score import count_units, thresholds
 from fastfill_ray.storage.files import Files
@@ -59,13 +60,13 @@ def make_plan(
         ConfigError: the first wave ends below the pairs' share.
     """
     with progress.timed("plan"):
-        method, policy, _ = choose(config)
         rows, waves = ready.snapshot.rows, config.waves
         targets = wave_targets(waves, rows, config.pairs.count)
         cuts = thresholds(files, ready.scores, targets)
         counts = count_units(files, ready.scores, cuts, len(waves))
         mode, fusion = ("aligned", None) if ready.fusion is None else ("fused", ready.fusion.model_dump(mode="json"))
-        name = fingerprint([ready.scores.fingerprint, request, len(state.plans), mode, fusion])
+        decision = ready.decision
+        name = fingerprint([ready.scores.fingerprint, request, len(state.plans), mode, fusion, decision.form])
         stale_factory = config.index.stale_factory or config.index.factory
         chunks, numbers = np.nonzero(counts)
         table = pa.table({"chunk": chunks, "wave": numbers, "rows": counts[chunks, numbers]})
@@ -85,8 +86,8 @@ def make_plan(
         pairs=ready.pairs.fingerprint,
         alignment=ready.scorer.trained.fingerprint,
         scores=ready.scores.fingerprint,
-        method=method,
-        policy=policy,
+        method=decision.method,
+        policy=decision.policy,
         stale_mode="aligned" if ready.fusion is None else "fused",
         fusion=ready.fusion,
         waves=waves,
@@ -103,7 +104,11 @@ def make_plan(
         objective=f"{config.objective.relevance}/{config.objective.metric}",
         baselines=arms,
         baseline_queries=queries,
-        choices=ready.choices,
+        choices=decision.told,
+        form=decision.form,
+        fitted_by=decision.chosen_by,
+        prediction=decision.prediction,
+        choice=decision.choice,
     )
 
 
@@ -143,7 +148,8 @@ def _means(config: BackfillConfig, ready: Prepared, values: PerQuery) -> tuple[M
 
 def _shadow(ready: Prepared, split: str, cuts: Sequence[int], fusion: Fusion | None) -> Shadow:
     share = len(ready.pairs.ids) / ready.snapshot.rows
-    return evaluate.shadow_of(ready.pairs.part(split), ready.queries, ready.scorer, cuts, share, fusion)
+    middles = wave_middles(ready.waves, share)
+    return evaluate.shadow_of(ready.pairs.part(split), ready.queries, ready.scorer, cuts, middles, share, fusion)
 
 
 def _check_answerable(config: BackfillConfig, ready: Prepared, arms: Mapping[str, Sequence[MetricValue]]) -> None:
@@ -222,12 +228,14 @@ class VersionMaker:
         segments = self._segments(state, wave, dict(receipts))
         self._check_complete(segments)
         with self.progress.timed("evaluate"):
-            offset = evaluate.fit_calibration(self._calibration, wave, self.config.objective)
+            served = self._fit(wave)
             segments = [
-                segment.model_copy(update={"calibration": offset}) if segment.state == "stale" else segment
+                segment.model_copy(update={"calibration": self._calibration_of(segment, served)})
+                if segment.state == "stale"
+                else segment
                 for segment in segments
             ]
-            values = self._measure(segments, wave, offset)
+            values = self._measure(segments, wave, served)
             data = measure.query_table(values, self.ready.queries.fingerprint)
             path = stage_output("evaluation", self.plan.plan, f"wave-{wave:02d}.parquet", sha256_hex(data))
             per_query = put_file(self.files, path, data)
@@ -300,10 +308,21 @@ class VersionMaker:
                 "Nothing was committed."
             )
 
-    def _measure(self, segments: Sequence[Segment], wave: int, offset: Calibration) -> PerQuery:
+    def _fit(self, wave: int) -> Served:
+        """How this version's stale scores are served, for the objective, or for what stands in for it."""
+        relevance, metric = self.plan.objective.split("/")
+        relevance = self.plan.fitted_by or relevance
+        return self._calibration.fit(wave, relevance, metric, self.plan.form, self.config.seed)
+
+    def _calibration_of(self, segment: Segment, served: Served) -> Calibration:
+        """Of a stale segment: its whole wave is served as the wave's middle is."""
+        place = float(self._calibration.middles[segment.wave])
+        return Calibration(scale=served.scale, offset=served.offset + served.slope * place)
+
+    def _measure(self, segments: Sequence[Segment], wave: int, served: Served) -> PerQuery:
         values: PerQuery = {}
-        for calibrated, calibration in ((True, offset), (False, Calibration())):
-            for name, found in self._audit.at(wave, calibration).items():
+        for calibrated, serving in ((True, served), (False, Served())):
+            for name, found in self._audit.at(wave, serving).items():
                 values["audit", name, calibrated] = found
         if _has_truth(self.ready):
             both = (True, False)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from fastfill_ray.core.records import check_path
 
-Stage = Literal["pairs", "alignment", "scores", "evaluation"]
+Stage = Literal["pairs", "alignment", "choice", "scores", "evaluation"]
 
 LOG = "log"
 REPORT_HTML = "reports/report.html"

@@ -1,0 +1,249 @@
+"""What every `auto` becomes: the laboratory on the user's own pairs, run once, kept with its figures.
+
+Chosen on the calibration split by the objective; reported, and predicted, on the audit split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from fastfill_ray.alignment.maps import Alignment, Method
+from fastfill_ray.alignment.pairs import fitted_classifier
+from fastfill_ray.config import BackfillConfig, Metric
+from fastfill_ray.core.choice import WEIGHTS, Allowed
+from fastfill_ray.core.curves import Candidate
+from fastfill_ray.core.fusion import fusion_of
+from fastfill_ray.core.laboratory import Split, investigate, predicted
+from fastfill_ray.core.plan import hash_ids
+from fastfill_ray.core.policies import POLICIES, Policy, Proxies, Reference, make_proxies
+from fastfill_ray.core.records import FileRef, Fusion, Model, Prediction, Receipt, canonical, fingerprint
+from fastfill_ray.core.scenes import Asked, Items, items_as_queries, make_scene, make_view
+from fastfill_ray.core.serving import Form
+from fastfill_ray.core.tell import candidate_json, findings_json, words
+from fastfill_ray.stages.pairs import Pairs
+from fastfill_ray.stages.progress import Progress
+from fastfill_ray.stages.queries import MAX_QUERIES, Queries
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.layout import stage_output, stage_receipt
+from fastfill_ray.storage.receipts import put_receipt, read_receipt
+from fastfill_ray.storage.tables import get_verified, put_file, sha256_hex
+
+# What `alignment.method: auto` trains and compares; the cheap ones first.
+AUTO_METHODS: tuple[Method, ...] = ("kernel", "ridge", "procrustes", "fastfill", "fct")
+# Below this many queries with an answer, choosing and fitting by that relevance would be choosing by chance.
+MIN_QUERIES = 30
+MAX_PROXIES = 1000
+
+
+class Decision(Model):
+    """The outcome; ``told`` is why, for people, per config key that was `auto`."""
+
+    method: Method
+    policy: Policy
+    weight: float
+    old_scale: float
+    form: Form
+    chosen_by: str
+    prediction: tuple[Prediction, ...]
+    choice: dict[str, Any]
+    told: dict[str, str]
+
+    def fusion(self, metric: Metric) -> Fusion | None:
+        """The factors of fused stale vectors; None in stale mode `aligned`."""
+        return None if self.weight == 1 else fusion_of(self.weight, metric, self.old_scale)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the laboratory looks at.
+
+    classifier: the new model's own, or None. may_fuse: whether the index of stale vectors can hold fused ones.
+    """
+
+    config: BackfillConfig
+    pairs: Pairs
+    queries: Queries
+    alignments: Mapping[Method, Alignment]
+    norm: float
+    classifier: tuple[np.ndarray, np.ndarray] | None
+    may_fuse: bool = True
+
+    @cached_property
+    def head(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The classifier that `entropy` reads: the model's own, else one fitted on the labelled pairs."""
+        train = self.pairs.part("train")
+        return self.classifier or fitted_classifier(train.new, train.labels)
+
+    def head_digest(self, policy: Policy) -> str:
+        """What the scores of a policy depend on beside alignment and seed."""
+        if policy != "entropy" or self.head is None:
+            return ""
+        return sha256_hex(b"".join(part.tobytes() for part in self.head))
+
+    def reference(self, method: Method, *policies: Policy) -> Reference:
+        """What these policies know of the train pairs, under one map."""
+        train = self.pairs.part("train")
+        return Reference(
+            new=train.new if "class_margin" in policies else None,
+            labels=train.labels if "class_margin" in policies else None,
+            classifier=self.head if "entropy" in policies else None,
+            proxies=proxies_of(self, method) if "expected_gain" in policies else None,
+        )
+
+
+def methods_to_train(config: BackfillConfig) -> tuple[Method, ...]:
+    """The maps that a run trains: the one that is asked for, or all that `auto` compares."""
+    method = config.alignment.method
+    return AUTO_METHODS if method == "auto" else (method,)
+
+
+def policies_allowed(config: BackfillConfig, *, head: bool) -> list[Policy]:
+    """The orders that may be chosen. `class_margin` reads the gallery's labels, which suits relevance `label` alone."""
+    if config.policy.name != "auto":
+        return [config.policy.name]
+    by_label = config.objective.relevance == "label" and config.gallery.label_column is not None
+    excluded = set[Policy]() if by_label else {"class_margin"}
+    return [policy for policy in POLICIES if policy not in excluded and (head or policy != "entropy")]
+
+
+def proxies_of(evidence: Evidence, method: Method) -> Proxies:
+    """Proxy queries for `expected_gain` under one map: a sample of the train pairs."""
+    config, held_out = evidence.config, evidence.pairs.part("calibration")
+    train = evidence.pairs.part("train")
+    drawn = np.random.default_rng([config.seed, 5]).permutation(len(train.ids))[:MAX_PROXIES]
+    return make_proxies(
+        train.new[drawn],
+        train.old[drawn],
+        config.new_model.metric,
+        items_new=held_out.new,
+        items_old=held_out.old,
+        items_aligned=evidence.alignments[method](held_out.old, held_out.side)[0],
+    )
+
+
+def decide(
+    files: Files, evidence: Evidence, names: Sequence[str], fractions: Sequence[float], progress: Progress
+) -> Decision:
+    """The decision, found by its receipt or made now.
+
+    Args:
+        names: fingerprints of the alignments.
+        fractions: of the versions to come, pairs included: what is predicted.
+    """
+    config, queries = evidence.config, evidence.queries
+    asked = [config.alignment.method, config.policy.name, config.serving.stale_mode, config.objective.model_dump()]
+    labels = [config.gallery.label_column, config.gallery.weight_column, config.seed, list(fractions)]
+    name = fingerprint([evidence.pairs.fingerprint, queries.fingerprint, list(names), asked, labels])
+    if (receipt := read_receipt(files, stage_receipt("choice", name))) is not None:
+        return Decision.model_validate_json(get_verified(files, receipt.outputs[0]))
+    with progress.timed("choose"):
+        decision = _decide(evidence, fractions)
+        data = canonical(decision.model_dump(mode="json"))
+        output: FileRef = put_file(files, stage_output("choice", name, "choice.json", sha256_hex(data)), data)
+        put_receipt(files, stage_receipt("choice", name), Receipt(unit="choice", outputs=(output,), rows=0))
+    return decision
+
+
+def _decide(evidence: Evidence, fractions: Sequence[float]) -> Decision:
+    config = evidence.config
+    policies = policies_allowed(config, head=config.policy.name == "auto" and evidence.head is not None)
+    references = {method: evidence.reference(method, *policies) for method in evidence.alignments}
+    calibration, audit = (_split(evidence, name, policies, references) for name in ("calibration", "audit"))
+    relevance, metric = config.objective.relevance, config.objective.metric
+    chosen_by = relevance if calibration.scene.answerable(relevance) >= MIN_QUERIES else "new_model"
+    modes = {"auto": WEIGHTS, "aligned": (1.0,), "fused": tuple(w for w in WEIGHTS if w < 1)}
+    can_fuse = calibration.scene.old is not None and evidence.may_fuse
+    weights = [w for w in modes[config.serving.stale_mode] if w == 1 or can_fuse]
+    allowed = Allowed([str(method) for method in evidence.alignments], policies, weights)
+    findings = investigate(calibration, audit, allowed, chosen_by, metric, seed=config.seed, everything=False)
+    winner = findings.choice.winner
+    told = findings_json(findings, audit.scene, chosen_by, metric, seed=config.seed)
+    promised = _predict(evidence, calibration, audit, winner, chosen_by, fractions)
+    why = f"best {chosen_by}/{metric} on {int((evidence.pairs.split == 'calibration').sum())} calibration pairs"
+    autos = {
+        "alignment.method": (config.alignment.method, winner.method),
+        "policy.name": (config.policy.name, winner.policy),
+        "serving.stale_mode": (config.serving.stale_mode, winner.stale_mode),
+    }
+    words_of = {key: f"{chosen}: {why}" for key, (asked, chosen) in autos.items() if asked == "auto"}
+    if findings.choice.runner_up is not None and findings.margin is not None:
+        margin = findings.margin
+        words_of["runner-up"] = (
+            f"{words(findings.choice.runner_up)}; {words(winner)} is ahead of it by {margin.value:+.4f} "
+            f"[{margin.low:+.4f}, {margin.high:+.4f}] on the audit pairs"
+        )
+    return Decision(
+        method=next(m for m in evidence.alignments if m == winner.method),
+        policy=next(p for p in POLICIES if p == winner.policy),
+        weight=winner.weight,
+        old_scale=calibration.scene.old_scale,
+        form=winner.form,
+        chosen_by=chosen_by,
+        prediction=promised,
+        choice={**told["choice"], "winner": candidate_json(winner), "arms": told["arms"]},
+        told=words_of,
+    )
+
+
+def _predict(
+    evidence: Evidence,
+    calibration: Split,
+    audit: Split,
+    winner: Candidate,
+    chosen_by: str,
+    fractions: Sequence[float],
+) -> tuple[Prediction, ...]:
+    """The winner's curve at the versions' fractions, by the objective, on the audit split."""
+    relevance, metric = evidence.config.objective.relevance, evidence.config.objective.metric
+    if audit.scene.answerable(relevance) < MIN_QUERIES:
+        relevance = "new_model"
+    share = fractions[0]
+    rows = np.random.default_rng([evidence.config.seed, 9]).random(len(audit.scene.id_hash)) < share
+    values = predicted(
+        calibration, audit, winner, (chosen_by, relevance), metric, fractions, rows, evidence.config.seed
+    )
+    return tuple(
+        Prediction(fraction=fraction, relevance=relevance, metric=metric, value=v.value, low=v.low, high=v.high)
+        for fraction, v in zip(fractions, values, strict=True)
+        if v.queries
+    )
+
+
+def _split(evidence: Evidence, name: str, policies: Sequence[Policy], references: Mapping[Method, Reference]) -> Split:
+    part, config = evidence.pairs.part(name), evidence.config
+    ids = part.ids.astype(np.int64) if len(part.ids) and isinstance(part.ids[0], int) else part.ids
+    items = Items(hash_ids(ids), part.old, part.new, part.labels, part.groups, part.weights)
+    asked = _asked(evidence.queries, part, items, config.seed)
+    scene = make_scene(items, asked, config.new_model.metric)
+    views = {}
+    for method, alignment in evidence.alignments.items():
+        aligned, log_variance = alignment(part.old, part.side)
+        views[str(method)] = make_view(
+            items,
+            asked,
+            aligned,
+            log_variance,
+            config.new_model.metric,
+            norm=evidence.norm,
+            reference=references[method],
+            policies=policies,
+            seed=config.seed,
+        )
+    return Split(scene, views)
+
+
+def _asked(queries: Queries, part: Pairs, items: Items, seed: int) -> Asked:
+    """The given queries; without them a split's own items ask it, so that held-out splits stay apart."""
+    if queries.are_items:
+        count = min(len(part.ids), MAX_QUERIES)
+        return items_as_queries(items, np.sort(np.random.default_rng(seed).choice(len(part.ids), count, replace=False)))
+    judged = None
+    if queries.judged is not None:
+        row_of = {value: row for row, value in enumerate(part.ids.tolist())}
+        judged = np.array([(q, row_of[item]) for q, item in queries.judged if item in row_of], np.int64).reshape(-1, 2)
+    return Asked(queries.new, queries.old, queries.labels, queries.groups, judged=judged)
