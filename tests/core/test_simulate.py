@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastfill_ray.core.calibration import Metric, fit_offset, similarity
+from fastfill_ray.core.calibration import Metric, similarity
 from fastfill_ray.core.fusion import fusion_of
 from fastfill_ray.core.metrics import METRICS
-from fastfill_ray.core.records import Calibration
+from fastfill_ray.core.plan import wave_middles
+from fastfill_ray.core.ranks import Truth
+from fastfill_ray.core.serving import Served, fit_served
 from fastfill_ray.core.simulate import Shadow, make_shadow
 from tests.core.test_metrics import reference
 
@@ -23,6 +25,7 @@ ALIGNED = (NEW + 0.5 * RNG.normal(size=(N, DIM))).astype(np.float32)
 LABELS = RNG.integers(0, 4, N)
 ORDER = RNG.integers(1, WAVES + 2, N).astype(np.int16)
 SAMPLED = RNG.random(N) < 0.2
+MIDDLES = wave_middles((0.3, 0.6, 0.9), 0.1)
 
 
 def shadow(metric: Metric = "cosine", **changes: Any) -> Shadow:
@@ -36,6 +39,7 @@ def shadow(metric: Metric = "cosine", **changes: Any) -> Shadow:
         "waves": ORDER,
         "excluded": np.eye(N, dtype=bool),
         "sampled": SAMPLED,
+        "middles": MIDDLES,
     }
     return make_shadow(**{**given, **changes})
 
@@ -52,9 +56,11 @@ def brute_force(scores: NDArray[np.float64], relevant: list[set[int]]) -> list[d
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 @pytest.mark.parametrize("wave", range(WAVES + 2))
 def test_a_version_of_the_shadow_equals_brute_force(metric: Metric, wave: int) -> None:
-    calibration = Calibration(scale=0.9, offset=0.05)
+    calibration = Served(scale=0.9, offset=0.05, slope=0.1)
     new = similarity(NEW, NEW, metric)
-    served = np.where(wave >= ORDER, new, np.float32(0.9) * similarity(NEW, ALIGNED, metric) + np.float32(0.05))
+    middle = np.array([0.0, 1 / 9, 7 / 18, 13 / 18, 17 / 18], np.float32)[ORDER]
+    stale = np.float32(0.9) * similarity(NEW, ALIGNED, metric) + np.float32(0.05) + np.float32(0.1) * middle
+    served = np.where(wave >= ORDER, new, stale)
     same_label = [{n for n in range(N) if n != q and LABELS[n] == LABELS[q]} for q in range(N)]
     top = [set(sorted((n for n in range(N) if n != q), key=lambda n: -new[q, n])[:10]) for q in range(N)]
     values = shadow(metric).at(wave, calibration)
@@ -65,7 +71,7 @@ def test_a_version_of_the_shadow_equals_brute_force(metric: Metric, wave: int) -
 
 
 def test_the_last_wave_is_the_new_model_itself_whatever_the_calibration() -> None:
-    values = shadow().at(WAVES + 1, Calibration(scale=3, offset=-7))
+    values = shadow().at(WAVES + 1, Served(scale=3, offset=-7))
     assert (values["new_model"]["recall@10"] == 1).all()
     assert (values["new_model"]["map"] == 1).all()
 
@@ -123,13 +129,19 @@ def test_a_fusion_with_old_vectors_needs_them() -> None:
     assert np.isfinite(shadow(fusion=fusion_of(1, "cosine")).stale).any()
 
 
-def test_the_offset_is_fitted_with_the_sampled_items_counted_as_new() -> None:
+def test_the_calibration_is_fitted_with_the_sampled_items_counted_as_new() -> None:
     made = shadow()
+    truth = Truth.of(made.relevance["label"])
     for wave in range(WAVES + 1):
         is_new = (wave >= ORDER) | SAMPLED
-        expected = fit_offset(made.stale, made.new, is_new, made.relevance["label"], "map")
-        assert made.fit(wave, "label", "map") == expected
-    assert replace(made, sampled=np.zeros(N, bool)).fit(0, "label", "map") == Calibration()
+        expected = fit_served(made.stale, made.new, is_new, MIDDLES[ORDER], truth, "map", "scale_offset_by_wave")
+        assert made.fit(wave, "label", "map", "scale_offset_by_wave", seed=0) == expected
+    assert replace(made, sampled=np.zeros(N, bool)).fit(0, "label", "map", "offset", seed=0) == Served()
+
+
+def test_the_middles_of_waves_are_places_in_the_order_of_all_items_but_the_pairs() -> None:
+    np.testing.assert_allclose(wave_middles((0.3, 0.6, 0.9), 0.1), [0, 1 / 9, 7 / 18, 13 / 18, 17 / 18], rtol=1e-6)
+    np.testing.assert_allclose(wave_middles((1.0,), 0.5), [0, 0.5, 1.0])
 
 
 def test_queries_with_an_answer_are_counted_per_relevance() -> None:
