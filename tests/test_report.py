@@ -309,6 +309,13 @@ def test_the_page_says_the_settings_and_why_they_were_chosen() -> None:
     assert "mAP 0.512 at 0 % against 0.498 for ridge" in words
 
 
+def test_the_page_says_the_shares_of_a_fused_score() -> None:
+    fused = plan(stale_mode="fused", fusion={"old": 0.6, "new": 0.8})
+    state = State(init=INIT, plans=(fused,))
+    assert "fused: 0.36 x old + 0.64 x aligned score" in Page(report_html(state)).words
+    assert report_json(state)["plan"]["fusion"] == {"old": 0.6, "new": 0.8}
+
+
 def test_the_page_needs_nothing_from_outside_and_no_script() -> None:
     html = report_html(finished())
     page = Page(html)
