@@ -20,7 +20,7 @@ from fastfill_ray.alignment.maps import Alignment, Method, PresetName
 from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, fitted_classifier
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.core.calibration import Metric
-from fastfill_ray.core.choice import Allowed
+from fastfill_ray.core.choice import WEIGHTS, Allowed
 from fastfill_ray.core.curves import Candidate
 from fastfill_ray.core.laboratory import Findings, Reported, Split, authors_curve, investigate
 from fastfill_ray.core.metrics import METRICS
@@ -101,7 +101,9 @@ def simulate(
         findings = None
     else:
         orders = policies or available_policies(table, head is not None)
-        allowed = Allowed(list(trained), orders)
+        # Items have old vectors, users' queries only where they are given: `fused` is for those.
+        fusable = asked is not None and asked.old is not None
+        allowed = Allowed(list(trained), orders, WEIGHTS if fusable else (1.0,))
         calibration, audit = splits(table, asked, trained, orders, head, metric, seed)
         print(f"choosing among {len(trained)} maps and {len(orders)} orders", file=stream, flush=True)
         findings = investigate(calibration, audit, allowed, relevance, measured, seed=seed, everything=True)
