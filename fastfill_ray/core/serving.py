@@ -21,7 +21,7 @@ Form = Literal["identity", "offset", "offset_by_wave", "scale_offset", "scale_of
 FORMS: tuple[Form, ...] = ("identity", "offset", "offset_by_wave", "scale_offset", "scale_offset_by_wave")
 
 # Steps of the search, in units of the typical gap between a stale score and the new one that replaces it (offset,
-# slope) and as a factor (scale). Halved when nothing near is better; two halvings are as fine as some hundred queries resolve.
+# slope) and as a factor (scale). Halved when nothing near is better; two halvings are fine enough.
 _STEP, _FACTOR, _HALVINGS = 1.0, 1.4, 2
 # A change must better the objective by this much: noise on a plateau must not carry the parameters away.
 _LEAST_GAIN = 1e-4
