@@ -53,7 +53,7 @@ class Simulation:
 def simulate(
     pairs: str | Path | PairsTable,
     *,
-    objective: str = "new_model/recall@10",
+    objective: str | None = None,
     queries: str | QueriesTable | None = None,
     qrels: str | None = None,
     classifier: str | tuple[np.ndarray, np.ndarray] | None = None,
@@ -71,7 +71,8 @@ def simulate(
 
     Args:
         pairs: Parquet with `id`, `old`, `new`, optional `label`, `group`, `weight`, `side`, `split`; or a table.
-        objective: "relevance/metric": what is optimised; `label`, `qrels` or `new_model`, and one of the metrics.
+        objective: "relevance/metric": what is optimised; `label`, `qrels` or `new_model`, and one of the metrics. None
+            for label/map where pairs (and queries) have labels, else new_model/recall@10.
         queries: Parquet with `new`, optional `id`, `old`, `label`, `group`; None: the items of a split ask it.
         qrels: Parquet with `query_id`, `item_id`; needs queries.
         classifier: the new model's own, an .npz with weight (C, E) and bias (C,); labels are then its class numbers.
@@ -88,9 +89,14 @@ def simulate(
     start, stream = time.monotonic(), stream or sys.stderr
     if protocol == "authors":
         metric = "l2"
-    table = pairs if isinstance(pairs, PairsTable) else read_pairs(str(pairs), metric=metric, seed=seed)
-    relevance, _, measured = objective.partition("/")
+    if isinstance(pairs, PairsTable):
+        table = pairs
+    else:
+        table = read_pairs(str(pairs), metric=metric, seed=seed, s3_endpoint=s3_endpoint)
     asked = _asked(queries, qrels, table, metric, s3_endpoint)
+    if objective is None:
+        objective = "label/map" if _labelled(table, asked) else "new_model/recall@10"
+    relevance, _, measured = objective.partition("/")
     _check(table, asked, relevance, measured, policies)
     head = classifier
     if isinstance(head, str):
@@ -201,11 +207,15 @@ def _asked(
     return read_queries(queries, qrels, metric=metric, s3_endpoint=endpoint, **dims)
 
 
+def _labelled(table: PairsTable, asked: QueriesTable | None) -> bool:
+    return table.labels is not None and (asked is None or asked.labels is not None)
+
+
 def _check(
     table: PairsTable, asked: QueriesTable | None, relevance: str, measured: str, policies: Sequence[str] | None
 ) -> None:
-    labelled = table.labels is not None and (asked is None or asked.labels is not None)
-    known = {"new_model": True, "label": labelled, "qrels": asked is not None and asked.judged is not None}
+    judged = asked is not None and asked.judged is not None
+    known = {"new_model": True, "label": _labelled(table, asked), "qrels": judged}
     if measured not in METRICS or relevance not in known:
         raise ConfigError(
             f"objective {relevance}/{measured}: relevance label, qrels or new_model, a slash, and one of "
