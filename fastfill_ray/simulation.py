@@ -89,6 +89,9 @@ def simulate(
     start, stream = time.monotonic(), stream or sys.stderr
     if protocol == "authors":
         metric = "l2"
+        given = {"objective": objective, "queries": queries, "qrels": qrels, "policies": policies}
+        if refused := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(f"protocol authors: {', '.join(refused)} has no place in it; leave it out")
     if isinstance(pairs, PairsTable):
         table = pairs
     else:
@@ -97,22 +100,36 @@ def simulate(
     if objective is None:
         objective = "label/map" if _labelled(table, asked) else "new_model/recall@10"
     relevance, _, measured = objective.partition("/")
-    _check(table, asked, relevance, measured, policies)
+    _check(table, asked, relevance, measured, ("train", "audit") if protocol == "authors" else SPLITS)
+    for name, asked_for, known in (("method", methods, METHODS), ("policy", policies or (), POLICIES)):
+        if unknown := [one for one in asked_for if one not in known]:
+            raise ConfigError(f"{name} {unknown[0]} is unknown; {', '.join(known)} are expected")
+    if table.dropped:
+        row, reason = table.dropped[0]
+        print(f"{len(table.dropped)} pairs are left out; the first: row {row}, {reason}", file=stream, flush=True)
     head = classifier
     if isinstance(head, str):
         head = read_classifier(head, dim=table.new.shape[1], s3_endpoint=s3_endpoint)
+    decider, orders = head, list[Policy]()
+    if protocol is None:
+        train = table.part("train")
+        decider = head or fitted_classifier(train.new, train.labels)
+        orders = _orders(table, policies, decider is not None)
     trained = _train(table, methods, preset, head, seed, stream)
     if protocol == "authors":
         data = _authors(table, trained, seed)
         findings = None
     else:
-        orders = policies or available_policies(table, head is not None)
         allowed = Allowed(list(trained), orders)
-        calibration, audit = splits(table, asked, trained, orders, head, metric, seed)
+        calibration, audit = splits(table, asked, trained, orders, decider, metric, seed)
+        for name, split in (("calibration", calibration), ("audit", audit)):
+            if not split.scene.answerable(relevance):
+                raise ConfigError(f"objective {objective}: no query has a relevant item in split {name!r} of the pairs")
         print(f"choosing among {len(trained)} maps and {len(orders)} orders", file=stream, flush=True)
         findings = investigate(calibration, audit, allowed, relevance, measured, seed=seed, everything=True)
         data = findings_json(findings, audit.scene, relevance, measured, seed=seed)
     data |= {"seed": seed, "metric": metric, "seconds": round(time.monotonic() - start, 1), "preset": preset}
+    data["dropped"] = len(table.dropped)
     data["items"] = {split: int((table.split == split).sum()) for split in SPLITS}
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -120,11 +137,17 @@ def simulate(
     return Simulation(data, findings)
 
 
-def available_policies(table: PairsTable, has_classifier: bool) -> list[Policy]:
-    """The orders that the data allows: class orders need labels, entropy a classifier given or fitted on labels."""
-    labelled = table.labels is not None
-    needs = {"class_margin": labelled, "entropy": labelled or has_classifier}
-    return [policy for policy in POLICIES if needs.get(policy, True)]
+def _orders(table: PairsTable, policies: Sequence[Policy] | None, has_classifier: bool) -> list[Policy]:
+    """The orders to compare: those asked for, else all that the data allows."""
+    lacking: dict[Policy, str] = {}
+    if table.labels is None:
+        lacking["class_margin"] = "pairs need a column 'label'"
+    if not has_classifier:
+        lacking["entropy"] = "it needs the new model's classifier, or pairs with labels of several items each"
+    for policy in policies or ():
+        if policy in lacking:
+            raise ConfigError(f"policy {policy}: {lacking[policy]}")
+    return list(policies or [policy for policy in POLICIES if policy not in lacking])
 
 
 def splits(
@@ -136,11 +159,10 @@ def splits(
     metric: Metric,
     seed: int,
 ) -> tuple[Split, Split]:
-    """The calibration and the audit split, with every map's view of them."""
+    """The calibration and the audit split, with every map's view of them; `entropy` reads the classifier."""
     train, held_out = table.part("train"), table.part("calibration")
     norm = float(np.linalg.norm(train.new, axis=1).mean())
     drawn = np.random.default_rng([seed, 5]).permutation(len(train.ids))[:MAX_PROXIES]
-    head = classifier if "entropy" not in policies else classifier or fitted_classifier(train.new, train.labels)
     references = {}
     for method, alignment in trained.items():
         proxies = make_proxies(
@@ -151,7 +173,7 @@ def splits(
             items_old=held_out.old,
             items_aligned=alignment(held_out.old, held_out.side)[0],
         )
-        references[method] = Reference(train.new, train.labels, head, proxies)
+        references[method] = Reference(train.new, train.labels, classifier, proxies)
     made = []
     for part in (held_out, table.part("audit")):
         items = Items(part.id_hash, part.old, part.new, part.labels, part.groups, part.weights)
@@ -168,7 +190,7 @@ def splits(
                 metric,
                 norm=norm,
                 reference=references[method],
-                policies=[p for p in policies if p != "entropy" or head is not None],
+                policies=policies,
                 seed=seed,
             )
         made.append(Split(scene, views))
@@ -183,7 +205,7 @@ def _questions(part: PairsTable, items: Items, asked: QueriesTable | None, seed:
     if asked.judged is not None:
         place = {value: row for row, value in enumerate(part.ids.tolist())}
         judged = np.array([(q, place[item]) for q, item in asked.judged if item in place], np.int64).reshape(-1, 2)
-        if asked.labels is None:
+        if asked.labels is None and len(judged):
             chosen = np.unique(judged[:, 0])
     chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[:MAX_QUERIES])
     if judged is not None:
@@ -211,9 +233,7 @@ def _labelled(table: PairsTable, asked: QueriesTable | None) -> bool:
     return table.labels is not None and (asked is None or asked.labels is not None)
 
 
-def _check(
-    table: PairsTable, asked: QueriesTable | None, relevance: str, measured: str, policies: Sequence[str] | None
-) -> None:
+def _check(table: PairsTable, asked: QueriesTable | None, relevance: str, measured: str, splits: Sequence[str]) -> None:
     judged = asked is not None and asked.judged is not None
     known = {"new_model": True, "label": _labelled(table, asked), "qrels": judged}
     if measured not in METRICS or relevance not in known:
@@ -224,12 +244,10 @@ def _check(
     if not known[relevance]:
         missing = "a column 'label' in pairs and queries" if relevance == "label" else "queries with qrels"
         raise ConfigError(f"objective {relevance}/{measured}: {missing} are needed")
-    for split in SPLITS:
+    for split in splits:
         count = int((table.split == split).sum())
         if count < 32:
             raise ConfigError(f"pairs: {count} items in split {split!r}, at least 32 are needed; give more pairs")
-    if policies is not None and "class_margin" in policies and table.labels is None:
-        raise ConfigError("policy class_margin reads labels: pairs need a column 'label'")
 
 
 def _train(
@@ -267,7 +285,13 @@ def class_numbers(labels: np.ndarray | None, *, given: bool) -> np.ndarray | Non
     if labels is None or any(label is None for label in labels.tolist()):
         return None
     if given:
-        return labels.astype(np.int64)
+        try:
+            return labels.astype(np.int64)
+        except ValueError:
+            raise ConfigError(
+                f"pairs: label {labels[0]!r} is no class number; the classifier's row numbers are expected, or leave "
+                "the classifier out"
+            ) from None
     return np.unique(labels.astype(str), return_inverse=True)[1].astype(np.int64)
 
 
