@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastfill_ray.core.choice import COARSE_POINTS, Allowed, View, carry, choose, run
+from fastfill_ray.core.choice import COARSE_POINTS, LEAST_FUSED_GAIN, Allowed, View, carry, choose, run
 from fastfill_ray.core.curves import (
     KNOTS,
     Candidate,
@@ -117,13 +117,28 @@ def test_only_what_is_allowed_is_chosen_and_maps_are_compared_under_random_order
         assert trial.candidate.policy in allowed.policies or trial.stage in ("map", "stale mode")
 
 
-def test_trials_are_told_best_first_each_candidate_once() -> None:
+def test_trials_of_the_last_stage_are_told_first_and_best_first_each_candidate_once() -> None:
     scene = scene_of(old=True)
     choice = choose(scene, views_of(scene), ALLOWED, "new_model", "map", 0)
-    areas = [trial.area for trial in choice.trials]
-    assert areas == sorted(areas, reverse=True)
-    assert len({trial.candidate for trial in choice.trials}) == len(choice.trials)
-    assert {trial.stage for trial in choice.trials} == {"map", "stale mode", "order", "calibration"}
+    last = [trial for trial in choice.trials if trial.stage == "calibration"]
+    before = [trial for trial in choice.trials if trial.stage != "calibration"]
+    assert list(choice.trials) == [*last, *before]
+    for trials in (last, before):
+        areas = [trial.area for trial in trials]
+        assert areas == sorted(areas, reverse=True)
+        assert len({trial.candidate for trial in trials}) == len(trials)
+    assert {trial.stage for trial in before} == {"map", "stale mode", "order"}
+
+
+def test_fused_has_to_be_worth_a_second_encoder() -> None:
+    scene = scene_of(old=True)
+    views = views_of(scene)
+    free = choose(scene, views, ALLOWED, "new_model", "map", 0)
+    aligned = [t for t in free.trials if t.stage == "calibration" and t.candidate.weight == 1]
+    assert aligned, "the best aligned candidate is always among the last"
+    best = max(t.area for t in free.trials if t.stage == "calibration")
+    if free.winner.weight < 1:
+        assert max(t.area for t in aligned) < best - LEAST_FUSED_GAIN
 
 
 def test_the_runner_up_differs_in_more_than_the_form_and_is_none_where_nothing_else_is_allowed() -> None:
