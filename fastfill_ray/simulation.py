@@ -95,7 +95,7 @@ def simulate(
     head = classifier
     if isinstance(head, str):
         head = read_classifier(head, dim=table.new.shape[1], s3_endpoint=s3_endpoint)
-    trained = _train(table, methods, preset, head, seed, stream)
+    trained = train_maps(table, methods, preset, head, seed, stream)
     if protocol == "authors":
         data = _authors(table, trained, seed)
         findings = None
@@ -222,7 +222,7 @@ def _check(
         raise ConfigError("policy class_margin reads labels: pairs need a column 'label'")
 
 
-def _train(
+def train_maps(
     table: PairsTable,
     methods: Sequence[Method],
     preset: PresetName,
