@@ -115,7 +115,7 @@ def simulate(
         train = table.part("train")
         decider = head or fitted_classifier(train.new, train.labels)
         orders = _orders(table, policies, decider is not None)
-    trained = _train(table, methods, preset, head, seed, stream)
+    trained = train_maps(table, methods, preset, head, seed, stream)
     if protocol == "authors":
         data = _authors(table, trained, seed)
         findings = None
@@ -252,7 +252,7 @@ def _check(table: PairsTable, asked: QueriesTable | None, relevance: str, measur
             raise ConfigError(f"pairs: {count} items in split {split!r}, at least 32 are needed; give more pairs")
 
 
-def _train(
+def train_maps(
     table: PairsTable,
     methods: Sequence[Method],
     preset: PresetName,

@@ -1,0 +1,238 @@
+"""What every part of the benchmark works on: a set's items drawn and split, the trained maps, and their views.
+
+Legend: N items of a part, Q queries, D old dim, E new dim.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.sets import BenchmarkSet, load_set
+from fastfill_ray.alignment.maps import Alignment, Method
+from fastfill_ray.alignment.pairs import fitted_classifier
+from fastfill_ray.core.calibration import Metric
+from fastfill_ray.core.laboratory import Split
+from fastfill_ray.core.plan import hash_ids
+from fastfill_ray.core.policies import Policy, Reference, make_proxies
+from fastfill_ray.core.scenes import Asked, Items, items_as_queries, make_scene, make_view
+from fastfill_ray.simulation import MAX_PROXIES, available_policies, train_maps
+from fastfill_ray.storage.pairs_file import SPLITS, PairsTable
+
+Floats = NDArray[np.float32]
+Objective = tuple[str, str]
+MAP: Objective = ("label", "map")
+CMC: Objective = ("label", "cmc@1")
+OVERLAP: Objective = ("new_model", "recall@10")
+JUDGED: Objective = ("qrels", "recall@1")
+
+# Of each benchmark set: the data, and whether its own queries ask (else the items do).
+SETS = {
+    "digits": ("digits", False),
+    "docstrings": ("docstrings", False),
+    "docstrings-qrels": ("docstrings", True),
+    "glyphs": ("glyphs", False),
+    "glyphs-biased": ("glyphs-biased", False),
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """At most so many items of each part, drawn uniformly, and queries; ``methods``: the maps that compete."""
+
+    train: int = 2400
+    calibration: int = 1000
+    audit: int = 3000
+    queries: int = 600
+    methods: tuple[Method, ...] = ("kernel", "ridge", "procrustes", "fastfill", "fct")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One held-out part: its items and queries, each map's vectors as it gives them, and the product's views."""
+
+    items: PairsTable
+    asked: Asked
+    aligned: Mapping[str, Floats]
+    split: Split
+
+
+@dataclass(frozen=True)
+class Material:
+    """A set at one seed, ready to be measured.
+
+    table: every drawn item, without side vectors; beside: the same with them, None where the set has none.
+    given: the new model's own classifier; head: that one, or one fitted on the train pairs.
+    norm: mean norm of the train pairs' new vectors.
+    """
+
+    name: str
+    built: BenchmarkSet
+    seed: int
+    limits: Limits
+    metric: Metric
+    objectives: tuple[Objective, ...]
+    policies: tuple[Policy, ...]
+    table: PairsTable
+    beside: PairsTable | None
+    given: tuple[Floats, Floats] | None
+    head: tuple[Floats, Floats] | None
+    trained: Mapping[str, Alignment]
+    references: Mapping[str, Reference]
+    norm: float
+    calibration: Part
+    audit: Part
+
+    @property
+    def train(self) -> PairsTable:
+        return self.table.part("train")
+
+    @property
+    def judged(self) -> bool:
+        """Whether the set's own queries ask, and qrels say what is right."""
+        return JUDGED in self.objectives
+
+    @property
+    def both(self) -> tuple[Objective, Objective]:
+        """The objective of the relevance that users mean, and the overlap with the full new model."""
+        return self.objectives[0], OVERLAP
+
+    def part(self, items: PairsTable, asked: Asked, methods: tuple[str, ...] | None = None) -> Part:
+        """Other items and queries under the trained maps (`methods`: these only)."""
+        trained = {name: a for name, a in self.trained.items() if methods is None or name in methods}
+        return make_part(items, asked, trained, self.references, self.policies, self.metric, self.norm, self.seed)
+
+
+def prepare(name: str, seed: int, cache: Path, limits: Limits, stream: TextIO = sys.stderr) -> Material:
+    """Draw the items of `name`, train the maps and score everything."""
+    data, judged = SETS[name]
+    return prepare_set(load_set(data, cache), name, seed, limits, judged=judged, stream=stream)
+
+
+def prepare_set(
+    built: BenchmarkSet, name: str, seed: int, limits: Limits, *, judged: bool = False, stream: TextIO = sys.stderr
+) -> Material:
+    """As `prepare`, on a set that is at hand."""
+    parts, rng = built.split(seed), np.random.default_rng([seed, 31])
+    rows = {part: np.sort(rng.permutation(parts[part])[: getattr(limits, part)]) for part in SPLITS}
+    table = pairs_table(built, rows)
+    train, held_out = table.part("train"), table.part("calibration")
+    trained = train_maps(table, limits.methods, "default", built.classifier, seed, stream)
+    policies = available_policies(table, built.classifier is not None)
+    if judged:  # a class order suits a relevance that is the class
+        policies = [policy for policy in policies if policy != "class_margin"]
+    head = built.classifier or fitted_classifier(train.new, train.labels)
+    if head is None:
+        policies = [policy for policy in policies if policy != "entropy"]
+    drawn = np.random.default_rng([seed, 5]).permutation(len(train.ids))[:MAX_PROXIES]
+    references = {}
+    for method, alignment in trained.items():
+        proxies = make_proxies(
+            train.new[drawn],
+            train.old[drawn],
+            built.metric,
+            items_new=held_out.new,
+            items_old=held_out.old,
+            items_aligned=alignment(held_out.old)[0],
+        )
+        references[method] = Reference(train.new, train.labels, head, proxies)
+    norm = float(np.linalg.norm(train.new, axis=1).mean())
+    made = []
+    for part in ("calibration", "audit"):
+        items = table.part(part)
+        asked = judged_queries(built, items, limits.queries, seed) if judged else own_queries(items, limits, seed)
+        made.append(make_part(items, asked, trained, references, policies, built.metric, norm, seed))
+    return Material(
+        name=name,
+        built=built,
+        seed=seed,
+        limits=limits,
+        metric=built.metric,
+        objectives=(JUDGED, OVERLAP) if judged else (MAP, CMC, OVERLAP),
+        policies=tuple(policies),
+        table=table,
+        beside=None if built.side is None else pairs_table(built, rows, side=True),
+        given=built.classifier,
+        head=head,
+        trained=trained,
+        references=references,
+        norm=norm,
+        calibration=made[0],
+        audit=made[1],
+    )
+
+
+def pairs_table(built: BenchmarkSet, rows: Mapping[str, NDArray[np.int64]], *, side: bool = False) -> PairsTable:
+    """The items in `rows`, by part, as `simulate` reads them; an id is the item's row in the set."""
+    chosen = np.concatenate(list(rows.values()))
+    split = np.repeat(np.array(list(rows), object), [len(part) for part in rows.values()])
+    return PairsTable(
+        ids=chosen.astype(object),
+        id_hash=hash_ids(chosen),
+        old=built.old[chosen],
+        new=built.new[chosen],
+        split=split,
+        labels=built.labels[chosen].astype(object),
+        groups=None if built.groups is None else built.groups[chosen],
+        side=built.side[chosen] if side and built.side is not None else None,
+    )
+
+
+def items_of(part: PairsTable) -> Items:
+    return Items(part.id_hash, part.old, part.new, part.labels, part.groups)
+
+
+def own_queries(part: PairsTable, limits: Limits, seed: int) -> Asked:
+    """A uniform sample of the items."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(part.ids))[: limits.queries])
+    return items_as_queries(items_of(part), rows)
+
+
+def judged_queries(built: BenchmarkSet, part: PairsTable, count: int, seed: int) -> Asked:
+    """Of the set's own queries a uniform sample of those that seek an item of the part."""
+    assert built.query_item is not None
+    assert built.queries_new is not None
+    assert built.queries_old is not None
+    ids = part.ids.astype(np.int64)
+    inside = np.flatnonzero(np.isin(built.query_item, ids))
+    chosen = np.sort(np.random.default_rng(seed).permutation(inside)[:count])
+    place = np.argsort(ids)[np.searchsorted(np.sort(ids), built.query_item[chosen])]
+    judged = np.stack([np.arange(len(chosen)), place], axis=1).astype(np.int64)
+    return Asked(built.queries_new[chosen], built.queries_old[chosen], judged=judged)
+
+
+def make_part(
+    items: PairsTable,
+    asked: Asked,
+    trained: Mapping[str, Alignment],
+    references: Mapping[str, Reference],
+    policies: tuple[Policy, ...] | list[Policy],
+    metric: Metric,
+    norm: float,
+    seed: int,
+) -> Part:
+    """Scene and views, as `simulate` makes them, of any items and queries."""
+    known = items_of(items)
+    if asked.groups is None:
+        known = replace(known, groups=None)
+    views, aligned = {}, {}
+    for method, alignment in trained.items():
+        aligned[method], log_variance = alignment(items.old)
+        views[method] = make_view(
+            known,
+            asked,
+            aligned[method],
+            log_variance,
+            metric,
+            norm=norm,
+            reference=references[method],
+            policies=policies,
+            seed=seed,
+        )
+    return Part(items, asked, aligned, Split(make_scene(known, asked, metric), views))
