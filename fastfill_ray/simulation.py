@@ -114,7 +114,7 @@ def simulate(
     if protocol is None:
         train = table.part("train")
         decider = head or fitted_classifier(train.new, train.labels)
-        orders = _orders(table, policies, decider is not None)
+        orders = orders_allowed(table, policies, decider is not None)
     trained = train_maps(table, methods, preset, head, seed, stream)
     if protocol == "authors":
         data = _authors(table, trained, seed)
@@ -139,7 +139,7 @@ def simulate(
     return Simulation(data, findings)
 
 
-def _orders(table: PairsTable, policies: Sequence[Policy] | None, has_classifier: bool) -> list[Policy]:
+def orders_allowed(table: PairsTable, policies: Sequence[Policy] | None, has_classifier: bool) -> list[Policy]:
     """The orders to compare: those asked for, else all that the data allows."""
     lacking: dict[Policy, str] = {}
     if table.labels is None:
