@@ -104,9 +104,6 @@ def simulate(
     for name, asked_for, known in (("method", methods, METHODS), ("policy", policies or (), POLICIES)):
         if unknown := [one for one in asked_for if one not in known]:
             raise ConfigError(f"{name} {unknown[0]} is unknown; {', '.join(known)} are expected")
-    if table.dropped:
-        row, reason = table.dropped[0]
-        print(f"{len(table.dropped)} pairs are left out; the first: row {row}, {reason}", file=stream, flush=True)
     head = classifier
     if isinstance(head, str):
         head = read_classifier(head, dim=table.new.shape[1], s3_endpoint=s3_endpoint)
@@ -115,6 +112,9 @@ def simulate(
         train = table.part("train")
         decider = head or fitted_classifier(train.new, train.labels)
         orders = orders_allowed(table, policies, decider is not None)
+    if table.dropped:
+        row, reason = table.dropped[0]
+        print(f"{len(table.dropped)} pairs are left out; the first: row {row}, {reason}", file=stream, flush=True)
     trained = train_maps(table, methods, preset, head, seed, stream)
     if protocol == "authors":
         data = _authors(table, trained, seed)

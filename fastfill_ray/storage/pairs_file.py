@@ -79,7 +79,8 @@ def read_pairs(path: str, *, metric: str, seed: int, s3_endpoint: str | None = N
     ids = read_ids(table, "id", id_type)
     if len(np.unique(ids)) < len(ids):
         values, counts = np.unique(ids, return_counts=True)
-        raise InputError(f"{path}: id {values[counts.argmax()]!r} occurs {counts.max()} times; ids must be unique")
+        repeated = values.tolist()[counts.argmax()]
+        raise InputError(f"{path}: id {repeated!r} occurs {counts.max()} times; ids must be unique")
     vectors, unusable = {}, dict[int, str]()
     for name in ("old", "new", *(["side"] if "side" in present else [])):
         vectors[name], bad = _vectors(path, table, name, metric if name != "side" else "ip", s3_endpoint)
