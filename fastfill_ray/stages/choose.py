@@ -25,6 +25,7 @@ from fastfill_ray.core.records import FileRef, Fusion, Model, Prediction, Receip
 from fastfill_ray.core.scenes import Asked, Items, items_as_queries, make_scene, make_view
 from fastfill_ray.core.serving import Form
 from fastfill_ray.core.tell import candidate_json, findings_json, words
+from fastfill_ray.errors import ConfigError
 from fastfill_ray.stages.pairs import Pairs
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.queries import MAX_QUERIES, Queries
@@ -152,6 +153,11 @@ def decide(
 
 def _decide(evidence: Evidence, fractions: Sequence[float]) -> Decision:
     config = evidence.config
+    if config.policy.name == "entropy" and evidence.head is None:
+        raise ConfigError(
+            "policy.name is 'entropy', but the train pairs have too few labels of two items each to fit a classifier: "
+            "set new_model.classifier, raise pairs.count, or choose another policy"
+        )
     policies = policies_allowed(config, head=config.policy.name == "auto" and evidence.head is not None)
     references = {method: evidence.reference(method, *policies) for method in evidence.alignments}
     calibration, audit = (_split(evidence, name, policies, references) for name in ("calibration", "audit"))
@@ -175,7 +181,7 @@ def _decide(evidence: Evidence, fractions: Sequence[float]) -> Decision:
     if findings.choice.runner_up is not None and findings.margin is not None:
         margin = findings.margin
         words_of["runner-up"] = (
-            f"{words(findings.choice.runner_up)}; {words(winner)} is ahead of it by {margin.value:+.4f} "
+            f"{words(findings.choice.runner_up)}; {words(winner)} minus it is {margin.value:+.4f} "
             f"[{margin.low:+.4f}, {margin.high:+.4f}] on the audit pairs"
         )
     return Decision(

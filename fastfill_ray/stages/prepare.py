@@ -32,8 +32,6 @@ from fastfill_ray.storage.layout import unit_receipt
 from fastfill_ray.storage.receipts import find_receipts
 
 _SHOWN = 5
-# Share of the aligned score in a fused one.
-_FUSED_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
