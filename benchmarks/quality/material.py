@@ -47,9 +47,9 @@ class Limits:
     """At most so many items of each part, drawn uniformly, and queries; ``methods``: the maps that compete."""
 
     train: int = 2400
-    calibration: int = 1000
-    audit: int = 3000
-    queries: int = 600
+    calibration: int = 800
+    audit: int = 2400
+    queries: int = 500
     methods: tuple[Method, ...] = ("kernel", "ridge", "procrustes", "fastfill", "fct")
 
 

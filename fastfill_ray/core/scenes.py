@@ -130,6 +130,8 @@ def make_view(
             labels=items.labels,
             seed=seed,
         )
-        priorities[str(policy)] = priority if items.weights is None else weighted(policy, priority, items.weights)
+        if items.weights is not None:
+            priority = weighted(policy, priority, items.weights, reference)
+        priorities[str(policy)] = priority
     stale = scores_of(asked.new, aligned, metric, own_items(asked, len(items.new)))
     return View(stale, priorities)

@@ -100,7 +100,7 @@ class Scorer:
             seed=self.seed,
         )
         if weights is not None:
-            priority = weighted(self.policy, priority, weights)
+            priority = weighted(self.policy, priority, weights, self.reference)
         return priority, order_key(priority, id_hash)
 
 
