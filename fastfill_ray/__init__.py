@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from fastfill_ray.errors import FastfillError as FastfillError
     from fastfill_ray.index.reader import Index as Index
     from fastfill_ray.index.reader import open_index as open_index
+    from fastfill_ray.simulation import Simulation as Simulation
+    from fastfill_ray.simulation import simulate as simulate
 
 _HOMES = {
     "BackfillConfig": "fastfill_ray.config",
     "BackfillResult": "fastfill_ray.backfill",
     "FastfillError": "fastfill_ray.errors",
     "Index": "fastfill_ray.index.reader",
+    "Simulation": "fastfill_ray.simulation",
     "load_config": "fastfill_ray.config",
     "open_index": "fastfill_ray.index.reader",
     "run_backfill": "fastfill_ray.backfill",
+    "simulate": "fastfill_ray.simulation",
 }
 __all__ = sorted(_HOMES)
 __version__ = "0.1.0"

@@ -51,6 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     rollback.add_argument("--to", type=int, required=True, help="version number")
     rollback.set_defaults(act=_rollback)
 
+    simulate = commands.add_parser("simulate", help="which map, order and calibration suit your pairs; no Ray, no run")
+    simulate.add_argument("--pairs", required=True, help="Parquet with id, old, new, optional label, group, split ...")
+    simulate.add_argument("--out", required=True, help="folder for simulation.json")
+    simulate.add_argument("--objective", metavar="label/map", help="relevance/metric that everything is chosen by")
+    simulate.add_argument("--queries", help="Parquet with new, optional id, old, label, group")
+    simulate.add_argument("--qrels", help="Parquet with query_id, item_id")
+    simulate.add_argument("--classifier", help="the new model's own, an .npz with weight (C, E) and bias (C,)")
+    simulate.add_argument("--protocol", choices=["authors"], help="the published evaluation: L2, nothing chosen")
+    simulate.add_argument("--metric", choices=["l2", "ip", "cosine"], default="cosine")
+    simulate.add_argument("--preset", choices=["default", "paper"], default="default", help="size of learnt maps")
+    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--s3-endpoint", help="URL of an S3-compatible store")
+    simulate.add_argument("--json", action="store_true", help="machine-readable output")
+    simulate.set_defaults(act=_simulate)
+
     arguments = parser.parse_args(argv)
     return guarded(lambda: int(arguments.act(arguments)))
 
@@ -224,6 +239,17 @@ def _rollback(arguments: argparse.Namespace) -> int:
     write_report(files, log.append(Publish(version=arguments.to, reason="rollback")))
     answer = {"published": arguments.to, "before": before}
     print(json.dumps(answer) if arguments.json else f"version {arguments.to} is published (before: {before})")
+    return 0
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from fastfill_ray.simulation import simulate
+
+    names = (
+        "objective", "queries", "qrels", "classifier", "protocol", "metric", "preset", "out", "seed", "s3_endpoint"
+    )  # fmt: skip
+    found = simulate(arguments.pairs, **{name: getattr(arguments, name) for name in names})
+    print(json.dumps(found.data) if arguments.json else found.table())
     return 0
 
 

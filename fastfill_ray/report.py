@@ -10,6 +10,7 @@ from fastfill_ray.core.metrics import curve_area
 from fastfill_ray.core.records import MetricValue, Version
 from fastfill_ray.core.state import State
 from fastfill_ray.report_flips import flips_note, group_gap
+from fastfill_ray.report_prediction import prediction_error, prediction_json, prediction_note
 
 Status = Literal["published", "held", "not published", "expired"]
 Relevance = Literal["label", "qrels", "new_model"]
@@ -213,7 +214,8 @@ def _published(state: State, version: Version) -> str:
 def version_table(state: State) -> str:
     """The version table as plain text: what the metrics mean, the headings, one row per version of the last plan.
 
-    Below it, where flips are known, a line on how many queries the newest version helps and hurts.
+    Below it, where flips are known, a line on how many queries the newest version helps and hurts; of a finished plan,
+    one on how far the prediction was off.
     """
     if state.plan is None:
         return "No plan yet: the run has not got as far as its first commit."
@@ -229,28 +231,29 @@ def version_table(state: State) -> str:
     note = column_note(state) if state.plan_versions else "No version yet."
     if not any(version.version == state.serving for version in state.plan_versions) and state.serving is not None:
         note += f" Version {state.serving}, of an earlier plan, is served."
-    below = flips_note(state)
-    return "\n".join([note, *lines, *([plain(below)] if below else [])])
+    below = [plain(words) for words in (flips_note(state), prediction_note(state)) if words]
+    return "\n".join([note, *lines, *below])
 
 
 def report_json(state: State) -> dict[str, Any]:
     """Everything a notebook would plot, as plain JSON values.
 
-    Keys: ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``, ``plan`` (without its file references),
-    ``objective`` (the last version's value, both arms and ``gain_share``), ``versions`` (with ``status``, all
-    ``metrics``, ``flips``, ``segments`` and ``index_bytes``), ``baselines``, ``curves`` (each with its points, both
-    areas and both arms), ``group_gap`` (per scope, relevance and metric: the gap between the groups in each version,
-    beside the overall value). Keys are there even when empty: null, [] or {}.
+    Keys: ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``, ``plan`` (without its file references,
+    and without arms and prediction, which have keys of their own), ``objective`` (the last version's value, both arms
+    and ``gain_share``), ``versions`` (with ``status``, all ``metrics``, ``flips``, ``segments`` and ``index_bytes``),
+    ``baselines``, ``curves`` (each with its points, both areas and both arms), ``group_gap`` (per scope, relevance and
+    metric: the gap between the groups in each version, beside the overall value), ``prediction`` (per version:
+    ``predicted``, ``audit`` and ``gallery``, each with value, interval and share of the gain), ``prediction_error``
+    (per scope: mean absolute difference of the shares). Keys are there even when empty: null, [] or {}.
     """
+    own_keys = {"kind", "units", "templates", "baselines", "baseline_queries", "prediction"}
     plan, best = state.plan, objective_curve(state)
     return {
         "finished": state.finished,
         "stopped": state.stopped,
         "serving": state.serving,
         "init": None if state.init is None else state.init.model_dump(mode="json", exclude={"kind"}),
-        "plan": None
-        if plan is None
-        else plan.model_dump(mode="json", exclude={"kind", "units", "templates", "baselines", "baseline_queries"}),
+        "plan": None if plan is None else plan.model_dump(mode="json", exclude=own_keys),
         "objective": None
         if plan is None
         else {
@@ -288,4 +291,6 @@ def report_json(state: State) -> dict[str, Any]:
             for c in curves(state)
         ],
         "group_gap": group_gap(state),
+        "prediction": prediction_json(state),
+        "prediction_error": prediction_error(state),
     }

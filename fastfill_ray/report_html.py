@@ -25,7 +25,10 @@ from fastfill_ray.report import (
     status,
     table_rows,
 )
+from fastfill_ray.report_choice import HEADINGS as TRIAL_HEADINGS
+from fastfill_ray.report_choice import choice_words, trial_rows
 from fastfill_ray.report_flips import AGAINST, flips_of, group_metrics
+from fastfill_ray.report_prediction import SCOPES, drawn_prediction, prediction_error, promises
 from fastfill_ray.report_svg import metric_name, svg
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.layout import REPORT_HTML, REPORT_METRICS
@@ -43,9 +46,9 @@ SCOPE_WORDS = {
 # Okabe and Ito's colour-blind safe hues, darkened (light) or lightened (dark) until text in them passes 4.5:1.
 _CSS = """
 :root { color-scheme: light dark; --bg: #ffffff; --fg: #1c1e21; --soft: #5c6269; --rule: #d9dce0; --panel: #f6f7f8;
-  --curve: #0064a3; --plain: #a34700; --new: #00704f; --old: #5c6269; }
+  --curve: #0064a3; --plain: #a34700; --guess: #8f3a75; --new: #00704f; --old: #5c6269; }
 @media (prefers-color-scheme: dark) { :root { --bg: #15171a; --fg: #e7e9ec; --soft: #a3a9b1; --rule: #363a40;
-  --panel: #1d2024; --curve: #5cb8f0; --plain: #f0995c; --new: #46c79c; --old: #a3a9b1; } }
+  --panel: #1d2024; --curve: #5cb8f0; --plain: #f0995c; --guess: #d992bd; --new: #46c79c; --old: #a3a9b1; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 66rem; padding: 2rem 1.25rem 4rem; background: var(--bg); color: var(--fg);
   font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -74,20 +77,24 @@ svg text { font: 12px system-ui, "Segoe UI", Roboto, Arial, sans-serif; fill: va
 .grid { stroke: var(--rule); stroke-width: 1; }
 .band { fill: var(--curve); opacity: .16; }
 .whisker { stroke: var(--curve); stroke-width: 1.5; }
+.band-guess { fill: var(--guess); opacity: .14; }
+.whisker-guess { stroke: var(--guess); stroke-width: 1.5; }
 .line { fill: none; stroke: var(--curve); stroke-width: 2.25; }
 .line-plain { fill: none; stroke: var(--plain); stroke-width: 1.25; stroke-dasharray: 5 4; }
+.line-guess { fill: none; stroke: var(--guess); stroke-width: 1.75; stroke-dasharray: 8 4; }
 .arm-old { stroke: var(--old); stroke-width: 1.25; stroke-dasharray: 1.5 3; }
 .arm-new { stroke: var(--new); stroke-width: 1.25; stroke-dasharray: 9 4; }
 .dot { fill: var(--curve); stroke: var(--curve); stroke-width: 2; }
 .dot-held { fill: var(--bg); stroke: var(--curve); stroke-width: 2; }
 svg .t-curve { fill: var(--curve); font-weight: 600; }
 svg .t-plain { fill: var(--plain); }
+svg .t-guess { fill: var(--guess); }
 svg .t-old { fill: var(--old); }
 svg .t-new { fill: var(--new); }
 .leader { fill: none; stroke: var(--rule); stroke-width: 1; }
 @media (max-width: 36rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .5rem; } }
 @media print { :root { --bg: #ffffff; --fg: #000000; --soft: #444a50; --rule: #c4c8cc; --panel: #f3f4f5;
-  --curve: #0064a3; --plain: #a34700; --new: #00704f; --old: #444a50; }
+  --curve: #0064a3; --plain: #a34700; --guess: #8f3a75; --new: #00704f; --old: #444a50; }
   body { max-width: none; padding: 0; font-size: 10.5pt; } .wide { overflow: visible; } svg { min-width: 0; }
   h2, h3 { break-after: avoid; } tr { break-inside: avoid; } body { print-color-adjust: exact; } }
 """
@@ -102,14 +109,15 @@ def report_html(state: State) -> str:
     measured = curves(state)
     if measured:
         # The objective comes first, and large; the others are small multiples below it.
-        first, *others = [_figure(c, c.name == plan.objective) for c in measured]
+        first, *others = [_figure(state, c, c.name == plan.objective) for c in measured]
         parts += [first, f"<div class=grid-2>{''.join(others)}</div>"]
     else:
         parts.append("<p>No version has been measured yet.</p>")
     parts += ["<h2>Versions</h2>", _versions(state), _not_as_planned(state), _flips(state), _groups(state, plan)]
+    parts.append(_predicted(state))
     if measured:
         parts += ["<h2>Area under the curves</h2>", _areas(measured)]
-    parts += ["<h2>Settings</h2>", _settings(state, plan), "<h2>How to read this</h2>", _HOW_TO_READ]
+    parts += [_choice(plan), "<h2>Settings</h2>", _settings(state, plan), "<h2>How to read this</h2>", _HOW_TO_READ]
     return _page(parts)
 
 
@@ -147,12 +155,13 @@ def _standing(state: State, plan: Plan) -> str:
     return " ".join(sentences)
 
 
-def _figure(c: Curve, is_objective: bool) -> str:
+def _figure(state: State, c: Curve, is_objective: bool) -> str:
     words = f"{RELEVANCE_WORDS[c.relevance]}; {SCOPE_WORDS[c.scope]}."
     mark = " &middot; the objective" if is_objective else ""
+    predicted = drawn_prediction(state, c.relevance, c.metric, c.scope)
     return (
         f"<figure><h3>{escape(metric_name(c.metric))} by {escape(c.relevance)}{mark}</h3>"
-        f"<figcaption>{words[0].upper()}{words[1:]}</figcaption><div class=wide>{svg(c)}</div></figure>"
+        f"<figcaption>{words[0].upper()}{words[1:]}</figcaption><div class=wide>{svg(c, predicted)}</div></figure>"
     )
 
 
@@ -297,6 +306,47 @@ def _areas(measured: tuple[Curve, ...]) -> str:
     )
 
 
+def _predicted(state: State) -> str:
+    """Per version what was promised and what came, as values and as shares of the gain."""
+    found = promises(state)
+    if not found:
+        return ""
+    headings = ["version", "fraction", "predicted", "audit", "gallery", "share predicted", "audit", "gallery"]
+    rows = []
+    for p in found:
+        values = [p.prediction, *(p.measured.get(scope) for scope in SCOPES)]
+        shares = [p.share, *(p.shares.get(scope) for scope in SCOPES)]
+        cells = [MISSING if p.version is None else str(p.version), percent(p.prediction.fraction)]
+        cells += [MISSING if v is None else f"{score(v.value)} ({score(v.low)} to {score(v.high)})" for v in values]
+        rows.append(("", (*cells, *(MISSING if share is None else percent(share) for share in shares))))
+    errors = {scope: error for scope, error in prediction_error(state).items() if error is not None}
+    told = ", ".join(f"{percent(error)} on {scope}" for scope, error in errors.items())
+    of = found[0].prediction
+    return (
+        "<h2>Predicted and measured</h2>"
+        f"<p>{escape(metric_name(of.metric))} by {escape(of.relevance)}, predicted on the audit items before the first "
+        "wave, with 95 % intervals. A share is one of the gain from old/old to new/new, on gallery to the last version "
+        "once everything is re-embedded; where old/old is not known, from version 0."
+        + (f" Mean absolute error of the share: <strong>{told}</strong>." if told else "")
+        + "</p>"
+        + _table(headings, rows)
+    )
+
+
+def _choice(plan: Plan) -> str:
+    """What `auto` became and why, and the best of what was tried last."""
+    words, rows = choice_words(plan), trial_rows(plan)
+    if not words:
+        return ""
+    listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in words.items())
+    trials = (
+        "<h3>Best candidates of the last stage</h3><p>The area is the mean of the objective along a whole backfill of "
+        "the calibration pairs, with calibrations fitted on the same pairs: it compares, it does not promise.</p>"
+        + _table(TRIAL_HEADINGS, [("", row) for row in rows], text=TRIAL_HEADINGS[-1])
+    )
+    return f"<h2>Choice</h2><dl>{listed}</dl>" + (trials if rows else "")
+
+
 def _settings(state: State, plan: Plan) -> str:
     relevance, _, metric = plan.objective.partition("/")
     stale = plan.stale_factory if plan.stale_factory != plan.factory else "the same"
@@ -316,8 +366,7 @@ def _settings(state: State, plan: Plan) -> str:
         )
     entries["plan"] = plan.plan
     listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in entries.items())
-    chosen = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in plan.choices.items())
-    return f"<dl>{listed}</dl>" + (f"<h3>Chosen by the run, and why</h3><dl>{chosen}</dl>" if chosen else "")
+    return f"<dl>{listed}</dl>"
 
 
 _HOW_TO_READ = f"""<p>Each point is one complete version of the index: to its left the share of the gallery that the new
@@ -326,7 +375,9 @@ before, <em>new/new</em> what they get when everything is re-embedded. A curve t
 the items that matter most came first. The shaded band is the bootstrap 95 % interval; differences inside it may be
 chance. Filled points were published; hollow ones were not, because the gate found them worse than what users have, or
 because the run stopped before it. The solid line is what is served, with the scores of stale and new items calibrated
-to each other; the thin dashed one is the same index without that. The columns {", ".join(METRIC_COLUMNS)} are means
+to each other; the thin dashed one is the same index without that. The long dashes with a band of their own are what was
+predicted on the audit items before the first wave; in a chart of the published index they are the predicted shares of
+the gain, from old/old to the last version. The columns {", ".join(METRIC_COLUMNS)} are means
 over the queries, between 0 and 1.</p>"""
 
 

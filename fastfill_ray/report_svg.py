@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from fastfill_ray.core.records import Prediction
 from fastfill_ray.report import Curve, Point, percent, score
 
 WIDTH, HEIGHT = 560, 280
@@ -58,11 +59,16 @@ class Frame:
         return " ".join(f"{self.x(x)},{self.y(y)}" for x, y in pairs)
 
 
-def svg(curve: Curve) -> str:
-    """The chart: axes, both arms, band, uncalibrated and calibrated curve, points, and labels at the right."""
+def svg(curve: Curve, predicted: Sequence[Prediction] = ()) -> str:
+    """The chart: axes, both arms, bands, predicted, uncalibrated and calibrated curve, points, labels at the right.
+
+    Args:
+        predicted: the promised curve, on the chart's own scale.
+    """
     arms = [(arm, m) for arm, m in (("old", curve.old), ("new", curve.new)) if m is not None]
     values = [v for p in curve.points for v in (p.low, p.value, p.high)]
     values += [p.value for p in curve.uncalibrated] + [m.value for _, m in arms]
+    values += [v for p in predicted for v in (p.low, p.value, p.high)]
     marks = ticks(min(values), max(values))
     frame = Frame(marks[0], marks[-1])
     last = curve.points[-1]
@@ -71,6 +77,8 @@ def svg(curve: Curve) -> str:
     if curve.uncalibrated:
         plain = curve.uncalibrated[-1].value
         at_curve.append((plain, f"uncalibrated {score(plain)}", "t-plain"))
+    if predicted:
+        at_margin.append((predicted[-1].value, f"predicted {score(predicted[-1].value)}", "t-guess"))
     # A curve that ends early is labelled where it ends; one that reaches the right edge shares the arms' margin.
     if last.fraction > 0.6:
         at_margin, at_curve = at_margin + at_curve, []
@@ -80,7 +88,9 @@ def svg(curve: Curve) -> str:
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(summary)}">',
             *_axes(frame, marks, curve),
             *(f'<line class="arm-{a}" {_horizontal(frame.y(m.value))}/>' for a, m in arms),
+            _band(frame, predicted, "guess") if predicted else "",
             _band(frame, curve.points),
+            _line(frame, predicted, "line-guess"),
             _line(frame, curve.uncalibrated, "line-plain"),
             _line(frame, curve.points, "line"),
             *(_dot(frame, p) for p in curve.points),
@@ -118,17 +128,18 @@ def _axes(frame: Frame, marks: Sequence[float], curve: Curve) -> list[str]:
     return parts
 
 
-def _band(frame: Frame, points: Sequence[Point]) -> str:
-    """The 95 % interval: an area, or a whisker where there is one point only."""
+def _band(frame: Frame, points: Sequence[Point | Prediction], of: str = "") -> str:
+    """The 95 % interval: an area, or a whisker where there is one point only. `of`: the curve, "" the measured one."""
+    css = f"-{of}" if of else ""
     if len(points) == 1:
         (p,) = points
         x = frame.x(p.fraction)
-        return f'<line class="whisker" x1="{x}" x2="{x}" y1="{frame.y(p.low)}" y2="{frame.y(p.high)}"/>'
+        return f'<line class="whisker{css}" x1="{x}" x2="{x}" y1="{frame.y(p.low)}" y2="{frame.y(p.high)}"/>'
     outline = [(p.fraction, p.high) for p in points] + [(p.fraction, p.low) for p in reversed(points)]
-    return f'<polygon class="band" points="{frame.path(outline)}"/>'
+    return f'<polygon class="band{css}" points="{frame.path(outline)}"/>'
 
 
-def _line(frame: Frame, points: Sequence[Point], css: str) -> str:
+def _line(frame: Frame, points: Sequence[Point | Prediction], css: str) -> str:
     if not points:
         return ""
     if len(points) == 1:

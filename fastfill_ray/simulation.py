@@ -20,7 +20,7 @@ from fastfill_ray.alignment.maps import Alignment, Method, PresetName
 from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, fitted_classifier
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.core.calibration import Metric
-from fastfill_ray.core.choice import Allowed
+from fastfill_ray.core.choice import WEIGHTS, Allowed
 from fastfill_ray.core.curves import Candidate
 from fastfill_ray.core.laboratory import Findings, Reported, Split, authors_curve, investigate
 from fastfill_ray.core.metrics import METRICS
@@ -53,7 +53,7 @@ class Simulation:
 def simulate(
     pairs: str | Path | PairsTable,
     *,
-    objective: str = "new_model/recall@10",
+    objective: str | None = None,
     queries: str | QueriesTable | None = None,
     qrels: str | None = None,
     classifier: str | tuple[np.ndarray, np.ndarray] | None = None,
@@ -71,7 +71,8 @@ def simulate(
 
     Args:
         pairs: Parquet with `id`, `old`, `new`, optional `label`, `group`, `weight`, `side`, `split`; or a table.
-        objective: "relevance/metric": what is optimised; `label`, `qrels` or `new_model`, and one of the metrics.
+        objective: "relevance/metric": what is optimised; `label`, `qrels` or `new_model`, and one of the metrics. None
+            for label/map where pairs (and queries) have labels, else new_model/recall@10.
         queries: Parquet with `new`, optional `id`, `old`, `label`, `group`; None: the items of a split ask it.
         qrels: Parquet with `query_id`, `item_id`; needs queries.
         classifier: the new model's own, an .npz with weight (C, E) and bias (C,); labels are then its class numbers.
@@ -88,25 +89,49 @@ def simulate(
     start, stream = time.monotonic(), stream or sys.stderr
     if protocol == "authors":
         metric = "l2"
-    table = pairs if isinstance(pairs, PairsTable) else read_pairs(str(pairs), metric=metric, seed=seed)
-    relevance, _, measured = objective.partition("/")
+        given = {"objective": objective, "queries": queries, "qrels": qrels, "policies": policies}
+        if refused := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(f"protocol authors: {', '.join(refused)} has no place in it; leave it out")
+    if isinstance(pairs, PairsTable):
+        table = pairs
+    else:
+        table = read_pairs(str(pairs), metric=metric, seed=seed, s3_endpoint=s3_endpoint)
     asked = _asked(queries, qrels, table, metric, s3_endpoint)
-    _check(table, asked, relevance, measured, policies)
+    if objective is None:
+        objective = "label/map" if _labelled(table, asked) else "new_model/recall@10"
+    relevance, _, measured = objective.partition("/")
+    _check(table, asked, relevance, measured, ("train", "audit") if protocol == "authors" else SPLITS)
+    for name, asked_for, known in (("method", methods, METHODS), ("policy", policies or (), POLICIES)):
+        if unknown := [one for one in asked_for if one not in known]:
+            raise ConfigError(f"{name} {unknown[0]} is unknown; {', '.join(known)} are expected")
     head = classifier
     if isinstance(head, str):
         head = read_classifier(head, dim=table.new.shape[1], s3_endpoint=s3_endpoint)
+    decider, orders = head, list[Policy]()
+    if protocol is None:
+        train = table.part("train")
+        decider = head or fitted_classifier(train.new, train.labels)
+        orders = orders_allowed(table, policies, decider is not None)
+    if table.dropped:
+        row, reason = table.dropped[0]
+        print(f"{len(table.dropped)} pairs are left out; the first: row {row}, {reason}", file=stream, flush=True)
     trained = train_maps(table, methods, preset, head, seed, stream)
     if protocol == "authors":
         data = _authors(table, trained, seed)
         findings = None
     else:
-        orders = policies or available_policies(table, head is not None)
-        allowed = Allowed(list(trained), orders)
-        calibration, audit = splits(table, asked, trained, orders, head, metric, seed)
+        # Items have old vectors, users' queries only where they are given: `fused` is for those.
+        fusable = asked is not None and asked.old is not None
+        allowed = Allowed(list(trained), orders, WEIGHTS if fusable else (1.0,))
+        calibration, audit = splits(table, asked, trained, orders, decider, metric, seed)
+        for name, split in (("calibration", calibration), ("audit", audit)):
+            if not split.scene.answerable(relevance):
+                raise ConfigError(f"objective {objective}: no query has a relevant item in split {name!r} of the pairs")
         print(f"choosing among {len(trained)} maps and {len(orders)} orders", file=stream, flush=True)
         findings = investigate(calibration, audit, allowed, relevance, measured, seed=seed, everything=True)
         data = findings_json(findings, audit.scene, relevance, measured, seed=seed)
     data |= {"seed": seed, "metric": metric, "seconds": round(time.monotonic() - start, 1), "preset": preset}
+    data["dropped"] = len(table.dropped)
     data["items"] = {split: int((table.split == split).sum()) for split in SPLITS}
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -114,11 +139,17 @@ def simulate(
     return Simulation(data, findings)
 
 
-def available_policies(table: PairsTable, has_classifier: bool) -> list[Policy]:
-    """The orders that the data allows: class orders need labels, entropy a classifier given or fitted on labels."""
-    labelled = table.labels is not None
-    needs = {"class_margin": labelled, "entropy": labelled or has_classifier}
-    return [policy for policy in POLICIES if needs.get(policy, True)]
+def orders_allowed(table: PairsTable, policies: Sequence[Policy] | None, has_classifier: bool) -> list[Policy]:
+    """The orders to compare: those asked for, else all that the data allows."""
+    lacking: dict[Policy, str] = {}
+    if table.labels is None:
+        lacking["class_margin"] = "pairs need a column 'label'"
+    if not has_classifier:
+        lacking["entropy"] = "it needs the new model's classifier, or pairs with labels of several items each"
+    for policy in policies or ():
+        if policy in lacking:
+            raise ConfigError(f"policy {policy}: {lacking[policy]}")
+    return list(policies or [policy for policy in POLICIES if policy not in lacking])
 
 
 def splits(
@@ -130,11 +161,10 @@ def splits(
     metric: Metric,
     seed: int,
 ) -> tuple[Split, Split]:
-    """The calibration and the audit split, with every map's view of them."""
+    """The calibration and the audit split, with every map's view of them; `entropy` reads the classifier."""
     train, held_out = table.part("train"), table.part("calibration")
     norm = float(np.linalg.norm(train.new, axis=1).mean())
     drawn = np.random.default_rng([seed, 5]).permutation(len(train.ids))[:MAX_PROXIES]
-    head = classifier if "entropy" not in policies else classifier or fitted_classifier(train.new, train.labels)
     references = {}
     for method, alignment in trained.items():
         proxies = make_proxies(
@@ -145,7 +175,7 @@ def splits(
             items_old=held_out.old,
             items_aligned=alignment(held_out.old, held_out.side)[0],
         )
-        references[method] = Reference(train.new, train.labels, head, proxies)
+        references[method] = Reference(train.new, train.labels, classifier, proxies)
     made = []
     for part in (held_out, table.part("audit")):
         items = Items(part.id_hash, part.old, part.new, part.labels, part.groups, part.weights)
@@ -162,7 +192,7 @@ def splits(
                 metric,
                 norm=norm,
                 reference=references[method],
-                policies=[p for p in policies if p != "entropy" or head is not None],
+                policies=policies,
                 seed=seed,
             )
         made.append(Split(scene, views))
@@ -177,7 +207,7 @@ def _questions(part: PairsTable, items: Items, asked: QueriesTable | None, seed:
     if asked.judged is not None:
         place = {value: row for row, value in enumerate(part.ids.tolist())}
         judged = np.array([(q, place[item]) for q, item in asked.judged if item in place], np.int64).reshape(-1, 2)
-        if asked.labels is None:
+        if asked.labels is None and len(judged):
             chosen = np.unique(judged[:, 0])
     chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[:MAX_QUERIES])
     if judged is not None:
@@ -201,11 +231,13 @@ def _asked(
     return read_queries(queries, qrels, metric=metric, s3_endpoint=endpoint, **dims)
 
 
-def _check(
-    table: PairsTable, asked: QueriesTable | None, relevance: str, measured: str, policies: Sequence[str] | None
-) -> None:
-    labelled = table.labels is not None and (asked is None or asked.labels is not None)
-    known = {"new_model": True, "label": labelled, "qrels": asked is not None and asked.judged is not None}
+def _labelled(table: PairsTable, asked: QueriesTable | None) -> bool:
+    return table.labels is not None and (asked is None or asked.labels is not None)
+
+
+def _check(table: PairsTable, asked: QueriesTable | None, relevance: str, measured: str, splits: Sequence[str]) -> None:
+    judged = asked is not None and asked.judged is not None
+    known = {"new_model": True, "label": _labelled(table, asked), "qrels": judged}
     if measured not in METRICS or relevance not in known:
         raise ConfigError(
             f"objective {relevance}/{measured}: relevance label, qrels or new_model, a slash, and one of "
@@ -214,12 +246,10 @@ def _check(
     if not known[relevance]:
         missing = "a column 'label' in pairs and queries" if relevance == "label" else "queries with qrels"
         raise ConfigError(f"objective {relevance}/{measured}: {missing} are needed")
-    for split in SPLITS:
+    for split in splits:
         count = int((table.split == split).sum())
         if count < 32:
             raise ConfigError(f"pairs: {count} items in split {split!r}, at least 32 are needed; give more pairs")
-    if policies is not None and "class_margin" in policies and table.labels is None:
-        raise ConfigError("policy class_margin reads labels: pairs need a column 'label'")
 
 
 def train_maps(
@@ -257,7 +287,13 @@ def class_numbers(labels: np.ndarray | None, *, given: bool) -> np.ndarray | Non
     if labels is None or any(label is None for label in labels.tolist()):
         return None
     if given:
-        return labels.astype(np.int64)
+        try:
+            return labels.astype(np.int64)
+        except ValueError:
+            raise ConfigError(
+                f"pairs: label {labels[0]!r} is no class number; the classifier's row numbers are expected, or leave "
+                "the classifier out"
+            ) from None
     return np.unique(labels.astype(str), return_inverse=True)[1].astype(np.int64)
 
 

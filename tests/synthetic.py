@@ -158,6 +158,9 @@ def config(root: Path, **sections: Any) -> dict[str, Any]:
             "dim": NEW_DIM,
             "batch_size": 16,
         },
+        # What `auto` would find out with five maps; tests/integration/test_auto.py lets it.
+        "alignment": {"method": "ridge"},
+        "policy": {"name": "uncertainty"},
         "pairs": {"count": 120},
         "waves": [0.3, 0.6, 1.0],
         "resources": {"embed_actors": [1, 1], "chunk_rows": 50},

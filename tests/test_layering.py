@@ -28,10 +28,14 @@ LEVELS = {
     "index": 3,
     "stages": 4,
     "report": 5,
+    "report_choice": 5,
     "report_flips": 5,
     "report_html": 5,
+    "report_prediction": 5,
+    "report_simulation": 5,
     "report_svg": 5,
     "backfill": 5,
+    "simulation": 5,
     "cli": 6,
     "__init__": 7,
     "jobs": 8,
@@ -39,12 +43,17 @@ LEVELS = {
 BESIDE = {
     ("config", "errors"),
     ("report", "report_flips"),
+    ("report", "report_prediction"),
+    ("report_choice", "report"),
     ("report_html", "report"),
+    ("report_html", "report_choice"),
     ("report_html", "report_flips"),
+    ("report_html", "report_prediction"),
     ("report_html", "report_svg"),
     ("report_svg", "report"),
     ("backfill", "report"),
     ("backfill", "report_html"),
+    ("simulation", "report_simulation"),
 }
 # No I/O, clock, global random or engine: what the core may import at all.
 CORE_IMPORTS = {
@@ -168,6 +177,7 @@ def in_fresh_process(code: str) -> str:
         ("from fastfill_ray import BackfillConfig, load_config", {"ray", "torch", "faiss", "pyarrow", "s3fs"}),
         ("import fastfill_ray.cli", {"ray", "torch", "faiss", "pyarrow", "s3fs", "numpy"}),
         ("from fastfill_ray import open_index", {"ray", "torch", "s3fs"}),
+        ("from fastfill_ray import simulate", {"ray", "faiss", "s3fs"}),
     ],
 )
 def test_importing_brings_in_only_what_is_used(statement: str, not_loaded: set[str]) -> None:
@@ -181,9 +191,11 @@ def test_the_public_names_are_these() -> None:
         "BackfillResult",
         "FastfillError",
         "Index",
+        "Simulation",
         "load_config",
         "open_index",
         "run_backfill",
+        "simulate",
     ]
     assert dir(fastfill_ray) == fastfill_ray.__all__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -22,7 +22,7 @@ from fastfill_ray.core.laboratory import Split
 from fastfill_ray.core.plan import hash_ids
 from fastfill_ray.core.policies import Policy, Reference, make_proxies
 from fastfill_ray.core.scenes import Asked, Items, items_as_queries, make_scene, make_view
-from fastfill_ray.simulation import MAX_PROXIES, available_policies, train_maps
+from fastfill_ray.simulation import MAX_PROXIES, orders_allowed, train_maps
 from fastfill_ray.storage.pairs_file import SPLITS, PairsTable
 
 Floats = NDArray[np.float32]
@@ -124,7 +124,7 @@ def prepare_set(
     table = pairs_table(built, rows)
     train, held_out = table.part("train"), table.part("calibration")
     trained = train_maps(table, limits.methods, "default", built.classifier, seed, stream)
-    policies = available_policies(table, built.classifier is not None)
+    policies = orders_allowed(table, None, has_classifier=True)
     if judged:  # a class order suits a relevance that is the class
         policies = [policy for policy in policies if policy != "class_margin"]
     head = built.classifier or fitted_classifier(train.new, train.labels)

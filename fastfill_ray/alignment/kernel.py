@@ -56,7 +56,8 @@ def kernel_ridge(x: Array, y: Array, *, seed: int, max_landmarks: int = MAX_LAND
 
     Returns:
         The map, and its leave-one-out predictions (N, E): y - (y - f(x)) / (1 - H_ii), the closed form for any ridge
-        regression (Golub, Heath & Wahba, 1979). Landmarks carry no target, so keeping a row's own one is no leak.
+        regression (Golub, Heath & Wahba, 1979), H the whole map from targets to fitted values, the mean included.
+        Landmarks carry no target, so keeping a row's own one is no leak.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     drawn = np.random.default_rng([seed, 3]).permutation(len(x))
@@ -68,7 +69,10 @@ def kernel_ridge(x: Array, y: Array, *, seed: int, max_landmarks: int = MAX_LAND
     normal.diagonal().add_(_JITTER * float(normal.diagonal().mean()))
     factor = torch.linalg.cholesky(normal)
     weight = torch.cholesky_solve(rows.T @ torch.from_numpy(y - bias), factor).numpy()
-    leverage = torch.linalg.solve_triangular(factor, rows.T, upper=False).square().sum(dim=0).numpy() + 1 / len(x)
+    leverage = torch.linalg.solve_triangular(factor, rows.T, upper=False).square().sum(dim=0)
+    # The bias is the targets' mean, so a row also counts through it, less what the kernel then explains of a constant.
+    explained = rows @ torch.cholesky_solve(rows.sum(dim=0)[:, None], factor)[:, 0]
+    leverage = (leverage + (1 - explained) / len(x)).numpy()
     residual = (y - bias - rows.numpy() @ weight) / np.maximum(1 - leverage, _LEAST_FREEDOM)[:, None]
     return Kernel(landmarks, gamma, weight, bias, strength), y - residual
 

@@ -297,7 +297,7 @@ class Alignment:
                 )
                 residuals = ResidualModel(old_dim, new_dim) if whole else None
             _parts(mapping, residuals).load_state_dict(tensors, strict=True, assign=True)
-        except (safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        except (safetensors.SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CorruptFile(
                 f"model.safetensors does not fit alignment.json ({method}, dims {dims}): {error}"
             ) from error

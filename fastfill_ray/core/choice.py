@@ -36,6 +36,8 @@ POINTS, QUERIES = 10, 600
 KEPT_MAPS, KEPT_MODES, KEPT_ORDERS = 3, 3, 5
 # A gain of area below this is noise: the simpler candidate stays.
 LEAST_GAIN = 5e-4
+# `fused` asks users for the old model's query vectors until the end: it has to be worth more than this.
+LEAST_FUSED_GAIN = 4e-3
 
 
 @dataclass(frozen=True)
@@ -122,16 +124,21 @@ def choose(scene: Scene, views: Mapping[str, View], allowed: Allowed, relevance:
         lambda c: area(c, "stale mode"),
         KEPT_MODES,
     )
-    # The best map in the plain stale mode stays in the race: some orders suit it better.
-    modes = list(dict.fromkeys([*modes, maps[0]]))
-    orders = _best(
+    # The best maps in the plain stale mode stay in the race: some orders suit them better.
+    modes = list(dict.fromkeys([*modes, *maps[:2]]))
+    tried = _best(
         (Candidate(c.method, c.weight, policy, c.form) for c in modes for policy in allowed.policies),
         lambda c: area(c, "order"),
-        KEPT_ORDERS,
+        len(modes) * len(allowed.policies),
     )
+    plain = [c for c in tried if c.weight == first]
+    orders = list(dict.fromkeys([*tried[:KEPT_ORDERS], *plain[:2]]))
     final = [replace(c, form=form) for c in orders for form in allowed.forms]
     ranked = _best(final, lambda c: area(c, "calibration"), len(final))
     winner = ranked[0]
+    if winner.weight < 1:
+        worth = area(winner, "calibration") - LEAST_FUSED_GAIN
+        winner = next((c for c in ranked if c.weight == 1 and area(c, "calibration") >= worth), winner)
     level = area(winner, "calibration") - LEAST_GAIN
     near = [c for c in ranked if replace(c, form=winner.form) == winner and area(c, "calibration") >= level]
     winner = min(near, key=lambda c: FORMS.index(c.form))

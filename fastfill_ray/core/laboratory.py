@@ -113,8 +113,8 @@ def _variants(winner: Candidate, scene: Scene, allowed: Allowed) -> Iterator[Can
             yield Candidate(method, 1.0, policy, simple)
     for form in allowed.forms:
         yield replace(winner, form=form)
-    if scene.old is not None:
-        for weight in allowed.weights:
+    for weight in allowed.weights:
+        if weight == 1 or scene.old is not None:
             yield replace(winner, weight=weight)
     for policy in allowed.policies:
         yield replace(winner, policy=policy)

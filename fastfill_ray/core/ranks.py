@@ -68,24 +68,35 @@ def ranks_of(scores: NDArray[np.float32], truths: Mapping[str, Truth]) -> dict[s
     Returns:
         (P,) per relevance, in the order of `Truth.items`; equal scores are ranked by column.
     """
-    ascending = np.sort(scores, axis=1)
+    ordered = _ordered(scores) if scores.dtype == np.float32 else _dense(scores)
     size = scores.shape[1]
-    found = {name: np.empty(len(truth.items), np.int64) for name, truth in truths.items()}
+    ascending = np.sort(ordered, axis=1)
+    # One sorted array for all queries: the query's number in the high bits keeps their rows apart.
+    line = np.arange(len(scores), dtype=np.uint64) << np.uint64(32)
+    keys = (ascending.astype(np.uint64) | line[:, None]).ravel()
+    found = {}
     for name, truth in truths.items():
-        ranks, starts = found[name], truth.starts.tolist()
-        for query in range(len(scores)):
-            start, stop = starts[query], starts[query + 1]
-            if start == stop:
-                continue
-            items = truth.items[start:stop]
-            own = scores[query, items]
-            row = ascending[query]
-            after = row.searchsorted(own, side="right")
-            ranks[start:stop] = size - after + 1
-            tied = np.flatnonzero(after - row.searchsorted(own, side="left") > 1)
-            for position in tied.tolist():
-                ranks[start + position] += int((scores[query, : items[position]] == own[position]).sum())
+        owner = np.repeat(np.arange(len(scores)), truth.counts)
+        own = ordered[owner, truth.items].astype(np.uint64) | line[owner]
+        after = keys.searchsorted(own, side="right")
+        ranks = (owner + 1) * size - after + 1
+        tied = np.flatnonzero(after - keys.searchsorted(own, side="left") > 1)
+        for pair in tied.tolist():
+            query, item = owner[pair], truth.items[pair]
+            ranks[pair] += int((ordered[query, :item] == ordered[query, item]).sum())
+        found[name] = ranks.astype(np.int64)
     return found
+
+
+def _ordered(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """float32 as integers (Q, N) in the same order; -0.0 and 0.0 are one number."""
+    bits = (scores + np.float32(0)).view(np.uint32)
+    return np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31))
+
+
+def _dense(scores: NDArray[np.floating]) -> NDArray[np.uint32]:
+    """Each row's distinct values numbered in ascending order (Q, N): for scores that 32 bits cannot hold."""
+    return np.stack([np.unique(row, return_inverse=True)[1] for row in scores]).astype(np.uint32)
 
 
 def metrics_of(truth: Truth, ranks: NDArray[np.int64]) -> dict[str, Floats]:

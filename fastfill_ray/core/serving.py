@@ -21,8 +21,8 @@ Form = Literal["identity", "offset", "offset_by_wave", "scale_offset", "scale_of
 FORMS: tuple[Form, ...] = ("identity", "offset", "offset_by_wave", "scale_offset", "scale_offset_by_wave")
 
 # Steps of the search, in units of the typical gap between a stale score and the new one that replaces it (offset,
-# slope) and as a factor (scale). Halved when nothing near is better; three halvings are finer than 400 queries resolve.
-_STEP, _FACTOR, _HALVINGS = 1.0, 1.4, 3
+# slope) and as a factor (scale). Halved when nothing near is better; two halvings are fine enough.
+_STEP, _FACTOR, _HALVINGS = 1.0, 1.4, 2
 # A change must better the objective by this much: noise on a plateau must not carry the parameters away.
 _LEAST_GAIN = 1e-4
 
@@ -84,10 +84,14 @@ def fit_served(
     if form == "identity" or is_new.all() or (not is_new.any() and not form.endswith("by_wave")):
         return Served()
     finite = np.isfinite(stale) & np.isfinite(new)
-    if not finite.any():
+    relevant = stale[np.repeat(np.arange(len(stale)), truth.counts), truth.items]
+    relevant = relevant[np.isfinite(relevant)]
+    if not finite.any() or len(relevant) == 0:
         return Served()
     gap = float(np.median(np.abs(new[finite] - stale[finite]))) or 1.0
-    center = float(stale[finite].mean())
+    # A score changes its spread about the mean of the relevant ones: where rankings are decided, scale and offset then
+    # move apart. About the mean of all, no single step betters both.
+    center = float(relevant.mean())
 
     def value(at: Served) -> float:
         ranks = ranks_of(mixed(stale, new, is_new, position, at), {"": truth})[""]
@@ -106,12 +110,14 @@ def fit_served(
         return Served(scale, at.offset if scale == at.scale else 0.0, at.slope if form.endswith("by_wave") else 0.0)
 
     best = max((restrict(start) for start in (Served(), *starts)), key=score)
-    for halving in range(_HALVINGS + 1):
+    # The offset first, then all: coarse steps of the scale would lead away from where the offset alone would end.
+    parts: tuple[Form, ...] = ("offset",) if form == "offset" else ("offset", form)
+    for part, halving in itertools.product(parts, range(_HALVINGS + 1)):
         step, factor = gap * _STEP / 2**halving, _FACTOR ** (1 / 2**halving)
         moved = True
         while moved:
             moved = False
-            for near in _near(best, form, step, factor, center):
+            for near in _near(best, part, step, factor, center):
                 if score(near) > score(best) + _LEAST_GAIN:
                     best, moved = near, True
                     break
@@ -121,7 +127,6 @@ def fit_served(
 def _near(at: Served, form: Form, step: float, factor: float, center: float) -> list[Served]:
     found = [Served(at.scale, at.offset + sign * step, at.slope) for sign in (1, -1)]
     if form.startswith("scale"):
-        # A score changes its spread about the mean of the stale ones, so that scale and offset move apart.
         for scale in (at.scale * factor, at.scale / factor):
             found.append(Served(scale, at.offset + (at.scale - scale) * center, at.slope))
     if form.endswith("by_wave"):

@@ -62,7 +62,8 @@ class Decision(Model):
 class Evidence:
     """What the laboratory looks at.
 
-    classifier: the new model's own, or None. may_fuse: whether the index of stale vectors can hold fused ones.
+    classifier: the new model's own, or None. may_fuse: whether users have old query vectors, and the index of stale
+    vectors can hold fused ones.
     """
 
     config: BackfillConfig
@@ -71,7 +72,7 @@ class Evidence:
     alignments: Mapping[Method, Alignment]
     norm: float
     classifier: tuple[np.ndarray, np.ndarray] | None
-    may_fuse: bool = True
+    may_fuse: bool
 
     @cached_property
     def head(self) -> tuple[np.ndarray, np.ndarray] | None:

@@ -116,7 +116,7 @@ def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: 
     trained = _fitted(train_all(jobs, pairs, progress), progress)
     norm = float(np.linalg.norm(pairs.new, axis=1).mean())
     alignments = {method: load_alignment(files, found, directions) for method, found in trained.items()}
-    may_fuse = config.serving.stale_mode != "auto" or _fused_fits(config, snapshot)
+    may_fuse = config.serving.stale_mode != "auto" or _can_fuse(config, snapshot)
     evidence = Evidence(config, pairs, queries, alignments, norm, classifier, may_fuse)
     fractions = (len(pairs.ids) / snapshot.rows, *config.waves)
     decision = decide(files, evidence, [found.fingerprint for found in trained.values()], fractions, progress)
@@ -152,8 +152,11 @@ def _fitted(trained: Mapping[Method, TrainedAlignment | str], progress: Progress
     return {method: found for method, found in trained.items() if not isinstance(found, str)}
 
 
-def _fused_fits(config: BackfillConfig, snapshot: Snapshot) -> bool:
-    """Whether the index of stale vectors can hold fused ones: `auto` does not choose what cannot be built."""
+def _can_fuse(config: BackfillConfig, snapshot: Snapshot) -> bool:
+    """Whether `auto` may choose fused: users can ask with old vectors, and the index of stale vectors can hold them."""
+    given = config.queries is not None and config.queries.old_vector_column is not None
+    if not given and config.old_model.embedder is None:
+        return False
     stale = config.index.stale_factory or config.index.factory
     try:
         for dim in (snapshot.old_dim + config.new_model.dim, snapshot.old_dim):

@@ -79,7 +79,8 @@ def read_pairs(path: str, *, metric: str, seed: int, s3_endpoint: str | None = N
     ids = read_ids(table, "id", id_type)
     if len(np.unique(ids)) < len(ids):
         values, counts = np.unique(ids, return_counts=True)
-        raise InputError(f"{path}: id {values[counts.argmax()]!r} occurs {counts.max()} times; ids must be unique")
+        repeated = values.tolist()[counts.argmax()]
+        raise InputError(f"{path}: id {repeated!r} occurs {counts.max()} times; ids must be unique")
     vectors, unusable = {}, dict[int, str]()
     for name in ("old", "new", *(["side"] if "side" in present else [])):
         vectors[name], bad = _vectors(path, table, name, metric if name != "side" else "ip", s3_endpoint)
@@ -97,6 +98,14 @@ def read_pairs(path: str, *, metric: str, seed: int, s3_endpoint: str | None = N
         other = next(value for value in split.tolist() if value not in SPLITS)
         raise InputError(f"{path}: column 'split' holds {other!r}; {', '.join(SPLITS)} are expected")
     weights = columns.get("weight")
+    if weights is not None:
+        try:
+            weights = weights.astype(np.float32)
+        except ValueError:
+            raise InputError(f"{path}: column 'weight' holds {weights[0]!r}; numbers are expected") from None
+        if not np.isfinite(weights).all():
+            row = int(kept[np.argmin(np.isfinite(weights))])
+            raise InputError(f"{path}: column 'weight' is no finite number in row {row}; fill it in, 1 where unknown")
     return PairsTable(
         ids=ids.astype(object)[kept],
         id_hash=id_hash,
@@ -105,7 +114,7 @@ def read_pairs(path: str, *, metric: str, seed: int, s3_endpoint: str | None = N
         split=split,
         labels=columns.get("label"),
         groups=columns.get("group"),
-        weights=None if weights is None else weights.astype(np.float32),
+        weights=weights,
         side=vectors["side"][kept] if "side" in vectors else None,
         dropped=tuple(sorted(unusable.items())),
     )
@@ -154,7 +163,8 @@ def _read(
     path: str, wanted: dict[str, str], optional: tuple[str, ...], endpoint: str | None
 ) -> tuple[pa.Table, IdType, list[str]]:
     """The table, the type of its ids, and which optional columns it has."""
-    present = [name for name in optional if name in columns_of(path, s3_endpoint=endpoint)]
+    there = columns_of(path, s3_endpoint=endpoint)
+    present = [name for name in optional if name in there]
     found = pin(path, wanted | {name: name for name in present}, s3_endpoint=endpoint)
     if found.rows == 0:
         raise InputError(f"{path}: there are no rows")

@@ -11,7 +11,7 @@ from fastfill_ray.alignment.pairs import TrainingPairs
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.errors import CorruptFile, SpaceMismatch
 
-METHODS: list[Method] = ["fastfill", "fct", "ridge", "procrustes"]
+METHODS: list[Method] = ["fastfill", "fct", "kernel", "ridge", "procrustes"]
 
 
 def fitted(method: Method) -> Alignment:

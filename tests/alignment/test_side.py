@@ -13,7 +13,7 @@ from fastfill_ray.alignment.pairs import TrainingPairs
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.errors import AlignmentFailed, CorruptFile, SpaceMismatch
 
-READERS: list[Method] = ["fastfill", "fct", "ridge"]
+READERS: list[Method] = ["fastfill", "fct", "kernel", "ridge"]
 METHODS: list[Method] = [*READERS, "procrustes"]
 
 

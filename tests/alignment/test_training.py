@@ -11,7 +11,7 @@ from fastfill_ray.alignment.training import Fit
 from fastfill_ray.errors import AlignmentFailed, CorruptFile
 from tests.alignment.conftest import Digits
 
-METHODS: list[Method] = ["fastfill", "fct", "ridge", "procrustes"]
+METHODS: list[Method] = ["fastfill", "fct", "kernel", "ridge", "procrustes"]
 
 
 def small(rows: int = 40, seed: int = 0) -> TrainingPairs:

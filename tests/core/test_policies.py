@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import norm
 
+from fastfill_ray.core.calibration import Metric
 from fastfill_ray.core.plan import hash_ids
-from fastfill_ray.core.policies import class_margin, random_priority, uncertainty
+from fastfill_ray.core.policies import (
+    GAIN_DEPTH,
+    GAIN_EVIDENCE,
+    POLICIES,
+    Proxies,
+    Reference,
+    class_margin,
+    entropy,
+    expected_gain,
+    make_proxies,
+    merge_top,
+    priority_of,
+    random_priority,
+    top_scores,
+    uncertainty,
+    weighted,
+    with_thresholds,
+)
 
 HASHES = hash_ids(np.arange(20_000, dtype=np.int64))
 
@@ -103,3 +125,203 @@ def test_class_margin_does_not_depend_on_how_many_items_come_at_a_time() -> None
         for i in range(0, 2100, 500)
     ]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
+
+
+# entropy
+
+
+@given(st.integers(1, 6), st.integers(1, 7), st.sampled_from([0.1, 1.0, 30.0]), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_entropy_equals_a_loop_over_classes(items: int, classes: int, spread: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    aligned, weight = rng.normal(size=(items, 3)).astype("f4"), spread * rng.normal(size=(classes, 3)).astype("f4")
+    bias = rng.normal(size=classes).astype("f4")
+    found = entropy(aligned, weight, bias)
+    assert found.dtype == np.float32
+    for item, value in enumerate(found):
+        logits = [float(aligned[item].astype("f8") @ weight[c].astype("f8")) + float(bias[c]) for c in range(classes)]
+        odds = [math.exp(logit - max(logits)) for logit in logits]
+        shares = [odd / sum(odds) for odd in odds]
+        assert value == pytest.approx(-sum(p * math.log(p) for p in shares if p > 0), abs=1e-4)
+
+
+def test_entropy_is_greatest_where_classes_are_even_and_is_zero_where_one_is_sure() -> None:
+    weight = np.eye(4, dtype=np.float32)
+    even, sure, torn = entropy(
+        np.array([[1, 1, 1, 1], [999, 0, 0, 0], [50, 50, 0, 0]], "f4"), weight, np.zeros(4, "f4")
+    )
+    assert even == pytest.approx(math.log(4))
+    assert sure == 0
+    assert torn == pytest.approx(math.log(2))
+
+
+# expected_gain
+
+
+def vectors(seed: int, items: int = 40) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Old (N, 4), new (N, 5) and aligned (N, 5) vectors."""
+    rng = np.random.default_rng(seed)
+    old, new = rng.normal(size=(items, 4)).astype("f4"), rng.normal(size=(items, 5)).astype("f4")
+    return old, new, (new + 0.4 * rng.normal(size=new.shape)).astype("f4")
+
+
+def proxies_of(metric: Metric, seed: int = 0, count: int = 7) -> Proxies:
+    old, new, aligned = vectors(seed)
+    return make_proxies(
+        new[:count], old[:count], metric, items_new=new[count:], items_old=old[count:], items_aligned=aligned[count:]
+    )
+
+
+def similar(a: NDArray[np.float32], b: NDArray[np.float32], metric: Metric) -> float:
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    if metric == "l2":
+        return -float(((x - y) ** 2).sum())
+    return float(x @ y) / (float(np.linalg.norm(x) * np.linalg.norm(y)) if metric == "cosine" else 1)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_expected_gain_is_the_sum_of_chances_to_be_among_each_proxys_first_ten(metric: Metric) -> None:
+    proxies = proxies_of(metric)
+    old, _, aligned = vectors(1)
+    found = expected_gain(old, aligned, with_thresholds(proxies, old, aligned))
+    expected = np.zeros(len(old))
+    for query, asked in zip(proxies.new, proxies.old, strict=True):
+        evidence = [
+            GAIN_EVIDENCE * similar(query, aligned[i], metric)
+            + (1 - GAIN_EVIDENCE) * proxies.old_scale * similar(asked, old[i], metric)
+            for i in range(len(old))
+        ]
+        threshold = sorted(evidence, reverse=True)[GAIN_DEPTH - 1]
+        expected += norm.cdf((np.array(evidence) - threshold) / proxies.spread)
+    assert found.dtype == np.float32
+    # The logistic function is within 0.01 of Phi, for each of the proxies.
+    assert np.abs(found - expected).max() < 0.01 * len(proxies.new)
+    assert np.corrcoef(found, expected)[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_proxies_know_how_far_their_evidence_is_off(metric: Metric) -> None:
+    proxies = proxies_of(metric)
+    old, new, aligned = (part[7:] for part in vectors(0))
+    errors = [
+        similar(query, new[i], metric)
+        - GAIN_EVIDENCE * similar(query, aligned[i], metric)
+        - (1 - GAIN_EVIDENCE) * proxies.old_scale * similar(asked, old[i], metric)
+        for query, asked in zip(proxies.new, proxies.old, strict=True)
+        for i in range(len(new))
+    ]
+    assert proxies.spread == pytest.approx(np.std(errors), rel=1e-4)
+    if metric == "cosine":
+        assert proxies.old_scale == 1
+    else:
+        scores = [
+            np.std([similar(query, item, metric) for query in queries for item in items])
+            for queries, items in ((proxies.new, new), (proxies.old, old))
+        ]
+        assert proxies.old_scale == pytest.approx(scores[0] / scores[1], rel=1e-4)
+
+
+def test_expected_gain_prefers_items_near_proxies() -> None:
+    proxies = replace(proxies_of("cosine"), spread=0.05)
+    old, _, aligned = vectors(1)
+    old[0], aligned[0] = proxies.old[0], proxies.new[0]
+    old[1], aligned[1] = -proxies.old.mean(axis=0), -proxies.new.mean(axis=0)
+    found = expected_gain(old, aligned, with_thresholds(proxies, old, aligned))
+    assert found[0] > found[1]
+    assert found[0] > np.median(found)
+
+
+def test_expected_gain_does_not_depend_on_how_many_items_come_at_a_time() -> None:
+    old, _, aligned = vectors(1, 2100)
+    proxies = with_thresholds(proxies_of("ip"), old, aligned)
+    whole = expected_gain(old, aligned, proxies)
+    parts = [expected_gain(old[i : i + 500], aligned[i : i + 500], proxies) for i in range(0, 2100, 500)]
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-4)
+
+
+def test_a_gallery_of_fewer_than_ten_items_still_has_an_order() -> None:
+    old, _, aligned = (part[:3] for part in vectors(1))
+    found = expected_gain(old, aligned, with_thresholds(proxies_of("ip"), old, aligned))
+    assert np.isfinite(found).all()
+
+
+@given(st.integers(0, 60), st.lists(st.integers(0, 60), max_size=5), st.booleans(), st.integers(0, 2**32 - 1))
+@settings(max_examples=150, deadline=None)
+def test_the_top_of_a_gallery_is_the_same_however_it_is_split_into_parts(
+    items: int, cuts: list[int], backwards: bool, seed: int
+) -> None:
+    evidence = np.random.default_rng(seed).integers(0, 9, (4, items)).astype(np.float32)
+    parts = [top_scores(part) for part in np.split(evidence, sorted(min(cut, items) for cut in cuts), axis=1)]
+    merged = merge_top(reversed(parts) if backwards else parts)
+    assert merged.shape == (4, GAIN_DEPTH)
+    for found, row in zip(merged.tolist(), evidence.tolist(), strict=True):
+        best = sorted(row, reverse=True)[:GAIN_DEPTH]
+        assert found == best + [-math.inf] * (GAIN_DEPTH - len(best))
+    np.testing.assert_array_equal(merged, top_scores(evidence))
+
+
+def test_nothing_to_merge_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no scores to merge"):
+        merge_top([])
+
+
+# Weights
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_weight_multiplies_what_the_priority_says(policy: str) -> None:
+    rng = np.random.default_rng(0)
+    priority = rng.normal(size=50) if policy in ("uncertainty", "class_margin") else rng.random(50)
+    weight = rng.random(50).astype("f4") + 0.1
+    found = weighted(policy, priority.astype("f4"), weight)  # type: ignore[arg-type]
+    assert found.dtype == np.float32
+    for value, before, times in zip(found.tolist(), priority.tolist(), weight.tolist(), strict=True):
+        if policy == "uncertainty":
+            assert math.exp(value) == pytest.approx(math.exp(before) * times, rel=1e-4)
+        elif policy == "class_margin":
+            assert value == pytest.approx(times / (1 + math.exp(-before)), rel=1e-4)
+        else:
+            assert value == pytest.approx(before * times, rel=1e-4)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_equal_weights_keep_the_order_and_a_weight_of_zero_puts_an_item_last(policy: str) -> None:
+    priority = np.linspace(0.1, 0.9, 9, dtype=np.float32) * (-1 if policy == "class_margin" else 1)
+    alike = weighted(policy, priority, np.full(9, 2.5, np.float32))  # type: ignore[arg-type]
+    assert np.argsort(alike).tolist() == np.argsort(priority).tolist()
+    for nothing in (0.0, -1.0):
+        weight = np.ones(9, np.float32)
+        weight[int(priority.argmax())] = nothing
+        found = weighted(policy, priority, weight)  # type: ignore[arg-type]
+        assert np.isfinite(found).all()
+        assert found.argmin() == priority.argmax()
+
+
+def test_each_policy_gives_its_own_priorities_from_the_columns() -> None:
+    old, new, aligned = vectors(3)
+    rng = np.random.default_rng(3)
+    labels, hashes = objects(rng.choice(["a", "b"], 40).tolist()), HASHES[:40]
+    classifier = rng.normal(size=(2, 5)).astype("f4"), np.zeros(2, "f4")
+    proxies = with_thresholds(proxies_of("l2"), old, aligned)
+    reference = Reference(new[:9], labels[:9], classifier, proxies)
+    log_variance = rng.normal(size=40).astype("f4")
+    expected = {
+        "random": random_priority(hashes, 5),
+        "uncertainty": log_variance,
+        "entropy": entropy(aligned, *classifier),
+        "expected_gain": expected_gain(old, aligned, proxies),
+        "class_margin": class_margin(aligned, labels, new[:9], labels[:9]),
+    }
+    assert set(expected) == set(POLICIES)
+    for policy in POLICIES:
+        found = priority_of(
+            policy,
+            reference,
+            id_hash=hashes,
+            old=old,
+            aligned=aligned,
+            log_variance=log_variance,
+            labels=labels,
+            seed=5,
+        )
+        np.testing.assert_array_equal(found, expected[policy])

@@ -1,0 +1,132 @@
+"""`auto` decided by measurement, and the orders that need more than a chunk to know, on a real Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import fastfill_ray as ff
+from fastfill_ray.alignment.maps import Alignment
+from fastfill_ray.config import load_config
+from fastfill_ray.core.choice import WEIGHTS
+from fastfill_ray.core.policies import expected_gain, with_thresholds
+from fastfill_ray.errors import InputError
+from fastfill_ray.stages.choose import AUTO_METHODS, Evidence
+from fastfill_ray.stages.pairs import _from_table
+from fastfill_ray.storage.files import open_files
+from fastfill_ray.storage.layout import stage_receipt
+from fastfill_ray.storage.receipts import read_receipt
+from fastfill_ray.storage.tables import get_verified, read_table
+from tests import synthetic
+from tests.integration.conftest import Workshop
+
+AUTO = {"alignment": {"method": "auto"}, "policy": {"name": "auto"}}
+
+
+@pytest.fixture(scope="module")
+def decided(workshop: Workshop, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("auto") / "root"
+    ff.run_backfill(workshop.config(root, **AUTO), until="plan")
+    return root
+
+
+def test_plan_says_what_was_chosen_why_by_how_much_and_what_it_promises(decided: Path, workshop: Workshop) -> None:
+    plan = ff.run_backfill(workshop.config(decided, **AUTO), until="plan").state.plan
+    assert plan is not None
+    assert plan.method in AUTO_METHODS
+    assert plan.choice["winner"]["method"] == plan.method
+    assert plan.choice["winner"]["policy"] == plan.policy
+    assert plan.choice["winner"]["stale_mode"] == plan.stale_mode
+    assert plan.choice["winner"]["weight"] in WEIGHTS
+    assert plan.choice["runner_up"] != plan.choice["winner"]
+    assert plan.choice["margin"]["low"] <= plan.choice["margin"]["value"] <= plan.choice["margin"]["high"]
+    assert {trial["method"] for trial in plan.choice["trials"]} == set(AUTO_METHODS)
+    assert set(plan.choices) == {"alignment.method", "policy.name", "serving.stale_mode", "runner-up"}
+    assert [round(p.fraction, 3) for p in plan.prediction] == [0.198, 0.3, 0.6, 1.0]
+    assert all(p.low <= p.value <= p.high for p in plan.prediction)
+    arms = {
+        arm: {(m.relevance, m.metric): m.value for m in values if m.scope == "audit" and m.group is None}
+        for arm, values in plan.baselines.items()
+    }
+    last = plan.prediction[-1]
+    assert last.value == pytest.approx(arms["new/new"][last.relevance, last.metric], abs=1e-6)
+
+
+def test_a_decision_is_made_once(decided: Path, workshop: Workshop) -> None:
+    log = io.StringIO()
+    result = ff.run_backfill(workshop.config(decided, **AUTO), until="version0", stream=log)
+    assert "choose" in result.seconds or "train" not in log.getvalue()
+    assert len(list((decided / "choice").iterdir())) == 1
+    assert len(list((decided / "alignment").rglob("receipt.json"))) == len(AUTO_METHODS)
+    assert "train" not in result.seconds
+
+
+def test_expected_gain_sees_the_whole_gallery_though_chunks_are_scored_one_by_one(
+    workshop: Workshop, ray_session: None, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    config = workshop.config(root, policy={"name": "expected_gain"})
+    plan = ff.run_backfill(config, until="plan").state.plan
+    assert plan is not None
+    assert plan.policy == "expected_gain"
+    files = open_files(str(root))
+    receipt = read_receipt(files, stage_receipt("scores", plan.scores))
+    assert receipt is not None
+    chunks = read_table(get_verified(files, receipt.outputs[0]), name="chunks").to_pylist()
+    scored = pa.concat_tables([pq.read_table(root / chunk["path"]) for chunk in chunks])
+    priority = dict(zip(scored.column("id").to_pylist(), scored.column("priority").to_pylist(), strict=True))
+
+    # The same in one process: the thresholds over all items but the pairs, and then every item.
+    [info] = (root / "alignment").rglob("alignment.*.json")
+    [weights] = (root / "alignment").rglob("model.*.safetensors")
+    alignment = Alignment.load(weights.read_bytes(), json.loads(info.read_text()))
+    [pairs_file] = (root / "pairs").rglob("pairs.*.parquet")
+    pairs = _from_table("", pq.read_table(pairs_file))
+    evidence = Evidence(load_config(config), pairs, None, {"ridge": alignment}, 1.0, None, False)  # type: ignore[arg-type]
+    proxies = evidence.reference("ridge", "expected_gain").proxies
+    assert proxies is not None
+    item_rows = scored.column("id").to_pylist()
+    is_pair = dict(zip(item_rows, scored.column("is_pair").to_pylist(), strict=True))
+    finite = np.array([np.isfinite(priority[item]) for item in workshop.ids.tolist()])
+    old = synthetic.old_vectors(workshop.x)
+    others = finite & ~np.array([is_pair[item] for item in workshop.ids.tolist()])
+    aligned = alignment(old)[0]
+    proxies = with_thresholds(proxies, old[others], aligned[others])
+    expected = expected_gain(old, aligned, proxies)
+    found = np.array([priority[item] for item in workshop.ids.tolist()])
+    np.testing.assert_allclose(found[finite], expected[finite], rtol=1e-3, atol=1e-4)
+
+
+def test_traffic_comes_first_and_a_weight_that_is_no_number_is_named(ray_session: None, tmp_path: Path) -> None:
+    synthetic.write_gallery(tmp_path / "gallery")
+    for path in sorted((tmp_path / "gallery").iterdir()):
+        table = pq.read_table(path)
+        weights = np.where(np.arange(table.num_rows) % 10 == 0, 1000.0, 1.0)
+        pq.write_table(table.append_column("asked", pa.array(weights)), path)
+    config = synthetic.config(tmp_path, gallery={"weight_column": "asked"}, objective={"relevance": "new_model"})
+    plan = ff.run_backfill(config, until="plan").state.plan
+    assert plan is not None
+    files = open_files(str(tmp_path / "out"))
+    receipt = read_receipt(files, stage_receipt("scores", plan.scores))
+    assert receipt is not None
+    chunks = read_table(get_verified(files, receipt.outputs[0]), name="chunks").to_pylist()
+    scored = pa.concat_tables([pq.read_table(tmp_path / "out" / chunk["path"]) for chunk in chunks])
+    asked = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "gallery").iterdir())])
+    weight = dict(zip(asked.column("id").to_pylist(), asked.column("asked").to_pylist(), strict=True))
+    first = scored.sort_by([("priority", "descending")]).column("id").to_pylist()[:60]
+    assert {weight[item] for item in first} == {1000.0}
+
+    path = sorted((tmp_path / "gallery").iterdir())[1]
+    table = pq.read_table(path)
+    bad = table.column("asked").to_pylist()
+    bad[3] = -1.0
+    pq.write_table(table.set_column(table.schema.get_field_index("asked"), "asked", pa.array(bad)), path)
+    config["output"] = str(tmp_path / "other")
+    with pytest.raises(InputError, match=rf"{path.name}.*weight_column 'asked' is -1.0"):
+        ff.run_backfill(config, until="plan")
