@@ -33,7 +33,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(cache: Path) -> dict[str, Any]:
-    """Through JSON, as the command keeps it. Two shares of the old score instead of eight, which saves half a minute."""
+    """Through JSON, as the command keeps it. Two shares of the old score instead of eight: it saves time."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(MODES, "fused or aligned", (1.0, 0.5))
         made = measuring.measure("digits", 0, cache, LIMITS, paper=False, stream=StringIO())
