@@ -124,12 +124,10 @@ def prepare_set(
     table = pairs_table(built, rows)
     train, held_out = table.part("train"), table.part("calibration")
     trained = train_maps(table, limits.methods, "default", built.classifier, seed, stream)
-    policies = orders_allowed(table, None, has_classifier=True)
+    head = built.classifier or fitted_classifier(train.new, train.labels)
+    policies = orders_allowed(table, None, head is not None)
     if judged:  # a class order suits a relevance that is the class
         policies = [policy for policy in policies if policy != "class_margin"]
-    head = built.classifier or fitted_classifier(train.new, train.labels)
-    if head is None:
-        policies = [policy for policy in policies if policy != "entropy"]
     drawn = np.random.default_rng([seed, 5]).permutation(len(train.ids))[:MAX_PROXIES]
     references = {}
     for method, alignment in trained.items():
