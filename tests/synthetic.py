@@ -161,6 +161,7 @@ def config(root: Path, **sections: Any) -> dict[str, Any]:
         # What `auto` would find out with five maps; tests/integration/test_auto.py lets it.
         "alignment": {"method": "ridge"},
         "policy": {"name": "uncertainty"},
+        "serving": {"stale_mode": "aligned"},
         "pairs": {"count": 120},
         "waves": [0.3, 0.6, 1.0],
         "resources": {"embed_actors": [1, 1], "chunk_rows": 50},

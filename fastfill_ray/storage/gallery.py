@@ -65,9 +65,11 @@ def pin(path: str, columns: dict[str, str], *, s3_endpoint: str | None) -> Table
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = list(pool.map(lambda file: _footer(file, s3_endpoint), found))
     first = footers[0].schema.to_arrow_schema()
+    for file, footer in zip(found, footers, strict=True):
+        for key, name in columns.items():
+            if footer.schema.to_arrow_schema().names.count(name) > 1:
+                raise InputError(f"{file.path}: there is more than one column {name!r} ({key}); rename all but one")
     for key, name in columns.items():
-        if first.names.count(name) > 1:
-            raise InputError(f"{found[0].path}: there is more than one column {name!r} ({key}); rename all but one")
         if name not in first.names:
             raise ConfigError(f"{key}: column {name!r} is not in {found[0].path}; found {', '.join(first.names)}")
     pinned = []

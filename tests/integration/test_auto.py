@@ -26,7 +26,7 @@ from fastfill_ray.storage.tables import get_verified, read_table
 from tests import synthetic
 from tests.integration.conftest import Workshop
 
-AUTO = {"alignment": {"method": "auto"}, "policy": {"name": "auto"}}
+AUTO = {"alignment": {"method": "auto"}, "policy": {"name": "auto"}, "serving": {"stale_mode": "auto"}}
 
 
 @pytest.fixture(scope="module")

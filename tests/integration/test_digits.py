@@ -29,7 +29,7 @@ def config(digits: DigitsInput, gallery: str, output: str, **more: Any) -> dict[
         },
         "pairs": {"count": 250},
         "alignment": {"method": "fastfill"},
-        "policy": {"name": "class_margin"},
+        "policy": {"name": "uncertainty"},
         "waves": [0.35, 0.6, 1.0],
         "resources": {"embed_actors": [1, 2], "chunk_rows": 128},
         "output": output,
