@@ -19,13 +19,13 @@ import numpy as np
 from fastfill_ray.alignment.maps import Alignment, Method, PresetName
 from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, fitted_classifier
 from fastfill_ray.alignment.training import Fit
-from fastfill_ray.core.calibration import Metric
+from fastfill_ray.core.calibration import Metric, match_norms
 from fastfill_ray.core.choice import WEIGHTS, Allowed
 from fastfill_ray.core.curves import Candidate
 from fastfill_ray.core.laboratory import Findings, Reported, Split, authors_curve, investigate
 from fastfill_ray.core.metrics import METRICS
 from fastfill_ray.core.policies import POLICIES, Policy, Reference, make_proxies
-from fastfill_ray.core.scenes import Asked, Items, items_as_queries, make_scene, make_view
+from fastfill_ray.core.scenes import Asked, Items, items_as_queries, make_scene, make_view, make_views, map_of, views_of
 from fastfill_ray.core.tell import arms_json, curve_json, findings_json
 from fastfill_ray.errors import AlignmentFailed, ConfigError
 from fastfill_ray.report_simulation import simulation_table
@@ -122,7 +122,9 @@ def simulate(
     else:
         # Items have old vectors, users' queries only where they are given: `fused` is for those.
         fusable = asked is not None and asked.old is not None
-        allowed = Allowed(list(trained), orders, WEIGHTS if fusable else (1.0,))
+        allowed = Allowed(
+            [v for method in trained for v in views_of(method, metric)], orders, WEIGHTS if fusable else (1.0,)
+        )
         calibration, audit = splits(table, asked, trained, orders, decider, metric, seed)
         for name, split in (("calibration", calibration), ("audit", audit)):
             if not split.scene.answerable(relevance):
@@ -167,34 +169,26 @@ def splits(
     drawn = np.random.default_rng([seed, 5]).permutation(len(train.ids))[:MAX_PROXIES]
     references = {}
     for method, alignment in trained.items():
-        proxies = make_proxies(
-            train.new[drawn],
-            train.old[drawn],
-            metric,
-            items_new=held_out.new,
-            items_old=held_out.old,
-            items_aligned=alignment(held_out.old, held_out.side)[0],
-        )
-        references[method] = Reference(train.new, train.labels, classifier, proxies)
+        for view in views_of(method, metric):
+            aligned = alignment(held_out.old, held_out.side)[0]
+            proxies = make_proxies(
+                train.new[drawn],
+                train.old[drawn],
+                metric,
+                items_new=held_out.new,
+                items_old=held_out.old,
+                items_aligned=aligned if map_of(view)[1] else match_norms(aligned, metric, norm),
+            )
+            references[view] = Reference(train.new, train.labels, classifier, proxies)
     made = []
     for part in (held_out, table.part("audit")):
         items = Items(part.id_hash, part.old, part.new, part.labels, part.groups, part.weights)
         questions = _questions(part, items, asked, seed)
         scene = make_scene(items, questions, metric)
-        views = {}
-        for method, alignment in trained.items():
-            aligned, log_variance = alignment(part.old, part.side)
-            views[method] = make_view(
-                items,
-                questions,
-                aligned,
-                log_variance,
-                metric,
-                norm=norm,
-                reference=references[method],
-                policies=policies,
-                seed=seed,
-            )
+        mapped = {method: alignment(part.old, part.side) for method, alignment in trained.items()}
+        views = make_views(
+            items, questions, mapped, metric, norm=norm, references=references, policies=policies, seed=seed
+        )
         made.append(Split(scene, views))
     return made[0], made[1]
 

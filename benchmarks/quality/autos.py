@@ -47,7 +47,7 @@ def auto_rows(material: Material) -> list[dict[str, Any]]:
 def allowed(material: Material, track: str, modes: str) -> Allowed:
     """What may be chosen in a track."""
     orders = [p for p in material.policies if track == "labelled" or p not in LABELLED_ORDERS]
-    return Allowed(list(material.trained), orders, MODES[modes])
+    return Allowed(list(material.calibration.split.views), orders, MODES[modes])
 
 
 def _investigate(material: Material, objective: Objective, track: str, modes: str) -> Findings:

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from benchmarks.sets import BenchmarkSet, load_set
 from fastfill_ray.alignment.maps import Alignment, Method
 from fastfill_ray.alignment.pairs import fitted_classifier
-from fastfill_ray.core.calibration import Metric
+from fastfill_ray.core.calibration import Metric, match_norms
 from fastfill_ray.core.laboratory import Split
 from fastfill_ray.core.plan import hash_ids
 from fastfill_ray.core.policies import Policy, Reference, make_proxies
-from fastfill_ray.core.scenes import Asked, Items, items_as_queries, make_scene, make_view
+from fastfill_ray.core.scenes import Asked, Items, items_as_queries, make_scene, make_views, map_of, views_of
 from fastfill_ray.simulation import MAX_PROXIES, orders_allowed, train_maps
 from fastfill_ray.storage.pairs_file import SPLITS, PairsTable
 
@@ -47,9 +47,9 @@ class Limits:
     """At most so many items of each part, drawn uniformly, and queries; ``methods``: the maps that compete."""
 
     train: int = 2400
-    calibration: int = 1000
-    audit: int = 3000
-    queries: int = 600
+    calibration: int = 800
+    audit: int = 2400
+    queries: int = 500
     methods: tuple[Method, ...] = ("kernel", "ridge", "procrustes", "fastfill", "fct")
 
 
@@ -105,7 +105,8 @@ class Material:
 
     def part(self, items: PairsTable, asked: Asked, methods: tuple[str, ...] | None = None) -> Part:
         """Other items and queries under the trained maps (`methods`: these only)."""
-        trained = {name: a for name, a in self.trained.items() if methods is None or name in methods}
+        wanted = None if methods is None else {map_of(method)[0] for method in methods}
+        trained = {name: a for name, a in self.trained.items() if wanted is None or name in wanted}
         return make_part(items, asked, trained, self.references, self.policies, self.metric, self.norm, self.seed)
 
 
@@ -130,17 +131,19 @@ def prepare_set(
         policies = [policy for policy in policies if policy != "class_margin"]
     drawn = np.random.default_rng([seed, 5]).permutation(len(train.ids))[:MAX_PROXIES]
     references = {}
-    for method, alignment in trained.items():
-        proxies = make_proxies(
-            train.new[drawn],
-            train.old[drawn],
-            built.metric,
-            items_new=held_out.new,
-            items_old=held_out.old,
-            items_aligned=alignment(held_out.old)[0],
-        )
-        references[method] = Reference(train.new, train.labels, head, proxies)
     norm = float(np.linalg.norm(train.new, axis=1).mean())
+    for method, alignment in trained.items():
+        for view in views_of(method, built.metric):
+            aligned = alignment(held_out.old)[0]
+            proxies = make_proxies(
+                train.new[drawn],
+                train.old[drawn],
+                built.metric,
+                items_new=held_out.new,
+                items_old=held_out.old,
+                items_aligned=aligned if map_of(view)[1] else match_norms(aligned, built.metric, norm),
+            )
+            references[view] = Reference(train.new, train.labels, head, proxies)
     made = []
     for part in ("calibration", "audit"):
         items = table.part(part)
@@ -219,18 +222,7 @@ def make_part(
     known = items_of(items)
     if asked.groups is None:
         known = replace(known, groups=None)
-    views, aligned = {}, {}
-    for method, alignment in trained.items():
-        aligned[method], log_variance = alignment(items.old)
-        views[method] = make_view(
-            known,
-            asked,
-            aligned[method],
-            log_variance,
-            metric,
-            norm=norm,
-            reference=references[method],
-            policies=policies,
-            seed=seed,
-        )
+    mapped = {method: alignment(items.old) for method, alignment in trained.items()}
+    aligned = {method: vectors for method, (vectors, _) in mapped.items()}
+    views = make_views(known, asked, mapped, metric, norm=norm, references=references, policies=policies, seed=seed)
     return Part(items, asked, aligned, Split(make_scene(known, asked, metric), views))

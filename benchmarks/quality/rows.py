@@ -16,7 +16,7 @@ from fastfill_ray.core.choice import View, carry
 from fastfill_ray.core.curves import Candidate, Curve, Scene
 from fastfill_ray.core.laboratory import Reported, Split, authors_curve
 from fastfill_ray.core.policies import Reference
-from fastfill_ray.core.scenes import items_as_queries, make_scene, make_view, scores_of
+from fastfill_ray.core.scenes import items_as_queries, make_scene, make_view, map_of, scores_of
 from fastfill_ray.core.serving import FORMS
 from fastfill_ray.core.tell import arms_json, curve_json
 from fastfill_ray.simulation import train_maps
@@ -124,7 +124,7 @@ def form_rows(material: Material, chosen: Iterable[tuple[Objective, Candidate]])
     """Every form of calibration at a candidate's map and order, aligned vectors alone; `raw`: norms not matched."""
     rows = []
     for objective, candidate in chosen:
-        method, parts = candidate.method, (material.calibration, material.audit)
+        method, parts = map_of(candidate.method)[0], (material.calibration, material.audit)
         for form in FORMS:
             at = Candidate(method, 1.0, candidate.policy, form)
             found, _ = show(parts[0].split, parts[1].split, at, objective, material.seed)

@@ -34,6 +34,7 @@ WEIGHTS = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.0)
 COARSE_POINTS, COARSE_QUERIES, COARSE_KNOTS = 6, 300, (0.1, 0.4, 0.8)
 POINTS, QUERIES = 10, 600
 KEPT_MAPS, KEPT_MODES, KEPT_ORDERS = 3, 3, 5
+KEPT_FORMS = 3  # orders that are tried with every form of calibration
 # A gain of area below this is noise: the simpler candidate stays.
 LEAST_GAIN = 5e-4
 # `fused` asks users for the old model's query vectors until the end: it has to be worth more than this.
@@ -133,7 +134,8 @@ def choose(scene: Scene, views: Mapping[str, View], allowed: Allowed, relevance:
     )
     plain = [c for c in tried if c.weight == first]
     orders = list(dict.fromkeys([*tried[:KEPT_ORDERS], *plain[:2]]))
-    final = [replace(c, form=form) for c in orders for form in allowed.forms]
+    final = [replace(c, form=form) for c in orders[:KEPT_FORMS] for form in allowed.forms]
+    final += orders[KEPT_FORMS:]
     ranked = _best(final, lambda c: area(c, "calibration"), len(final))
     winner = ranked[0]
     if winner.weight < 1:

@@ -21,9 +21,9 @@ from fastfill_ray.core.serving import Form, Served, fit_served, interpolate, mix
 
 POINTS = 22  # of the published curve: FastFill evaluates after floor(i N / 21) items, i = 0..21
 # Calibrations are fitted at these fractions; in between the parameters are interpolated.
-KNOTS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
+KNOTS = (0.05, 0.25, 0.5, 0.75, 0.95)
 # Queries that a fit looks at: more make the parameters no better, only later.
-FIT_QUERIES = 300
+FIT_QUERIES = 250
 
 
 @dataclass(frozen=True)

@@ -167,21 +167,6 @@ def class_margin(
     return priority
 
 
-def weighted(policy: Policy, priority: Floats, weight: Floats) -> Floats:
-    """Priorities (N,) times how often each item is asked for (N,), so that traffic counts and the order stays a rate.
-
-    A log-variance is a logarithm, so the logarithm of the weight is added. A class margin has both signs: its logistic
-    function, in units of its own spread, is what is multiplied. A weight of 0 puts an item last.
-    """
-    weight = np.maximum(weight, 0).astype(np.float32)
-    if policy == "uncertainty":
-        with np.errstate(divide="ignore"):
-            return np.maximum(priority + np.log(weight), np.finfo(np.float32).min)
-    if policy == "class_margin":
-        priority = (1 / (1 + np.exp(-np.clip(priority, -60, 60)))).astype(np.float32)
-    return priority * weight
-
-
 @dataclass(frozen=True)
 class Reference:
     """What the train pairs tell the policies; each part is None where no policy in use asks for it.
@@ -222,3 +207,20 @@ def priority_of(
         assert reference.labels is not None
         return class_margin(aligned, labels, reference.new, reference.labels)
     return uncertainty(log_variance)
+
+
+def weighted(policy: Policy, priority: Floats, weight: Floats, reference: Reference) -> Floats:
+    """Priorities (N,) times how often each item is asked for (N,), so that traffic counts and the order stays a rate.
+
+    A log-variance is a logarithm, so the logarithm of the weight is added. A class margin has both signs: its logistic
+    function, in units of the spread of the reference, is what is multiplied. A weight of 0 puts an item last.
+    """
+    weight = np.maximum(weight, 0).astype(np.float32)
+    if policy == "uncertainty":
+        with np.errstate(divide="ignore"):
+            return np.maximum(priority + np.log(weight), np.finfo(np.float32).min)
+    if policy == "class_margin":
+        assert reference.new is not None
+        spread = float(np.square(reference.new - reference.new.mean(axis=0)).sum(axis=1).mean()) or 1.0
+        priority = (1 / (1 + np.exp(-np.clip(priority / spread, -60, 60)))).astype(np.float32)
+    return priority * weight

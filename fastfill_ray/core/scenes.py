@@ -5,7 +5,7 @@ Legend: Q queries, N items of the split, D old dim, E new dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,21 @@ from fastfill_ray.core.ranks import Truth
 
 Floats = NDArray[np.float32]
 Objects = NDArray[np.object_]
+
+
+# A map whose aligned vectors keep the norms that it gives them is another view, and so another candidate: under l2 and
+# inner product norms may say something. Measured on digits (l2): overlap@10 of the curve 88.6 kept, 86.3 matched.
+KEPT = ", norms kept"
+
+
+def views_of(method: str, metric: Metric) -> tuple[str, ...]:
+    """Names of a map's views: as it is called, norms matched; and, where norms count, with its own norms kept."""
+    return (method,) if metric == "cosine" else (method, method + KEPT)
+
+
+def map_of(view: str) -> tuple[str, bool]:
+    """The map behind a view's name, and whether its norms are kept."""
+    return view.removesuffix(KEPT), view.endswith(KEPT)
 
 
 @dataclass(frozen=True)
@@ -130,6 +145,43 @@ def make_view(
             labels=items.labels,
             seed=seed,
         )
-        priorities[str(policy)] = priority if items.weights is None else weighted(policy, priority, items.weights)
+        if items.weights is not None:
+            priority = weighted(policy, priority, items.weights, reference)
+        priorities[str(policy)] = priority
     stale = scores_of(asked.new, aligned, metric, own_items(asked, len(items.new)))
     return View(stale, priorities)
+
+
+def make_views(
+    items: Items,
+    asked: Asked,
+    mapped: Mapping[str, tuple[Floats, Floats]],
+    metric: Metric,
+    *,
+    norm: float,
+    references: Mapping[str, Reference],
+    policies: Sequence[Policy],
+    seed: int,
+) -> dict[str, View]:
+    """Every view of several maps.
+
+    Args:
+        mapped: {method: aligned (N, E) as the map gives them, log-variance (N,)}.
+        norm: mean norm of new vectors.
+        references: by the name of the view.
+    """
+    return {
+        view: make_view(
+            items,
+            asked,
+            aligned,
+            log_variance,
+            metric,
+            norm=None if map_of(view)[1] else norm,
+            reference=references[view],
+            policies=policies,
+            seed=seed,
+        )
+        for method, (aligned, log_variance) in mapped.items()
+        for view in views_of(method, metric)
+    }

@@ -15,6 +15,7 @@ import numpy as np
 from fastfill_ray.alignment.maps import Alignment, Method
 from fastfill_ray.alignment.pairs import fitted_classifier
 from fastfill_ray.config import BackfillConfig, Metric
+from fastfill_ray.core.calibration import match_norms
 from fastfill_ray.core.choice import WEIGHTS, Allowed
 from fastfill_ray.core.curves import Candidate
 from fastfill_ray.core.fusion import fusion_of
@@ -22,9 +23,10 @@ from fastfill_ray.core.laboratory import Split, investigate, predicted
 from fastfill_ray.core.plan import hash_ids
 from fastfill_ray.core.policies import POLICIES, Policy, Proxies, Reference, make_proxies
 from fastfill_ray.core.records import FileRef, Fusion, Model, Prediction, Receipt, canonical, fingerprint
-from fastfill_ray.core.scenes import Asked, Items, items_as_queries, make_scene, make_view
+from fastfill_ray.core.scenes import KEPT, Asked, Items, items_as_queries, make_scene, make_views, map_of, views_of
 from fastfill_ray.core.serving import Form
 from fastfill_ray.core.tell import candidate_json, findings_json, words
+from fastfill_ray.errors import ConfigError
 from fastfill_ray.stages.pairs import Pairs
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.queries import MAX_QUERIES, Queries
@@ -44,6 +46,7 @@ class Decision(Model):
     """The outcome; ``told`` is why, for people, per config key that was `auto`."""
 
     method: Method
+    norms_kept: bool
     policy: Policy
     weight: float
     old_scale: float
@@ -52,6 +55,11 @@ class Decision(Model):
     prediction: tuple[Prediction, ...]
     choice: dict[str, Any]
     told: dict[str, str]
+
+    @property
+    def view(self) -> str:
+        """The chosen map's view, as the laboratory names it."""
+        return self.method + KEPT if self.norms_kept else self.method
 
     def fusion(self, metric: Metric) -> Fusion | None:
         """The factors of fused stale vectors; None in stale mode `aligned`."""
@@ -86,14 +94,17 @@ class Evidence:
             return ""
         return sha256_hex(b"".join(part.tobytes() for part in self.head))
 
-    def reference(self, method: Method, *policies: Policy) -> Reference:
-        """What these policies know of the train pairs, under one map."""
+    def alignment(self, method: str) -> Alignment:
+        return next(alignment for name, alignment in self.alignments.items() if name == method)
+
+    def reference(self, view: str, *policies: Policy) -> Reference:
+        """What these policies know of the train pairs, under one view of a map."""
         train = self.pairs.part("train")
         return Reference(
             new=train.new if "class_margin" in policies else None,
             labels=train.labels if "class_margin" in policies else None,
             classifier=self.head if "entropy" in policies else None,
-            proxies=proxies_of(self, method) if "expected_gain" in policies else None,
+            proxies=proxies_of(self, view) if "expected_gain" in policies else None,
         )
 
 
@@ -112,9 +123,11 @@ def policies_allowed(config: BackfillConfig, *, head: bool) -> list[Policy]:
     return [policy for policy in POLICIES if policy not in excluded and (head or policy != "entropy")]
 
 
-def proxies_of(evidence: Evidence, method: Method) -> Proxies:
-    """Proxy queries for `expected_gain` under one map: a sample of the train pairs."""
+def proxies_of(evidence: Evidence, view: str) -> Proxies:
+    """Proxy queries for `expected_gain` under one view of a map: a sample of the train pairs."""
     config, held_out = evidence.config, evidence.pairs.part("calibration")
+    method, kept = map_of(view)
+    aligned = evidence.alignment(method)(held_out.old, held_out.side)[0]
     train = evidence.pairs.part("train")
     drawn = np.random.default_rng([config.seed, 5]).permutation(len(train.ids))[:MAX_PROXIES]
     return make_proxies(
@@ -123,7 +136,7 @@ def proxies_of(evidence: Evidence, method: Method) -> Proxies:
         config.new_model.metric,
         items_new=held_out.new,
         items_old=held_out.old,
-        items_aligned=evidence.alignments[method](held_out.old, held_out.side)[0],
+        items_aligned=aligned if kept else match_norms(aligned, config.new_model.metric, evidence.norm),
     )
 
 
@@ -152,15 +165,21 @@ def decide(
 
 def _decide(evidence: Evidence, fractions: Sequence[float]) -> Decision:
     config = evidence.config
+    if config.policy.name == "entropy" and evidence.head is None:
+        raise ConfigError(
+            "policy.name is 'entropy', but the train pairs have too few labels of two items each to fit a classifier: "
+            "set new_model.classifier, raise pairs.count, or choose another policy"
+        )
     policies = policies_allowed(config, head=config.policy.name == "auto" and evidence.head is not None)
-    references = {method: evidence.reference(method, *policies) for method in evidence.alignments}
+    views = [view for method in evidence.alignments for view in views_of(method, config.new_model.metric)]
+    references = {view: evidence.reference(view, *policies) for view in views}
     calibration, audit = (_split(evidence, name, policies, references) for name in ("calibration", "audit"))
     relevance, metric = config.objective.relevance, config.objective.metric
     chosen_by = relevance if calibration.scene.answerable(relevance) >= MIN_QUERIES else "new_model"
     modes = {"auto": WEIGHTS, "aligned": (1.0,), "fused": tuple(w for w in WEIGHTS if w < 1)}
     can_fuse = calibration.scene.old is not None and evidence.may_fuse
     weights = [w for w in modes[config.serving.stale_mode] if w == 1 or can_fuse]
-    allowed = Allowed([str(method) for method in evidence.alignments], policies, weights)
+    allowed = Allowed(views, policies, weights)
     findings = investigate(calibration, audit, allowed, chosen_by, metric, seed=config.seed, everything=False)
     winner = findings.choice.winner
     told = findings_json(findings, audit.scene, chosen_by, metric, seed=config.seed)
@@ -175,11 +194,12 @@ def _decide(evidence: Evidence, fractions: Sequence[float]) -> Decision:
     if findings.choice.runner_up is not None and findings.margin is not None:
         margin = findings.margin
         words_of["runner-up"] = (
-            f"{words(findings.choice.runner_up)}; {words(winner)} is ahead of it by {margin.value:+.4f} "
+            f"{words(findings.choice.runner_up)}; {words(winner)} minus it is {margin.value:+.4f} "
             f"[{margin.low:+.4f}, {margin.high:+.4f}] on the audit pairs"
         )
     return Decision(
-        method=next(m for m in evidence.alignments if m == winner.method),
+        method=next(m for m in evidence.alignments if m == map_of(winner.method)[0]),
+        norms_kept=map_of(winner.method)[1],
         policy=next(p for p in POLICIES if p == winner.policy),
         weight=winner.weight,
         old_scale=calibration.scene.old_scale,
@@ -215,26 +235,23 @@ def _predict(
     )
 
 
-def _split(evidence: Evidence, name: str, policies: Sequence[Policy], references: Mapping[Method, Reference]) -> Split:
+def _split(evidence: Evidence, name: str, policies: Sequence[Policy], references: Mapping[str, Reference]) -> Split:
     part, config = evidence.pairs.part(name), evidence.config
     ids = part.ids.astype(np.int64) if len(part.ids) and isinstance(part.ids[0], int) else part.ids
     items = Items(hash_ids(ids), part.old, part.new, part.labels, part.groups, part.weights)
     asked = _asked(evidence.queries, part, items, config.seed)
     scene = make_scene(items, asked, config.new_model.metric)
-    views = {}
-    for method, alignment in evidence.alignments.items():
-        aligned, log_variance = alignment(part.old, part.side)
-        views[str(method)] = make_view(
-            items,
-            asked,
-            aligned,
-            log_variance,
-            config.new_model.metric,
-            norm=evidence.norm,
-            reference=references[method],
-            policies=policies,
-            seed=config.seed,
-        )
+    mapped = {str(method): alignment(part.old, part.side) for method, alignment in evidence.alignments.items()}
+    views = make_views(
+        items,
+        asked,
+        mapped,
+        config.new_model.metric,
+        norm=evidence.norm,
+        references=references,
+        policies=policies,
+        seed=config.seed,
+    )
     return Split(scene, views)
 
 

@@ -33,8 +33,6 @@ from fastfill_ray.storage.tables import get_verified, read_table
 # A ranking is complete up to this many scores per version; beyond, the first _DEPTH ranks of each segment decide.
 _COMPLETE_SCORES = 1 << 25
 _DEPTH = 1000
-# Below this many calibration queries that have an answer, an offset would be fitted to noise.
-_MIN_FIT_QUERIES = 30
 
 Place = tuple[Chunk, PinnedFile]
 

@@ -32,8 +32,6 @@ from fastfill_ray.storage.layout import unit_receipt
 from fastfill_ray.storage.receipts import find_receipts
 
 _SHOWN = 5
-# Share of the aligned score in a fused one.
-_FUSED_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,9 @@ def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: 
         trained=trained[decision.method],
         spaces=directions,
         policy=decision.policy,
-        norm=norm,
+        norm=None if decision.norms_kept else norm,
         seed=config.seed,
-        reference=evidence.reference(decision.method, decision.policy),
+        reference=evidence.reference(decision.view, decision.policy),
         decided=pairs.fingerprint if decision.policy == "expected_gain" else evidence.head_digest(decision.policy),
     )
     limit = config.quarantine.limit(snapshot.rows)

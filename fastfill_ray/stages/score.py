@@ -54,7 +54,8 @@ _CHUNKS_PER_TASK = 64
 class Scorer:
     """What turns a chunk's columns into priorities: picklable, the same on every worker.
 
-    reference: what the policy knows of the train pairs. decided: name of the decision that the policy comes from.
+    norm: of new vectors, that aligned ones are brought to; None where they keep their own. reference: what the policy
+    knows of the train pairs. decided: name of the decision that the policy comes from.
     """
 
     files: Files
@@ -62,7 +63,7 @@ class Scorer:
     trained: TrainedAlignment
     spaces: dict[str, str]
     policy: Policy
-    norm: float
+    norm: float | None
     seed: int
     reference: Reference
     decided: str
@@ -74,8 +75,10 @@ class Scorer:
         return _loaded[self.trained.weights]
 
     def align(self, old: np.ndarray, side: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Aligned vectors (N, E) as they are indexed (norms matched), and log-variances (N,)."""
+        """Aligned vectors (N, E) as they are indexed (norms matched unless kept), and log-variances (N,)."""
         aligned, log_variance = self.alignment()(old, side)
+        if self.norm is None:
+            return aligned, log_variance
         return match_norms(aligned, self.source.metric, self.norm), log_variance
 
     def keys(
@@ -100,7 +103,7 @@ class Scorer:
             seed=self.seed,
         )
         if weights is not None:
-            priority = weighted(self.policy, priority, weights)
+            priority = weighted(self.policy, priority, weights, self.reference)
         return priority, order_key(priority, id_hash)
 
 
@@ -241,7 +244,15 @@ def _best_scores(scorer: Scorer, work: _Work) -> np.ndarray:
 def _scores_name(scorer: Scorer, snapshot: Snapshot) -> str:
     weight = scorer.source.config.weight_column
     return fingerprint(
-        [snapshot.fingerprint, scorer.trained.fingerprint, scorer.policy, scorer.seed, scorer.decided, weight]
+        [
+            snapshot.fingerprint,
+            scorer.trained.fingerprint,
+            scorer.policy,
+            scorer.seed,
+            scorer.decided,
+            weight,
+            scorer.norm,
+        ]
     )
 
 

@@ -273,13 +273,15 @@ def test_a_weight_multiplies_what_the_priority_says(policy: str) -> None:
     rng = np.random.default_rng(0)
     priority = rng.normal(size=50) if policy in ("uncertainty", "class_margin") else rng.random(50)
     weight = rng.random(50).astype("f4") + 0.1
-    found = weighted(policy, priority.astype("f4"), weight)  # type: ignore[arg-type]
+    pairs = rng.normal(size=(40, 3)).astype(np.float32)
+    spread = float(((pairs - pairs.mean(axis=0)) ** 2).sum(axis=1).mean())
+    found = weighted(policy, priority.astype("f4"), weight, Reference(new=pairs))  # type: ignore[arg-type]
     assert found.dtype == np.float32
     for value, before, times in zip(found.tolist(), priority.tolist(), weight.tolist(), strict=True):
         if policy == "uncertainty":
             assert math.exp(value) == pytest.approx(math.exp(before) * times, rel=1e-4)
         elif policy == "class_margin":
-            assert value == pytest.approx(times / (1 + math.exp(-before)), rel=1e-4)
+            assert value == pytest.approx(times / (1 + math.exp(-before / spread)), rel=1e-4)
         else:
             assert value == pytest.approx(before * times, rel=1e-4)
 
@@ -287,12 +289,13 @@ def test_a_weight_multiplies_what_the_priority_says(policy: str) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_equal_weights_keep_the_order_and_a_weight_of_zero_puts_an_item_last(policy: str) -> None:
     priority = np.linspace(0.1, 0.9, 9, dtype=np.float32) * (-1 if policy == "class_margin" else 1)
-    alike = weighted(policy, priority, np.full(9, 2.5, np.float32))  # type: ignore[arg-type]
+    reference = Reference(new=np.eye(3, dtype=np.float32))
+    alike = weighted(policy, priority, np.full(9, 2.5, np.float32), reference)  # type: ignore[arg-type]
     assert np.argsort(alike).tolist() == np.argsort(priority).tolist()
     for nothing in (0.0, -1.0):
         weight = np.ones(9, np.float32)
         weight[int(priority.argmax())] = nothing
-        found = weighted(policy, priority, weight)  # type: ignore[arg-type]
+        found = weighted(policy, priority, weight, reference)  # type: ignore[arg-type]
         assert np.isfinite(found).all()
         assert found.argmin() == priority.argmax()
 

@@ -164,5 +164,7 @@ def test_a_view_has_the_priorities_of_every_policy_asked_for(traffic: bool) -> N
     }
     assert list(view.priorities) == list(expected)
     for policy, priority in expected.items():
-        plain = priority if weights is None else weighted(policy, priority, weights)  # type: ignore[arg-type]
+        plain = priority
+        if weights is not None:
+            plain = weighted(policy, priority, weights, Reference(new=train_new))  # type: ignore[arg-type]
         np.testing.assert_allclose(view.priorities[policy], plain, rtol=1e-6)
