@@ -18,6 +18,7 @@ from benchmarks.quality.autos import MODES
 from benchmarks.quality.material import MAP, Limits, Material, prepare_set
 from benchmarks.quality.orders import FIXED_MAP, TRACKS, average_precision_gain, bad_hubs
 from benchmarks.quality.studies import gallery_size, groups, refit
+from benchmarks.quality.tables import render
 from benchmarks.sets import load_set
 from fastfill_ray.core.curves import Candidate, Scene
 from fastfill_ray.core.ranks import Truth, measure
@@ -122,21 +123,32 @@ def test_scenes_and_views_are_those_that_simulate_makes(grouped: Material) -> No
                 np.testing.assert_array_equal(mine.views[method].priorities[policy], priority)
 
 
-def test_the_studies_tell_carried_against_own_and_static_against_refitted(grouped: Material) -> None:
+def test_the_studies_tell_carried_against_own_and_static_against_refitted(
+    grouped: Material, found: dict[str, Any]
+) -> None:
     sizes = gallery_size(grouped, Candidate(FIXED_MAP, 1.0, "uncertainty", "offset"), (60, 100))
     assert {row["items"] for row in sizes} == {60, 100}
     assert all(0 < row[key] <= 1 for row in sizes for key in ("carried", "own"))
-    for row in refit(grouped, (0.25,)):
+    refitted = refit(grouped, (0.25,))
+    for row in refitted:
         assert row["difference"] == pytest.approx(row["refitted"] - row["static"])
+    printed = render([found | {"gallery_size": sizes, "refit": refitted}])
+    assert "fitted on 60 items" in printed
+    assert "area, map of the start" in printed
 
 
-def test_groups_start_near_nothing_closed_and_end_with_all_of_it(grouped: Material) -> None:
-    told = groups(grouped, {}, most_items=120, most_queries=40)
+def test_groups_end_with_all_of_the_gap_closed(grouped: Material, found: dict[str, Any]) -> None:
+    told = groups(
+        grouped, {"label-free": Candidate("kernel", 1.0, "random", "offset")}, most_items=120, most_queries=40
+    )
     assert sorted(told["groups"]) == ["even", "odd"]
-    assert [row["name"] for row in told["rows"]] == ["random", "uncertainty"]
+    assert [row["name"] for row in told["rows"]] == ["random", "uncertainty", "auto, label-free"]
     for row in told["rows"]:
         assert row["gaps"][-1] == pytest.approx(told["new"])
         assert row["closed"][-1]["value"] == pytest.approx(1)
+    printed = render([found | {"groups": told}])
+    assert "closed at 10 %" in printed
+    assert "(e) three quarters" in printed
 
 
 def test_the_one_shot_gain_is_what_reembedding_one_item_changes() -> None:

@@ -120,9 +120,11 @@ def groups_closed(results: Sequence[Result]) -> Iterator[Line]:
         return
     at = found[0]["fractions"].index(0.1)
     for name in (row["name"] for row in found[0]["rows"] if row["name"].startswith("auto")):
-        closed = [next(row for row in f["rows"] if row["name"] == name)["closed"][at] for f in found]
-        value, low, high = (statistics.mean(c[part] for c in closed) for part in ("value", "low", "high"))
-        figure = f"{value:.0%} [{low:.0%}, {high:.0%}]"
+        closed = [next(row for row in f["rows"] if row["name"] == name)["closed"] for f in found]
+        value, low, high = (statistics.mean(c[at][part] for c in closed) for part in ("value", "low", "high"))
+        start = statistics.mean(c[0]["value"] for c in closed)
+        # Above 100 % the gap has turned round: the smaller group is ahead by more than under new/new.
+        figure = f"{value:.0%} [{low:.0%}, {high:.0%}], at 0 % already {start:.0%}"
         yield Line("(e) three quarters of the closable gap closed at 10 %", name, figure, value >= 0.75)
 
 
