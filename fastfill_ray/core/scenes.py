@@ -5,7 +5,7 @@ Legend: Q queries, N items of the split, D old dim, E new dim.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +29,11 @@ KEPT = ", norms kept"
 def views_of(method: str, metric: Metric) -> tuple[str, ...]:
     """Names of a map's views: as it is called, norms matched; and, where norms count, with its own norms kept."""
     return (method,) if metric == "cosine" else (method, method + KEPT)
+
+
+def kept_views(views: Iterable[str]) -> tuple[str, ...]:
+    """Those that keep their norms."""
+    return tuple(view for view in views if view.endswith(KEPT))
 
 
 def map_of(view: str) -> tuple[str, bool]:
