@@ -25,7 +25,17 @@ from fastfill_ray.core.curves import Candidate
 from fastfill_ray.core.laboratory import Findings, Reported, Split, authors_curve, investigate
 from fastfill_ray.core.metrics import METRICS
 from fastfill_ray.core.policies import POLICIES, Policy, Reference, make_proxies
-from fastfill_ray.core.scenes import Asked, Items, items_as_queries, make_scene, make_view, make_views, map_of, views_of
+from fastfill_ray.core.scenes import (
+    Asked,
+    Items,
+    items_as_queries,
+    kept_views,
+    make_scene,
+    make_view,
+    make_views,
+    map_of,
+    views_of,
+)
 from fastfill_ray.core.tell import arms_json, curve_json, findings_json
 from fastfill_ray.errors import AlignmentFailed, ConfigError
 from fastfill_ray.report_simulation import simulation_table
@@ -122,9 +132,8 @@ def simulate(
     else:
         # Items have old vectors, users' queries only where they are given: `fused` is for those.
         fusable = asked is not None and asked.old is not None
-        allowed = Allowed(
-            [v for method in trained for v in views_of(method, metric)], orders, WEIGHTS if fusable else (1.0,)
-        )
+        views = [view for method in trained for view in views_of(method, metric)]
+        allowed = Allowed(views, orders, WEIGHTS if fusable else (1.0,), cautious=kept_views(views))
         calibration, audit = splits(table, asked, trained, orders, decider, metric, seed)
         for name, split in (("calibration", calibration), ("audit", audit)):
             if not split.scene.answerable(relevance):

@@ -23,7 +23,17 @@ from fastfill_ray.core.laboratory import Split, investigate, predicted
 from fastfill_ray.core.plan import hash_ids
 from fastfill_ray.core.policies import POLICIES, Policy, Proxies, Reference, make_proxies
 from fastfill_ray.core.records import FileRef, Fusion, Model, Prediction, Receipt, canonical, fingerprint
-from fastfill_ray.core.scenes import KEPT, Asked, Items, items_as_queries, make_scene, make_views, map_of, views_of
+from fastfill_ray.core.scenes import (
+    KEPT,
+    Asked,
+    Items,
+    items_as_queries,
+    kept_views,
+    make_scene,
+    make_views,
+    map_of,
+    views_of,
+)
 from fastfill_ray.core.serving import Form
 from fastfill_ray.core.tell import candidate_json, findings_json, words
 from fastfill_ray.errors import ConfigError
@@ -179,7 +189,7 @@ def _decide(evidence: Evidence, fractions: Sequence[float]) -> Decision:
     modes = {"auto": WEIGHTS, "aligned": (1.0,), "fused": tuple(w for w in WEIGHTS if w < 1)}
     can_fuse = calibration.scene.old is not None and evidence.may_fuse
     weights = [w for w in modes[config.serving.stale_mode] if w == 1 or can_fuse]
-    allowed = Allowed(views, policies, weights)
+    allowed = Allowed(views, policies, weights, cautious=kept_views(views))
     findings = investigate(calibration, audit, allowed, chosen_by, metric, seed=config.seed, everything=False)
     winner = findings.choice.winner
     told = findings_json(findings, audit.scene, chosen_by, metric, seed=config.seed)
