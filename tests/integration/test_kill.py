@@ -47,7 +47,7 @@ def test_a_killed_driver_resumes_and_embeds_no_receipted_chunk_again(
     config.write_text(yaml.safe_dump(workshop.config(root)))
 
     driver = start(config, log)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300  # a guard against hanging, on a machine that may be busy
     while len(receipts(root)) < 15:  # 12 chunks in wave 1: the kill falls into wave 2
         assert driver.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
