@@ -150,17 +150,7 @@ def score(
     if (finished := read_receipt(files, stage_receipt("scores", name))) is not None:
         return _from_table(name, scorer, finished)
     receipts = find_receipts(files, folder)
-    work = [
-        _Work(
-            index=chunk.index,
-            start=chunk.start,
-            rows=chunk.rows,
-            file=snapshot.gallery.files[chunk.file],
-            pairs=pair_offsets.get(chunk.index, ()),
-        )
-        for chunk in snapshot.chunks
-        if chunk_unit(chunk.index) not in receipts
-    ]
+    work = [item for item in _all_work(snapshot, pair_offsets) if chunk_unit(item.index) not in receipts]
     done = snapshot.rows - sum(item.rows for item in work)
     with progress.stage("score", snapshot.rows, "items", done=done) as bar:
         for receipt in _run(scorer, folder, work):
@@ -189,6 +179,19 @@ def score(
     return _from_table(name, scorer, put_receipt(files, stage_receipt("scores", name), stage))
 
 
+def _all_work(snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]]) -> list[_Work]:
+    return [
+        _Work(
+            index=chunk.index,
+            start=chunk.start,
+            rows=chunk.rows,
+            file=snapshot.gallery.files[chunk.file],
+            pairs=pair_offsets.get(chunk.index, ()),
+        )
+        for chunk in snapshot.chunks
+    ]
+
+
 def _with_thresholds(
     scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]], name: str, progress: Progress
 ) -> Scorer:
@@ -202,17 +205,7 @@ def _with_thresholds(
         return scorer
     path = f"{stage_folder('scores', name)}/thresholds.receipt.json"
     if (receipt := read_receipt(scorer.files, path)) is None:
-        files = snapshot.gallery.files
-        work = [
-            _Work(
-                index=chunk.index,
-                start=chunk.start,
-                rows=chunk.rows,
-                file=files[chunk.file],
-                pairs=pair_offsets.get(chunk.index, ()),
-            )
-            for chunk in snapshot.chunks
-        ]
+        work = _all_work(snapshot, pair_offsets)
         with progress.stage("thresholds", snapshot.rows, "items") as bar:
 
             def best() -> Iterator[np.ndarray]:
