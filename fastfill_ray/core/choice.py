@@ -194,15 +194,17 @@ def carry(
     cutoffs: Sequence[int] | None = None,
 ) -> tuple[Curve, list[Served]]:
     """A candidate's curve on one split (audit) under calibrations fitted on another one (calibration)."""
-    scene, view = fit_on
-    scores = fuse_scores(scene, view.stale, candidate.weight)
-    order = backfill_order(view.priorities[candidate.policy], scene.id_hash)
-    fitted = fit_knots(scene, scores, order, relevance, metric, candidate.form, seed=seed, knots=KNOTS)
-    scene, view = show_on
-    scores = fuse_scores(scene, view.stale, candidate.weight)
-    order = backfill_order(view.priorities[candidate.policy], scene.id_hash)
+    scores, order = state_of(*fit_on, candidate)
+    fitted = fit_knots(fit_on[0], scores, order, relevance, metric, candidate.form, seed=seed)
+    scores, order = state_of(*show_on, candidate)
     cutoffs = published_cutoffs(len(order)) if cutoffs is None else cutoffs
-    return trace(scene, scores, order, fitted, cutoffs), fitted
+    return trace(show_on[0], scores, order, fitted, cutoffs), fitted
+
+
+def state_of(scene: Scene, view: View, candidate: Candidate) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """A candidate on one split: scores (Q, N) of its stale vectors before calibration, and its order (N,)."""
+    scores = fuse_scores(scene, view.stale, candidate.weight)
+    return scores, backfill_order(view.priorities[candidate.policy], scene.id_hash)
 
 
 def _best(candidates: Iterable[Candidate], area: Callable[[Candidate], float], count: int) -> list[Candidate]:

@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfill_ray.core.choice import Allowed, Choice, View, carry, choose
+from fastfill_ray.core.choice import Allowed, Choice, View, carry, choose, state_of
 from fastfill_ray.core.curves import (
     Candidate,
     Curve,
     Scene,
     arm,
-    backfill_order,
     fit_knots,
-    fuse_scores,
     published_cutoffs,
     trace,
 )
@@ -138,13 +136,10 @@ def predicted(
         sampled: (N,) items that stand for the pairs, new from the start.
     """
     fitted_by, told_by = relevances
-    scene, view = calibration.scene, calibration.views[candidate.method]
-    scores = fuse_scores(scene, view.stale, candidate.weight)
-    order = backfill_order(view.priorities[candidate.policy], scene.id_hash)
-    fitted = fit_knots(scene, scores, order, fitted_by, metric, candidate.form, seed=seed)
-    scene, view = audit.scene, audit.views[candidate.method]
-    scores = fuse_scores(scene, view.stale, candidate.weight)
-    order = backfill_order(view.priorities[candidate.policy], scene.id_hash)
+    scores, order = state_of(calibration.scene, calibration.views[candidate.method], candidate)
+    fitted = fit_knots(calibration.scene, scores, order, fitted_by, metric, candidate.form, seed=seed)
+    scene = audit.scene
+    scores, order = state_of(scene, audit.views[candidate.method], candidate)
     new_at = np.concatenate([[0], np.cumsum(~sampled[order])]) + sampled.sum()  # new items after each cutoff
     cutoffs = [int(np.searchsorted(new_at, round(fraction * len(order)))) for fraction in fractions]
     cutoffs = [min(cutoff, len(order)) for cutoff in cutoffs]
