@@ -19,12 +19,12 @@ import numpy as np
 from fastfill_ray.alignment.maps import Alignment, Method, PresetName
 from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, fitted_classifier
 from fastfill_ray.alignment.training import Fit
-from fastfill_ray.core.calibration import Metric, match_norms
+from fastfill_ray.core.calibration import Metric
 from fastfill_ray.core.choice import WEIGHTS, Allowed
 from fastfill_ray.core.curves import Candidate
 from fastfill_ray.core.laboratory import Findings, Reported, Split, authors_curve, investigate
 from fastfill_ray.core.metrics import METRICS
-from fastfill_ray.core.policies import POLICIES, Policy, Reference, make_proxies
+from fastfill_ray.core.policies import POLICIES, Policy, Reference
 from fastfill_ray.core.scenes import (
     Asked,
     Items,
@@ -33,7 +33,7 @@ from fastfill_ray.core.scenes import (
     make_scene,
     make_view,
     make_views,
-    map_of,
+    proxies_of,
     views_of,
 )
 from fastfill_ray.core.tell import arms_json, curve_json, findings_json
@@ -44,7 +44,6 @@ from fastfill_ray.storage.pairs_file import SPLITS, PairsTable, QueriesTable, re
 
 METHODS: tuple[Method, ...] = ("kernel", "fastfill", "fct", "ridge", "procrustes")
 MAX_QUERIES = 1000
-MAX_PROXIES = 1000
 Protocol = Literal["authors"]
 
 
@@ -175,23 +174,15 @@ def splits(
     """The calibration and the audit split, with every map's view of them; `entropy` reads the classifier."""
     train, held_out = table.part("train"), table.part("calibration")
     norm = float(np.linalg.norm(train.new, axis=1).mean())
-    drawn = np.random.default_rng([seed, 5]).permutation(len(train.ids))[:MAX_PROXIES]
     references = {}
     for method, alignment in trained.items():
+        aligned = alignment(held_out.old, held_out.side)[0]
         for view in views_of(method, metric):
-            aligned = alignment(held_out.old, held_out.side)[0]
-            proxies = make_proxies(
-                train.new[drawn],
-                train.old[drawn],
-                metric,
-                items_new=held_out.new,
-                items_old=held_out.old,
-                items_aligned=aligned if map_of(view)[1] else match_norms(aligned, metric, norm),
-            )
+            proxies = proxies_of(view, _items(train), _items(held_out), aligned, metric, norm=norm, seed=seed)
             references[view] = Reference(train.new, train.labels, classifier, proxies)
     made = []
     for part in (held_out, table.part("audit")):
-        items = Items(part.id_hash, part.old, part.new, part.labels, part.groups, part.weights)
+        items = _items(part)
         questions = _questions(part, items, asked, seed)
         scene = make_scene(items, questions, metric)
         mapped = {method: alignment(part.old, part.side) for method, alignment in trained.items()}
@@ -200,6 +191,10 @@ def splits(
         )
         made.append(Split(scene, views))
     return made[0], made[1]
+
+
+def _items(part: PairsTable) -> Items:
+    return Items(part.id_hash, part.old, part.new, part.labels, part.groups, part.weights)
 
 
 def _questions(part: PairsTable, items: Items, asked: QueriesTable | None, seed: int) -> Asked:

@@ -17,12 +17,21 @@ from numpy.typing import NDArray
 from benchmarks.sets import BenchmarkSet, load_set
 from fastfill_ray.alignment.maps import Alignment, Method
 from fastfill_ray.alignment.pairs import fitted_classifier
-from fastfill_ray.core.calibration import Metric, match_norms
+from fastfill_ray.core.calibration import Metric
 from fastfill_ray.core.laboratory import Split
 from fastfill_ray.core.plan import hash_ids
-from fastfill_ray.core.policies import Policy, Reference, make_proxies
-from fastfill_ray.core.scenes import Asked, Items, items_as_queries, make_scene, make_views, map_of, views_of
-from fastfill_ray.simulation import MAX_PROXIES, orders_allowed, train_maps
+from fastfill_ray.core.policies import Policy, Reference
+from fastfill_ray.core.scenes import (
+    Asked,
+    Items,
+    items_as_queries,
+    make_scene,
+    make_views,
+    map_of,
+    proxies_of,
+    views_of,
+)
+from fastfill_ray.simulation import orders_allowed, train_maps
 from fastfill_ray.storage.pairs_file import SPLITS, PairsTable
 
 Floats = NDArray[np.float32]
@@ -129,20 +138,13 @@ def prepare_set(
     policies = orders_allowed(table, None, head is not None)
     if judged:  # a class order suits a relevance that is the class
         policies = [policy for policy in policies if policy != "class_margin"]
-    drawn = np.random.default_rng([seed, 5]).permutation(len(train.ids))[:MAX_PROXIES]
     references = {}
     norm = float(np.linalg.norm(train.new, axis=1).mean())
     for method, alignment in trained.items():
+        aligned = alignment(held_out.old)[0]
         for view in views_of(method, built.metric):
-            aligned = alignment(held_out.old)[0]
-            proxies = make_proxies(
-                train.new[drawn],
-                train.old[drawn],
-                built.metric,
-                items_new=held_out.new,
-                items_old=held_out.old,
-                items_aligned=aligned if map_of(view)[1] else match_norms(aligned, built.metric, norm),
-            )
+            of = items_of(train), items_of(held_out)
+            proxies = proxies_of(view, *of, aligned, built.metric, norm=norm, seed=seed)
             references[view] = Reference(train.new, train.labels, head, proxies)
     made = []
     for part in ("calibration", "audit"):

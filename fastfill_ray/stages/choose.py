@@ -15,13 +15,12 @@ import numpy as np
 from fastfill_ray.alignment.maps import Alignment, Method
 from fastfill_ray.alignment.pairs import fitted_classifier
 from fastfill_ray.config import BackfillConfig, Metric
-from fastfill_ray.core.calibration import match_norms
 from fastfill_ray.core.choice import WEIGHTS, Allowed
 from fastfill_ray.core.curves import Candidate
 from fastfill_ray.core.fusion import fusion_of
 from fastfill_ray.core.laboratory import Split, investigate, predicted
 from fastfill_ray.core.plan import hash_ids
-from fastfill_ray.core.policies import POLICIES, Policy, Proxies, Reference, make_proxies
+from fastfill_ray.core.policies import POLICIES, Policy, Proxies, Reference
 from fastfill_ray.core.records import FileRef, Fusion, Model, Prediction, Receipt, canonical, fingerprint
 from fastfill_ray.core.scenes import (
     KEPT,
@@ -32,6 +31,7 @@ from fastfill_ray.core.scenes import (
     make_scene,
     make_views,
     map_of,
+    proxies_of,
     views_of,
 )
 from fastfill_ray.core.serving import Form
@@ -49,7 +49,6 @@ from fastfill_ray.storage.tables import get_verified, put_file, sha256_hex
 AUTO_METHODS: tuple[Method, ...] = ("kernel", "ridge", "procrustes", "fastfill", "fct")
 # Below this many queries with an answer, choosing and fitting by that relevance would be choosing by chance.
 MIN_QUERIES = 30
-MAX_PROXIES = 1000
 
 
 class Decision(Model):
@@ -107,6 +106,12 @@ class Evidence:
     def alignment(self, method: str) -> Alignment:
         return next(alignment for name, alignment in self.alignments.items() if name == method)
 
+    def _proxies(self, view: str) -> Proxies:
+        train, held_out = self.pairs.part("train"), self.pairs.part("calibration")
+        aligned = self.alignment(map_of(view)[0])(held_out.old, held_out.side)[0]
+        metric, seed = self.config.new_model.metric, self.config.seed
+        return proxies_of(view, items_of(train), items_of(held_out), aligned, metric, norm=self.norm, seed=seed)
+
     def reference(self, view: str, *policies: Policy) -> Reference:
         """What these policies know of the train pairs, under one view of a map."""
         train = self.pairs.part("train")
@@ -114,8 +119,14 @@ class Evidence:
             new=train.new if "class_margin" in policies else None,
             labels=train.labels if "class_margin" in policies else None,
             classifier=self.head if "entropy" in policies else None,
-            proxies=proxies_of(self, view) if "expected_gain" in policies else None,
+            proxies=self._proxies(view) if "expected_gain" in policies else None,
         )
+
+
+def items_of(part: Pairs) -> Items:
+    """The pairs of one split, as the laboratory takes them."""
+    ids = part.ids.astype(np.int64) if len(part.ids) and isinstance(part.ids[0], int) else part.ids
+    return Items(hash_ids(ids), part.old, part.new, part.labels, part.groups, part.weights)
 
 
 def methods_to_train(config: BackfillConfig) -> tuple[Method, ...]:
@@ -131,23 +142,6 @@ def policies_allowed(config: BackfillConfig, *, head: bool) -> list[Policy]:
     by_label = config.objective.relevance == "label" and config.gallery.label_column is not None
     excluded = set[Policy]() if by_label else {"class_margin"}
     return [policy for policy in POLICIES if policy not in excluded and (head or policy != "entropy")]
-
-
-def proxies_of(evidence: Evidence, view: str) -> Proxies:
-    """Proxy queries for `expected_gain` under one view of a map: a sample of the train pairs."""
-    config, held_out = evidence.config, evidence.pairs.part("calibration")
-    method, kept = map_of(view)
-    aligned = evidence.alignment(method)(held_out.old, held_out.side)[0]
-    train = evidence.pairs.part("train")
-    drawn = np.random.default_rng([config.seed, 5]).permutation(len(train.ids))[:MAX_PROXIES]
-    return make_proxies(
-        train.new[drawn],
-        train.old[drawn],
-        config.new_model.metric,
-        items_new=held_out.new,
-        items_old=held_out.old,
-        items_aligned=aligned if kept else match_norms(aligned, config.new_model.metric, evidence.norm),
-    )
 
 
 def decide(
@@ -247,8 +241,7 @@ def _predict(
 
 def _split(evidence: Evidence, name: str, policies: Sequence[Policy], references: Mapping[str, Reference]) -> Split:
     part, config = evidence.pairs.part(name), evidence.config
-    ids = part.ids.astype(np.int64) if len(part.ids) and isinstance(part.ids[0], int) else part.ids
-    items = Items(hash_ids(ids), part.old, part.new, part.labels, part.groups, part.weights)
+    items = items_of(part)
     asked = _asked(evidence.queries, part, items, config.seed)
     scene = make_scene(items, asked, config.new_model.metric)
     mapped = {str(method): alignment(part.old, part.side) for method, alignment in evidence.alignments.items()}
