@@ -68,7 +68,9 @@ class GalleryConfig(Part):
     id_column: str = Field("id", description="int64 or string, unique, never null")
     old_vector_column: str = Field("embedding", description="list, fixed_size_list or fixed_size_binary of f16/f32/f64")
     payload_columns: tuple[str, ...] = Field(min_length=1, description="what the embedder reads")
-    label_column: str | None = Field(None, description="class of an item; enables relevance `label` and `class_margin`")
+    label_column: str | None = Field(
+        None, description="class of an item; enables relevance `label` and orders by class"
+    )
     group_column: str | None = Field(None, description="subgroup of an item; kept with the index for per-group figures")
     weight_column: str | None = Field(None, description="how often an item is asked for; multiplies its priority")
     side_column: str | None = Field(None, description="cheap features per item, which the map reads beside the vector")
@@ -131,7 +133,7 @@ class AlignmentConfig(Part):
 
 
 class PolicyConfig(Part):
-    name: Literal["auto", "random", "uncertainty", "entropy", "expected_gain", "class_margin"] = "auto"
+    name: Literal["auto", "random", "uncertainty", "entropy", "expected_gain", "class_margin", "class_loss"] = "auto"
 
 
 class ServingConfig(Part):
@@ -236,9 +238,9 @@ class BackfillConfig(Part):
                 "serving.stale_mode is 'fused' but neither old_model.embedder nor queries.old_vector_column is set; "
                 "fused vectors are searched with the queries' old vectors, too"
             )
-        if self.policy.name == "class_margin" and self.gallery.label_column is None:
+        if self.policy.name in ("class_margin", "class_loss") and self.gallery.label_column is None:
             raise ValueError(
-                "policy.name is 'class_margin' but gallery.label_column is not set; it reads the items' labels"
+                f"policy.name is {self.policy.name!r} but gallery.label_column is not set; it reads the items' labels"
             )
         if self.policy.name == "entropy" and self.gallery.label_column is None and self.new_model.classifier is None:
             raise ValueError(

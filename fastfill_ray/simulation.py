@@ -17,14 +17,14 @@ from typing import Any, Literal, TextIO
 import numpy as np
 
 from fastfill_ray.alignment.maps import Alignment, Method, PresetName
-from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, fitted_classifier
+from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, head_of
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.core.calibration import Metric
 from fastfill_ray.core.choice import WEIGHTS, Allowed
 from fastfill_ray.core.curves import Candidate
 from fastfill_ray.core.laboratory import Findings, Reported, Split, authors_curve, investigate
 from fastfill_ray.core.metrics import METRICS
-from fastfill_ray.core.policies import POLICIES, Policy, Reference
+from fastfill_ray.core.policies import CLASSIFIED, LABELLED, POLICIES, Head, Policy, Reference
 from fastfill_ray.core.scenes import (
     Asked,
     Items,
@@ -116,11 +116,11 @@ def simulate(
     head = classifier
     if isinstance(head, str):
         head = read_classifier(head, dim=table.new.shape[1], s3_endpoint=s3_endpoint)
-    decider, orders = head, list[Policy]()
+    decider, orders = None, list[Policy]()
     if protocol is None:
         train = table.part("train")
-        decider = head or fitted_classifier(train.new, train.labels)
-        orders = orders_allowed(table, policies, decider is not None)
+        decider = head_of(head, train.new, train.labels)
+        orders = orders_allowed(table, policies, relevance, has_head=decider is not None)
     if table.dropped:
         row, reason = table.dropped[0]
         print(f"{len(table.dropped)} pairs are left out; the first: row {row}, {reason}", file=stream, flush=True)
@@ -149,17 +149,21 @@ def simulate(
     return Simulation(data, findings)
 
 
-def orders_allowed(table: PairsTable, policies: Sequence[Policy] | None, has_classifier: bool) -> list[Policy]:
-    """The orders to compare: those asked for, else all that the data allows."""
+def orders_allowed(
+    table: PairsTable, policies: Sequence[Policy] | None, relevance: str, *, has_head: bool
+) -> list[Policy]:
+    """The orders to compare: those asked for, else all that the data allows and that suit the relevance."""
     lacking: dict[Policy, str] = {}
+    if not has_head:
+        why = "it needs the new model's classifier, or pairs with labels of several items each"
+        lacking |= dict.fromkeys(CLASSIFIED, why)
     if table.labels is None:
-        lacking["class_margin"] = "pairs need a column 'label'"
-    if not has_classifier:
-        lacking["entropy"] = "it needs the new model's classifier, or pairs with labels of several items each"
+        lacking |= dict.fromkeys(LABELLED, "pairs need a column 'label'")
     for policy in policies or ():
         if policy in lacking:
             raise ConfigError(f"policy {policy}: {lacking[policy]}")
-    return list(policies or [policy for policy in POLICIES if policy not in lacking])
+    unsuited = LABELLED if relevance != "label" else frozenset[Policy]()
+    return list(policies or [policy for policy in POLICIES if policy not in lacking and policy not in unsuited])
 
 
 def splits(
@@ -167,11 +171,11 @@ def splits(
     asked: QueriesTable | None,
     trained: Mapping[str, Alignment],
     policies: Sequence[Policy],
-    classifier: tuple[np.ndarray, np.ndarray] | None,
+    head: Head | None,
     metric: Metric,
     seed: int,
 ) -> tuple[Split, Split]:
-    """The calibration and the audit split, with every map's view of them; `entropy` reads the classifier."""
+    """The calibration and the audit split, with every map's view of them; some orders read the head."""
     train, held_out = table.part("train"), table.part("calibration")
     norm = float(np.linalg.norm(train.new, axis=1).mean())
     references = {}
@@ -179,7 +183,7 @@ def splits(
         aligned = alignment(held_out.old, held_out.side)[0]
         for view in views_of(method, metric):
             proxies = proxies_of(view, _items(train), _items(held_out), aligned, metric, norm=norm, seed=seed)
-            references[view] = Reference(train.new, train.labels, classifier, proxies)
+            references[view] = Reference(train.new, train.labels, head, proxies)
     made = []
     for part in (held_out, table.part("audit")):
         items = _items(part)

@@ -21,6 +21,7 @@ from benchmarks.quality.studies import gallery_size, groups, refit
 from benchmarks.quality.tables import render
 from benchmarks.sets import load_set
 from fastfill_ray.core.curves import Candidate, Scene
+from fastfill_ray.core.policies import LABELLED
 from fastfill_ray.core.ranks import Truth, measure
 from fastfill_ray.simulation import splits
 
@@ -71,7 +72,7 @@ def test_auto_is_reported_for_every_objective_and_track_with_fused_vectors_and_w
     for row in found["auto"]:
         assert row["minus_best"]["value"] <= 0
         assert len(row["minus_old"]) == 22
-        assert row["track"] == "labelled" or row["policy"] != "class_margin"
+        assert row["track"] == "labelled" or row["policy"] not in LABELLED
         assert row["modes"] == modes[0] or row["weight"] == 1
 
 
@@ -114,7 +115,7 @@ def test_a_result_that_exists_is_not_measured_again(
 
 
 def test_scenes_and_views_are_those_that_simulate_makes(grouped: Material) -> None:
-    made = splits(grouped.table, None, grouped.trained, grouped.policies, grouped.given, grouped.metric, 0)
+    made = splits(grouped.table, None, grouped.trained, grouped.policies, grouped.head, grouped.metric, 0)
     for mine, theirs in zip((grouped.calibration.split, grouped.audit.split), made, strict=True):
         np.testing.assert_array_equal(mine.scene.new, theirs.scene.new)
         for method, view in theirs.views.items():

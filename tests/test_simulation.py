@@ -131,7 +131,7 @@ def test_every_curve_has_22_points_of_every_relevance_and_metric_overall_and_per
 
 def test_every_order_and_calibration_is_among_the_curves(found: tuple[Simulation, Path, str]) -> None:
     curves = found[0].data["curves"]
-    orders = {"random", "uncertainty", "entropy", "expected_gain", "class_margin"}
+    orders = {"random", "uncertainty", "entropy", "expected_gain", "class_margin", "class_loss"}
     assert {c["policy"] for c in curves if (c["stale_mode"], c["calibration"]) == ("aligned", "offset")} == orders
     assert {c["stale_mode"] for c in curves} == {"aligned"}, "no user's query is known to have an old vector"
     assert {c["calibration"] for c in curves} == set(FORMS)

@@ -18,10 +18,10 @@ from fastfill_ray.core.choice import WEIGHTS, Allowed
 from fastfill_ray.core.curves import KNOTS, Candidate, Curve, arm
 from fastfill_ray.core.laboratory import Findings, Split, investigate
 from fastfill_ray.core.metrics import mean_interval, paired_difference
+from fastfill_ray.core.policies import LABELLED
 from fastfill_ray.core.scenes import kept_views
 from fastfill_ray.core.tell import candidate_json, words
 
-LABELLED_ORDERS = ("class_margin",)
 MODES = {"fused or aligned": WEIGHTS, "aligned only": (1.0,)}
 
 
@@ -47,7 +47,7 @@ def auto_rows(material: Material) -> list[dict[str, Any]]:
 
 def allowed(material: Material, track: str, modes: str) -> Allowed:
     """What may be chosen in a track."""
-    orders = [p for p in material.policies if track == "labelled" or p not in LABELLED_ORDERS]
+    orders = [p for p in material.policies if track == "labelled" or p not in LABELLED]
     views = list(material.calibration.split.views)
     return Allowed(views, orders, MODES[modes], cautious=kept_views(views))
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from benchmarks.sets import BenchmarkSet, load_set
 from fastfill_ray.alignment.maps import Alignment, Method
-from fastfill_ray.alignment.pairs import fitted_classifier
+from fastfill_ray.alignment.pairs import head_of
 from fastfill_ray.core.calibration import Metric
 from fastfill_ray.core.laboratory import Split
 from fastfill_ray.core.plan import hash_ids
-from fastfill_ray.core.policies import Policy, Reference
+from fastfill_ray.core.policies import Head, Policy, Reference
 from fastfill_ray.core.scenes import (
     Asked,
     Items,
@@ -77,7 +77,7 @@ class Material:
     """A set at one seed, ready to be measured.
 
     table: every drawn item, without side vectors; beside: the same with them, None where the set has none.
-    given: the new model's own classifier; head: that one, or one fitted on the train pairs.
+    head: the new model's own classifier, or one fitted on the train pairs.
     norm: mean norm of the train pairs' new vectors.
     """
 
@@ -90,8 +90,7 @@ class Material:
     policies: tuple[Policy, ...]
     table: PairsTable
     beside: PairsTable | None
-    given: tuple[Floats, Floats] | None
-    head: tuple[Floats, Floats] | None
+    head: Head | None
     trained: Mapping[str, Alignment]
     references: Mapping[str, Reference]
     norm: float
@@ -134,10 +133,8 @@ def prepare_set(
     table = pairs_table(built, rows)
     train, held_out = table.part("train"), table.part("calibration")
     trained = train_maps(table, limits.methods, "default", built.classifier, seed, stream)
-    head = built.classifier or fitted_classifier(train.new, train.labels)
-    policies = orders_allowed(table, None, head is not None)
-    if judged:  # a class order suits a relevance that is the class
-        policies = [policy for policy in policies if policy != "class_margin"]
+    head = head_of(built.classifier, train.new, train.labels)
+    policies = orders_allowed(table, None, "qrels" if judged else "label", has_head=head is not None)
     references = {}
     norm = float(np.linalg.norm(train.new, axis=1).mean())
     for method, alignment in trained.items():
@@ -161,7 +158,6 @@ def prepare_set(
         policies=tuple(policies),
         table=table,
         beside=None if built.side is None else pairs_table(built, rows, side=True),
-        given=built.classifier,
         head=head,
         trained=trained,
         references=references,

@@ -16,6 +16,7 @@ from fastfill_ray.core.calibration import match_norms, similarity
 from fastfill_ray.core.choice import View
 from fastfill_ray.core.curves import Scene
 from fastfill_ray.core.laboratory import Split
+from fastfill_ray.core.policies import class_loss
 from fastfill_ray.core.ranks import Truth
 
 FIXED_MAP = "fastfill"
@@ -28,8 +29,8 @@ TRACKS = {
     "nearest pair": "label-free",
     "regressor": "label-free",
     "class_margin": "labelled",
+    "class_loss": "labelled",
     "class mean": "labelled",
-    "classifier loss": "labelled",
     "bad hubs": "labelled",
     "true distance": "oracle",
     "realised gain": "oracle",
@@ -69,8 +70,6 @@ def _extra(material: Material, part: Part) -> dict[str, Floats]:
         "true distance": np.linalg.norm(aligned - items.new, axis=1),
         "class mean": class_mean(aligned, items.labels, train.new, train.labels),
     }
-    if material.head is not None:
-        found["classifier loss"] = classifier_loss(material, aligned, items.labels)
     rows = np.random.default_rng([material.seed, 37]).permutation(len(train.ids))[:1000]
     near = similarity(train.new[rows], aligned, material.metric)
     found["bad hubs"] = bad_hubs(near, train.labels[rows], items.labels)
@@ -89,23 +88,6 @@ def class_mean(aligned: Floats, labels: NDArray[np.object_], new: Floats, classe
     nowhere = np.full(new.shape[1], np.nan, np.float32)
     distances = np.linalg.norm(aligned - np.stack([means.get(label, nowhere) for label in labels.tolist()]), axis=1)
     return np.where(np.isnan(distances), np.nanmax(distances), distances)
-
-
-def classifier_loss(material: Material, aligned: Floats, labels: NDArray[np.object_]) -> Floats:
-    """-log of the softmax classifier's probability (N,) of the item's own class; the largest where it has none."""
-    assert material.head is not None
-    weight, bias = material.head
-    logits = aligned @ weight.T + bias
-    logits = logits - logits.max(axis=1, keepdims=True)
-    losses = np.log(np.exp(logits).sum(axis=1, keepdims=True)) - logits
-    if material.given is not None:
-        rows = labels.astype(np.int64)
-    else:  # a fitted head numbers its classes as ``fitted_classifier`` does
-        classes = np.unique(material.train.labels.astype(str))
-        place = np.searchsorted(classes, labels.astype(str))
-        rows = np.where(classes[np.minimum(place, len(classes) - 1)] == labels.astype(str), place, -1)
-    own = losses[np.arange(len(losses)), rows]
-    return np.where(rows >= 0, own, losses.max())
 
 
 def bad_hubs(near: Floats, asked: NDArray[np.object_], labels: NDArray[np.object_]) -> Floats:
@@ -129,7 +111,7 @@ def _features(material: Material, part: Part) -> NDArray[np.float64]:
 
 
 def _regressed(material: Material, mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[Floats, Floats]:
-    """Ridge predictions of the calibration items' log (squared error + classifier loss): cross-fitted, and of audit.
+    """Ridge predictions of the calibration items' log (squared error + class loss): cross-fitted, and of audit.
 
     The squared error is the mean over the dimensions, of vectors at unit rms, as in FastFill's loss.
     """
@@ -137,7 +119,7 @@ def _regressed(material: Material, mine: NDArray[np.float64], theirs: NDArray[np
     rms = float(np.sqrt(np.square(material.train.new, dtype=np.float64).mean()))
     loss = np.square((part.aligned[FIXED_MAP] - part.items.new) / rms, dtype=np.float64).mean(axis=1)
     if material.head is not None:
-        loss = loss + classifier_loss(material, part.aligned[FIXED_MAP], part.items.labels)
+        loss = loss + class_loss(part.aligned[FIXED_MAP], part.items.labels, material.head)
     target = np.log(np.maximum(loss, 1e-8))[:, None]
     center, spread = mine.mean(axis=0), np.maximum(mine.std(axis=0), 1e-6)
     mine, theirs = (mine - center) / spread, (theirs - center) / spread

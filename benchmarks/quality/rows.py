@@ -102,7 +102,7 @@ def authors_rows(material: Material, trained: Mapping[str, Alignment], note: str
 def paper_rows(material: Material) -> list[dict[str, Any]]:
     """The same with maps of the published size and schedule."""
     methods = [method for _, method, _ in AUTHORS if method in material.limits.methods]
-    trained = train_maps(material.table, methods, "paper", material.given, material.seed, StringIO())
+    trained = train_maps(material.table, methods, "paper", material.built.classifier, material.seed, StringIO())
     return authors_rows(material, trained, " (paper)")
 
 

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from fastfill_ray.alignment.linear import Array
+from fastfill_ray.core.policies import Head
 from fastfill_ray.errors import AlignmentFailed
 
 MIN_PAIRS = 16
@@ -127,15 +128,18 @@ def softmax_head(vectors: Array, labels: Array, classes: int) -> Classifier:
     return Classifier(weight.detach().numpy(), bias.detach().numpy())
 
 
-def fitted_classifier(new: Array, labels: Array | None) -> tuple[Array, Array] | None:
-    """A linear softmax head on new vectors in the model's own units, for models that come without one.
+def head_of(given: tuple[Array, Array] | None, new: Array, labels: Array | None) -> Head | None:
+    """The classifier that orders read, on new vectors in the model's own units: the model's own, else one fitted.
 
     Args:
-        new: (N, E). labels: (N,) of any type, None where unknown.
+        given: weight (C, E) and bias (C,) of the model's own, whose row numbers are the labels.
+        new: (N, E) of pairs. labels: (N,) of any type, None where unknown.
 
     Returns:
-        weight (C, E), bias (C,); None where labels say too little: one class only, or hardly two items per class.
+        None where none is given and labels say too little: one class only, or hardly two items per class.
     """
+    if given is not None:
+        return Head(*given, classes=np.arange(len(given[0])).astype(str))
     if labels is None:
         return None
     known = np.array([label is not None for label in labels.tolist()], bool)
@@ -146,4 +150,4 @@ def fitted_classifier(new: Array, labels: Array | None) -> tuple[Array, Array] |
         return None
     scale = float(np.sqrt(np.square(new, dtype=np.float64).mean()))
     head = softmax_head(new[known] / scale, numbers, len(classes))
-    return (head.weight / scale).astype(np.float32), head.bias.astype(np.float32)
+    return Head((head.weight / scale).astype(np.float32), head.bias.astype(np.float32), classes)

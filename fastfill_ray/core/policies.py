@@ -16,8 +16,10 @@ from fastfill_ray.core.calibration import Metric, similarity
 from fastfill_ray.core.plan import seeded_hash
 
 Floats = NDArray[np.float32]
-Policy = Literal["random", "uncertainty", "entropy", "expected_gain", "class_margin"]
+Policy = Literal["random", "uncertainty", "entropy", "expected_gain", "class_margin", "class_loss"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
+LABELLED: frozenset[Policy] = frozenset({"class_margin", "class_loss"})  # they read the gallery's labels
+CLASSIFIED: frozenset[Policy] = frozenset({"entropy", "class_loss"})  # they need a classifier
 
 GAIN_DEPTH = 10  # `expected_gain` looks at the first ten of each proxy query
 # Share of the aligned score in the evidence of `expected_gain`; the rest is the old score. Measured on docstrings:
@@ -36,20 +38,60 @@ def uncertainty(log_variance: Floats) -> Floats:
     return log_variance
 
 
-def entropy(aligned: Floats, weight: Floats, bias: Floats) -> Floats:
-    """Entropy in nats (N,) of the softmax classifier on the aligned vectors: how undecided the item's class is.
+@dataclass(frozen=True)
+class Head:
+    """A linear softmax classifier of new vectors: the new model's own, or one fitted on the pairs.
 
-    Args:
-        aligned: (N, E). weight: (C, E). bias: (C,): the new model's classifier, or one fitted on the pairs.
+    weight: (C, E). bias: (C,). classes: (C,) str, the label of each row.
     """
+
+    weight: Floats
+    bias: Floats
+    classes: NDArray[np.str_]
+
+    def log_odds(self, vectors: Floats) -> Floats:
+        """log p(class) (N, C) in nats, of vectors (N, E)."""
+        logits: Floats = vectors @ self.weight.T + self.bias
+        logits -= logits.max(axis=1, keepdims=True)
+        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return logits
+
+    def rows(self, labels: NDArray[np.object_]) -> NDArray[np.int64]:
+        """The row of each label's class (N,): C for a class that the head does not know, C + 1 where there is none."""
+        count = len(self.weight)
+        known = {str(label): row for row, label in enumerate(self.classes)}
+        return np.array(
+            [count + 1 if label is None else known.get(str(label), count) for label in labels.tolist()], np.int64
+        )
+
+
+def entropy(aligned: Floats, head: Head) -> Floats:
+    """Entropy in nats (N,) of the head's classes at the aligned vectors (N, E): how undecided the class is."""
     priority = np.empty(len(aligned), np.float32)
     for start in range(0, len(aligned), _ROWS_AT_A_TIME):
         part = slice(start, start + _ROWS_AT_A_TIME)
-        logits = aligned[part] @ weight.T + bias
-        logits -= logits.max(axis=1, keepdims=True)
-        odds = np.exp(logits)
-        total = odds.sum(axis=1)
-        priority[part] = np.log(total) - (odds * logits).sum(axis=1) / total
+        log_odds = head.log_odds(aligned[part])
+        priority[part] = -(np.exp(log_odds) * log_odds).sum(axis=1)
+    return priority
+
+
+def class_loss(aligned: Floats, labels: NDArray[np.object_], head: Head) -> Floats:
+    """Cross-entropy in nats (N,) of the head at the aligned vector and the item's own class: how wrong the class is.
+
+    Reads the gallery's labels, so it suits a relevance that is that label, and no other. An item of a class that the
+    head does not know gets the loss of the least likely class; one without a label the expected loss, the entropy.
+
+    Args:
+        aligned: (N, E). labels: (N,) class of each item; None where unknown.
+    """
+    priority = np.empty(len(aligned), np.float32)
+    rows = head.rows(labels)
+    for start in range(0, len(aligned), _ROWS_AT_A_TIME):
+        part = slice(start, start + _ROWS_AT_A_TIME)
+        log_odds = head.log_odds(aligned[part])
+        expected = -(np.exp(log_odds) * log_odds).sum(axis=1)
+        losses = np.column_stack([-log_odds, -log_odds.min(axis=1), expected])
+        priority[part] = losses[np.arange(len(losses)), rows[part]]
     return priority
 
 
@@ -171,13 +213,13 @@ def class_margin(
 class Reference:
     """What the train pairs tell the policies; each part is None where no policy in use asks for it.
 
-    new: (P, E) with labels (P,), for `class_margin`. classifier: weight (C, E) and bias (C,), for `entropy`.
+    new: (P, E) with labels (P,), for `class_margin`. head: for `entropy` and `class_loss`.
     proxies: with thresholds, for `expected_gain`.
     """
 
     new: Floats | None = None
     labels: NDArray[np.object_] | None = None
-    classifier: tuple[Floats, Floats] | None = None
+    head: Head | None = None
     proxies: Proxies | None = None
 
 
@@ -196,8 +238,8 @@ def priority_of(
     if policy == "random":
         return random_priority(id_hash, seed)
     if policy == "entropy":
-        assert reference.classifier is not None
-        return entropy(aligned, *reference.classifier)
+        assert reference.head is not None
+        return entropy(aligned, reference.head)
     if policy == "expected_gain":
         assert reference.proxies is not None
         return expected_gain(old, aligned, reference.proxies)
@@ -206,6 +248,10 @@ def priority_of(
         assert reference.new is not None
         assert reference.labels is not None
         return class_margin(aligned, labels, reference.new, reference.labels)
+    if policy == "class_loss":
+        assert labels is not None
+        assert reference.head is not None
+        return class_loss(aligned, labels, reference.head)
     return uncertainty(log_variance)
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from fastfill_ray.alignment.maps import Alignment, Method
-from fastfill_ray.alignment.pairs import fitted_classifier
+from fastfill_ray.alignment.pairs import head_of
 from fastfill_ray.config import BackfillConfig, Metric
 from fastfill_ray.core.choice import WEIGHTS, Allowed
 from fastfill_ray.core.curves import Candidate
 from fastfill_ray.core.fusion import fusion_of
 from fastfill_ray.core.laboratory import Split, investigate, predicted
 from fastfill_ray.core.plan import hash_ids
-from fastfill_ray.core.policies import POLICIES, Policy, Proxies, Reference
+from fastfill_ray.core.policies import CLASSIFIED, LABELLED, POLICIES, Head, Policy, Proxies, Reference
 from fastfill_ray.core.records import FileRef, Fusion, Model, Prediction, Receipt, canonical, fingerprint
 from fastfill_ray.core.scenes import (
     KEPT,
@@ -92,16 +92,17 @@ class Evidence:
     may_fuse: bool
 
     @cached_property
-    def head(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The classifier that `entropy` reads: the model's own, else one fitted on the labelled pairs."""
+    def head(self) -> Head | None:
+        """The classifier that orders read: the model's own, else one fitted on the labelled pairs."""
         train = self.pairs.part("train")
-        return self.classifier or fitted_classifier(train.new, train.labels)
+        return head_of(self.classifier, train.new, train.labels)
 
     def head_digest(self, policy: Policy) -> str:
         """What the scores of a policy depend on beside alignment and seed."""
-        if policy != "entropy" or self.head is None:
+        if policy not in CLASSIFIED or self.head is None:
             return ""
-        return sha256_hex(b"".join(part.tobytes() for part in self.head))
+        names = "\0".join(self.head.classes.tolist()).encode()
+        return sha256_hex(self.head.weight.tobytes() + self.head.bias.tobytes() + names)
 
     def alignment(self, method: str) -> Alignment:
         return next(alignment for name, alignment in self.alignments.items() if name == method)
@@ -118,7 +119,7 @@ class Evidence:
         return Reference(
             new=train.new if "class_margin" in policies else None,
             labels=train.labels if "class_margin" in policies else None,
-            classifier=self.head if "entropy" in policies else None,
+            head=self.head if CLASSIFIED & set(policies) else None,
             proxies=self._proxies(view) if "expected_gain" in policies else None,
         )
 
@@ -136,12 +137,12 @@ def methods_to_train(config: BackfillConfig) -> tuple[Method, ...]:
 
 
 def policies_allowed(config: BackfillConfig, *, head: bool) -> list[Policy]:
-    """The orders that may be chosen. `class_margin` reads the gallery's labels, which suits relevance `label` alone."""
+    """The orders that may be chosen. Those that read the gallery's labels suit the relevance `label` alone."""
     if config.policy.name != "auto":
         return [config.policy.name]
     by_label = config.objective.relevance == "label" and config.gallery.label_column is not None
-    excluded = set[Policy]() if by_label else {"class_margin"}
-    return [policy for policy in POLICIES if policy not in excluded and (head or policy != "entropy")]
+    excluded = (frozenset[Policy]() if by_label else LABELLED) | (frozenset[Policy]() if head else CLASSIFIED)
+    return [policy for policy in POLICIES if policy not in excluded]
 
 
 def decide(
@@ -169,10 +170,10 @@ def decide(
 
 def _decide(evidence: Evidence, fractions: Sequence[float]) -> Decision:
     config = evidence.config
-    if config.policy.name == "entropy" and evidence.head is None:
+    if config.policy.name in CLASSIFIED and evidence.head is None:
         raise ConfigError(
-            "policy.name is 'entropy', but the train pairs have too few labels of two items each to fit a classifier: "
-            "set new_model.classifier, raise pairs.count, or choose another policy"
+            f"policy.name is {config.policy.name!r}, but the train pairs have too few labels of two items each to fit "
+            "a classifier: set new_model.classifier, raise pairs.count, or choose another policy"
         )
     policies = policies_allowed(config, head=config.policy.name == "auto" and evidence.head is not None)
     views = [view for method in evidence.alignments for view in views_of(method, config.new_model.metric)]

@@ -23,7 +23,7 @@ from fastfill_ray.core.plan import (
     order_key,
     wave_of,
 )
-from fastfill_ray.core.policies import Policy, Reference, merge_top, priority_of, top_scores, weighted
+from fastfill_ray.core.policies import LABELLED, Policy, Reference, merge_top, priority_of, top_scores, weighted
 from fastfill_ray.core.records import FileRef, Model, Quarantined, Receipt, fingerprint
 from fastfill_ray.errors import FastfillError, InputError
 from fastfill_ray.stages.pairs import objects
@@ -294,7 +294,7 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
     start = time.monotonic()
     config = scorer.source.config
     columns = [config.id_column, *mapped_columns(config)]
-    needs_labels = scorer.policy == "class_margin"
+    needs_labels = scorer.policy in LABELLED
     if needs_labels and config.label_column is not None:
         columns.append(config.label_column)
     if config.weight_column is not None:

@@ -18,8 +18,10 @@ from fastfill_ray.core.policies import (
     GAIN_DEPTH,
     GAIN_EVIDENCE,
     POLICIES,
+    Head,
     Proxies,
     Reference,
+    class_loss,
     class_margin,
     entropy,
     expected_gain,
@@ -127,7 +129,19 @@ def test_class_margin_does_not_depend_on_how_many_items_come_at_a_time() -> None
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
 
 
-# entropy
+# entropy and class_loss
+
+
+def log_shares(item: NDArray[np.float32], head: Head) -> list[float]:
+    logits = [float(item.astype("f8") @ w.astype("f8")) + float(b) for w, b in zip(head.weight, head.bias, strict=True)]
+    total = math.log(sum(math.exp(logit - max(logits)) for logit in logits)) + max(logits)
+    return [logit - total for logit in logits]
+
+
+def head_with(weight: NDArray[np.float32], bias: NDArray[np.float32] | None = None) -> Head:
+    """Classes "c0", "c1", ..."""
+    names = np.array([f"c{row}" for row in range(len(weight))])
+    return Head(weight, np.zeros(len(weight), np.float32) if bias is None else bias, names)
 
 
 @given(st.integers(1, 6), st.integers(1, 7), st.sampled_from([0.1, 1.0, 30.0]), st.integers(0, 2**32 - 1))
@@ -136,23 +150,54 @@ def test_entropy_equals_a_loop_over_classes(items: int, classes: int, spread: fl
     rng = np.random.default_rng(seed)
     aligned, weight = rng.normal(size=(items, 3)).astype("f4"), spread * rng.normal(size=(classes, 3)).astype("f4")
     bias = rng.normal(size=classes).astype("f4")
-    found = entropy(aligned, weight, bias)
+    head = head_with(weight, bias)
+    found = entropy(aligned, head)
     assert found.dtype == np.float32
     for item, value in enumerate(found):
-        logits = [float(aligned[item].astype("f8") @ weight[c].astype("f8")) + float(bias[c]) for c in range(classes)]
-        odds = [math.exp(logit - max(logits)) for logit in logits]
-        shares = [odd / sum(odds) for odd in odds]
-        assert value == pytest.approx(-sum(p * math.log(p) for p in shares if p > 0), abs=1e-4)
+        logs = log_shares(aligned[item], head)
+        assert value == pytest.approx(-sum(math.exp(log) * log for log in logs), abs=1e-4)
 
 
 def test_entropy_is_greatest_where_classes_are_even_and_is_zero_where_one_is_sure() -> None:
     weight = np.eye(4, dtype=np.float32)
-    even, sure, torn = entropy(
-        np.array([[1, 1, 1, 1], [999, 0, 0, 0], [50, 50, 0, 0]], "f4"), weight, np.zeros(4, "f4")
-    )
+    aligned = np.array([[1, 1, 1, 1], [999, 0, 0, 0], [50, 50, 0, 0]], "f4")
+    even, sure, torn = entropy(aligned, head_with(weight))
     assert even == pytest.approx(math.log(4))
     assert sure == 0
     assert torn == pytest.approx(math.log(2))
+
+
+@given(
+    st.lists(st.sampled_from(["c0", "c1", "c2", "c9", None]), min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.sampled_from([0.1, 1.0, 30.0]),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=100, deadline=None)
+def test_class_loss_is_the_cross_entropy_also_for_unknown_classes_and_missing_labels(
+    labels: list[str | None], classes: int, spread: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    aligned = rng.normal(size=(len(labels), 3)).astype("f4")
+    head = head_with(spread * rng.normal(size=(classes, 3)).astype("f4"), rng.normal(size=classes).astype("f4"))
+    found = class_loss(aligned, objects(labels), head)
+    assert found.dtype == np.float32
+    for item, label, value in zip(aligned, labels, found, strict=True):
+        logs = dict(zip(head.classes.tolist(), log_shares(item, head), strict=True))
+        expected = -sum(math.exp(log) * log for log in logs.values())
+        if label is not None:
+            expected = -logs.get(label, min(logs.values()))
+        assert value == pytest.approx(expected, abs=1e-3)
+
+
+def test_class_loss_takes_numbers_for_the_rows_of_a_classifier_that_names_none() -> None:
+    head = Head(np.eye(3, dtype=np.float32), np.zeros(3, np.float32), np.arange(3).astype(str))
+    aligned = np.array([[9, 0, 0]] * 3, np.float32)
+    numbers, words = (class_loss(aligned, objects(labels), head) for labels in ([0, 1, 7], ["0", "1", "7"]))
+    np.testing.assert_array_equal(numbers, words)
+    assert numbers[0] < 0.001
+    assert numbers[1] == pytest.approx(9, abs=0.001)
+    assert numbers[2] == numbers[1]
 
 
 # expected_gain
@@ -304,16 +349,17 @@ def test_each_policy_gives_its_own_priorities_from_the_columns() -> None:
     old, new, aligned = vectors(3)
     rng = np.random.default_rng(3)
     labels, hashes = objects(rng.choice(["a", "b"], 40).tolist()), HASHES[:40]
-    classifier = rng.normal(size=(2, 5)).astype("f4"), np.zeros(2, "f4")
+    head = Head(rng.normal(size=(2, 5)).astype("f4"), np.zeros(2, "f4"), np.array(["a", "b"]))
     proxies = with_thresholds(proxies_of("l2"), old, aligned)
-    reference = Reference(new[:9], labels[:9], classifier, proxies)
+    reference = Reference(new[:9], labels[:9], head, proxies)
     log_variance = rng.normal(size=40).astype("f4")
     expected = {
         "random": random_priority(hashes, 5),
         "uncertainty": log_variance,
-        "entropy": entropy(aligned, *classifier),
+        "entropy": entropy(aligned, head),
         "expected_gain": expected_gain(old, aligned, proxies),
         "class_margin": class_margin(aligned, labels, new[:9], labels[:9]),
+        "class_loss": class_loss(aligned, labels, head),
     }
     assert set(expected) == set(POLICIES)
     for policy in POLICIES:

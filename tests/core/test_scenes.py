@@ -13,7 +13,9 @@ from fastfill_ray.core.calibration import Metric
 from fastfill_ray.core.curves import old_scale_of
 from fastfill_ray.core.plan import hash_ids
 from fastfill_ray.core.policies import (
+    Head,
     Reference,
+    class_loss,
     class_margin,
     entropy,
     expected_gain,
@@ -139,7 +141,7 @@ def test_a_view_has_the_priorities_of_every_policy_asked_for(traffic: bool) -> N
     aligned, log_variance = rng.normal(size=(N, NEW)).astype("f4"), rng.normal(size=N).astype("f4")
     train_new, train_old = rng.normal(size=(12, NEW)).astype("f4"), rng.normal(size=(12, OLD)).astype("f4")
     labels = np.array(["cat", "dog"] * 6, object)
-    classifier = rng.normal(size=(2, NEW)).astype("f4"), np.zeros(2, np.float32)
+    head = Head(rng.normal(size=(2, NEW)).astype("f4"), np.zeros(2, np.float32), np.array(["cat", "dog"]))
     proxies = make_proxies(
         train_new, train_old, "ip", items_new=gallery.new, items_old=gallery.old, items_aligned=aligned
     )
@@ -150,16 +152,17 @@ def test_a_view_has_the_priorities_of_every_policy_asked_for(traffic: bool) -> N
         log_variance,
         "ip",
         norm=None,
-        reference=Reference(train_new, labels, classifier, proxies),
-        policies=["uncertainty", "entropy", "expected_gain", "class_margin"],
+        reference=Reference(train_new, labels, head, proxies),
+        policies=["uncertainty", "entropy", "expected_gain", "class_margin", "class_loss"],
         seed=3,
     )
     assert gallery.labels is not None
     expected = {
         "uncertainty": log_variance,
-        "entropy": entropy(aligned, *classifier),
+        "entropy": entropy(aligned, head),
         "expected_gain": expected_gain(gallery.old, aligned, with_thresholds(proxies, gallery.old, aligned)),
         "class_margin": class_margin(aligned, gallery.labels, train_new, labels),
+        "class_loss": class_loss(aligned, gallery.labels, head),
         "random": random_priority(gallery.id_hash, 3),
     }
     assert list(view.priorities) == list(expected)
