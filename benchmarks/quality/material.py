@@ -49,6 +49,7 @@ SETS = {
     "glyphs": ("glyphs", False),
     "glyphs-biased": ("glyphs-biased", False),
 }
+JUDGED_CALIBRATION = 2000
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ class Material:
 def prepare(name: str, seed: int, cache: Path, limits: Limits, stream: TextIO = sys.stderr) -> Material:
     """Draw the items of `name`, train the maps and score everything."""
     data, judged = SETS[name]
+    if judged:  # of the calibration items only some are sought by a query: take all there are
+        limits = replace(limits, calibration=JUDGED_CALIBRATION)
     return prepare_set(load_set(data, cache), name, seed, limits, judged=judged, stream=stream)
 
 

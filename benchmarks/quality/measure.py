@@ -55,7 +55,7 @@ def measure(
         "seed": seed,
         "description": material.built.description,
         "metric": material.metric,
-        "limits": asdict(limits),
+        "limits": asdict(material.limits),
         "items": {part: len(items.ids) for part, items in parts.items()},
         "queries": {
             "calibration": len(material.calibration.asked.new),
