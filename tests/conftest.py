@@ -18,6 +18,8 @@ os.environ.update(
 )
 # As in stages/runtime.py: otherwise each wave of each test starts its workers anew.
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
+# How long a finished training may go unnoticed; Ray's default is 2.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,7 @@
-"""Alignments, trained by Ray Train on the train pairs that Ray Data hands it; checkpoints live under the root.
+"""Alignments, trained by Ray Train on the train pairs; checkpoints live under the root.
 
 One worker, which trains one map after the other: each is fitted on some ten thousand pairs in seconds to minutes, and
-starting a worker costs ten. What it reads, it keeps in memory, in the order of the ids, so that the result does not
-depend on how the data was split into blocks.
+starting a worker costs ten. It gets the pairs, which fit in its memory, as one object, in the order of the ids.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs
-import ray.data
+import ray
 import ray.train
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -39,6 +38,7 @@ from fastfill_ray.storage.receipts import put_receipt, read_receipt
 from fastfill_ray.storage.tables import get_verified, put_file, sha256_hex, vector_column, vectors_of
 
 _CHECKPOINT_EVERY = 8  # epochs
+_WORKERS = 1
 _WORKER_FAILURES = 2
 
 
@@ -151,7 +151,7 @@ def _train_table(part: Pairs, jobs: Sequence[TrainJob]) -> pa.Table:
         numbers = np.zeros(len(known), np.int64)
         numbers[known] = _class_numbers(labelled.labels, given=fastfill[0].classifier is not None)
         columns["label"] = pa.array(numbers, mask=~known)
-    return pa.table(columns)
+    return pa.table(columns).sort_by("key")  # the result must not depend on how the pairs were drawn
 
 
 def _training_pairs(job: TrainJob, table: pa.Table) -> TrainingPairs:
@@ -178,14 +178,13 @@ def _run(jobs: Sequence[TrainJob], pending: Sequence[TrainJob], table: pa.Table,
     with progress.stage("train", table.num_rows, "pairs") as bar, original_errors():
         TorchTrainer(
             _train_worker,
-            train_loop_config={"jobs": list(pending), "alone": len(jobs) == 1},
-            scaling_config=ScalingConfig(num_workers=1, use_gpu=pending[0].use_gpu),
+            train_loop_config={"jobs": list(pending), "alone": len(jobs) == 1, "pairs": ray.put(table)},
+            scaling_config=ScalingConfig(num_workers=_WORKERS, use_gpu=pending[0].use_gpu),
             run_config=RunConfig(
                 name="train",
                 failure_config=FailureConfig(max_failures=_WORKER_FAILURES),
                 **_storage(jobs),
             ),
-            datasets={"train": ray.data.from_arrow(table)},
         ).fit()
         bar.advance(table.num_rows)
 
@@ -230,8 +229,7 @@ def _storage(jobs: Sequence[TrainJob]) -> dict[str, Any]:
 
 def _train_worker(config: dict[str, Any]) -> None:
     """The jobs in order; what this worker finished before it died and was started again, is skipped."""
-    shard = ray.train.get_dataset_shard("train")
-    table = pa.concat_tables(list(shard.iter_batches(batch_size=None, batch_format="pyarrow"))).sort_by("key")
+    table = ray.get(config["pairs"])
     if table.num_rows == 0:
         raise AlignmentFailed("no train pairs reached the training worker")
     for job in config["jobs"]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 import fastfill_ray as ff
 from fastfill_ray.core.plan import sample_pairs
+from fastfill_ray.stages import train
 from tests import synthetic
 
 PAIRS = np.concatenate(list(sample_pairs(600, 120, (0.7, 0.15, 0.15), seed=0).values()))
@@ -21,6 +23,24 @@ OTHERS = np.setdiff1d(np.arange(600), PAIRS)
 # Rows whose old vector is missing, too short, or not a number: the first is a pair, the others absent until embedded.
 ABSENT = [int(OTHERS[100]), int(OTHERS[300])]
 UNUSABLE = {int(PAIRS[0]): None, ABSENT[0]: [1.0, 2.0], ABSENT[1]: [float("nan")] * synthetic.OLD_DIM}
+
+
+@contextmanager
+def trained_in_driver() -> Iterator[None]:
+    """Ray Train's local mode: to start its controller and a worker takes longer than all the rest of a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_WORKERS", 0)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _training(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A module that is about training says `TRAINING_WORKER = True`; fixtures of the session care for themselves."""
+    if getattr(request.module, "TRAINING_WORKER", False):
+        yield
+    else:
+        with trained_in_driver():
+            yield
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def planned(workshop: Workshop, ray_session: None) -> Path:
     """An output root with a PLAN and no version."""
     root = workshop.folder / "planned"
-    result = ff.run_backfill(workshop.config(root), until="plan")
+    with trained_in_driver():
+        result = ff.run_backfill(workshop.config(root), until="plan")
     assert result.state.plan is not None
     assert not result.state.versions
     return root

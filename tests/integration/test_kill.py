@@ -1,4 +1,4 @@
-"""kill -9 of the driver in the middle of a wave, then the same command."""
+"""kill -9 of a submitted job's driver in the middle of a wave, then the same command on the same cluster."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,20 +15,24 @@ import yaml
 from fastfill_ray.index.verify import verify
 from fastfill_ray.storage.files import open_files
 from fastfill_ray.storage.log import read_state
+from tests.integration.cluster import ENVIRONMENT, RAY, head, submit, work_folder
 from tests.integration.conftest import Workshop
 
-REPOSITORY = Path(__file__).parents[2]
+JOB = "backfill-to-be-killed"
 
 
-def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
-    """The job as a user starts it, with a Ray of its own."""
-    return subprocess.Popen(
-        [sys.executable, "jobs/backfill.py", "--config", str(config)],
-        cwd=REPOSITORY,
-        env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(REPOSITORY)},
-        stdout=log.open("ab"),
-        stderr=subprocess.STDOUT,
-    )
+def drivers(config: Path) -> list[int]:
+    """Pids of the processes that run the job, the driver and the shells around it."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and process.name != str(os.getpid()):
+            try:
+                words = (process / "cmdline").read_bytes()
+            except OSError:  # it has just ended
+                continue
+            if b"jobs/backfill.py" in words and str(config).encode() in words and b"submit" not in words:
+                found.append(int(process.name))
+    return found
 
 
 def receipts(root: Path) -> set[Path]:
@@ -39,30 +42,40 @@ def receipts(root: Path) -> set[Path]:
 def test_a_killed_driver_resumes_and_embeds_no_receipted_chunk_again(
     planned: Path, workshop: Workshop, tmp_path: Path
 ) -> None:
-    root, journal, log = tmp_path / "root", tmp_path / "journal", tmp_path / "log.txt"
+    root, journal = tmp_path / "root", tmp_path / "journal"
     shutil.copytree(planned, root)
     journal.mkdir()
     workshop.control(journal=str(journal), sleep_s=0.3)
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(workshop.config(root)))
 
-    driver = start(config, log)
-    deadline = time.monotonic() + 300  # a guard against hanging, on a machine that may be busy
-    while len(receipts(root)) < 15:  # 12 chunks in wave 1: the kill falls into wave 2
-        assert driver.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    time.sleep(3)  # what the driver started dies with it: nothing may write any more
-    durable = receipts(root)
-    at_kill = Counter(workshop.journal(journal))
-    assert not read_state(open_files(str(root))).finished
+    def job_says() -> str:
+        told = subprocess.run(
+            [RAY, "job", "logs", "--address", address, JOB], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+        )
+        return told.stdout + told.stderr
 
-    workshop.control(journal=str(journal))
-    again = start(config, log)
-    assert again.wait(timeout=180) == 0, log.read_text()
-    workshop.control()
+    with head(tmp_path) as address:
+        work = work_folder(tmp_path / "work")
+        first = submit(address, work, config, "--no-wait", "--submission-id", JOB)
+        assert first.returncode == 0, first.stdout + first.stderr
+        deadline = time.monotonic() + 300  # a guard against hanging, on a machine that may be busy
+        while len(receipts(root)) < 15:  # 12 chunks in wave 1: the kill falls into wave 2
+            assert time.monotonic() < deadline, job_says()
+            time.sleep(0.02)
+        assert drivers(config), job_says()
+        for pid in drivers(config):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(3)  # the cluster lives on, but what the driver started ends: nothing may write any more
+        durable = receipts(root)
+        at_kill = Counter(workshop.journal(journal))
+        assert not read_state(open_files(str(root))).finished
+
+        workshop.control(journal=str(journal))
+        again = submit(address, work, config)
+        workshop.control()
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert "succeeded" in again.stdout
 
     assert receipts(root) >= durable
     embedded = Counter(workshop.journal(journal))

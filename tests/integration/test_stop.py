@@ -41,7 +41,7 @@ def config(workshop: Workshop, root: Path, **stop: float) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def stopped(workshop: Workshop, root: Path, journal: Path, ray_session: None) -> ff.BackfillResult:
     """Version 3 reaches the gain; each batch takes a while, so that the pool is in the middle of wave 4 then."""
-    workshop.control(journal=str(journal), sleep_s=0.4)
+    workshop.control(journal=str(journal), sleep_s=0.2)
     result = ff.run_backfill(config(workshop, root, target_gain=TARGET))
     workshop.control()
     return result

@@ -71,6 +71,9 @@ class DyingFiles:
             os._exit(1)
 
 
+TRAINING_WORKER = True
+
+
 def make_pairs() -> Pairs:
     rng = np.random.default_rng(0)
     ids = np.empty(ROWS, object)
