@@ -175,7 +175,7 @@ def test_progress_tells_what_is_left_out_trained_and_compared(found: tuple[Simul
     told = found[2].splitlines()
     assert told[0] == "1 pairs are left out; the first: row 400, old: non_finite"
     assert told[1].startswith("trained kernel on 280 pairs in ")
-    assert told[2] == "choosing among 1 maps and 5 orders"
+    assert told[2] == "choosing among 1 maps and 6 orders"
 
 
 def test_two_runs_with_one_seed_report_the_same_and_another_seed_another(

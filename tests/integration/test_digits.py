@@ -16,8 +16,6 @@ from fastfill_ray.index.verify import verify
 from fastfill_ray.storage.files import open_files
 from tests.digits import NEW_DIM, DigitsInput, build_digits
 
-TRAINING_WORKER = True
-
 
 def config(digits: DigitsInput, gallery: str, output: str, **more: Any) -> dict[str, Any]:
     return {
@@ -33,7 +31,7 @@ def config(digits: DigitsInput, gallery: str, output: str, **more: Any) -> dict[
         "alignment": {"method": "fastfill"},
         "policy": {"name": "uncertainty"},
         "waves": [0.35, 0.6, 1.0],
-        "resources": {"embed_actors": [1, 2], "chunk_rows": 128},
+        "resources": {"embed_actors": [1, 1], "chunk_rows": 128},
         "output": output,
         **more,
     }
