@@ -90,7 +90,7 @@ def test_the_tables_render_with_a_verdict_per_promise(
         (tmp_path / f"digits-seed{seed}.json").write_text(json.dumps(found | {"seed": seed}))
     command.main(["--out", str(tmp_path), "--tables"])
     printed = capsys.readouterr().out
-    for heading in ("## digits", "### mAP as the objective", "### What auto chose", "## Acceptance"):
+    for heading in ("## Summary", "## digits", "### mAP as the objective", "### What auto chose", "## Acceptance"):
         assert heading in printed
     assert "± 0.0" in printed
     assert printed.rstrip().endswith(acceptance([found]).splitlines()[-1])

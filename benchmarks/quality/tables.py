@@ -24,12 +24,40 @@ MAIN_OBJECTIVES = ("label/map", "label/cmc@1", "qrels/recall@1", "new_model/reca
 def render(results: Sequence[Result]) -> str:
     """Every table, then the lines of acceptance."""
     parts = ["# Quality benchmark", "All figures in per cent; areas are means over the 22 published points."]
+    parts += ["## Summary", _summary(results)]
     for name in SETS:
         mine = [result for result in results if result["set"] == name]
         if mine:
             parts += _of_set(name, mine)
     parts += ["## Acceptance", acceptance(results)]
     return "\n\n".join(parts)
+
+
+def _summary(results: Sequence[Result]) -> str:
+    """One line per set and objective: both ends, the published methods, and every `auto`."""
+    published = ("FCT + random", "FastFill + uncertainty")
+    autos = [(track, modes) for track in ("label-free", "labelled") for modes in ("aligned only", "fused or aligned")]
+    head = ["set (seeds)", "objective", "old/old", *(f"{name}, published" for name in published)]
+    head += [f"auto {track}, {modes}" for track, modes in autos] + ["new/new"]
+    lines = []
+    for name in SETS:
+        mine = [result for result in results if result["set"] == name]
+        for objective in (o for o in MAIN_OBJECTIVES if mine and o in mine[0]["objectives"]):
+            rows = [row for result in mine for row in [*result["rows"], *result["auto"]]]
+
+            def area(rows: Iterable[dict[str, Any]], objective: str = objective) -> str:
+                return cell(row["values"][objective]["area"] for row in rows)
+
+            def arm(which: str, mine: Sequence[Result] = mine, objective: str = objective) -> str:
+                return cell(result["arms"][which][objective]["value"] for result in mine)
+
+            line = [f"{name} ({len(mine)})", NAMES[objective], arm("old/old")]
+            line += [area(row for row in rows if row["name"] == method) for method in published]
+            for track, modes in autos:
+                key = (objective, track, modes)
+                line.append(area(r for r in rows if (r["objective"], r["track"], r.get("modes")) == key))
+            lines.append([*line, arm("new/new")])
+    return markdown(head, lines)
 
 
 def _of_set(name: str, results: list[Result]) -> list[str]:
