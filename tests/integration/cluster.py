@@ -28,8 +28,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def head(folder: Path) -> Iterator[str]:
-    """A head of our own on free ports; `--block` keeps it one process group, which is what we end."""
+def head(folder: Path, **more: str) -> Iterator[str]:
+    """A head of our own on free ports; `--block` keeps it one process group, which is what we end.
+
+    Args:
+        more: environment variables of all that runs on it.
+    """
     dashboard = free_port()
     # Ray puts unix sockets under its temp dir; their paths may have 107 bytes.
     temp = Path("/tmp") / f"ray-{os.getpid()}"
@@ -39,7 +43,7 @@ def head(folder: Path) -> Iterator[str]:
          f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
          f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
          f"--runtime-env-agent-port={free_port()}", f"--metrics-export-port={free_port()}"],
-        stdout=log, stderr=log, start_new_session=True, env=ENVIRONMENT,
+        stdout=log, stderr=log, start_new_session=True, env={**ENVIRONMENT, **more},
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 90
@@ -68,10 +72,15 @@ def work_folder(folder: Path) -> Path:
     return folder
 
 
-def submit(address: str, work: Path, config: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """`ray job submit` of jobs/backfill.py; without `--no-wait` it returns when the job has ended."""
+def submit(address: str, config: Path, *options: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`ray job submit` of jobs/backfill.py; without `--no-wait` it returns when the job has ended.
+
+    Args:
+        options: of `ray job submit`.
+        cwd: where the script is taken from; None for the repository itself.
+    """
+    script = "jobs/backfill.py" if cwd is not None else str(REPOSITORY / "jobs" / "backfill.py")
     return subprocess.run(
-        [RAY, "job", "submit", "--address", address, "--working-dir", ".", *options, "--",
-         sys.executable, "jobs/backfill.py", "--config", str(config)],
-        cwd=work, env=ENVIRONMENT, capture_output=True, text=True, timeout=400,
+        [RAY, "job", "submit", "--address", address, *options, "--", sys.executable, script, "--config", str(config)],
+        cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=400,
     )  # fmt: skip

@@ -20,7 +20,7 @@ def test_a_submitted_job_ends_succeeded(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(synthetic.config(tmp_path, alignment={"method": "ridge"})))
     with head(tmp_path) as address:
-        submitted = submit(address, work_folder(tmp_path / "work"), config)
+        submitted = submit(address, config, "--working-dir", ".", cwd=work_folder(tmp_path / "work"))
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "succeeded" in submitted.stdout
     state = read_state(open_files(str(tmp_path / "out")))
