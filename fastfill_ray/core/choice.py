@@ -122,33 +122,37 @@ def choose(scene: Scene, views: Mapping[str, View], allowed: Allowed, relevance:
         # Scores of fused vectors have another spread than new ones; an offset alone cannot mend that.
         return simple if weight == 1 else rich
 
-    maps = _best(
+    def sure(candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Those that need not win by a margin. As many of them stay in the race as if nothing else were allowed, so
+        that what has to win by a margin is held against what would be chosen without it."""
+        return [c for c in candidates if c.weight == first and c.method not in allowed.cautious]
+
+    ranked = _best(
         (Candidate(method, first, "random", form_of(first)) for method in allowed.methods),
         lambda c: area(c, "map"),
-        KEPT_MAPS,
+        len(allowed.methods),
     )
+    maps = list(dict.fromkeys([*ranked[:KEPT_MAPS], *sure(ranked)[:KEPT_MAPS]]))
     modes = _best(
         (Candidate(c.method, weight, "random", form_of(weight)) for c in maps for weight in weights),
         lambda c: area(c, "stale mode"),
         KEPT_MODES,
     )
-    # The best maps in the plain stale mode stay in the race: some orders suit them better.
-    modes = list(dict.fromkeys([*modes, *maps[:2]]))
+    modes = list(dict.fromkeys([*modes, *maps]))
     tried = _best(
         (Candidate(c.method, c.weight, policy, c.form) for c in modes for policy in allowed.policies),
         lambda c: area(c, "order"),
         len(modes) * len(allowed.policies),
     )
-    plain = [c for c in tried if c.weight == first and c.method not in allowed.cautious]
-    orders = list(dict.fromkeys([*tried[:KEPT_ORDERS], *plain[:2]]))
-    final = [replace(c, form=form) for c in orders[:KEPT_FORMS] for form in allowed.forms]
-    final += orders[KEPT_FORMS:]
+    formed = dict.fromkeys([*tried[:KEPT_FORMS], *sure(tried)[:KEPT_FORMS]])
+    final = [replace(c, form=form) for c in formed for form in allowed.forms]
+    final += [*tried[:KEPT_ORDERS], *sure(tried)[:KEPT_ORDERS]]
     ranked = _best(final, lambda c: area(c, "calibration"), len(final))
     winner = ranked[0]
     if winner.method in allowed.cautious:
         worth = area(winner, "calibration") - LEAST_CAUTIOUS_GAIN
-        sure = (c for c in ranked if c.method not in allowed.cautious and area(c, "calibration") >= worth)
-        winner = next(sure, winner)
+        bold = (c for c in ranked if c.method not in allowed.cautious and area(c, "calibration") >= worth)
+        winner = next(bold, winner)
     if winner.weight < 1:
         worth = area(winner, "calibration") - LEAST_FUSED_GAIN
         plainer = (

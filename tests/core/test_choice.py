@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastfill_ray.core import choice
 from fastfill_ray.core.choice import COARSE_POINTS, LEAST_FUSED_GAIN, Allowed, View, carry, choose, run
 from fastfill_ray.core.curves import (
     KNOTS,
@@ -141,12 +142,27 @@ def test_fused_has_to_be_worth_a_second_encoder() -> None:
         assert max(t.area for t in aligned) < best - LEAST_FUSED_GAIN
 
 
+def test_what_is_not_worth_its_margin_leaves_the_choice_as_it_was_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LEAST_FUSED_GAIN", "LEAST_CAUTIOUS_GAIN"):
+        monkeypatch.setattr(choice, name, 10.0)  # more than any area
+    scene = scene_of(old=True)
+    views = views_of(scene)
+    views |= {
+        f"{name}, norms kept": View(view.stale * np.float32(1.1), view.priorities) for name, view in views.items()
+    }
+    for seed in range(3):
+        plain = choose(scene, views, Allowed(["good", "bad"], ALLOWED.policies, [1.0]), "new_model", "map", seed)
+        cautious = ["good, norms kept", "bad, norms kept"]
+        rich = Allowed(list(views), ALLOWED.policies, cautious=cautious)
+        assert choose(scene, views, rich, "new_model", "map", seed).winner == plain.winner
+
+
 def test_the_runner_up_differs_in_more_than_the_form_and_is_none_where_nothing_else_is_allowed() -> None:
     scene = scene_of()
     views = views_of(scene)
-    choice = choose(scene, views, ALLOWED, "new_model", "map", 0)
-    assert choice.runner_up is not None
-    assert replace(choice.runner_up, form=choice.winner.form) != choice.winner
+    found = choose(scene, views, ALLOWED, "new_model", "map", 0)
+    assert found.runner_up is not None
+    assert replace(found.runner_up, form=found.winner.form) != found.winner
     assert choose(scene, views, Allowed(["good"], ["random"]), "new_model", "map", 0).runner_up is None
 
 
