@@ -127,12 +127,12 @@ def choose(scene: Scene, views: Mapping[str, View], allowed: Allowed, relevance:
         that what has to win by a margin is held against what would be chosen without it."""
         return [c for c in candidates if c.weight == first and c.method not in allowed.cautious]
 
-    ranked = _best(
+    by_map = _best(
         (Candidate(method, first, "random", form_of(first)) for method in allowed.methods),
         lambda c: area(c, "map"),
         len(allowed.methods),
     )
-    maps = list(dict.fromkeys([*ranked[:KEPT_MAPS], *sure(ranked)[:KEPT_MAPS]]))
+    maps = list(dict.fromkeys([*by_map[:KEPT_MAPS], *sure(by_map)[:KEPT_MAPS]]))
     modes = _best(
         (Candidate(c.method, weight, "random", form_of(weight)) for c in maps for weight in weights),
         lambda c: area(c, "stale mode"),

@@ -38,7 +38,7 @@ from fastfill_ray.storage.receipts import put_receipt, read_receipt
 from fastfill_ray.storage.tables import get_verified, put_file, sha256_hex, vector_column, vectors_of
 
 _CHECKPOINT_EVERY = 8  # epochs
-_WORKERS = 1
+_WORKERS = 1  # 0 is Ray Train's local mode: the driver trains
 _WORKER_FAILURES = 2
 
 
