@@ -70,8 +70,8 @@ def entropy(aligned: Floats, head: Head) -> Floats:
     priority = np.empty(len(aligned), np.float32)
     for start in range(0, len(aligned), _ROWS_AT_A_TIME):
         part = slice(start, start + _ROWS_AT_A_TIME)
-        log_probabilities = head.log_probabilities(aligned[part])
-        priority[part] = -(np.exp(log_probabilities) * log_probabilities).sum(axis=1)
+        logs = head.log_probabilities(aligned[part])
+        priority[part] = -(np.exp(logs) * logs).sum(axis=1)
     return priority
 
 
@@ -88,9 +88,9 @@ def class_loss(aligned: Floats, labels: NDArray[np.object_], head: Head) -> Floa
     rows = head.rows(labels)
     for start in range(0, len(aligned), _ROWS_AT_A_TIME):
         part = slice(start, start + _ROWS_AT_A_TIME)
-        log_probabilities = head.log_probabilities(aligned[part])
-        expected = -(np.exp(log_probabilities) * log_probabilities).sum(axis=1)
-        losses = np.column_stack([-log_probabilities, -log_probabilities.min(axis=1), expected])
+        logs = head.log_probabilities(aligned[part])
+        expected = -(np.exp(logs) * logs).sum(axis=1)
+        losses = np.column_stack([-logs, -logs.min(axis=1), expected])
         priority[part] = losses[np.arange(len(losses)), rows[part]]
     return priority
 
