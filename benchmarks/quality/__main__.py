@@ -4,7 +4,7 @@
     python -m benchmarks.quality --out results --tables > tables.md
 
 A file that exists is not measured again, so a broken run goes on where it stopped, and two processes may share the
-sets or seeds among them. One core is enough (OMP_NUM_THREADS=1): about five minutes of it per set and seed.
+sets or seeds among them. One core is enough (OMP_NUM_THREADS=1): three to ten minutes of it per set and seed.
 """
 
 from __future__ import annotations
