@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def main() -> None:
         f"{len(found.data['curves'])} curves of {found.data['items']}: {wall:.0f} s, of the processor {processor:.0f} s"
     )
     print(f"peak memory {peak:.1f} GiB")
-    trained = train_maps(table, ("ridge",), "default", None, 0)
+    trained = train_maps(table, ("ridge",), "default", None, 0, sys.stderr)
     both = splits(table, None, trained, ["random"], None, built.metric, 0)
     start = time.monotonic()
     pairs = [(split.scene, split.views["ridge"]) for split in both]
