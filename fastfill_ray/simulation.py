@@ -176,17 +176,11 @@ def splits(
     seed: int,
 ) -> tuple[Split, Split]:
     """The calibration and the audit split, with every map's view of them; some orders read the head."""
-    train, held_out = table.part("train"), table.part("calibration")
-    norm = float(np.linalg.norm(train.new, axis=1).mean())
-    references = {}
-    for method, alignment in trained.items():
-        aligned = alignment(held_out.old, held_out.side)[0]
-        for view in views_of(method, metric):
-            proxies = proxies_of(view, _items(train), _items(held_out), aligned, metric, norm=norm, seed=seed)
-            references[view] = Reference(train.new, train.labels, head, proxies)
+    norm = float(np.linalg.norm(table.part("train").new, axis=1).mean())
+    references = references_of(table, trained, head, metric, norm, seed)
     made = []
-    for part in (held_out, table.part("audit")):
-        items = _items(part)
+    for part in (table.part("calibration"), table.part("audit")):
+        items = items_of(part)
         questions = _questions(part, items, asked, seed)
         scene = make_scene(items, questions, metric)
         mapped = {method: alignment(part.old, part.side) for method, alignment in trained.items()}
@@ -197,7 +191,22 @@ def splits(
     return made[0], made[1]
 
 
-def _items(part: PairsTable) -> Items:
+def references_of(
+    table: PairsTable, trained: Mapping[str, Alignment], head: Head | None, metric: Metric, norm: float, seed: int
+) -> dict[str, Reference]:
+    """What the orders know of the train pairs, by view of every map; norm: the mean norm of new vectors."""
+    train, held_out = table.part("train"), table.part("calibration")
+    references = {}
+    for method, alignment in trained.items():
+        aligned = alignment(held_out.old, held_out.side)[0]
+        for view in views_of(method, metric):
+            proxies = proxies_of(view, items_of(train), items_of(held_out), aligned, metric, norm=norm, seed=seed)
+            references[view] = Reference(train.new, train.labels, head, proxies)
+    return references
+
+
+def items_of(part: PairsTable) -> Items:
+    """The pairs of one split, as the laboratory takes them."""
     return Items(part.id_hash, part.old, part.new, part.labels, part.groups, part.weights)
 
 

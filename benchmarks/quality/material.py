@@ -21,17 +21,8 @@ from fastfill_ray.core.calibration import Metric
 from fastfill_ray.core.laboratory import Split
 from fastfill_ray.core.plan import hash_ids
 from fastfill_ray.core.policies import Head, Policy, Reference
-from fastfill_ray.core.scenes import (
-    Asked,
-    Items,
-    items_as_queries,
-    make_scene,
-    make_views,
-    map_of,
-    proxies_of,
-    views_of,
-)
-from fastfill_ray.simulation import orders_allowed, train_maps
+from fastfill_ray.core.scenes import Asked, items_as_queries, make_scene, make_views, map_of
+from fastfill_ray.simulation import items_of, orders_allowed, references_of, train_maps
 from fastfill_ray.storage.pairs_file import SPLITS, PairsTable
 
 Floats = NDArray[np.float32]
@@ -134,18 +125,12 @@ def prepare_set(
     parts, rng = built.split(seed), np.random.default_rng([seed, 31])
     rows = {part: np.sort(rng.permutation(parts[part])[: getattr(limits, part)]) for part in SPLITS}
     table = pairs_table(built, rows)
-    train, held_out = table.part("train"), table.part("calibration")
+    train = table.part("train")
     trained = train_maps(table, limits.methods, "default", built.classifier, seed, stream)
     head = head_of(built.classifier, train.new, train.labels)
     policies = orders_allowed(table, None, "qrels" if judged else "label", has_head=head is not None)
-    references = {}
     norm = float(np.linalg.norm(train.new, axis=1).mean())
-    for method, alignment in trained.items():
-        aligned = alignment(held_out.old)[0]
-        for view in views_of(method, built.metric):
-            of = items_of(train), items_of(held_out)
-            proxies = proxies_of(view, *of, aligned, built.metric, norm=norm, seed=seed)
-            references[view] = Reference(train.new, train.labels, head, proxies)
+    references = references_of(table, trained, head, built.metric, norm, seed)
     made = []
     for part in ("calibration", "audit"):
         items = table.part(part)
@@ -184,10 +169,6 @@ def pairs_table(built: BenchmarkSet, rows: Mapping[str, NDArray[np.int64]], *, s
         groups=None if built.groups is None else built.groups[chosen],
         side=built.side[chosen] if side and built.side is not None else None,
     )
-
-
-def items_of(part: PairsTable) -> Items:
-    return Items(part.id_hash, part.old, part.new, part.labels, part.groups)
 
 
 def own_queries(part: PairsTable, limits: Limits, seed: int) -> Asked:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.material import Floats, Material, Objective, Part, items_of
+from benchmarks.quality.material import Floats, Material, Objective, Part
 from benchmarks.quality.orders import FIXED_MAP, TRACKS, with_every_order
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.core.choice import View, carry
@@ -19,7 +19,7 @@ from fastfill_ray.core.policies import Reference
 from fastfill_ray.core.scenes import items_as_queries, make_scene, make_view, map_of, scores_of
 from fastfill_ray.core.serving import FORMS
 from fastfill_ray.core.tell import arms_json, curve_json
-from fastfill_ray.simulation import train_maps
+from fastfill_ray.simulation import items_of, train_maps
 
 SHOWN = ("label/cmc@1", "label/cmc@5", "label/map", "new_model/recall@10", "qrels/recall@1", "qrels/mrr")
 AUTHORS = (("FCT", "fct", "random"), ("FastFill", "fastfill", "uncertainty"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality.material import MAP, Material, Objective, items_of, own_queries, pairs_table
+from benchmarks.quality.material import MAP, Material, Objective, own_queries, pairs_table
 from benchmarks.quality.orders import FIXED_MAP
 from benchmarks.quality.rows import told
 from fastfill_ray.core.choice import carry
@@ -18,7 +18,7 @@ from fastfill_ray.core.laboratory import Split
 from fastfill_ray.core.policies import Policy, Reference
 from fastfill_ray.core.scenes import items_as_queries, make_view
 from fastfill_ray.core.serving import FORMS
-from fastfill_ray.simulation import train_maps
+from fastfill_ray.simulation import items_of, train_maps
 
 GALLERY_SIZES = (1_000, 10_000)
 SIZE_QUERIES = 300
