@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.quality.acceptance import acceptance
+from benchmarks.quality.acceptance import ALIGNED, AUTO, BASELINE, acceptance
 from benchmarks.quality.material import SETS
 
 Result = dict[str, Any]
@@ -19,6 +19,8 @@ NAMES = {
     "qrels/mrr": "MRR",
 }
 MAIN_OBJECTIVES = ("label/map", "label/cmc@1", "qrels/recall@1", "new_model/recall@10")
+PUBLISHED = ("FCT + random", BASELINE)
+AUTOS = [(track, modes) for track in ("label-free", "labelled") for modes in (ALIGNED, AUTO)]
 
 
 def render(results: Sequence[Result]) -> str:
@@ -35,29 +37,24 @@ def render(results: Sequence[Result]) -> str:
 
 def _summary(results: Sequence[Result]) -> str:
     """One line per set and objective: both ends, the published methods, and every `auto`."""
-    published = ("FCT + random", "FastFill + uncertainty")
-    autos = [(track, modes) for track in ("label-free", "labelled") for modes in ("aligned only", "fused or aligned")]
-    head = ["set (seeds)", "objective", "old/old", *(f"{name}, published" for name in published)]
-    head += [f"auto {track}, {modes}" for track, modes in autos] + ["new/new"]
+    head = ["set (seeds)", "objective", "old/old", *(f"{name}, published" for name in PUBLISHED)]
+    head += [f"auto {track}, {modes}" for track, modes in AUTOS] + ["new/new"]
     lines = []
     for name in SETS:
         mine = [result for result in results if result["set"] == name]
-        for objective in (o for o in MAIN_OBJECTIVES if mine and o in mine[0]["objectives"]):
-            rows = [row for result in mine for row in [*result["rows"], *result["auto"]]]
-
-            def area(rows: Iterable[dict[str, Any]], objective: str = objective) -> str:
-                return cell(row["values"][objective]["area"] for row in rows)
-
-            def arm(which: str, mine: Sequence[Result] = mine, objective: str = objective) -> str:
-                return cell(result["arms"][which][objective]["value"] for result in mine)
-
-            line = [f"{name} ({len(mine)})", NAMES[objective], arm("old/old")]
-            line += [area(row for row in rows if row["name"] == method) for method in published]
-            for track, modes in autos:
-                key = (objective, track, modes)
-                line.append(area(r for r in rows if (r["objective"], r["track"], r.get("modes")) == key))
-            lines.append([*line, arm("new/new")])
+        lines += [_summary_line(mine, o) for o in MAIN_OBJECTIVES if mine and o in mine[0]["objectives"]]
     return markdown(head, lines)
+
+
+def _summary_line(results: list[Result], objective: str) -> list[str]:
+    rows = [row for result in results for row in [*result["rows"], *result["auto"]]]
+    shown = [[row for row in rows if row["name"] == name] for name in PUBLISHED]
+    for track, modes in AUTOS:
+        wanted = (objective, track, modes)
+        shown.append([row for row in rows if (row["objective"], row["track"], row.get("modes")) == wanted])
+    old, new = (cell(result["arms"][arm][objective]["value"] for result in results) for arm in ("old/old", "new/new"))
+    areas = [cell(row["values"][objective]["area"] for row in same) for same in shown]
+    return [f"{results[0]['set']} ({len(results)})", NAMES[objective], old, *areas, new]
 
 
 def _of_set(name: str, results: list[Result]) -> list[str]:
