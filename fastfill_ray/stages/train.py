@@ -136,7 +136,7 @@ def _finished(job: TrainJob, *, alone: bool) -> TrainedAlignment | str | None:
 
 
 def _train_table(part: Pairs, jobs: Sequence[TrainJob]) -> pa.Table:
-    """Columns old, new, key, side where there is one, and label (null: unknown) where labels can be learnt from."""
+    """Columns old, new, side where there is one, and label (null: unknown) where labels can be learnt from."""
     columns: dict[str, pa.Array] = {
         "old": vector_column(part.old),
         "new": vector_column(part.new),
@@ -151,7 +151,8 @@ def _train_table(part: Pairs, jobs: Sequence[TrainJob]) -> pa.Table:
         numbers = np.zeros(len(known), np.int64)
         numbers[known] = _class_numbers(labelled.labels, given=fastfill[0].classifier is not None)
         columns["label"] = pa.array(numbers, mask=~known)
-    return pa.table(columns).sort_by("key")  # the result must not depend on how the pairs were drawn
+    # By the ids' hashes: the result must not depend on how the pairs were drawn.
+    return pa.table(columns).sort_by("key").drop_columns("key")
 
 
 def _training_pairs(job: TrainJob, table: pa.Table) -> TrainingPairs:
@@ -230,8 +231,6 @@ def _storage(jobs: Sequence[TrainJob]) -> dict[str, Any]:
 def _train_worker(config: dict[str, Any]) -> None:
     """The jobs in order; what this worker finished before it died and was started again, is skipped."""
     table = ray.get(config["pairs"])
-    if table.num_rows == 0:
-        raise AlignmentFailed("no train pairs reached the training worker")
     for job in config["jobs"]:
         if _finished(job, alone=config["alone"]) is None:
             _train_one(job, table, alone=config["alone"])
