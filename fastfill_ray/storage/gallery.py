@@ -64,17 +64,17 @@ def pin(path: str, columns: dict[str, str], *, s3_endpoint: str | None) -> Table
     names = sorted(set(columns.values()))
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = list(pool.map(lambda file: _footer(file, s3_endpoint), found))
-    first = footers[0].schema.to_arrow_schema()
-    for file, footer in zip(found, footers, strict=True):
+    schemas = [footer.schema.to_arrow_schema() for footer in footers]
+    first = schemas[0]
+    for file, schema in zip(found, schemas, strict=True):
         for key, name in columns.items():
-            if footer.schema.to_arrow_schema().names.count(name) > 1:
+            if schema.names.count(name) > 1:
                 raise InputError(f"{file.path}: there is more than one column {name!r} ({key}); rename all but one")
     for key, name in columns.items():
         if name not in first.names:
             raise ConfigError(f"{key}: column {name!r} is not in {found[0].path}; found {', '.join(first.names)}")
     pinned = []
-    for file, footer in zip(found, footers, strict=True):
-        schema = footer.schema.to_arrow_schema()
+    for file, footer, schema in zip(found, footers, schemas, strict=True):
         for name in names:
             here = schema.field(name).type if name in schema.names else None
             if here != first.field(name).type:
