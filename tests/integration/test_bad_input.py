@@ -20,7 +20,7 @@ from tests.integration.conftest import Workshop
 Spoil = Callable[[Path], Any]
 
 
-def with_vectors(table: pa.Table, vectors: pa.Array) -> pa.Table:
+def with_vectors(table: pa.Table, vectors: pa.Array | pa.ChunkedArray) -> pa.Table:
     """The table with other old vectors."""
     return table.set_column(table.schema.get_field_index("embedding"), "embedding", vectors)
 
@@ -51,25 +51,15 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "an id twice in a file": (with_ids(lambda ids: [ids[1], *ids[1:]]), r"occur more than once.*row 0 and .*row 1"),
     "an id in two files": (with_ids(lambda ids: [3, *ids[1:]]), r"3 at .*part-000\.parquet row 0 and .*part-001"),
     "vectors of another length": (
-        rewrite(
-            lambda t: t.set_column(
-                t.schema.get_field_index("embedding"),
-                "embedding",
-                pa.array([[1.0, 2.0]] * t.num_rows, pa.list_(pa.float32())),
-            )
-        ),
+        rewrite(lambda t: with_vectors(t, pa.array([[1.0, 2.0]] * t.num_rows, pa.list_(pa.float32())))),
         r"part-001\.parquet: column 'embedding' holds vectors of 2 dims, expected 8",
     ),
     "vectors all null": (
-        rewrite(
-            lambda t: t.set_column(
-                t.schema.get_field_index("embedding"), "embedding", pa.nulls(t.num_rows, pa.list_(pa.float32()))
-            )
-        ),
+        rewrite(lambda t: with_vectors(t, pa.nulls(t.num_rows, pa.list_(pa.float32())))),
         r"part-001\.parquet.*'embedding'.*null",
     ),
     "no vectors": (
-        rewrite(lambda t: t.set_column(t.schema.get_field_index("embedding"), "embedding", t.column("label"))),
+        rewrite(lambda t: with_vectors(t, t.column("label"))),
         r"part-001\.parquet: column 'embedding' is string",
     ),
 }

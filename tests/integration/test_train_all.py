@@ -34,6 +34,7 @@ from fastfill_ray.storage.layout import stage_receipt
 from fastfill_ray.storage.receipts import read_receipt
 
 ROWS = 320
+TRAINING_WORKER = True
 SPACES = {"old": "a", "new": "b"}
 
 
@@ -69,9 +70,6 @@ class DyingFiles:
         if self.part in path and not self.mark.exists():
             self.mark.touch()
             os._exit(1)
-
-
-TRAINING_WORKER = True
 
 
 def make_pairs() -> Pairs:
