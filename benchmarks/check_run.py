@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import fastfill_ray as ff
-from fastfill_ray.core.metrics import METRICS
 from fastfill_ray.embedders.protocol import load_embedder
 from fastfill_ray.index.verify import verify
+from fastfill_ray.retrieval.metrics import METRICS
+from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
-from fastfill_ray.storage.log import read_state
 
 SAMPLE = 200
 METRICS_SHOWN = (("label", "cmc@1"), ("label", "map"), ("qrels", "recall@1"))

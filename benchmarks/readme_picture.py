@@ -13,11 +13,11 @@ import sys
 from html import escape
 from pathlib import Path
 
-from fastfill_ray.core.state import State
-from fastfill_ray.report import HEADINGS, Curve, column_note, objective_curve, table_rows
-from fastfill_ray.report_svg import HEIGHT, LEFT, WIDTH, metric_name, svg
+from fastfill_ray.log.state import State
+from fastfill_ray.report.chart import HEIGHT, LEFT, WIDTH, metric_name, svg
+from fastfill_ray.report.model import HEADINGS, Curve, column_note, objective_curve, table_rows
+from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
-from fastfill_ray.storage.log import read_state
 
 BEGIN, END = "<!-- demo:table -->", "<!-- /demo:table -->"
 TITLE_HEIGHT = 30

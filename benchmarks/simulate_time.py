@@ -14,8 +14,8 @@ from pathlib import Path
 from benchmarks.quality.material import pairs_table
 from benchmarks.sets import load_set
 from fastfill_ray.alignment.maps import Method
-from fastfill_ray.core.choice import carry
-from fastfill_ray.core.curves import Candidate
+from fastfill_ray.experiment.candidate import Candidate
+from fastfill_ray.experiment.search import carry
 from fastfill_ray.simulation import simulate, splits, train_maps
 
 METHODS: tuple[Method, ...] = ("kernel", "ridge", "fastfill", "fct")

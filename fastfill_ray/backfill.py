@@ -14,23 +14,24 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from fastfill_ray.config import BackfillConfig, StopConfig, load_config
-from fastfill_ray.core.records import Init, Plan, Publish, fingerprint
-from fastfill_ray.core.state import State
-from fastfill_ray.core.stop import decide
 from fastfill_ray.errors import ConfigError, InputChanged, InputError, PlanMismatch, SpaceMismatch
-from fastfill_ray.report import version_table
-from fastfill_ray.report_html import write_report
+from fastfill_ray.inputs.locate import stat_input
+from fastfill_ray.inputs.parquet import check_pin
+from fastfill_ray.log.records import Init, Plan, Publish
+from fastfill_ray.log.state import State
+from fastfill_ray.log.stop import decide
+from fastfill_ray.report.html import write_report
+from fastfill_ray.report.model import version_table
 from fastfill_ray.stages.prepare import Prepared, check_request, old_space_of, prepare, spaces_of
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import connected
 from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, take_snapshot
 from fastfill_ray.stages.version import VersionMaker, make_plan
 from fastfill_ray.stages.waves import Waves, overrun_rows
+from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import Files, open_files, probe
-from fastfill_ray.storage.gallery import check_pin
-from fastfill_ray.storage.inputs import stat_input
-from fastfill_ray.storage.layout import snapshot_path
-from fastfill_ray.storage.log import Log
+from fastfill_ray.storage.paths import snapshot_path
+from fastfill_ray.types import fingerprint
 
 # Settings that may change between runs of one plan: the run resumes.
 _OUTSIDE_THE_PLAN: Any = {

@@ -114,7 +114,7 @@ def guarded(act: Callable[[], int]) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from fastfill_ray.backfill import run_backfill
-    from fastfill_ray.report import report_json
+    from fastfill_ray.report.model import report_json
 
     result = run_backfill(arguments.config, overrides=arguments.set, until=arguments.until)
     if arguments.json:
@@ -126,9 +126,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from fastfill_ray.report import report_json, version_table
+    from fastfill_ray.report.model import report_json, version_table
+    from fastfill_ray.storage.commit_log import read_state
     from fastfill_ray.storage.files import open_files
-    from fastfill_ray.storage.log import read_state
 
     state = read_state(open_files(arguments.root, s3_endpoint=arguments.s3_endpoint))
     if state.init is None:
@@ -225,11 +225,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from fastfill_ray.core.records import Publish
     from fastfill_ray.index.verify import verify
-    from fastfill_ray.report_html import write_report
+    from fastfill_ray.log.records import Publish
+    from fastfill_ray.report.html import write_report
+    from fastfill_ray.storage.commit_log import Log
     from fastfill_ray.storage.files import open_files
-    from fastfill_ray.storage.log import Log
 
     files = open_files(arguments.root, s3_endpoint=arguments.s3_endpoint)
     verify(files, arguments.to)  # a version that cannot be read is not put in front of users

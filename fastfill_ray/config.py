@@ -18,9 +18,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fastfill_ray.errors import ConfigError
-
-Metric = Literal["cosine", "ip", "l2"]
-Relevance = Literal["label", "qrels", "new_model"]
+from fastfill_ray.types import Metric, Relevance
 
 _MAX_CONFIG_BYTES = 1 << 20
 # The parser lets the last two out: for dates that do not exist, and for nesting without end.

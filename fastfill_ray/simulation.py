@@ -19,28 +19,20 @@ import numpy as np
 from fastfill_ray.alignment.maps import Alignment, Method, PresetName
 from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, head_of
 from fastfill_ray.alignment.training import Fit
-from fastfill_ray.core.calibration import Metric
-from fastfill_ray.core.choice import WEIGHTS, Allowed
-from fastfill_ray.core.curves import Candidate
-from fastfill_ray.core.laboratory import Findings, Reported, Split, authors_curve, investigate
-from fastfill_ray.core.metrics import METRICS
-from fastfill_ray.core.policies import CLASSIFIED, LABELLED, POLICIES, Head, Policy, Reference
-from fastfill_ray.core.scenes import (
-    Asked,
-    Items,
-    items_as_queries,
-    kept_views,
-    make_scene,
-    make_view,
-    make_views,
-    proxies_of,
-    views_of,
-)
-from fastfill_ray.core.tell import arms_json, curve_json, findings_json
 from fastfill_ray.errors import AlignmentFailed, ConfigError
-from fastfill_ray.report_simulation import simulation_table
-from fastfill_ray.storage.inputs import read_classifier
-from fastfill_ray.storage.pairs_file import SPLITS, PairsTable, QueriesTable, read_pairs, read_queries
+from fastfill_ray.experiment.candidate import Candidate, kept_views, views_of
+from fastfill_ray.experiment.experiment import Findings, Reported, Split, authors_curve, investigate
+from fastfill_ray.experiment.items import Asked, Items, items_as_queries
+from fastfill_ray.experiment.results import arms_json, curve_json, findings_json
+from fastfill_ray.experiment.search import WEIGHTS, Allowed
+from fastfill_ray.experiment.shadow import make_scene, make_view, make_views, proxies_of
+from fastfill_ray.inputs.classifier import read_classifier
+from fastfill_ray.inputs.pairs import PairsTable, QueriesTable, read_pairs, read_queries
+from fastfill_ray.ordering.classifier import Head
+from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED, POLICIES, Policy, Reference
+from fastfill_ray.report.simulation import simulation_table
+from fastfill_ray.retrieval.metrics import METRICS
+from fastfill_ray.types import SPLITS, Metric
 
 METHODS: tuple[Method, ...] = ("kernel", "fastfill", "fct", "ridge", "procrustes")
 MAX_QUERIES = 1000

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from fastfill_ray.core.records import check_path
 from fastfill_ray.errors import FileMissing, StorageError
 from fastfill_ray.storage.files import Files
+from fastfill_ray.types import check_path
 
 T = TypeVar("T")
 Fault = Literal["before", "lost_answer", "torn", "slow"]

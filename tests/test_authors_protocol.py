@@ -18,11 +18,11 @@ from sklearn.datasets import load_digits
 from fastfill_ray.alignment.maps import Method
 from fastfill_ray.alignment.pairs import Classifier, TrainingPairs
 from fastfill_ray.alignment.training import Fit
-from fastfill_ray.core.plan import hash_ids
-from fastfill_ray.core.policies import random_priority
 from fastfill_ray.errors import ConfigError
+from fastfill_ray.inputs.pairs import PairsTable
+from fastfill_ray.ordering.ids import hash_ids
+from fastfill_ray.ordering.policies import random_priority
 from fastfill_ray.simulation import simulate
-from fastfill_ray.storage.pairs_file import PairsTable
 
 TRAIN, GALLERY, SEED = 200, 150, 3
 METRICS = ("cmc@1", "cmc@5", "map")

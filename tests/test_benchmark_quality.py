@@ -20,9 +20,11 @@ from benchmarks.quality.orders import FIXED_MAP, TRACKS, average_precision_gain,
 from benchmarks.quality.studies import gallery_size, groups, refit
 from benchmarks.quality.tables import render
 from benchmarks.sets import load_set
-from fastfill_ray.core.curves import Candidate, Scene
-from fastfill_ray.core.policies import LABELLED
-from fastfill_ray.core.ranks import Truth, measure
+from fastfill_ray.experiment.candidate import Candidate
+from fastfill_ray.experiment.shadow import Scene
+from fastfill_ray.ordering.policies import LABELLED
+from fastfill_ray.retrieval.metrics import measure
+from fastfill_ray.retrieval.relevance import Truth
 from fastfill_ray.simulation import splits
 
 LIMITS = Limits(train=120, calibration=60, audit=80, queries=16, methods=("ridge", "fastfill", "fct"))

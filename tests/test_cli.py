@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from fastfill_ray import errors
 from fastfill_ray.cli import guarded, job, main
-from fastfill_ray.core.records import Publish
 from fastfill_ray.errors import FastfillError, Fenced
-from fastfill_ray.storage.log import read_state
+from fastfill_ray.log.records import Publish
+from fastfill_ray.storage.commit_log import read_state
 from tests.index.test_reader import DIM, Root
 from tests.index.test_segment import vectors
 from tests.index.test_verify import segment
@@ -262,7 +262,7 @@ def test_every_error_has_its_exit_code_and_one_line_on_stderr(
     def fail(files: object) -> None:
         raise error("what was found, what was expected")
 
-    monkeypatch.setattr("fastfill_ray.storage.log.read_state", fail)
+    monkeypatch.setattr("fastfill_ray.storage.commit_log.read_state", fail)
     assert run("status") == (code, "", f"{name}: what was found, what was expected\n")
 
 
@@ -270,7 +270,7 @@ def test_an_interrupted_command_says_that_it_can_be_resumed(run: Run, monkeypatc
     def interrupt(files: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastfill_ray.storage.log.read_state", interrupt)
+    monkeypatch.setattr("fastfill_ray.storage.commit_log.read_state", interrupt)
     code, out, err = run("status")
     assert (code, out) == (1, "")
     assert "the same command resumes" in err

@@ -16,12 +16,13 @@ import pytest
 import fastfill_ray
 from fastfill_ray.alignment.maps import Method
 from fastfill_ray.cli import main
-from fastfill_ray.core.metrics import METRICS
-from fastfill_ray.core.policies import Policy
-from fastfill_ray.core.serving import FORMS
 from fastfill_ray.errors import AlignmentFailed, ConfigError
+from fastfill_ray.inputs.pairs import PairsTable, QueriesTable, read_pairs
+from fastfill_ray.ordering.policies import Policy
+from fastfill_ray.retrieval.calibration import FORMS
+from fastfill_ray.retrieval.metrics import METRICS
 from fastfill_ray.simulation import Simulation, class_numbers, simulate
-from fastfill_ray.storage.pairs_file import SPLITS, PairsTable, QueriesTable, read_pairs
+from fastfill_ray.types import SPLITS
 from tests import synthetic
 
 N = 400

@@ -13,14 +13,15 @@ from unittest.mock import patch
 
 from benchmarks.quality.material import CMC, MAP, OVERLAP, Material, Objective
 from benchmarks.quality.rows import show, told
-from fastfill_ray.core import choice, laboratory
-from fastfill_ray.core.choice import WEIGHTS, Allowed
-from fastfill_ray.core.curves import KNOTS, Candidate, Curve, arm
-from fastfill_ray.core.laboratory import Findings, Split, investigate
-from fastfill_ray.core.metrics import mean_interval, paired_difference
-from fastfill_ray.core.policies import LABELLED
-from fastfill_ray.core.scenes import kept_views
-from fastfill_ray.core.tell import candidate_json, words
+from fastfill_ray.experiment import experiment as laboratory
+from fastfill_ray.experiment import search as choice
+from fastfill_ray.experiment.candidate import Candidate, kept_views
+from fastfill_ray.experiment.curves import KNOTS, Curve, arm
+from fastfill_ray.experiment.experiment import Findings, Split, investigate
+from fastfill_ray.experiment.results import candidate_json, words
+from fastfill_ray.experiment.search import WEIGHTS, Allowed
+from fastfill_ray.ordering.policies import LABELLED
+from fastfill_ray.retrieval.intervals import mean_interval, paired_difference
 
 MODES = {"fused or aligned": WEIGHTS, "aligned only": (1.0,)}
 

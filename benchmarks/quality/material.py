@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from benchmarks.sets import BenchmarkSet, load_set
 from fastfill_ray.alignment.maps import Alignment, Method
 from fastfill_ray.alignment.pairs import head_of
-from fastfill_ray.core.calibration import Metric
-from fastfill_ray.core.laboratory import Split
-from fastfill_ray.core.plan import hash_ids
-from fastfill_ray.core.policies import Head, Policy, Reference
-from fastfill_ray.core.scenes import Asked, items_as_queries, make_scene, make_views, map_of
+from fastfill_ray.experiment.candidate import map_of
+from fastfill_ray.experiment.experiment import Split
+from fastfill_ray.experiment.items import Asked, items_as_queries
+from fastfill_ray.experiment.shadow import make_scene, make_views
+from fastfill_ray.inputs.pairs import PairsTable
+from fastfill_ray.ordering.classifier import Head
+from fastfill_ray.ordering.ids import hash_ids
+from fastfill_ray.ordering.policies import Policy, Reference
 from fastfill_ray.simulation import items_of, orders_allowed, references_of, train_maps
-from fastfill_ray.storage.pairs_file import SPLITS, PairsTable
+from fastfill_ray.types import SPLITS, Metric
 
 Floats = NDArray[np.float32]
 Objective = tuple[str, str]

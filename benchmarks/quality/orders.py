@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.material import Floats, Material, Part
 from fastfill_ray.alignment.linear import ridge
-from fastfill_ray.core.calibration import match_norms, similarity
-from fastfill_ray.core.choice import View
-from fastfill_ray.core.curves import Scene
-from fastfill_ray.core.laboratory import Split
-from fastfill_ray.core.policies import class_loss
-from fastfill_ray.core.ranks import Truth
+from fastfill_ray.experiment.candidate import View
+from fastfill_ray.experiment.experiment import Split
+from fastfill_ray.experiment.shadow import Scene
+from fastfill_ray.ordering.policies import class_loss
+from fastfill_ray.retrieval.relevance import Truth
+from fastfill_ray.retrieval.similarity import match_norms, similarity
 
 FIXED_MAP = "fastfill"
 TRACKS = {

@@ -12,13 +12,15 @@ import numpy as np
 from benchmarks.quality.material import Floats, Material, Objective, Part
 from benchmarks.quality.orders import FIXED_MAP, TRACKS, with_every_order
 from fastfill_ray.alignment.maps import Alignment
-from fastfill_ray.core.choice import View, carry
-from fastfill_ray.core.curves import Candidate, Curve, Scene
-from fastfill_ray.core.laboratory import Reported, Split, authors_curve
-from fastfill_ray.core.policies import Reference
-from fastfill_ray.core.scenes import items_as_queries, make_scene, make_view, map_of, scores_of
-from fastfill_ray.core.serving import FORMS
-from fastfill_ray.core.tell import arms_json, curve_json
+from fastfill_ray.experiment.candidate import Candidate, View, map_of
+from fastfill_ray.experiment.curves import Curve
+from fastfill_ray.experiment.experiment import Reported, Split, authors_curve
+from fastfill_ray.experiment.items import items_as_queries
+from fastfill_ray.experiment.results import arms_json, curve_json
+from fastfill_ray.experiment.search import carry
+from fastfill_ray.experiment.shadow import Scene, make_scene, make_view, scores_of
+from fastfill_ray.ordering.policies import Reference
+from fastfill_ray.retrieval.calibration import FORMS
 from fastfill_ray.simulation import items_of, train_maps
 
 SHOWN = ("label/cmc@1", "label/cmc@5", "label/map", "new_model/recall@10", "qrels/recall@1", "qrels/mrr")
@@ -31,7 +33,7 @@ def told(objective: Objective) -> str:
 
 
 def figures(candidate: Candidate, curve: Curve, scene: Scene, seed: int) -> dict[str, Any]:
-    """``core.tell.curve_json`` of the metrics that are shown."""
+    """``experiment.results.curve_json`` of the metrics that are shown."""
     plain = replace(scene, groups=None)
     arms = arms_json(plain, seed=seed)
     made = curve_json(Reported(candidate, curve), plain, arms, seed=seed)

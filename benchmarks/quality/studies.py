@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from benchmarks.quality.material import MAP, Material, Objective, own_queries, pairs_table
 from benchmarks.quality.orders import FIXED_MAP
 from benchmarks.quality.rows import told
-from fastfill_ray.core.choice import carry
-from fastfill_ray.core.curves import Candidate, Curve, arm, backfill_order, published_cutoffs
-from fastfill_ray.core.laboratory import Split
-from fastfill_ray.core.policies import Policy, Reference
-from fastfill_ray.core.scenes import items_as_queries, make_view
-from fastfill_ray.core.serving import FORMS
+from fastfill_ray.experiment.candidate import Candidate
+from fastfill_ray.experiment.curves import Curve, arm, backfill_order, published_cutoffs
+from fastfill_ray.experiment.experiment import Split
+from fastfill_ray.experiment.items import items_as_queries
+from fastfill_ray.experiment.search import carry
+from fastfill_ray.experiment.shadow import make_view
+from fastfill_ray.ordering.policies import Policy, Reference
+from fastfill_ray.retrieval.calibration import FORMS
 from fastfill_ray.simulation import items_of, train_maps
 
 GALLERY_SIZES = (1_000, 10_000)

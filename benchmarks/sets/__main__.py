@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.sets.base import BenchmarkSet
 from benchmarks.sets.load import NAMES, load_set
 from fastfill_ray.alignment.linear import ridge
-from fastfill_ray.core.metrics import per_query_by_relevance
+from fastfill_ray.retrieval.metrics import per_query_by_relevance
 
 MAX_QUERIES = 1_000
 

@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional
 
 from fastfill_ray.alignment.linear import Array
-from fastfill_ray.core.policies import Head
 from fastfill_ray.errors import AlignmentFailed
+from fastfill_ray.ordering.classifier import Head
 
 MIN_PAIRS = 16
 # L2 penalty of the fitted softmax head, on vectors of unit rms per dimension.

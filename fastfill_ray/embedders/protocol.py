@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastfill_ray.errors import EmbedderError
+from fastfill_ray.types import F32
 
 Role = Literal["item", "query"]
 MAX_REASON_CHARS = 200
@@ -70,7 +70,7 @@ def load_embedder(spec: str, kwargs: Mapping[str, Any]) -> Embedder:
 
 def embed_rows(
     embedder: Embedder, batch: Mapping[str, Sequence[Any]], role: Role, dim: int, *, metric: str
-) -> tuple[NDArray[np.float32], dict[int, str]]:
+) -> tuple[F32, dict[int, str]]:
     """Embed a batch so that a bad row costs nobody but itself.
 
     Where the embedder raises, or returns anything but n real vectors of `dim`, the batch is halved until the offending
@@ -124,9 +124,7 @@ def embed_rows(
     return vectors, dict(sorted(unusable.items()))
 
 
-def _attempt(
-    embedder: Embedder, batch: dict[str, Sequence[Any]], role: Role, num_rows: int, dim: int
-) -> NDArray[np.float32] | str:
+def _attempt(embedder: Embedder, batch: dict[str, Sequence[Any]], role: Role, num_rows: int, dim: int) -> F32 | str:
     """The vectors of one call, (num_rows, dim) float32 with values unchecked, or why there are none."""
     try:
         found = np.asarray(embedder(batch, role))

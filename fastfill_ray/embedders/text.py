@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastfill_ray.embedders.protocol import Role
 from fastfill_ray.errors import EmbedderError
+from fastfill_ray.types import F32
 
 
 class SentenceTransformerEmbedder:
@@ -71,14 +71,14 @@ class SentenceTransformerEmbedder:
         self._column = column
         self._batch_size = batch_size
 
-    def __call__(self, batch: dict[str, Sequence[Any]], role: Role) -> NDArray[np.float32]:
+    def __call__(self, batch: dict[str, Sequence[Any]], role: Role) -> F32:
         """(n, dim) float32 of the text column's n rows.
 
         Raises:
             TypeError: a row that is not a string.
         """
         texts = [self._prefixes[role] + text for text in strings(batch, self._column)]
-        vectors: NDArray[np.float32] = self._model.encode(
+        vectors: F32 = self._model.encode(
             texts, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
         )
         return vectors
@@ -136,7 +136,7 @@ class WordLlamaEmbedder:
             raise EmbedderError(f"wordllama with dim={dim} cannot be loaded: {error}") from error
         self._column = column
 
-    def __call__(self, batch: dict[str, Sequence[Any]], role: Role) -> NDArray[np.float32]:
+    def __call__(self, batch: dict[str, Sequence[Any]], role: Role) -> F32:
         """(n, dim) float32 of the text column's n rows; the role makes no difference.
 
         Raises:

@@ -13,14 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fastfill_ray.core.calibration import Metric
-from fastfill_ray.core.records import Calibration, Fusion, Init, Segment, Version
-from fastfill_ray.core.state import State
 from fastfill_ray.errors import CorruptFile, NotPublished
 from fastfill_ray.index.segment import (
     Assignment,
-    Floats,
-    Rows,
     coarse,
     load_index,
     prepare_queries,
@@ -29,14 +24,20 @@ from fastfill_ray.index.segment import (
     segment_queries,
     template_key,
 )
+from fastfill_ray.log.records import Init, Segment, Version
+from fastfill_ray.log.state import State
+from fastfill_ray.retrieval.calibration import Calibration
+from fastfill_ray.retrieval.fusion import Fusion
+from fastfill_ray.storage.arrow import id_array, read_table
+from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files, open_files
-from fastfill_ray.storage.log import read_state
-from fastfill_ray.storage.tables import get_verified, id_array, read_table
+from fastfill_ray.storage.refs import get_verified
+from fastfill_ray.types import F32, I64, Metric
 
 
 def merge_hits(
-    scores: Sequence[Floats], rows: Sequence[Rows], calibrations: Sequence[Calibration], k: int
-) -> tuple[Floats, Rows, Rows]:
+    scores: Sequence[F32], rows: Sequence[I64], calibrations: Sequence[Calibration], k: int
+) -> tuple[F32, I64, I64]:
     """The k best hits over all segments by scale * score + offset.
 
     Args:
@@ -122,7 +123,7 @@ class Index:
 
     def search(
         self, queries: NDArray[Any], k: int = 10, old_queries: NDArray[Any] | None = None, *, nprobe: int | None = None
-    ) -> tuple[Floats, NDArray[Any]]:
+    ) -> tuple[F32, NDArray[Any]]:
         """The k best items per query by calibrated score.
 
         Args:
@@ -146,7 +147,7 @@ class Index:
         snapshot = self._snapshot
         new = prepare_queries(queries, self.dim, self.metric)
         old = self._old_queries(snapshot, old_queries, len(new)) if snapshot.needs_old_queries else None
-        asked: dict[Fusion | None, Floats] = {}
+        asked: dict[Fusion | None, F32] = {}
         assignments: dict[tuple[str, Fusion | None], Assignment | None] = {}
         scores, rows = [], []
         for segment, loaded in zip(snapshot.version.segments, snapshot.segments, strict=True):
@@ -165,7 +166,7 @@ class Index:
         best, numbers, places = merge_hits(scores, rows, calibrations, k)
         return best, self._ids(snapshot, numbers, places)
 
-    def _old_queries(self, snapshot: _Snapshot, old_queries: NDArray[Any] | None, count: int) -> Floats:
+    def _old_queries(self, snapshot: _Snapshot, old_queries: NDArray[Any] | None, count: int) -> F32:
         if old_queries is None:
             raise ValueError(
                 f"version {snapshot.version.version} is fused: it is searched with the queries' old vectors, too. Give "
@@ -210,7 +211,7 @@ class Index:
             raise CorruptFile(f"{name}: holds {len(column):,} ids, the record says {segment.rows:,} rows.")
         return _Loaded(_key(segment), index, id_array(column, self._init.id_type), template_key(index))
 
-    def _ids(self, snapshot: _Snapshot, numbers: Rows, places: Rows) -> NDArray[Any]:
+    def _ids(self, snapshot: _Snapshot, numbers: I64, places: I64) -> NDArray[Any]:
         """The ids behind (segment number, row), both (Q, K)."""
         if self._init.id_type == "int64":
             ids = np.full(numbers.shape, -1, np.int64)

@@ -19,13 +19,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfill_ray.core.calibration import Metric, unit_rows
-from fastfill_ray.core.fusion import fuse, fused_dim
-from fastfill_ray.core.records import Init, Segment
 from fastfill_ray.errors import ConfigError, CorruptFile, SpaceMismatch
-
-Floats = NDArray[np.float32]
-Rows = NDArray[np.int64]
+from fastfill_ray.log.records import Init, Segment
+from fastfill_ray.retrieval.fusion import fuse, fused_dim
+from fastfill_ray.retrieval.similarity import unit_rows
+from fastfill_ray.types import F32, I64, Metric
 
 _FAISS_METRIC: dict[Metric, int] = {
     "cosine": faiss.METRIC_INNER_PRODUCT,
@@ -37,7 +35,7 @@ _TABLE_BYTES = 2**31
 _reading = threading.Lock()
 
 
-def train_template(factory: str, dim: int, metric: Metric, training: Floats) -> bytes:
+def train_template(factory: str, dim: int, metric: Metric, training: F32) -> bytes:
     """An empty trained index that every segment is built from; the same input gives the same bytes.
 
     The number of probed lists that an IVF template stores, and a search uses unless told otherwise, is 2 sqrt(L), at
@@ -89,7 +87,7 @@ def check_factory(factory: str, dim: int, metric: Metric, num_training: int, key
         )
 
 
-def build_index(template: bytes, vectors: Floats, metric: Metric) -> bytes:
+def build_index(template: bytes, vectors: F32, metric: Metric) -> bytes:
     """The template with `vectors` (N, d) as rows 0..N-1, serialised; the same input gives the same bytes."""
     with _one_thread():
         index = _deserialise(template, "index template")
@@ -119,7 +117,7 @@ def segment_dim(segment: Segment, init: Init) -> int:
     return init.new_dim if segment.fusion is None else fused_dim(segment.fusion, init.old_dim, init.new_dim)
 
 
-def segment_queries(segment: Segment, new: Floats, old: Floats | None, metric: Metric) -> Floats:
+def segment_queries(segment: Segment, new: F32, old: F32 | None, metric: Metric) -> F32:
     """Queries (Q, d) in a segment's own space, ready for ``search_segment``.
 
     Args:
@@ -131,7 +129,7 @@ def segment_queries(segment: Segment, new: Floats, old: Floats | None, metric: M
     return new if segment.fusion is None else fuse(old, new, segment.fusion, metric)
 
 
-def prepare_queries(queries: NDArray[Any], dim: int, metric: Metric, model: Literal["new", "old"] = "new") -> Floats:
+def prepare_queries(queries: NDArray[Any], dim: int, metric: Metric, model: Literal["new", "old"] = "new") -> F32:
     """Queries (Q, dim) of any float type as C-contiguous float32, normalised for cosine.
 
     Args:
@@ -156,8 +154,8 @@ def prepare_queries(queries: NDArray[Any], dim: int, metric: Metric, model: Lite
 class Assignment:
     """Coarse distances (Q, P) float32 and lists (Q, P) int64 of a batch of queries, for every segment of a template."""
 
-    distances: Floats
-    lists: Rows
+    distances: F32
+    lists: I64
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ class _Inverted:
     ivf: Any
     transforms: tuple[Any, ...]
 
-    def transform(self, vectors: Floats) -> Floats:
+    def transform(self, vectors: F32) -> F32:
         for transform in self.transforms:
             vectors = transform.apply(vectors)
         return vectors
@@ -186,7 +184,7 @@ def template_key(index: Any) -> str | None:
     return digest.hexdigest()
 
 
-def coarse(index: Any, queries: Floats, nprobe: int | None = None) -> Assignment | None:
+def coarse(index: Any, queries: F32, nprobe: int | None = None) -> Assignment | None:
     """The lists to probe for prepared queries (Q, d); None if the index is not an IVF one.
 
     Args:
@@ -200,8 +198,8 @@ def coarse(index: Any, queries: Floats, nprobe: int | None = None) -> Assignment
 
 
 def search_segment(
-    index: Any, queries: Floats, k: int, metric: Metric, assignment: Assignment | None = None
-) -> tuple[Floats, Rows]:
+    index: Any, queries: F32, k: int, metric: Metric, assignment: Assignment | None = None
+) -> tuple[F32, I64]:
     """The k best rows of one segment.
 
     Args:
@@ -227,7 +225,7 @@ def search_segment(
     return scores, rows
 
 
-def _search_lists(index: Any, queries: Floats, k: int, assignment: Assignment) -> tuple[Floats, Rows]:
+def _search_lists(index: Any, queries: F32, k: int, assignment: Assignment) -> tuple[F32, I64]:
     inverted = _inverted(index)
     if inverted is None:
         raise ValueError("a coarse assignment was given for an index without inverted lists")
@@ -263,7 +261,7 @@ def _inverted(index: Any) -> _Inverted | None:
     return None
 
 
-def _prepared(vectors: NDArray[Any], dim: int, metric: Metric, name: str = "vector") -> Floats:
+def _prepared(vectors: NDArray[Any], dim: int, metric: Metric, name: str = "vector") -> F32:
     """C-contiguous float32 (N, dim), finite, normalised for cosine. FAISS reads memory without asking what it is."""
     array = np.ascontiguousarray(vectors, dtype=np.float32)
     if array.ndim != 2 or array.shape[1] != dim:

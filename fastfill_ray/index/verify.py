@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from fastfill_ray.core.plan import ids_digest
-from fastfill_ray.core.records import Version
-from fastfill_ray.core.state import State
 from fastfill_ray.errors import CorruptFile, NotPublished
 from fastfill_ray.index.segment import load_index, segment_dim
+from fastfill_ray.log.records import Version
+from fastfill_ray.log.state import State
+from fastfill_ray.ordering.ids import ids_digest
+from fastfill_ray.storage.arrow import read_table
+from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.log import read_state
-from fastfill_ray.storage.tables import get_verified, read_table
+from fastfill_ray.storage.refs import get_verified
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,26 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.core.fusion import fuse
-from fastfill_ray.core.plan import Chunk, ids_digest, wave_of
-from fastfill_ray.core.records import FileRef, Fusion, Receipt, Segment
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.index.segment import build_index, train_template
+from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.parquet import PinnedFile, read_rows
+from fastfill_ray.log.records import FileRef, Segment
+from fastfill_ray.ordering.ids import ids_digest
+from fastfill_ray.ordering.partition import Chunk
+from fastfill_ray.ordering.waves import wave_of
+from fastfill_ray.retrieval.fusion import Fusion, fuse
 from fastfill_ray.stages.embed import read_vectors
 from fastfill_ray.stages.pairs import Pairs
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import run_tasks
 from fastfill_ray.stages.score import Scorer
 from fastfill_ray.stages.vectors import mapped_columns, mapped_vectors
+from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.gallery import PinnedFile, read_ids, read_rows
-from fastfill_ray.storage.layout import segment_paths, template_path
-from fastfill_ray.storage.tables import get_verified, id_array, put_file, read_table, table_bytes
+from fastfill_ray.storage.paths import segment_paths, template_path
+from fastfill_ray.storage.receipts import Receipt
+from fastfill_ray.storage.refs import get_verified, put_file
 
 # Templates see at most this many vectors of each kind: 39 to 256 per centroid is what FAISS' k-means uses.
 _TEMPLATE_ROWS = 200_000

@@ -14,36 +14,29 @@ import numpy as np
 
 from fastfill_ray.alignment.maps import Alignment, Method
 from fastfill_ray.alignment.pairs import head_of
-from fastfill_ray.config import BackfillConfig, Metric
-from fastfill_ray.core.choice import WEIGHTS, Allowed
-from fastfill_ray.core.curves import Candidate
-from fastfill_ray.core.fusion import fusion_of
-from fastfill_ray.core.laboratory import Split, investigate, predicted
-from fastfill_ray.core.plan import hash_ids
-from fastfill_ray.core.policies import CLASSIFIED, LABELLED, POLICIES, Head, Policy, Proxies, Reference
-from fastfill_ray.core.records import FileRef, Fusion, Model, Prediction, Receipt, canonical, fingerprint
-from fastfill_ray.core.scenes import (
-    KEPT,
-    Asked,
-    Items,
-    items_as_queries,
-    kept_views,
-    make_scene,
-    make_views,
-    map_of,
-    proxies_of,
-    views_of,
-)
-from fastfill_ray.core.serving import Form
-from fastfill_ray.core.tell import candidate_json, findings_json, words
+from fastfill_ray.config import BackfillConfig
 from fastfill_ray.errors import ConfigError
+from fastfill_ray.experiment.candidate import KEPT, Candidate, kept_views, map_of, views_of
+from fastfill_ray.experiment.experiment import Split, investigate, predicted
+from fastfill_ray.experiment.items import Asked, Items, items_as_queries
+from fastfill_ray.experiment.results import candidate_json, findings_json, words
+from fastfill_ray.experiment.search import WEIGHTS, Allowed
+from fastfill_ray.experiment.shadow import make_scene, make_views, proxies_of
+from fastfill_ray.log.records import FileRef, Prediction
+from fastfill_ray.ordering.classifier import Head
+from fastfill_ray.ordering.ids import hash_ids
+from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED, POLICIES, Policy, Reference
+from fastfill_ray.ordering.proxies import Proxies
+from fastfill_ray.retrieval.calibration import Form
+from fastfill_ray.retrieval.fusion import Fusion, fusion_of
 from fastfill_ray.stages.pairs import Pairs
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.queries import MAX_QUERIES, Queries
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.layout import stage_output, stage_receipt
-from fastfill_ray.storage.receipts import put_receipt, read_receipt
-from fastfill_ray.storage.tables import get_verified, put_file, sha256_hex
+from fastfill_ray.storage.paths import stage_output, stage_receipt
+from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
+from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.types import Metric, Model, canonical, fingerprint
 
 # What `alignment.method: auto` trains and compares; the cheap ones first.
 AUTO_METHODS: tuple[Method, ...] = ("kernel", "ridge", "procrustes", "fastfill", "fct")

@@ -16,25 +16,21 @@ import pyarrow as pa
 import ray.data
 
 from fastfill_ray.config import ResourcesConfig
-from fastfill_ray.core.plan import ids_digest, wave_of
-from fastfill_ray.core.records import FileRef, Model, Quarantined, Receipt
 from fastfill_ray.embedders.protocol import Embedder, Role, embed_rows, load_embedder
 from fastfill_ray.errors import EmbedderError, FastfillError, InputError
+from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.parquet import PinnedFile, read_rows
+from fastfill_ray.log.records import FileRef
+from fastfill_ray.ordering.ids import ids_digest
+from fastfill_ray.ordering.waves import wave_of
 from fastfill_ray.stages.intake import Intake, admit
 from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed
+from fastfill_ray.storage.arrow import id_array, read_table, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.gallery import IdType, PinnedFile, read_ids, read_rows
-from fastfill_ray.storage.layout import unit_output, unit_receipt
-from fastfill_ray.storage.receipts import put_receipt
-from fastfill_ray.storage.tables import (
-    get_verified,
-    id_array,
-    put_file,
-    read_table,
-    sha256_hex,
-    table_bytes,
-    vector_column,
-)
+from fastfill_ray.storage.paths import unit_output, unit_receipt
+from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt
+from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.types import IdType, Model
 
 # Read tasks in flight ahead of the pool, at least; one per actor in larger pools. They ask for no CPU: at half a CPU
 # beside actors that hold every core the pipeline starved, and at the actors' own resources Ray fuses them into the

@@ -12,23 +12,30 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.config import Metric
-from fastfill_ray.core.calibration import similarity
-from fastfill_ray.core.metrics import Floats, per_query_by_relevance, rank
-from fastfill_ray.core.plan import Chunk, hash_ids, order_wave
-from fastfill_ray.core.policies import random_priority
-from fastfill_ray.core.records import Calibration, Fusion, Segment
-from fastfill_ray.core.simulate import Shadow, make_shadow
+from fastfill_ray.experiment.staged import Shadow, make_shadow
 from fastfill_ray.index.segment import load_index, prepare_queries, search_segment, segment_queries
+from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.parquet import PinnedFile, read_rows
+from fastfill_ray.log.records import Segment
+from fastfill_ray.ordering.ids import hash_ids
+from fastfill_ray.ordering.partition import Chunk
+from fastfill_ray.ordering.policies import random_priority
+from fastfill_ray.ordering.waves import order_wave
+from fastfill_ray.retrieval.calibration import Calibration
+from fastfill_ray.retrieval.fusion import Fusion
+from fastfill_ray.retrieval.metrics import per_query_by_relevance
+from fastfill_ray.retrieval.ranking import rank
+from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.stages.pairs import Pairs, objects
 from fastfill_ray.stages.queries import MAX_QUERIES, Queries
 from fastfill_ray.stages.runtime import run_tasks
 from fastfill_ray.stages.score import Scorer
 from fastfill_ray.stages.snapshot import Source
 from fastfill_ray.stages.vectors import old_vectors
+from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.gallery import PinnedFile, read_ids, read_rows
-from fastfill_ray.storage.tables import get_verified, read_table
+from fastfill_ray.storage.refs import get_verified
+from fastfill_ray.types import F64, Metric
 
 # A ranking is complete up to this many scores per version; beyond, the first _DEPTH ranks of each segment decide.
 _COMPLETE_SCORES = 1 << 25
@@ -65,7 +72,7 @@ def complete_depth(rows: int, num_queries: int) -> int:
 
 def search_segments(
     files: Files, segments: Sequence[Segment], ask: Ask, calibrations: Sequence[bool]
-) -> list[dict[str, dict[str, Floats]]]:
+) -> list[dict[str, dict[str, F64]]]:
     """Every segment searched with every query, as Ray tasks, and merged.
 
     Returns:
@@ -93,7 +100,7 @@ def _labels(table: pa.Table) -> np.ndarray | None:
     return objects(table.column("label")) if "label" in table.column_names else None
 
 
-def search_old(source: Source, buckets: Sequence[Sequence[Place]], ask: Ask) -> dict[str, dict[str, Floats]]:
+def search_old(source: Source, buckets: Sequence[Sequence[Place]], ask: Ask) -> dict[str, dict[str, F64]]:
     """The old index as users have it, by brute force over the gallery's old vectors: {relevance: {metric: (Q,)}}."""
     ranking = Ranking(ask.depth)
     for _, hits in run_tasks(
@@ -179,7 +186,7 @@ class Ranking:
             relevant = {name: np.take_along_axis(flags, best, axis=1) for name, flags in relevant.items()}
         return Hits(scores, relevant, totals)
 
-    def per_query(self) -> dict[str, dict[str, Floats]]:
+    def per_query(self) -> dict[str, dict[str, F64]]:
         """{relevance: {metric: (Q,)}}."""
         hits = self.hits()
         return per_query_by_relevance(hits.scores, hits.relevant, hits.num_relevant)

@@ -12,13 +12,16 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.config import ObjectiveConfig
-from fastfill_ray.core.flips import Flips, flips
-from fastfill_ray.core.metrics import METRICS, Floats, Interval, summarise
-from fastfill_ray.core.records import FileRef, FlipValue, MetricValue
+from fastfill_ray.log.records import FileRef, FlipValue, MetricValue
+from fastfill_ray.retrieval.flips import Flips, flips
+from fastfill_ray.retrieval.intervals import Interval, summarise
+from fastfill_ray.retrieval.metrics import METRICS
+from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.tables import get_verified, read_table, table_bytes
+from fastfill_ray.storage.refs import get_verified
+from fastfill_ray.types import F64
 
-PerQuery = dict[tuple[str, str, bool], dict[str, Floats]]
+PerQuery = dict[tuple[str, str, bool], dict[str, F64]]
 """{(scope, relevance, calibrated): {metric: (Q,)}}"""
 
 
@@ -154,7 +157,7 @@ def read_values(files: Files, reference: FileRef, queries: str) -> PerQuery:
 
 def read_objective(
     files: Files, reference: FileRef, queries: str, scope: str, objective: ObjectiveConfig
-) -> Floats | None:
+) -> F64 | None:
     """The objective per query of a stored version (calibrated, as served); None if it was measured on other queries."""
     found = read_values(files, reference, queries).get((scope, objective.relevance, True))
     return None if found is None else found[objective.metric]

@@ -10,28 +10,20 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.config import BackfillConfig
-from fastfill_ray.core.plan import MIN_SPLIT, sample_pairs
-from fastfill_ray.core.records import Quarantined, Receipt, fingerprint
 from fastfill_ray.errors import ConfigError
+from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.parquet import read_rows
+from fastfill_ray.ordering.partition import MIN_SPLIT, sample_pairs
 from fastfill_ray.stages.embed import Unit, read_vectors, stored_vectors
 from fastfill_ray.stages.runtime import run_tasks
 from fastfill_ray.stages.snapshot import Snapshot, Source
 from fastfill_ray.stages.vectors import item_weights, mapped_columns, mapped_vectors
+from fastfill_ray.storage.arrow import id_array, read_table, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.gallery import read_ids, read_rows
-from fastfill_ray.storage.layout import chunk_unit, stage_folder, stage_output, stage_receipt
-from fastfill_ray.storage.receipts import put_receipt, read_receipt
-from fastfill_ray.storage.tables import (
-    get_verified,
-    id_array,
-    put_file,
-    read_table,
-    sha256_hex,
-    table_bytes,
-    vector_column,
-)
-
-SPLITS = ("train", "calibration", "audit")
+from fastfill_ray.storage.paths import chunk_unit, stage_folder, stage_output, stage_receipt
+from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt, read_receipt
+from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.types import SPLITS, fingerprint
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,13 @@ import numpy as np
 
 from fastfill_ray.alignment.maps import Method
 from fastfill_ray.config import BackfillConfig
-from fastfill_ray.core.plan import sample_pairs, wave_targets
-from fastfill_ray.core.records import Fusion, Receipt, fingerprint
 from fastfill_ray.errors import AlignmentFailed, ConfigError, QuarantineExceeded
 from fastfill_ray.index.segment import check_factory
+from fastfill_ray.inputs.classifier import read_classifier
+from fastfill_ray.inputs.parquet import TableInput, vector_dim_of
+from fastfill_ray.ordering.partition import sample_pairs
+from fastfill_ray.ordering.waves import wave_targets
+from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.stages.choose import Decision, Evidence, decide, methods_to_train
 from fastfill_ray.stages.embed import Job, Space, Unit, embed, keep_receipt
 from fastfill_ray.stages.evaluate import audit_queries
@@ -26,10 +29,9 @@ from fastfill_ray.stages.score import Scorer, Scores, score
 from fastfill_ray.stages.snapshot import Snapshot, Source
 from fastfill_ray.stages.train import TrainedAlignment, TrainJob, alignment_fingerprint, load_alignment, train_all
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.gallery import TableInput, vector_dim_of
-from fastfill_ray.storage.inputs import read_classifier
-from fastfill_ray.storage.layout import unit_receipt
-from fastfill_ray.storage.receipts import find_receipts
+from fastfill_ray.storage.paths import unit_receipt
+from fastfill_ray.storage.receipts import Receipt, find_receipts
+from fastfill_ray.types import fingerprint
 
 _SHOWN = 5
 

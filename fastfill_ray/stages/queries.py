@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastfill_ray.config import BackfillConfig, QueriesConfig
-from fastfill_ray.core.records import Receipt, fingerprint
 from fastfill_ray.errors import InputError
+from fastfill_ray.inputs.kinds import element_type, vectors_of
+from fastfill_ray.inputs.parquet import PinnedFile, TableInput, pin, read_rows
 from fastfill_ray.stages.embed import Unit, read_vectors
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.gallery import IdType, PinnedFile, TableInput, pin, read_rows
-from fastfill_ray.storage.layout import query_unit, stage_folder
-from fastfill_ray.storage.tables import element_type, vectors_of
+from fastfill_ray.storage.paths import query_unit, stage_folder
+from fastfill_ray.storage.receipts import Receipt
+from fastfill_ray.types import IdType, fingerprint
 
 MAX_QUERIES = 1000
 

@@ -12,38 +12,27 @@ import pyarrow as pa
 import ray.data
 
 from fastfill_ray.alignment.maps import Alignment
-from fastfill_ray.core.calibration import match_norms
-from fastfill_ray.core.plan import (
-    Histogram,
-    combine_digests,
-    find_thresholds,
-    hash_ids,
-    ids_digest,
-    key_histogram,
-    order_key,
-    wave_of,
-)
-from fastfill_ray.core.policies import LABELLED, Policy, Reference, merge_top, priority_of, top_scores, weighted
-from fastfill_ray.core.records import FileRef, Model, Quarantined, Receipt, fingerprint
 from fastfill_ray.errors import FastfillError, InputError
+from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.parquet import PinnedFile, read_rows
+from fastfill_ray.log.records import FileRef
+from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
+from fastfill_ray.ordering.policies import LABELLED, Policy, Reference, priority_of, weighted
+from fastfill_ray.ordering.proxies import merge_top, top_scores
+from fastfill_ray.ordering.waves import Histogram, find_thresholds, key_histogram, order_key, wave_of
+from fastfill_ray.retrieval.similarity import match_norms
 from fastfill_ray.stages.pairs import objects
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed, run_tasks
 from fastfill_ray.stages.snapshot import Snapshot, Source
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
 from fastfill_ray.stages.vectors import item_weights, mapped_columns, mapped_vectors
+from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.gallery import PinnedFile, read_ids, read_rows
-from fastfill_ray.storage.layout import chunk_unit, stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
-from fastfill_ray.storage.receipts import find_receipts, put_receipt, read_receipt
-from fastfill_ray.storage.tables import (
-    get_verified,
-    id_array,
-    put_file,
-    read_table,
-    sha256_hex,
-    table_bytes,
-)
+from fastfill_ray.storage.paths import chunk_unit, stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
+from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt
+from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.types import Model, fingerprint
 
 _SHOWN = 5
 # Score files read by one counting task: keys are 8 bytes a row, so this is some megabytes.
@@ -357,7 +346,7 @@ def _check_unusable(scorer: Scorer, snapshot: Snapshot, receipts: dict[str, Rece
 
 
 def thresholds(files: Files, scores: Scores, targets: Sequence[int]) -> list[int]:
-    """The keys at which waves end: ``core.plan.find_thresholds`` over all score files."""
+    """The keys at which waves end: ``ordering.waves.find_thresholds`` over all score files."""
     groups = _groups(scores)
 
     def histograms(prefixes: Sequence[int], level: int) -> Iterator[Histogram]:

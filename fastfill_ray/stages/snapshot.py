@@ -10,24 +10,17 @@ from typing import Any
 import numpy as np
 import ray
 
-from fastfill_ray.config import GalleryConfig, Metric, ResourcesConfig
-from fastfill_ray.core.plan import Chunk, cut_chunks, hash_ids
-from fastfill_ray.core.records import Model, canonical, fingerprint
+from fastfill_ray.config import GalleryConfig, ResourcesConfig
 from fastfill_ray.errors import FileMissing, InputError
+from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.parquet import PinnedFile, TableInput, id_type_of, pin, read_rows, vector_dim_of
+from fastfill_ray.ordering.ids import hash_ids
+from fastfill_ray.ordering.partition import Chunk, cut_chunks
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors, run_tasks
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.gallery import (
-    IdType,
-    PinnedFile,
-    TableInput,
-    id_type_of,
-    pin,
-    read_ids,
-    read_rows,
-    vector_dim_of,
-)
-from fastfill_ray.storage.layout import snapshot_path
+from fastfill_ray.storage.paths import snapshot_path
+from fastfill_ray.types import IdType, Metric, Model, canonical, fingerprint
 
 # Hashes of ids are compared partition by partition; one partition of this many is 32 MiB.
 _PARTITION_ROWS = 1 << 22

@@ -25,17 +25,20 @@ from ray.train.torch import TorchTrainer
 from fastfill_ray.alignment.maps import Alignment, Method
 from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, check_pairs
 from fastfill_ray.alignment.training import Fit
-from fastfill_ray.core.plan import hash_ids
-from fastfill_ray.core.records import FileRef, Receipt, canonical, fingerprint
 from fastfill_ray.errors import AlignmentFailed, ConfigError, SpaceMismatch
+from fastfill_ray.inputs.kinds import vectors_of
+from fastfill_ray.inputs.locate import open_input
+from fastfill_ray.log.records import FileRef
+from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.stages.pairs import Pairs
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors
+from fastfill_ray.storage.arrow import vector_column
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.inputs import open_input
-from fastfill_ray.storage.layout import stage_failure, stage_folder, stage_output, stage_receipt
-from fastfill_ray.storage.receipts import put_receipt, read_receipt
-from fastfill_ray.storage.tables import get_verified, put_file, sha256_hex, vector_column, vectors_of
+from fastfill_ray.storage.paths import stage_failure, stage_folder, stage_output, stage_receipt
+from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
+from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.types import canonical, fingerprint
 
 _CHECKPOINT_EVERY = 8  # epochs
 _WORKERS = 1  # 0 is Ray Train's local mode: the driver trains

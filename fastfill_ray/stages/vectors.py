@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig
 from fastfill_ray.errors import InputError
+from fastfill_ray.inputs.kinds import element_type, vectors_of
 from fastfill_ray.stages.snapshot import Source
-from fastfill_ray.storage.tables import element_type, vectors_of
 
 
 def old_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, dict[int, str]]:

@@ -10,26 +10,16 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.config import BackfillConfig
-from fastfill_ray.core.gate import judge
-from fastfill_ray.core.metrics import Floats
-from fastfill_ray.core.plan import Chunk, combine_digests, cut_buckets, wave_middles, wave_targets
-from fastfill_ray.core.records import (
-    Calibration,
-    FileRef,
-    FlipValue,
-    Fusion,
-    MetricValue,
-    Plan,
-    Receipt,
-    Segment,
-    Verdict,
-    Version,
-    fingerprint,
-)
-from fastfill_ray.core.serving import Served
-from fastfill_ray.core.simulate import Shadow
-from fastfill_ray.core.state import State
 from fastfill_ray.errors import ConfigError, CorruptFile
+from fastfill_ray.experiment.staged import Shadow
+from fastfill_ray.log.gate import judge
+from fastfill_ray.log.records import FileRef, FlipValue, MetricValue, Plan, Segment, Verdict, Version
+from fastfill_ray.log.state import State
+from fastfill_ray.ordering.ids import combine_digests
+from fastfill_ray.ordering.partition import Chunk, cut_buckets
+from fastfill_ray.ordering.waves import wave_middles, wave_targets
+from fastfill_ray.retrieval.calibration import Calibration, Served
+from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.stages import evaluate, measure
 from fastfill_ray.stages.build import BucketWork, BuildJob, build, train_templates
 from fastfill_ray.stages.embed import Unit
@@ -38,9 +28,12 @@ from fastfill_ray.stages.measure import PerQuery
 from fastfill_ray.stages.prepare import Prepared
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.score import count_units, thresholds
+from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.layout import chunk_unit, stage_output, units_path, wave_folder
-from fastfill_ray.storage.tables import get_verified, put_file, read_table, sha256_hex, table_bytes
+from fastfill_ray.storage.paths import chunk_unit, stage_output, units_path, wave_folder
+from fastfill_ray.storage.receipts import Receipt
+from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.types import F64, fingerprint
 
 
 def make_plan(
@@ -330,7 +323,7 @@ class VersionMaker:
                 values |= {("gallery", name, calibrated): found for name, found in merged.items()}
         return values
 
-    def _search(self, segments: Sequence[Segment], calibrations: Sequence[bool]) -> list[dict[str, dict[str, Floats]]]:
+    def _search(self, segments: Sequence[Segment], calibrations: Sequence[bool]) -> list[dict[str, dict[str, F64]]]:
         ask = Ask(self.ready.queries, self.config.new_model.metric, _depths(self.ready)["gallery"])
         return evaluate.search_segments(self.files, segments, ask, calibrations)
 
@@ -359,7 +352,7 @@ class VersionMaker:
             now, before, against=against, max_regression=self.config.serving.max_regression, seed=self.config.seed
         )
 
-    def _before(self, serving: Version | None, scope: str) -> Floats | None:
+    def _before(self, serving: Version | None, scope: str) -> F64 | None:
         """The objective per query on what users have; None where that cannot be known.
 
         A version of an earlier plan was measured on other queries, so it is measured again: its segments are searched

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fastfill_ray.config import BackfillConfig, StopConfig
-from fastfill_ray.core.records import Plan, Receipt
 from fastfill_ray.errors import EmbedderError, QuarantineExceeded
+from fastfill_ray.log.records import Plan
 from fastfill_ray.stages.embed import Unit, embed, keep_receipt
 from fastfill_ray.stages.intake import Intake
 from fastfill_ray.stages.prepare import Prepared, Quarantine, known_receipts, make_job, withdraw
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.layout import wave_folder
-from fastfill_ray.storage.receipts import find_receipts
+from fastfill_ray.storage.paths import wave_folder
+from fastfill_ray.storage.receipts import Receipt, find_receipts
 
 
 class Waves:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import uuid
 from typing import Protocol
 
-from fastfill_ray.core.records import check_path
 from fastfill_ray.errors import StoreUnsupported
 from fastfill_ray.storage.local import LocalFiles, local_path
+from fastfill_ray.types import check_path
 
 
 class Files(Protocol):
-    """Objects under one root, named by plain relative paths (``core.records.check_path``; ValueError otherwise).
+    """Objects under one root, named by plain relative paths (``types.check_path``; ValueError otherwise).
 
     Implementations are safe to use from several threads and processes, and pickle without any credential. Faults of the
     store surface as ``StorageError`` naming the object.

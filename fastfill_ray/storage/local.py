@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastfill_ray.core.records import check_path
 from fastfill_ray.errors import CommitStateUnknown, FileMissing, StorageError, StoreUnsupported
+from fastfill_ray.types import check_path
 
 _TEMP_PREFIX = ".tmp-"
 # A file system that has no hard links says so with one of these.

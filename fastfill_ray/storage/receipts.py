@@ -4,11 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from fastfill_ray.core.records import Receipt, canonical
+from pydantic import Field
+
 from fastfill_ray.errors import CorruptFile, FileMissing
+from fastfill_ray.log.records import FileRef
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.layout import parse_unit_receipt
+from fastfill_ray.storage.paths import parse_unit_receipt
+from fastfill_ray.types import Model, canonical
+
+
+class Quarantined(Model):
+    """One row that could not be processed. ``id`` is null where the id itself is what is wrong."""
+
+    id: int | str | None
+    row: int = Field(ge=0, description="row in its gallery or query file")
+    reason: str
+
+
+class Receipt(Model):
+    """Proof that one unit of work is durable. Rows in = rows + quarantined, checked by the worker that wrote it."""
+
+    unit: str
+    outputs: tuple[FileRef, ...] = ()
+    rows: int = Field(ge=0)
+    ids_digest: str = Field(default="", description="order-free digest of the ids of `rows`")
+    quarantined: tuple[Quarantined, ...] = ()
+    seconds: float = Field(default=0.0, ge=0, description="time spent in the worker")
+    details: dict[str, Any] = Field(default_factory=dict)
+
 
 # On S3 a receipt is a round trip: a resumed run has thousands to read.
 _THREADS = 16

@@ -18,8 +18,8 @@ from botocore.exceptions import (  # type: ignore[import-untyped]  # botocore ha
     PartialCredentialsError,
 )
 
-from fastfill_ray.core.records import check_path
 from fastfill_ray.errors import CommitStateUnknown, ConfigError, FileMissing, StorageError, StoreUnsupported
+from fastfill_ray.types import check_path
 
 COMMIT_DEADLINE_S = 60.0
 # Answers and faults after which a request certainly had no effect.

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastfill_ray.core.calibration import Metric
-from fastfill_ray.core.fusion import fusion_of
-from fastfill_ray.core.records import Calibration, Publish
 from fastfill_ray.errors import CorruptFile, SpaceMismatch
 from fastfill_ray.index.reader import open_index
+from fastfill_ray.log.records import Publish
+from fastfill_ray.retrieval.calibration import Calibration
+from fastfill_ray.retrieval.fusion import fusion_of
+from fastfill_ray.types import Metric
 from tests.index.test_reader import DIM, OLD_DIM, Root
 from tests.index.test_segment import brute_force, vectors
 

@@ -10,27 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fastfill_ray.core.calibration import Metric
-from fastfill_ray.core.fusion import fuse
-from fastfill_ray.core.plan import combine_digests
-from fastfill_ray.core.records import (
-    Calibration,
-    Expire,
-    FileRef,
-    Fusion,
-    Init,
-    Plan,
-    Publish,
-    Segment,
-    Verdict,
-    Version,
-)
 from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished, SpaceMismatch
 from fastfill_ray.index.reader import merge_hits, open_index
 from fastfill_ray.index.segment import build_index, train_template
+from fastfill_ray.log.records import Expire, FileRef, Init, Plan, Publish, Segment, Verdict, Version
+from fastfill_ray.ordering.ids import combine_digests
+from fastfill_ray.retrieval.calibration import Calibration
+from fastfill_ray.retrieval.fusion import Fusion, fuse
+from fastfill_ray.storage.arrow import id_array, table_bytes
+from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files
-from fastfill_ray.storage.log import Log
-from fastfill_ray.storage.tables import id_array, put_file, table_bytes
+from fastfill_ray.storage.refs import put_file
+from fastfill_ray.types import Metric
 from tests.index.test_segment import brute_force, vectors
 
 DIM, OLD_DIM = 8, 4

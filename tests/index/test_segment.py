@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fastfill_ray.core.calibration import Metric
 from fastfill_ray.errors import ConfigError, CorruptFile, SpaceMismatch
 from fastfill_ray.index.segment import (
     build_index,
@@ -16,6 +15,7 @@ from fastfill_ray.index.segment import (
     template_key,
     train_template,
 )
+from fastfill_ray.types import Metric
 
 METRICS: list[Metric] = ["cosine", "ip", "l2"]
 

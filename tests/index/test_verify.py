@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from fastfill_ray.core.plan import ids_digest
-from fastfill_ray.core.records import Calibration, Expire, Fusion, Segment
 from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished
 from fastfill_ray.index.verify import Verified, verify
+from fastfill_ray.log.records import Expire, Segment
+from fastfill_ray.ordering.ids import ids_digest
+from fastfill_ray.retrieval.calibration import Calibration
+from fastfill_ray.retrieval.fusion import Fusion
 from tests.faults import flip_bit
 from tests.index.test_reader import OLD_DIM, Root
 from tests.index.test_segment import vectors

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fastfill_ray as ff
-from fastfill_ray.core.plan import sample_pairs
+from fastfill_ray.ordering.partition import sample_pairs
 from fastfill_ray.stages import train
 from tests import synthetic
 

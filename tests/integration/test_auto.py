@@ -14,15 +14,17 @@ import pytest
 import fastfill_ray as ff
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.config import load_config
-from fastfill_ray.core.choice import WEIGHTS
-from fastfill_ray.core.policies import expected_gain, with_thresholds
 from fastfill_ray.errors import InputError
+from fastfill_ray.experiment.search import WEIGHTS
+from fastfill_ray.ordering.policies import expected_gain
+from fastfill_ray.ordering.proxies import with_thresholds
 from fastfill_ray.stages.choose import AUTO_METHODS, Evidence
 from fastfill_ray.stages.pairs import _from_table
+from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.files import open_files
-from fastfill_ray.storage.layout import stage_receipt
+from fastfill_ray.storage.paths import stage_receipt
 from fastfill_ray.storage.receipts import read_receipt
-from fastfill_ray.storage.tables import get_verified, read_table
+from fastfill_ray.storage.refs import get_verified
 from tests import synthetic
 from tests.integration.conftest import Workshop
 

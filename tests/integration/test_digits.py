@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import fastfill_ray as ff
-from fastfill_ray.core.state import State
 from fastfill_ray.index.verify import verify
+from fastfill_ray.log.state import State
 from fastfill_ray.storage.files import open_files
 from tests.digits import NEW_DIM, DigitsInput, build_digits
 

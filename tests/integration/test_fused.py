@@ -13,13 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import fastfill_ray as ff
-from fastfill_ray.core.calibration import unit_rows
-from fastfill_ray.core.metrics import per_query, rank_hits
-from fastfill_ray.core.records import Fusion, Segment, Version
 from fastfill_ray.index.verify import verify
+from fastfill_ray.log.records import Segment, Version
+from fastfill_ray.retrieval.fusion import Fusion
+from fastfill_ray.retrieval.metrics import per_query
+from fastfill_ray.retrieval.ranking import rank_hits
+from fastfill_ray.retrieval.similarity import unit_rows
 from fastfill_ray.stages import choose
+from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
-from fastfill_ray.storage.log import read_state
 from tests import synthetic
 from tests.integration.conftest import ABSENT, PAIRS, Workshop
 from tests.integration.test_run import queries_of, value

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
-from fastfill_ray.storage.log import read_state
 from tests import synthetic
 from tests.integration.cluster import head, submit, work_folder
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 
 from fastfill_ray.index.verify import verify
+from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
-from fastfill_ray.storage.log import read_state
 from tests.integration.cluster import ENVIRONMENT, RAY, REPOSITORY, head, submit
 from tests.integration.conftest import Workshop
 
@@ -94,7 +94,7 @@ def _markers(durable: set[Path], workshop: Workshop) -> set[str]:
     """Markers of the items whose vectors the receipts vouch for."""
     import pyarrow.parquet as pq
 
-    from fastfill_ray.core.records import Receipt
+    from fastfill_ray.storage.receipts import Receipt
     from tests.synthetic import marker
 
     row_of = {item: row for row, item in enumerate(workshop.ids.tolist())}

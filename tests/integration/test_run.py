@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 import fastfill_ray as ff
-from fastfill_ray.core.metrics import per_query, rank_hits
-from fastfill_ray.core.records import Version
 from fastfill_ray.errors import InputChanged, PlanMismatch, QuarantineExceeded, SpaceMismatch
 from fastfill_ray.index.verify import verify
+from fastfill_ray.log.records import Version
+from fastfill_ray.retrieval.metrics import per_query
+from fastfill_ray.retrieval.ranking import rank_hits
+from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
-from fastfill_ray.storage.log import read_state
 from tests import synthetic
 from tests.integration.conftest import ABSENT, OTHERS, Workshop
 from tests.synthetic import marker, new_vectors
@@ -247,7 +248,7 @@ def test_a_wave_above_the_quarantine_limit_fails_before_its_commit(
 
 
 def _receipt(path: Path):  # type: ignore[no-untyped-def]
-    from fastfill_ray.core.records import Receipt
+    from fastfill_ray.storage.receipts import Receipt
 
     return Receipt.model_validate_json(path.read_bytes())
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import fastfill_ray as ff
-from fastfill_ray.core.records import Version
-from fastfill_ray.core.state import State
 from fastfill_ray.index.verify import verify
+from fastfill_ray.log.records import Version
+from fastfill_ray.log.state import State
 from fastfill_ray.storage.files import open_files
 from tests.integration.conftest import Workshop
 from tests.integration.test_kill import _markers

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fastfill_ray.core.records import Receipt
+from fastfill_ray.storage.receipts import Receipt
 from tests import synthetic
 
 REPOSITORY = Path(__file__).parents[2]

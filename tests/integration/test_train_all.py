@@ -13,7 +13,6 @@ import pytest
 
 from fastfill_ray.alignment.pairs import TrainingPairs
 from fastfill_ray.alignment.training import Fit
-from fastfill_ray.core.records import Receipt
 from fastfill_ray.errors import AlignmentFailed
 from fastfill_ray.stages.pairs import Pairs
 from fastfill_ray.stages.progress import Progress
@@ -30,8 +29,8 @@ from fastfill_ray.stages.train import (
     train_all,
 )
 from fastfill_ray.storage.files import Files, open_files
-from fastfill_ray.storage.layout import stage_receipt
-from fastfill_ray.storage.receipts import read_receipt
+from fastfill_ray.storage.paths import stage_receipt
+from fastfill_ray.storage.receipts import Receipt, read_receipt
 
 ROWS = 320
 TRAINING_WORKER = True

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fastfill_ray.core.records import Receipt
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.layout import chunk_unit, unit_receipt
-from fastfill_ray.storage.receipts import find_receipts, put_receipt, read_receipt
+from fastfill_ray.storage.paths import chunk_unit, unit_receipt
+from fastfill_ray.storage.receipts import Receipt, find_receipts, put_receipt, read_receipt
 
 
 def test_the_first_receipt_wins_and_its_twin_adopts_it(files: Files) -> None:

@@ -1,0 +1,82 @@
+"""Reading the user's own files, which lie outside the output root and are never written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from fastfill_ray.errors import InputError
+from fastfill_ray.storage.files import split_scheme
+from fastfill_ray.storage.local import local_path
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file as it was when it was looked up; pinned by size and tag.
+
+    Attributes:
+        path: absolute local path or ``s3://`` URL; ``open_input`` takes it.
+        size: bytes.
+        tag: ETag on S3, modification time in ns on a local disk; changes when the content does.
+    """
+
+    path: str
+    size: int
+    tag: str
+
+
+def open_input(path: str, *, s3_endpoint: str | None = None) -> tuple[AbstractFileSystem, str]:
+    """The file system of an input path, and the path as that file system takes it.
+
+    Raises:
+        InputError: neither a local path nor ``s3://``.
+    """
+    scheme, rest = split_scheme(path)
+    if scheme == "file":
+        return LocalFileSystem(skip_instance_cache=True), local_path(rest)
+    if scheme == "s3":
+        from fastfill_ray.storage.s3 import s3_filesystem
+
+        return s3_filesystem(s3_endpoint), rest.rstrip("/")
+    raise InputError(f"input {path!r}: scheme {scheme!r} is not supported. Use a local path or s3://.")
+
+
+def stat_input(path: str, *, s3_endpoint: str | None = None) -> list[InputFile]:
+    """The file at `path`, or every ``*.parquet`` file below the folder `path`, sorted by path.
+
+    In a folder, names that start with "_" or "." (and what lies below such folders) are left out, as Spark and Hive do.
+
+    Raises:
+        InputError: nothing is there, or the store cannot be read.
+    """
+    filesystem, top = open_input(path, s3_endpoint=s3_endpoint)
+    try:
+        info = filesystem.info(top)
+        found = [info] if info["type"] == "file" else list(filesystem.find(top, detail=True).values())
+    except FileNotFoundError as error:
+        raise InputError(f"input {path!r} does not exist. Check the path.") from error
+    except Exception as error:
+        raise InputError(f"input {path!r} cannot be read: {type(error).__name__}: {error}.") from error
+    if info["type"] != "file":
+        found = [entry for entry in found if _is_data(entry["name"][len(top) :])]
+    if not found:
+        raise InputError(f"input {path!r}: the folder holds no *.parquet file. Check the path.")
+    return sorted((_pin(entry, split_scheme(path)[0]) for entry in found), key=lambda file: file.path)
+
+
+def _is_data(below: str) -> bool:
+    names = below.strip("/").split("/")
+    return names[-1].endswith(".parquet") and not any(name.startswith(("_", ".")) for name in names)
+
+
+def _pin(entry: dict[str, Any], scheme: str) -> InputFile:
+    if scheme == "s3":
+        return InputFile(f"s3://{entry['name']}", int(entry["size"]), entry["ETag"].strip('"'))
+    # fsspec gives the time as a float, which loses the last digits of the nanoseconds.
+    return InputFile(entry["name"], int(entry["size"]), str(os.stat(entry["name"]).st_mtime_ns))

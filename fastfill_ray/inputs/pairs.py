@@ -1,0 +1,190 @@
+"""The pairs file: items with both vectors, as `simulate` reads them from one Parquet file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from fastfill_ray.errors import InputError
+from fastfill_ray.inputs.kinds import element_type, read_ids, vectors_of
+from fastfill_ray.inputs.parquet import columns_of, id_type_of, pin, read_rows, vector_dim_of
+from fastfill_ray.ordering.ids import hash_ids, seeded_hash
+from fastfill_ray.types import SPLITS, IdType
+
+SHARES = (0.7, 0.15, 0.15)
+_OPTIONAL = ("label", "group", "weight", "split", "side")
+
+
+@dataclass(frozen=True)
+class PairsTable:
+    """N items with both vectors; legend: D old dim, E new dim, S side dim.
+
+    ids, labels, groups, split: (N,) object; old (N, D), new (N, E), side (N, S), weights (N,) float32; id_hash (N,)
+    uint64. What the file does not hold is None. dropped: rows left out because a vector cannot be used, with reasons.
+    """
+
+    ids: np.ndarray
+    id_hash: np.ndarray
+    old: np.ndarray
+    new: np.ndarray
+    split: np.ndarray
+    labels: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    side: np.ndarray | None = None
+    dropped: tuple[tuple[int, str], ...] = ()
+
+    def part(self, split: str) -> PairsTable:
+        """The items of one split."""
+        rows = self.split == split
+
+        def of(column: np.ndarray | None) -> np.ndarray | None:
+            return None if column is None else column[rows]
+
+        return PairsTable(
+            self.ids[rows],
+            self.id_hash[rows],
+            self.old[rows],
+            self.new[rows],
+            self.split[rows],
+            of(self.labels),
+            of(self.groups),
+            of(self.weights),
+            of(self.side),
+        )
+
+
+@dataclass(frozen=True)
+class QueriesTable:
+    """Q queries: ids, labels, groups (Q,) object; new (Q, E), old (Q, D) float32 or None; judged: (query, item id)."""
+
+    new: np.ndarray
+    old: np.ndarray | None
+    labels: np.ndarray | None
+    groups: np.ndarray | None
+    judged: tuple[tuple[int, int | str], ...] | None
+
+
+def read_pairs(path: str, *, metric: str, seed: int, s3_endpoint: str | None = None) -> PairsTable:
+    """Columns `id`, `old`, `new`, optional `label`, `group`, `weight`, `side`, `split` of a pairs file.
+
+    Without `split` the items are drawn 70 : 15 : 15 by the hash of their id. Rows with an unusable vector are left out.
+
+    Raises:
+        ConfigError, InputError: a missing column, ids that are null or repeated, an unknown split, nothing left.
+    """
+    table, id_type, present = _read(path, {"id": "id", "old": "old", "new": "new"}, _OPTIONAL, s3_endpoint)
+    ids = read_ids(table, "id", id_type)
+    if len(np.unique(ids)) < len(ids):
+        values, counts = np.unique(ids, return_counts=True)
+        repeated = values.tolist()[counts.argmax()]
+        raise InputError(f"{path}: id {repeated!r} occurs {counts.max()} times; ids must be unique")
+    vectors, unusable = {}, dict[int, str]()
+    for name in ("old", "new", *(["side"] if "side" in present else [])):
+        vectors[name], bad = _vectors(path, table, name, metric if name != "side" else "ip", s3_endpoint)
+        unusable |= {row: f"{name}: {reason}" for row, reason in bad.items()}
+    kept = np.array([row for row in range(len(ids)) if row not in unusable], np.int64)
+    if len(kept) == 0:
+        raise InputError(f"{path}: none of {len(ids)} rows has two usable vectors; the first: {unusable.get(0)}")
+    columns = {name: _objects(table, name)[kept] for name in present if name != "side"}
+    split = columns.get("split")
+    id_hash = hash_ids(ids)[kept]
+    if split is None:
+        place = (seeded_hash(id_hash, seed + 2) >> np.uint64(11)) / float(1 << 53)
+        split = np.array(SPLITS, object)[np.searchsorted(np.cumsum(SHARES)[:2], place, side="right")]
+    elif not set(split.tolist()) <= set(SPLITS):
+        other = next(value for value in split.tolist() if value not in SPLITS)
+        raise InputError(f"{path}: column 'split' holds {other!r}; {', '.join(SPLITS)} are expected")
+    weights = columns.get("weight")
+    if weights is not None:
+        try:
+            weights = weights.astype(np.float32)
+        except ValueError:
+            raise InputError(f"{path}: column 'weight' holds {weights[0]!r}; numbers are expected") from None
+        if not np.isfinite(weights).all():
+            row = int(kept[np.argmin(np.isfinite(weights))])
+            raise InputError(f"{path}: column 'weight' is no finite number in row {row}; fill it in, 1 where unknown")
+    return PairsTable(
+        ids=ids.astype(object)[kept],
+        id_hash=id_hash,
+        old=vectors["old"][kept],
+        new=vectors["new"][kept],
+        split=split,
+        labels=columns.get("label"),
+        groups=columns.get("group"),
+        weights=weights,
+        side=vectors["side"][kept] if "side" in vectors else None,
+        dropped=tuple(sorted(unusable.items())),
+    )
+
+
+def read_queries(
+    path: str, qrels: str | None, *, metric: str, new_dim: int, old_dim: int, s3_endpoint: str | None = None
+) -> QueriesTable:
+    """Columns `new`, optional `old`, `label`, `group` of a query file; with `qrels` also `id`.
+
+    Args:
+        qrels: Parquet with columns query_id, item_id; None for no judgements.
+
+    Raises:
+        ConfigError, InputError: a missing column, another dim than the pairs', no usable query.
+    """
+    wanted = {"new": "new"} | ({"id": "id"} if qrels is not None else {})
+    table, _, present = _read(path, wanted, ("old", "label", "group"), s3_endpoint)
+    new, bad = _vectors(path, table, "new", metric, s3_endpoint)
+    old = None
+    if "old" in present:
+        old, unusable = _vectors(path, table, "old", metric, s3_endpoint)
+        bad |= unusable
+    for name, found, dim in (("new", new, new_dim), ("old", old, old_dim)):
+        if found is not None and found.shape[1] != dim:
+            raise InputError(f"{path}: column {name!r} has {found.shape[1]} dims, the pairs' {name!r} has {dim}")
+    kept = np.array([row for row in range(len(new)) if row not in bad], np.int64)
+    if len(kept) == 0:
+        raise InputError(f"{path}: no query has usable vectors")
+    judged = None
+    if qrels is not None:
+        place = {str(value): row for row, value in enumerate(_objects(table, "id")[kept].tolist())}
+        judgements, _, _ = _read(qrels, {"query_id": "query_id", "item_id": "item_id"}, (), s3_endpoint)
+        rows = zip(judgements.column("query_id").to_pylist(), judgements.column("item_id").to_pylist(), strict=True)
+        judged = tuple(dict.fromkeys((place[str(query)], item) for query, item in rows if str(query) in place))
+    return QueriesTable(
+        new=new[kept],
+        old=None if old is None else old[kept],
+        labels=_objects(table, "label")[kept] if "label" in present else None,
+        groups=_objects(table, "group")[kept] if "group" in present else None,
+        judged=judged,
+    )
+
+
+def _read(
+    path: str, wanted: dict[str, str], optional: tuple[str, ...], endpoint: str | None
+) -> tuple[pa.Table, IdType, list[str]]:
+    """The table, the type of its ids, and which optional columns it has."""
+    there = columns_of(path, s3_endpoint=endpoint)
+    present = [name for name in optional if name in there]
+    found = pin(path, wanted | {name: name for name in present}, s3_endpoint=endpoint)
+    if found.rows == 0:
+        raise InputError(f"{path}: there are no rows")
+    columns = [*wanted.values(), *present]
+    table = pa.concat_tables([read_rows(file, columns, s3_endpoint=endpoint) for file in found.files])
+    for name in wanted.values():
+        if name.endswith("id") and table.column(name).null_count:
+            raise InputError(f"{path}: column {name!r} is null in {table.column(name).null_count} rows; fill them in")
+    return table, id_type_of(found, "id") if "id" in wanted else "string", present
+
+
+def _vectors(
+    path: str, table: pa.Table, name: str, metric: str, endpoint: str | None
+) -> tuple[np.ndarray, dict[int, str]]:
+    dim = vector_dim_of(pin(path, {name: name}, s3_endpoint=endpoint), name, s3_endpoint=endpoint)
+    kind = element_type(table.schema.field(name))
+    return vectors_of(table.column(name), dim, metric=metric, binary_dtype=kind)
+
+
+def _objects(table: pa.Table, name: str) -> np.ndarray:
+    values = np.empty(table.num_rows, object)
+    values[:] = table.column(name).to_pylist()
+    return values

@@ -1,0 +1,224 @@
+"""Reading the user's Parquet files: footers pinned at planning, slices read and checked against the pin later.
+
+A *table input* is one Parquet file or a folder of them: the gallery, the queries, the judgements. Nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastfill_ray.errors import ConfigError, InputChanged, InputError
+from fastfill_ray.inputs.kinds import vector_dim, vectors_of
+from fastfill_ray.inputs.locate import InputFile, open_input, stat_input
+from fastfill_ray.types import IdType, Model
+
+_FOOTER_THREADS = 16
+_SAMPLE_ROWS = 256
+
+
+class PinnedFile(Model):
+    """One input file as it was at planning."""
+
+    path: str
+    size: int
+    tag: str
+    row_groups: tuple[int, ...]
+    read_bytes: int
+
+    @property
+    def rows(self) -> int:
+        return sum(self.row_groups)
+
+
+class TableInput(Model):
+    """A pinned table input. ``types`` maps the columns that are read to their Arrow types."""
+
+    files: tuple[PinnedFile, ...]
+    types: dict[str, str]
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+
+def pin(path: str, columns: dict[str, str], *, s3_endpoint: str | None) -> TableInput:
+    """Read every footer and pin the files.
+
+    Args:
+        path: a Parquet file or a folder of them.
+        columns: {config key: column name} of the columns that will be read; the key is for messages.
+
+    Raises:
+        ConfigError: a column is missing in the first file.
+        InputError: a file is not Parquet or truncated, has an extension type, or differs from the first one's schema.
+    """
+    found = stat_input(path, s3_endpoint=s3_endpoint)
+    names = sorted(set(columns.values()))
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        footers = list(pool.map(lambda file: _footer(file, s3_endpoint), found))
+    schemas = [footer.schema.to_arrow_schema() for footer in footers]
+    first = schemas[0]
+    for file, schema in zip(found, schemas, strict=True):
+        for key, name in columns.items():
+            if schema.names.count(name) > 1:
+                raise InputError(f"{file.path}: there is more than one column {name!r} ({key}); rename all but one")
+    for key, name in columns.items():
+        if name not in first.names:
+            raise ConfigError(f"{key}: column {name!r} is not in {found[0].path}; found {', '.join(first.names)}")
+    pinned = []
+    for file, footer, schema in zip(found, footers, schemas, strict=True):
+        for name in names:
+            here = schema.field(name).type if name in schema.names else None
+            if here != first.field(name).type:
+                raise InputError(
+                    f"{file.path}: column {name!r} is {here or 'missing'}, but {first.field(name).type} in "
+                    f"{found[0].path}. All files must have one schema: rewrite this one, or move it out of the folder."
+                )
+            if isinstance(here, pa.BaseExtensionType):
+                raise InputError(
+                    f"{file.path}: column {name!r} has the extension type {here}; store it as a plain type"
+                )
+        groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+        wanted = {i for i in range(footer.num_columns) if footer.schema.column(i).path.split(".")[0] in names}
+        pinned.append(
+            PinnedFile(
+                path=file.path,
+                size=file.size,
+                tag=file.tag,
+                row_groups=tuple(group.num_rows for group in groups),
+                read_bytes=sum(group.column(i).total_uncompressed_size for group in groups for i in wanted),
+            )
+        )
+    return TableInput(files=tuple(pinned), types={name: str(first.field(name).type) for name in names})
+
+
+def columns_of(path: str, *, s3_endpoint: str | None) -> list[str]:
+    """The column names of the (first) file at a path."""
+    return list(_footer(stat_input(path, s3_endpoint=s3_endpoint)[0], s3_endpoint).schema.to_arrow_schema().names)
+
+
+def _footer(file: InputFile, s3_endpoint: str | None) -> pq.FileMetaData:
+    fs, path = open_input(file.path, s3_endpoint=s3_endpoint)
+    try:
+        with fs.open(path, "rb") as handle:
+            return pq.ParquetFile(handle).metadata
+    except (pa.ArrowInvalid, pa.ArrowException) as error:
+        raise InputError(
+            f"{file.path}: not a readable Parquet file of {file.size} bytes ({_first_line(error)}). "
+            "It is truncated or of another format: write it again, or move it out of the folder."
+        ) from error
+    except OSError as error:
+        raise InputError(f"{file.path}: cannot be read ({_first_line(error)})") from error
+
+
+def read_rows(
+    file: PinnedFile,
+    columns: Sequence[str],
+    *,
+    start: int = 0,
+    rows: int | None = None,
+    s3_endpoint: str | None,
+) -> pa.Table:
+    """Rows [start, start + rows) of a pinned file; only the row groups that cover them are read.
+
+    Raises:
+        InputChanged: the file is not the pinned one any more.
+        InputError: its bytes cannot be decoded.
+    """
+    rows = file.rows - start if rows is None else rows
+    ends = np.cumsum(file.row_groups)
+    first = int(np.searchsorted(ends, start, side="right"))
+    last = int(np.searchsorted(ends, start + rows, side="left"))
+    before = int(ends[first - 1]) if first else 0
+    check_pin(file, s3_endpoint=s3_endpoint)
+    fs, path = open_input(file.path, s3_endpoint=s3_endpoint)
+    try:
+        with fs.open(path, "rb") as handle:
+            reader = pq.ParquetFile(handle, page_checksum_verification=True)
+            groups = list(range(first, min(last + 1, len(file.row_groups))))
+            table = reader.read_row_groups(groups, columns=list(dict.fromkeys(columns)), use_threads=False)
+    except FileNotFoundError as error:
+        raise InputChanged(f"{file.path}: vanished after planning. Put it back, or start a new output root.") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file.path}: rows {start}..{start + rows} cannot be read ({_first_line(error)})") from error
+    return table.slice(start - before, rows)
+
+
+def check_pin(file: PinnedFile, *, s3_endpoint: str | None) -> None:
+    """Raise InputChanged unless size and tag (etag or mtime) are the pinned ones, InputError if that is not known."""
+    try:
+        now = stat_input(file.path, s3_endpoint=s3_endpoint)[0]
+    except InputError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise  # the store is at fault: nobody knows whether the file changed
+        raise InputChanged(f"{file.path}: vanished after planning. Put it back, or start a new output root.") from error
+    if (now.size, now.tag) != (file.size, file.tag):
+        raise InputChanged(
+            f"{file.path}: changed after planning: size {now.size}, tag {now.tag}; pinned: {file.size}, {file.tag}. "
+            "Restore the file, or start a new output root for the changed gallery."
+        )
+
+
+def id_type_of(gallery: TableInput, column: str) -> IdType:
+    """Whether ids are integers or strings. Raises InputError for another type."""
+    name = gallery.types[column]
+    if name in {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}:
+        return "int64"
+    if name in {"string", "large_string", "string_view"}:
+        return "string"
+    raise InputError(f"{gallery.files[0].path}: id column {column!r} is {name}; int64 or string is expected")
+
+
+def vector_dim_of(gallery: TableInput, column: str, *, s3_endpoint: str | None) -> int:
+    """The dimension of the old vectors: from the type, or for lists from the first rows of every file.
+
+    Raises:
+        InputError: not a vector type, files that disagree, or a file whose first rows hold no usable vector.
+    """
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        files = [file for file in gallery.files if file.rows]
+        if not files:
+            raise InputError(f"{gallery.files[0].path}: the gallery has no rows")
+        dims = list(pool.map(lambda file: _file_dim(file, column, s3_endpoint), files))
+    for file, dim in zip(files, dims, strict=True):
+        if dim != dims[0]:
+            raise InputError(
+                f"{file.path}: column {column!r} holds vectors of {dim} dims, expected {dims[0]} as in {files[0].path}"
+            )
+    return dims[0]
+
+
+def _file_dim(file: PinnedFile, column: str, s3_endpoint: str | None) -> int:
+    fs, path = open_input(file.path, s3_endpoint=s3_endpoint)
+    with fs.open(path, "rb") as handle:
+        reader = pq.ParquetFile(handle)
+        try:
+            fixed = vector_dim(reader.schema_arrow.field(column))
+        except InputError as error:
+            raise InputError(f"{file.path}: {error}") from error
+        if fixed is not None:
+            return fixed
+        try:
+            sample = next(reader.iter_batches(batch_size=_SAMPLE_ROWS, columns=[column]), None)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{file.path}: its first rows cannot be read ({_first_line(error)})") from error
+    lengths = [] if sample is None else [len(row) for row in sample.column(0).to_pylist() if row is not None]
+    if sample is None or not lengths:
+        raise InputError(f"{file.path}: the first {_SAMPLE_ROWS} rows of column {column!r} are all null")
+    dim = max(set(lengths), key=lengths.count)
+    _, unusable = vectors_of(sample.column(0), dim)
+    if len(unusable) == sample.num_rows:
+        raise InputError(
+            f"{file.path}: none of the first {sample.num_rows} rows of column {column!r} is a usable vector: "
+            f"{next(iter(unusable.values()))}"
+        )
+    return dim
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0][:200]

@@ -1,0 +1,209 @@
+"""The log's records and the receipts.
+
+A record is an envelope (sequence number, chain to the one before, transaction id, epoch, checksum) around one typed
+body. Bodies and receipts are frozen pydantic models that refuse unknown keys: a reader of an older release must not
+guess. What a log says in all is ``log.state``. Nothing here reads a clock, a file or a random source.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fastfill_ray.retrieval.calibration import Calibration
+from fastfill_ray.retrieval.fusion import Fusion
+from fastfill_ray.types import IdType, Metric, Model, RelativePath, Relevance, Scope
+
+FORMAT = 1
+
+
+class FileRef(Model):
+    """One immutable object under the output root."""
+
+    path: RelativePath
+    size: int = Field(ge=0, description="bytes")
+    sha256: str
+
+
+class MetricValue(Model):
+    """The mean of one metric over its queries with a bootstrap 95 % interval."""
+
+    scope: Scope
+    relevance: Relevance
+    metric: str
+    group: str | None = Field(default=None, description="only the queries of this group; all of them if null")
+    calibrated: bool = True
+    value: float
+    low: float
+    high: float
+    queries: int
+    depth: int = Field(description="ranks looked at; equal to the searched items where the ranking is complete")
+
+
+class FlipValue(Model):
+    """Shares of the queries that got worse (nfr) and better (pfr), see retrieval.flips; as served."""
+
+    scope: Scope
+    relevance: Relevance
+    metric: str
+    against: Literal["old/old", "version before"]
+    nfr: float
+    nfr_low: float
+    nfr_high: float
+    pfr: float
+    pfr_low: float
+    pfr_high: float
+    mean_gain: float
+    mean_loss: float
+    queries: int
+
+
+class Segment(Model):
+    """One immutable index file and its ids: one bucket x one wave x stale or new."""
+
+    bucket: int = Field(ge=0)
+    wave: int = Field(ge=0)
+    state: Literal["stale", "new"]
+    space: Literal["aligned", "new", "fused"]
+    dim: int = Field(gt=0)
+    rows: int = Field(gt=0)
+    ids_digest: str
+    index: FileRef
+    ids: FileRef
+    calibration: Calibration = Calibration()
+    fusion: Fusion | None = Field(default=None, description="set iff the space is fused")
+
+    @model_validator(mode="after")
+    def _fusion_is_of_its_space(self) -> Self:
+        if (self.space == "fused") != (self.fusion is not None):
+            raise ValueError(f"space is {self.space!r}, fusion is {self.fusion!r}; set iff the space is fused")
+        return self
+
+    @property
+    def needs_old_queries(self) -> bool:
+        """Whether it is searched with the queries' old vectors, too."""
+        return self.fusion is not None and self.fusion.old > 0
+
+
+class Verdict(Model):
+    """The gate's decision on one version."""
+
+    publish: bool
+    reason: str
+    difference: float | None = Field(
+        default=None, description="objective, this version minus the one it is held against"
+    )
+    low: float | None = None
+    high: float | None = None
+
+
+class Init(Model):
+    kind: Literal["INIT"] = "INIT"
+    format: int = FORMAT
+    id_type: IdType
+    metric: Metric
+    old_dim: int
+    new_dim: int
+    old_space: str = Field(description="fingerprint of the old vectors' space")
+    new_space: str = Field(description="fingerprint of the new model: embedder, kwargs, dim")
+
+
+class Claim(Model):
+    kind: Literal["CLAIM"] = "CLAIM"
+    claimed: int = Field(ge=1, description="the epoch that the writer of this record owns from here on")
+
+
+class Prediction(Model):
+    """What the laboratory promises of one version, on the audit items, before anything is spent."""
+
+    fraction: float = Field(description="share of the gallery that is new then, pairs included")
+    relevance: Relevance
+    metric: str
+    value: float
+    low: float
+    high: float
+
+
+class Plan(Model):
+    kind: Literal["PLAN"] = "PLAN"
+    plan: str = Field(description="fingerprint of snapshot, pairs, alignment, policy, stale mode, waves and index")
+    request: str = Field(description="fingerprint of `settings` and the input files' pins")
+    settings: dict[str, Any] = Field(description="the config's plan part; kwargs of models only as a fingerprint")
+    snapshot: str
+    pairs: str
+    alignment: str
+    scores: str
+    method: str
+    policy: str
+    stale_mode: Literal["aligned", "fused"]
+    waves: tuple[float, ...]
+    thresholds: tuple[int, ...] = Field(
+        description="64-bit order keys: an item that is no pair is in the first wave k whose thresholds[k-1] <= its key"
+    )
+    wave_rows: tuple[int, ...] = Field(
+        description="rows of waves 0 (the pairs), 1..W and of the rest that no wave reaches; sums to `rows`"
+    )
+    rows: int
+    ids_digest: str
+    unusable_rows: int = Field(description="rows whose old vector cannot be used: absent until they are embedded")
+    factory: str
+    stale_factory: str
+    segment_rows: int
+    units: FileRef = Field(description="the work list: rows per (chunk, wave)")
+    templates: dict[str, FileRef]
+    objective: str
+    baselines: dict[str, tuple[MetricValue, ...]] = Field(description="arms old/old and new/new")
+    baseline_queries: FileRef | None = Field(description="old/old per query, for the gate")
+    choices: dict[str, str] = Field(default_factory=dict, description="why each `auto` became what it is")
+    form: Literal["identity", "offset", "offset_by_wave", "scale_offset", "scale_offset_by_wave"] = Field(
+        default="offset", description="which parameters of the calibration are fitted"
+    )
+    fitted_by: Relevance | None = Field(
+        default=None, description="relevance that choice and calibration look at; null: the objective's"
+    )
+    prediction: tuple[Prediction, ...] = Field(default=(), description="one per version, in wave order")
+    choice: dict[str, Any] = Field(default_factory=dict, description="winner, runner-up, margin, trials, arms")
+    fusion: Fusion | None = Field(default=None, description="set iff the stale mode is fused")
+
+    @model_validator(mode="after")
+    def _fusion_is_of_its_mode(self) -> Self:
+        if (self.stale_mode == "fused") != (self.fusion is not None):
+            raise ValueError(f"stale_mode is {self.stale_mode!r}, fusion is {self.fusion!r}; set iff it is fused")
+        return self
+
+
+class Version(Model):
+    kind: Literal["VERSION"] = "VERSION"
+    version: int = Field(ge=0)
+    plan: str
+    wave: int = Field(ge=0)
+    segments: tuple[Segment, ...]
+    rows: int
+    new_rows: int
+    quarantined: int = Field(ge=0, description="rows of waves <= wave that stayed stale because embedding them failed")
+    absent: int = Field(ge=0, description="rows without a usable old vector that are not embedded yet")
+    fraction: float = Field(description="new_rows / rows of the plan")
+    ids_digest: str
+    metrics: tuple[MetricValue, ...]
+    query_metrics: FileRef | None
+    verdict: Verdict
+    seconds: float = Field(description="work time of this version: embedding, building and evaluating")
+    final: bool
+    embed_seconds: float = Field(default=0.0, ge=0, description="the embedding part of `seconds`")
+    flips: tuple[FlipValue, ...] = ()
+    stopped: str | None = Field(default=None, description="why the config's `stop` ended the run here; null if not")
+
+
+class Publish(Model):
+    kind: Literal["PUBLISH"] = "PUBLISH"
+    version: int = Field(ge=0)
+    reason: str = "gate"
+
+
+class Expire(Model):
+    kind: Literal["EXPIRE"] = "EXPIRE"
+    versions: tuple[int, ...]
+
+
+Body = Annotated[Init | Claim | Plan | Version | Publish | Expire, Field(discriminator="kind")]

@@ -1,0 +1,110 @@
+"""What a log says: the fold that turns records into state, and nothing else. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import Field
+
+from fastfill_ray.errors import CorruptFile
+from fastfill_ray.log.envelope import Record
+from fastfill_ray.log.records import Claim, Expire, Init, Plan, Publish, Version
+from fastfill_ray.types import Model
+
+
+class State(Model):
+    """What the log says. Everything the driver decides, it decides from this."""
+
+    next_seq: int = 0
+    init: Init | None = None
+    epoch: int = 0
+    plans: tuple[Plan, ...] = ()
+    versions: tuple[Version, ...] = ()
+    published: tuple[int, ...] = Field(default=(), description="version numbers in the order they were published")
+    expired: frozenset[int] = frozenset()
+
+    @property
+    def plan(self) -> Plan | None:
+        return self.plans[-1] if self.plans else None
+
+    @property
+    def plan_versions(self) -> tuple[Version, ...]:
+        """Versions of the last plan, in wave order."""
+        return tuple(v for v in self.versions if self.plan is not None and v.plan == self.plan.plan)
+
+    @property
+    def finished(self) -> bool:
+        """The last plan's final version is committed."""
+        versions = self.plan_versions
+        return bool(versions) and versions[-1].final
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the config's `stop` ended the last plan at its newest version; None if it did not."""
+        versions = self.plan_versions
+        return versions[-1].stopped if versions else None
+
+    @property
+    def ended(self) -> bool:
+        """The last plan is finished or was stopped: another may follow."""
+        return self.finished or self.stopped is not None
+
+    @property
+    def serving(self) -> int | None:
+        """The version that readers open: the newest published one that is not expired."""
+        return next((v for v in reversed(self.published) if v not in self.expired), None)
+
+    def version(self, number: int) -> Version | None:
+        return next((v for v in self.versions if v.version == number), None)
+
+
+def fold(records: Iterable[Record]) -> State:
+    """State = fold(records).
+
+    Raises:
+        CorruptFile: records that no honest driver can have written (numbers out of order, a version without its plan).
+    """
+    state = State()
+    for record in records:
+        state = apply(state, record)
+    return state
+
+
+def apply(state: State, record: Record) -> State:
+    """One step of the fold."""
+    body = record.body
+
+    def expect(condition: bool, what: str) -> None:
+        if not condition:
+            raise CorruptFile(f"log record {record.seq} ({body.kind}): {what}.")
+
+    expect(record.seq == state.next_seq, f"expected number {state.next_seq}")
+    expect((state.init is None) == isinstance(body, Init), "the first record, and only it, is INIT")
+    change: dict[str, Any] = {"next_seq": record.seq + 1}
+    if isinstance(body, Init):
+        change["init"] = body
+    elif isinstance(body, Claim):
+        expect(body.claimed > state.epoch, f"claims epoch {body.claimed}, {state.epoch} is already claimed")
+        change["epoch"] = body.claimed
+    else:
+        expect(record.epoch == state.epoch, f"written under epoch {record.epoch}, the claimed one is {state.epoch}")
+        if isinstance(body, Plan):
+            expect(state.plan is None or state.ended, "the plan before is not finished")
+            expect(all(body.plan != plan.plan for plan in state.plans), f"plan {body.plan} is in the log already")
+            change["plans"] = (*state.plans, body)
+        elif isinstance(body, Version):
+            expect(
+                state.plan is not None and body.plan == state.plan.plan,
+                f"belongs to plan {body.plan}, not the last one",
+            )
+            expect(body.version == len(state.versions), f"expected version {len(state.versions)}")
+            expect(body.wave == len(state.plan_versions), f"expected wave {len(state.plan_versions)}")
+            change["versions"] = (*state.versions, body)
+        elif isinstance(body, Publish):
+            expect(state.version(body.version) is not None, f"publishes version {body.version}, which does not exist")
+            expect(body.version not in state.expired, f"publishes version {body.version}, which is expired")
+            change["published"] = (*state.published, body.version)
+        elif isinstance(body, Expire):
+            change["expired"] = state.expired | set(body.versions)
+    return state.model_copy(update=change)

@@ -1,0 +1,176 @@
+"""Rules that give each item one priority; larger = re-embed earlier. Pure functions of columns and pair statistics.
+
+Legend: N items of a chunk, P reference pairs (the train split), D old dim, E new dim, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from fastfill_ray.ordering.classifier import Head
+from fastfill_ray.ordering.ids import seeded_hash
+from fastfill_ray.ordering.proxies import Proxies
+from fastfill_ray.retrieval.similarity import similarity
+from fastfill_ray.types import F32, U64, Objects
+
+Policy = Literal["random", "uncertainty", "entropy", "expected_gain", "class_margin", "class_loss"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+LABELLED: frozenset[Policy] = frozenset({"class_margin", "class_loss"})  # they read the gallery's labels
+CLASSIFIED: frozenset[Policy] = frozenset({"entropy", "class_loss"})  # they need a classifier
+_ROWS_AT_A_TIME = 1024
+
+
+def random_priority(id_hash: U64, seed: int) -> F32:
+    """Uniform in [0, 1) from the id and the seed (N,): the order that costs nothing and promises nothing."""
+    return ((seeded_hash(id_hash, seed) >> np.uint64(40)) / np.float32(1 << 24)).astype(np.float32)
+
+
+def uncertainty(log_variance: F32) -> F32:
+    """FastFill's order: the alignment's own log-variance of its error (Jaeckle et al., ICLR 2023, section 3.3)."""
+    return log_variance
+
+
+def entropy(aligned: F32, head: Head) -> F32:
+    """Entropy in nats (N,) of the head's classes at the aligned vectors (N, E): how undecided the class is."""
+    priority = np.empty(len(aligned), np.float32)
+    for start in range(0, len(aligned), _ROWS_AT_A_TIME):
+        part = slice(start, start + _ROWS_AT_A_TIME)
+        logs = head.log_probabilities(aligned[part])
+        priority[part] = -(np.exp(logs) * logs).sum(axis=1)
+    return priority
+
+
+def class_loss(aligned: F32, labels: Objects, head: Head) -> F32:
+    """Cross-entropy in nats (N,) of the head at the aligned vector and the item's own class: how wrong the class is.
+
+    Reads the gallery's labels, so it suits a relevance that is that label, and no other. An item of a class that the
+    head does not know gets the loss of the least likely class; one without a label the expected loss, the entropy.
+
+    Args:
+        aligned: (N, E). labels: (N,) class of each item; None where unknown.
+    """
+    priority = np.empty(len(aligned), np.float32)
+    rows = head.rows(labels)
+    for start in range(0, len(aligned), _ROWS_AT_A_TIME):
+        part = slice(start, start + _ROWS_AT_A_TIME)
+        logs = head.log_probabilities(aligned[part])
+        expected = -(np.exp(logs) * logs).sum(axis=1)
+        losses = np.column_stack([-logs, -logs.min(axis=1), expected])
+        priority[part] = losses[np.arange(len(losses)), rows[part]]
+    return priority
+
+
+def expected_gain(old: F32, aligned: F32, proxies: Proxies) -> F32:
+    """In how many proxy queries' first ten the item is expected to be: what a query loses while it is stale.
+
+    sum_q Phi((s(q, i) - tau_q) / spread), tau_q the k-th best score of q over the gallery. The logistic function stands
+    for Phi (largest difference 0.01; Bowling et al., 2009). Reads no label.
+
+    Args:
+        old: (N, D). aligned: (N, E). proxies: with thresholds.
+    """
+    assert proxies.thresholds is not None
+    thresholds = np.where(np.isfinite(proxies.thresholds), proxies.thresholds, np.float32(0))
+    priority = np.empty(len(old), np.float32)
+    for start in range(0, len(old), _ROWS_AT_A_TIME):
+        part = slice(start, start + _ROWS_AT_A_TIME)
+        above = (proxies.evidence(old[part], aligned[part]) - thresholds[:, None]) / np.float32(proxies.spread)
+        priority[part] = (1 / (1 + np.exp(np.clip(-1.702 * above, -60, 60)))).sum(axis=0)
+    return priority
+
+
+def class_margin(aligned: F32, labels: Objects, reference: F32, reference_labels: Objects) -> F32:
+    """How much nearer another class is: min squared distance to the own class minus min to the others, over the pairs.
+
+    Reads the gallery's labels, so it suits a relevance that is that label, and no other.
+
+    Args:
+        aligned: (N, E) mapped vectors.
+        labels: (N,) class of each item; None where unknown.
+        reference: (P, E) new vectors of the train pairs.
+        reference_labels: (P,) their classes; None is no class, neither an item's own nor another.
+
+    Returns:
+        (N,) float32; an item whose class no pair has is as uncertain as the worst distance seen.
+    """
+    priority = np.empty(len(aligned), np.float32)
+    # Class numbers instead of objects: N x P comparisons. None is -1 in the reference and -2 among the items.
+    number = {label: i for i, label in enumerate(dict.fromkeys(reference_labels.tolist())) if label is not None}
+    classes = np.array([number.get(label, -1) for label in reference_labels.tolist()])
+    mine = np.array([number.get(label, -2) for label in labels.tolist()])
+    known = classes >= 0
+    for start in range(0, len(aligned), _ROWS_AT_A_TIME):
+        part = slice(start, start + _ROWS_AT_A_TIME)
+        distances = -similarity(aligned[part], reference, "l2")
+        same = mine[part, None] == classes[None, :]
+        worst = distances.max(axis=1)
+        own = np.where(same & known, distances, np.inf).min(axis=1)
+        other = np.where(~same & known, distances, np.inf).min(axis=1)
+        priority[part] = np.where(np.isinf(own), worst, own) - np.where(np.isinf(other), worst, other)
+    return priority
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the train pairs tell the policies; each part is None where no policy in use asks for it.
+
+    new: (P, E) with labels (P,), for `class_margin`. head: for `entropy` and `class_loss`.
+    proxies: with thresholds, for `expected_gain`.
+    """
+
+    new: F32 | None = None
+    labels: Objects | None = None
+    head: Head | None = None
+    proxies: Proxies | None = None
+
+
+def priority_of(
+    policy: Policy,
+    reference: Reference,
+    *,
+    id_hash: U64,
+    old: F32,
+    aligned: F32,
+    log_variance: F32,
+    labels: Objects | None,
+    seed: int,
+) -> F32:
+    """The priority (N,) float32 of each item under a policy, from its columns and the reference."""
+    if policy == "random":
+        return random_priority(id_hash, seed)
+    if policy == "entropy":
+        assert reference.head is not None
+        return entropy(aligned, reference.head)
+    if policy == "expected_gain":
+        assert reference.proxies is not None
+        return expected_gain(old, aligned, reference.proxies)
+    if policy == "class_margin":
+        assert labels is not None
+        assert reference.new is not None
+        assert reference.labels is not None
+        return class_margin(aligned, labels, reference.new, reference.labels)
+    if policy == "class_loss":
+        assert labels is not None
+        assert reference.head is not None
+        return class_loss(aligned, labels, reference.head)
+    return uncertainty(log_variance)
+
+
+def weighted(policy: Policy, priority: F32, weight: F32, reference: Reference) -> F32:
+    """Priorities (N,) times how often each item is asked for (N,), so that traffic counts and the order stays a rate.
+
+    A log-variance is a logarithm, so the logarithm of the weight is added. A class margin has both signs: its logistic
+    function, in units of the spread of the reference, is what is multiplied. A weight of 0 puts an item last.
+    """
+    weight = np.maximum(weight, 0).astype(np.float32)
+    if policy == "uncertainty":
+        with np.errstate(divide="ignore"):
+            return np.maximum(priority + np.log(weight), np.finfo(np.float32).min)
+    if policy == "class_margin":
+        assert reference.new is not None
+        spread = float(np.square(reference.new - reference.new.mean(axis=0)).sum(axis=1).mean()) or 1.0
+        priority = (1 / (1 + np.exp(-np.clip(priority / spread, -60, 60)))).astype(np.float32)
+    return priority * weight

@@ -1,0 +1,126 @@
+"""What is done in which unit and in which order: ids, pairs, chunks, buckets, waves. Pure numpy.
+
+Legend: N items, W waves. Waves are numbered 0 (the pairs), 1..W, and W + 1 for the rest that no wave reaches (empty
+where the last fraction is 1). Items are put into waves by an unsigned 64-bit *order key*; a larger key is embedded
+earlier. Thresholds on the key are found by histograms, so that no sort and no shuffle is needed for any N.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastfill_ray.errors import ConfigError
+from fastfill_ray.types import F32, I64, U64, Bools
+
+KEY_SPACE = 1 << 64
+# Radix levels of the threshold search: their widths sum to 64. A histogram holds at most 2**22 bins at a time.
+KEY_LEVELS = (20, 22, 22)
+
+
+def order_key(priority: NDArray[np.floating], id_hash: U64) -> U64:
+    """Unsigned 64-bit key (N,): the priority as float32 in order-preserving bits, then 32 bits of the id's hash.
+
+    Ties in priority are so broken by the hash of the id: deterministic, and independent of files and chunks.
+
+    Raises:
+        ValueError: a priority is NaN.
+    """
+    values = np.ascontiguousarray(priority, dtype=np.float32) + np.float32(0)  # -0.0 and 0.0 are one priority
+    if np.isnan(values).any():
+        raise ValueError("a priority is NaN")
+    bits = values.view(np.uint32)
+    ordered = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
+    return (ordered << np.uint64(32)) | (id_hash >> np.uint64(32))
+
+
+def wave_targets(fractions: Sequence[float], rows: int, pairs: int) -> list[int]:
+    """Items that are in waves 1..k after each wave k (pairs not counted; fractions count all items, pairs included).
+
+    Raises:
+        ConfigError: the first wave ends below the pairs' share.
+    """
+    ends = [round(fraction * rows) for fraction in fractions]
+    if ends[0] < pairs:
+        raise ConfigError(
+            f"waves: the first is {fractions[0]} = {ends[0]} items, but the pairs alone are {pairs} of {rows} items; "
+            f"raise it to at least {pairs / rows:.4f}, or lower pairs.count"
+        )
+    return [end - pairs for end in ends]
+
+
+Histogram = dict[int, tuple[I64, I64]]
+
+
+def key_histogram(keys: U64, prefixes: Sequence[int], level: int) -> Histogram:
+    """{prefix: (bins, counts)}: sparse histograms of the bits at `level` of the keys that start with each prefix."""
+    shift = 64 - sum(KEY_LEVELS[: level + 1])
+    width = KEY_LEVELS[level]
+    digits = keys >> np.uint64(shift)
+    result: Histogram = {}
+    for prefix in prefixes:
+        chosen = digits if level == 0 else digits[(digits >> np.uint64(width)) == np.uint64(prefix)]
+        bins, counts = np.unique((chosen & np.uint64((1 << width) - 1)).astype(np.int64), return_counts=True)
+        result[prefix] = (bins, counts.astype(np.int64))
+    return result
+
+
+def find_thresholds(
+    targets: Sequence[int],
+    histograms: Callable[[Sequence[int], int], Iterable[Mapping[int, tuple[I64, I64]]]],
+) -> list[int]:
+    """The keys t_k such that exactly targets[k] keys are >= t_k (equal keys stay together).
+
+    A radix selection over histograms: one pass per level, memory of 2**22 bins per open prefix whatever N is.
+
+    Args:
+        targets: non-decreasing ranks.
+        histograms: called once per level with (prefixes, level); yields ``key_histogram`` of every part of the gallery.
+
+    Raises:
+        ValueError: a target exceeds the number of keys.
+    """
+    prefix = {rank: 0 for rank in targets if rank > 0}
+    remaining = {rank: rank for rank in prefix}
+    for level, width in enumerate(KEY_LEVELS):
+        totals = {p: np.zeros(1 << width, np.int64) for p in sorted(set(prefix.values()))}
+        if not totals:
+            break
+        for part in histograms(list(totals), level):
+            for p, (bins, counts) in part.items():
+                totals[p][bins] += counts
+        for rank, p in prefix.items():
+            at_least = np.cumsum(totals[p][::-1])  # keys in the top 1, 2, 3... bins
+            index = int(np.searchsorted(at_least, remaining[rank]))
+            if index == len(at_least):
+                raise ValueError(f"{rank} keys are asked for, {int(at_least[-1])} exist")
+            remaining[rank] -= int(at_least[index - 1]) if index else 0
+            prefix[rank] = (p << width) | ((1 << width) - 1 - index)
+    return [prefix.get(rank, KEY_SPACE) for rank in targets]
+
+
+def wave_of(keys: U64, is_pair: Bools, thresholds: Sequence[int]) -> NDArray[np.int16]:
+    """The wave (N,) of each item: 0 for pairs, else by its key; W + 1 where no wave reaches it."""
+    return np.where(is_pair, np.int16(0), order_wave(keys, thresholds))
+
+
+def order_wave(keys: U64, thresholds: Sequence[int]) -> NDArray[np.int16]:
+    """The wave (N,) in 1..W+1 that the order alone gives: what the shadow gallery uses for pairs."""
+    wave = np.ones(len(keys), np.int16)
+    for threshold in thresholds:
+        wave += keys < np.uint64(threshold) if threshold < KEY_SPACE else np.True_
+    return wave
+
+
+def wave_middles(fractions: Sequence[float], pairs_share: float) -> F32:
+    """The place in the order, 0 to 1, of the middle of each wave (W + 2,): pairs at 0, then 1..W, then the rest.
+
+    Args:
+        fractions: at which waves end, of all items; the order is one of all items but the pairs.
+    """
+    ends = [0.0, *((fraction - pairs_share) / (1 - pairs_share) for fraction in fractions), 1.0]
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(ends)]
+    return np.array([0.0, *middles], np.float32)

@@ -1,0 +1,175 @@
+"""What PLAN promised beside what was measured: values, shares of the gain, and how far off the promise was.
+
+The share of the gain is (value - start) / (end - start). On the audit items start and end are old/old and new/new; on
+the published index they are old/old and the last version, once everything is re-embedded. Where old/old is not known, a
+series starts at its own version 0, whose share then is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastfill_ray.log.records import MetricValue, Plan, Prediction
+from fastfill_ray.log.state import State
+from fastfill_ray.types import Scope
+
+SCOPES: tuple[Scope, ...] = ("audit", "gallery")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The way that shares are shares of; `end` is above `start`."""
+
+    start: float
+    end: float
+
+    def share(self, value: float) -> float:
+        return (value - self.start) / (self.end - self.start)
+
+    def value(self, share: float) -> float:
+        return self.start + share * (self.end - self.start)
+
+
+def gain(start: float | None, end: float | None) -> Gain | None:
+    """None where an end is not known, or where the way does not go up."""
+    return Gain(start, end) if start is not None and end is not None and end > start else None
+
+
+def mean_error(predicted: Sequence[float | None], measured: Sequence[float | None]) -> float | None:
+    """Mean absolute difference of the shares over the versions that have both; None for fewer than two."""
+    found = [abs(p - m) for p, m in zip(predicted, measured, strict=True) if p is not None and m is not None]
+    return sum(found) / len(found) if len(found) >= 2 else None
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One version as it was predicted and as it was measured, by one relevance and metric.
+
+    version: its number, None while there is none. measured, shares: by scope, only where known.
+    """
+
+    prediction: Prediction
+    version: int | None
+    share: float | None
+    measured: dict[Scope, MetricValue]
+    shares: dict[Scope, float]
+
+
+def promises(state: State) -> tuple[Promise, ...]:
+    """Every version that the last plan predicted, in wave order; empty where it predicted none."""
+    plan = state.plan
+    if plan is None or not plan.prediction:
+        return ()
+    versions = {version.wave: version for version in state.plan_versions}
+    measured: list[dict[Scope, MetricValue]] = [
+        _by_scope(versions[wave].metrics, of) if wave in versions else {} for wave, of in enumerate(plan.prediction)
+    ]
+    promised = _promised_gain(plan)
+    ways = {scope: _measured_gain(state, measured, scope) for scope in SCOPES}
+    return tuple(
+        Promise(
+            prediction=of,
+            version=versions[wave].version if wave in versions else None,
+            share=None if promised is None else promised.share(of.value),
+            measured=found,
+            shares={scope: way.share(m.value) for scope, m in found.items() if (way := ways[scope]) is not None},
+        )
+        for wave, (of, found) in enumerate(zip(plan.prediction, measured, strict=True))
+    )
+
+
+def prediction_error(state: State) -> dict[Scope, float | None]:
+    """{scope: mean absolute difference of predicted and measured share of the gain}, None where it cannot be told."""
+    found = promises(state)
+    return {scope: mean_error([p.share for p in found], [p.shares.get(scope) for p in found]) for scope in SCOPES}
+
+
+def prediction_note(state: State) -> str:
+    """One line on how far the promise was off; empty before the plan is finished and where it cannot be told."""
+    if not state.finished:
+        return ""
+    errors = prediction_error(state)
+    scope: Scope = "audit" if errors["gallery"] is None else "gallery"
+    error = errors[scope]
+    if error is None or state.plan is None:
+        return ""
+    of = state.plan.prediction[0]
+    return (
+        f"Predicted {of.metric} by {of.relevance}, measured on {scope}: mean absolute error of the share of the gain "
+        f"{100 * error:.1f} %."
+    )
+
+
+def drawn_prediction(state: State, relevance: str, metric: str, scope: Scope) -> tuple[Prediction, ...]:
+    """The predicted curve on the scale of a chart in `scope`; empty where it has no place there.
+
+    The audit items are a small gallery: their values are not those of the published index. There the predicted shares
+    of the gain are drawn, between that scope's own start and end.
+    """
+    plan = state.plan
+    if plan is None or not plan.prediction:
+        return ()
+    of = plan.prediction[0]
+    if (of.relevance, of.metric) != (relevance, metric):
+        return ()
+    if scope == "audit":
+        return plan.prediction
+    promised, way = _promised_gain(plan), _measured_gain(state, [p.measured for p in promises(state)], scope)
+    if promised is None or way is None:
+        return ()
+    return tuple(
+        p.model_copy(update={k: way.value(promised.share(getattr(p, k))) for k in ("value", "low", "high")})
+        for p in plan.prediction
+    )
+
+
+def prediction_json(state: State) -> list[dict[str, Any]]:
+    """Per version: wave, version, fraction, relevance, metric; predicted, audit and gallery with interval and share."""
+
+    def measured(promise: Promise, scope: Scope) -> dict[str, Any] | None:
+        value = promise.measured.get(scope)
+        return None if value is None else {**_interval(value), "share": promise.shares.get(scope)}
+
+    return [
+        {
+            "wave": wave,
+            "version": p.version,
+            "fraction": p.prediction.fraction,
+            "relevance": p.prediction.relevance,
+            "metric": p.prediction.metric,
+            "predicted": {**_interval(p.prediction), "share": p.share},
+            **{scope: measured(p, scope) for scope in SCOPES},
+        }
+        for wave, p in enumerate(promises(state))
+    ]
+
+
+def _interval(of: Prediction | MetricValue) -> dict[str, float]:
+    return {"value": of.value, "low": of.low, "high": of.high}
+
+
+def _by_scope(metrics: Iterable[MetricValue], of: Prediction) -> dict[Scope, MetricValue]:
+    """The values of a prediction's relevance and metric over all queries, as served."""
+    wanted = (of.relevance, of.metric, True, None)
+    return {m.scope: m for m in metrics if (m.relevance, m.metric, m.calibrated, m.group) == wanted}
+
+
+def _promised_gain(plan: Plan) -> Gain | None:
+    first = plan.prediction[0]
+    old, new = (_by_scope(plan.baselines.get(arm, ()), first).get("audit") for arm in ("old/old", "new/new"))
+    return gain(first.value if old is None else old.value, None if new is None else new.value)
+
+
+def _measured_gain(state: State, measured: Sequence[dict[Scope, MetricValue]], scope: Scope) -> Gain | None:
+    """The way that a scope's measured values are on; on the published index it ends where everything is new."""
+    plan = state.plan
+    if plan is None:
+        return None
+    first = plan.prediction[0]
+    old, new = (_by_scope(plan.baselines.get(arm, ()), first).get(scope) for arm in ("old/old", "new/new"))
+    if scope == "gallery":
+        new = measured[-1].get(scope) if state.finished and plan.waves[-1] == 1 else None
+    start = measured[0].get(scope) if old is None else old
+    return gain(None if start is None else start.value, None if new is None else new.value)

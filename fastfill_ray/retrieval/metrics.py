@@ -1,0 +1,119 @@
+"""Retrieval metrics per query, their means with bootstrap intervals, and the area under a backfilling curve.
+
+Legend: Q queries, K ranks looked at. ``hits`` (Q, K) bool says, best rank first, whether the item is relevant;
+``num_relevant`` (Q,) counts all relevant items of the searched gallery, found or not. A query without a relevant item
+has no value (NaN) and is left out of means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastfill_ray.retrieval.ranking import rank, ranks_of
+from fastfill_ray.retrieval.relevance import Truth
+from fastfill_ray.types import F32, F64, I64, Bools
+
+METRICS = ("cmc@1", "cmc@5", "map", "recall@1", "recall@10", "mrr", "ndcg@10")
+
+
+def per_query(hits: Bools, num_relevant: I64) -> dict[str, F64]:
+    """Every metric per query, (Q,) float64 each.
+
+    cmc@k: 1 if a relevant item is among the first k. recall@k: share of the relevant items among the first k.
+    map (the values are average precisions): mean over the relevant items of the precision at their rank, 0 for items
+    below rank K (Manning et al., Introduction to Information Retrieval, ch. 8.4). mrr: 1 / rank of the first relevant
+    item. ndcg@10: binary gains, log2 discount (Järvelin & Kekäläinen, 2002).
+    """
+    depth = hits.shape[1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relevant = np.where(num_relevant > 0, num_relevant, np.nan).astype(np.float64)
+        ranks = np.arange(1, depth + 1)
+        found = np.cumsum(hits, axis=1)
+        precision = np.where(hits, found / ranks, 0.0).sum(axis=1)
+        first = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)
+        discount = 1.0 / np.log2(np.arange(2, 12))
+        ideal = np.concatenate([[np.nan], np.cumsum(discount)])[np.minimum(num_relevant, 10)]
+        answerable = np.where(num_relevant > 0, 1.0, np.nan)
+
+        def recall(k: int) -> F64:
+            found_at_k: F64 = hits[:, :k].sum(axis=1) / relevant
+            return found_at_k
+
+        return {
+            "cmc@1": answerable * hits[:, :1].any(axis=1),
+            "cmc@5": answerable * hits[:, :5].any(axis=1),
+            "map": precision / relevant,
+            "recall@1": recall(1),
+            "recall@10": recall(10),
+            "mrr": answerable / first,
+            "ndcg@10": (hits[:, :10] * discount[: min(10, depth)]).sum(axis=1) / ideal,
+        }
+
+
+def per_query_by_relevance(
+    scores: NDArray[np.floating],
+    relevance: Mapping[str, Bools],
+    num_relevant: Mapping[str, I64],
+) -> dict[str, dict[str, F64]]:
+    """{relevance: ``per_query``} of one ranking, sorted once."""
+    order, found = rank(scores), np.isfinite(scores)
+    return {
+        name: per_query(np.take_along_axis(relevant & found, order, axis=1), num_relevant[name])
+        for name, relevant in relevance.items()
+    }
+
+
+def curve_area(fractions: Sequence[float], values: Sequence[float]) -> float:
+    """Area under a backfilling curve by the trapezoid rule, divided by the width it spans: the mean quality on the way.
+
+    FastFill (Jaeckle et al., ICLR 2023) writes it M~, the expectation over a uniformly drawn fraction.
+    """
+    if len(fractions) < 2:
+        return float(values[0])
+    x, y = np.asarray(fractions), np.asarray(values)
+    return float(np.sum((y[1:] + y[:-1]) / 2 * np.diff(x)) / (x[-1] - x[0]))
+
+
+def metrics_of(truth: Truth, ranks: I64) -> dict[str, F64]:
+    """Every metric of ``retrieval.metrics.METRICS`` per query (Q,); NaN where a query has no relevant item.
+
+    Args:
+        ranks: (P,) of ``ranks_of``.
+    """
+    counts = truth.counts
+    count = len(counts)
+    some = counts > 0
+    owner = np.repeat(np.arange(count), counts)
+    ordered = ranks[np.lexsort((ranks, owner))]
+    position = np.arange(len(ranks)) - np.repeat(truth.starts[:-1], counts) + 1
+    relevant = np.where(some, counts, np.nan).astype(np.float64)
+
+    def total(values: F64) -> F64:
+        sums = np.bincount(owner, weights=values, minlength=count).astype(np.float64)
+        return np.where(some, sums, np.nan)
+
+    first = np.full(count, np.nan)
+    first[some] = ordered[truth.starts[:-1][some]]
+    ideal = np.concatenate([[np.nan], np.cumsum(1 / np.log2(np.arange(2, 12)))])[np.minimum(counts, 10)]
+
+    def cmc(depth: int) -> F64:
+        return np.where(some, (first <= depth).astype(np.float64), np.nan)
+
+    return {
+        "cmc@1": cmc(1),
+        "cmc@5": cmc(5),
+        "map": total(position / ordered) / relevant,
+        "recall@1": total((ordered <= 1).astype(np.float64)) / relevant,
+        "recall@10": total((ordered <= 10).astype(np.float64)) / relevant,
+        "mrr": 1 / first,
+        "ndcg@10": total(np.where(ordered <= 10, 1 / np.log2(ordered + 1), 0.0)) / ideal,
+    }
+
+
+def measure(scores: F32, truths: Mapping[str, Truth]) -> dict[str, dict[str, F64]]:
+    """{relevance: {metric: (Q,)}} of one state's scores (Q, N)."""
+    ranks = ranks_of(scores, truths)
+    return {name: metrics_of(truth, ranks[name]) for name, truth in truths.items()}

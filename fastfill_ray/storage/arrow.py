@@ -1,0 +1,86 @@
+"""Arrow tables and vectors as bytes: written whole, with checksums, and checked before use.
+
+Legend: N items, d dimensions. Vectors are (N, d) float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastfill_ray.errors import CorruptFile, InputError
+from fastfill_ray.types import F32, IdType
+
+_RESTORE = "Restore the file, or roll back to a version that does not use it."
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """The table as one Parquet file with a checksum per page; the same table gives the same bytes."""
+    sink = pa.BufferOutputStream()
+    # No dictionaries: vectors and ids do not repeat, and zstd finds what does.
+    pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
+
+
+def read_table(data: bytes, *, name: str, columns: list[str] | None = None) -> pa.Table:
+    """The table in the Parquet file `data`, page checksums verified.
+
+    Args:
+        name: the file's name, for messages.
+        columns: only these, in this order.
+
+    Raises:
+        CorruptFile: not a Parquet file, damaged, or without one of `columns`.
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        # Parquet's reader drops unknown names without a word.
+        missing = [column for column in columns or () if column not in file.schema_arrow.names]
+        if missing:
+            raise CorruptFile(f"{name}: no column {missing[0]!r}, found {file.schema_arrow.names}.")
+        table = file.read(columns=columns)
+        return table if columns is None else table.select(columns)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CorruptFile(f"{name} cannot be read as Parquet: {error}. {_RESTORE}") from error
+
+
+def id_array(ids: Any, id_type: IdType) -> pa.Array:
+    """Ids as one Arrow array of the run's id type.
+
+    Args:
+        ids: (N,) Arrow (chunked) array, numpy array or sequence; integers of any width, or strings of any Arrow kind.
+
+    Raises:
+        InputError: a null, an id of the other type, or one that does not fit into int64; names the position.
+    """
+    try:
+        array = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks()
+        if isinstance(array, pa.ChunkedArray):  # what combining no chunk at all gives in some releases
+            array = pa.concat_arrays(array.chunks)
+        if array.null_count:
+            row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+            raise InputError(f"id at position {row} is null, expected {id_type}. Give every row an id.")
+        if len(array) and not _is_id_type(array.type, id_type):
+            raise InputError(f"ids are {array.type}, expected {id_type}: one run holds one type of ids.")
+        return array.cast(pa.int64() if id_type == "int64" else pa.string())
+    except pa.ArrowException as error:
+        raise InputError(f"ids cannot be read as {id_type}: {error}.") from error
+
+
+def _is_id_type(found: pa.DataType, id_type: str) -> bool:
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if id_type == "int64":
+        return bool(pa.types.is_integer(found))
+    return bool(pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found))
+
+
+def vector_column(vectors: F32) -> pa.FixedSizeListArray:
+    """(N, d) float32 as a column of N vectors; a C-contiguous float32 array is not copied."""
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])

@@ -1,0 +1,150 @@
+"""The append-only log: create-if-absent of the next number is the only way to commit, and the epoch is claimed in it.
+
+Numbers are never deleted or reused. A driver whose epoch was overtaken is fenced: it cannot append and must not
+delete.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from fastfill_ray.errors import CommitStateUnknown, CorruptFile, Fenced, FileMissing, RefusedError, StorageError
+from fastfill_ray.log.envelope import seal, unseal
+from fastfill_ray.log.records import Body, Claim, Expire, Init, Plan, Publish, Version
+from fastfill_ray.log.state import State, apply
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.paths import LOG, parse_record, record_path
+
+
+class Log:
+    """One driver's view of the log.
+
+    Args:
+        files: the output root.
+        now: UTC time as ISO 8601; for people who read the records.
+        new_txn: a fresh transaction id per record, so that equal bytes mean the same attempt.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        *,
+        now: Callable[[], str] = lambda: datetime.now(UTC).isoformat(timespec="milliseconds"),
+        new_txn: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> None:
+        self.state = State()
+        self._files = files
+        self._now = now
+        self._new_txn = new_txn
+        self._last: bytes | None = None
+        self._epoch: int | None = None
+
+    def read(self) -> State:
+        """Fold the records up to the first absent number; a second call reads only what is new.
+
+        Raises:
+            CorruptFile: a record that is damaged, out of chain, or missing while later ones exist.
+            RefusedError: a record of a newer release.
+        """
+        while True:
+            while (data := self._record(self.state.next_seq)) is not None:
+                self._adopt(data)
+            # A lost record would make the rest of the log vanish without a word. The listing is a hint only: a record
+            # may have been added since, so the number is read again before anybody is accused.
+            head = self.state.next_seq
+            beyond = [seq for path in self._files.list(LOG) if (seq := parse_record(path)) is not None and seq > head]
+            if not beyond:
+                return self.state
+            if self._record(head) is None:
+                raise CorruptFile(
+                    f"{self._files.root}/{record_path(head)} is missing, but record {min(beyond)} exists. "
+                    "Restore it from a copy of the log."
+                )
+
+    def initialise(self, init: Init) -> State:
+        """Put record 0, or adopt the one that is there. The caller compares ``state.init`` with its own."""
+        if self.read().init is None:
+            self._put(init, epoch=0)
+        return self.read()
+
+    def claim(self) -> int:
+        """Append CLAIM with the next epoch, again while other drivers take the number. Earlier epochs are fenced now.
+
+        Returns:
+            The epoch that this log may append under.
+
+        Raises:
+            RefusedError: the log has no INIT yet.
+        """
+        self.read()
+        while not self._put(Claim(claimed=self.state.epoch + 1), epoch=self.state.epoch + 1):
+            self._read_on()
+        self._epoch = self.state.epoch
+        return self._epoch
+
+    def append(self, body: Plan | Version | Publish | Expire) -> State:
+        """Commit one record under the claimed epoch. Everything that it names must be durable.
+
+        Raises:
+            Fenced: another driver has claimed a higher epoch. Nothing was written or deleted.
+            RefusedError: nothing is claimed yet, or the record does not fit the state.
+            CommitStateUnknown: it was not learnt whether the record landed.
+        """
+        if self._epoch is None:
+            raise RefusedError(f"{self._files.root}: {body.kind} cannot be appended before an epoch is claimed.")
+        self._check_epoch()
+        if not self._put(body, epoch=self._epoch):
+            self._read_on()
+            self._check_epoch()
+            raise CommitStateUnknown(
+                f"{self._files.root}: an earlier record of this driver landed after its outcome was reported unknown. "
+                "Nothing was deleted; run the same command again."
+            )
+        return self.state
+
+    def _check_epoch(self) -> None:
+        if self.state.epoch != self._epoch:
+            raise Fenced(
+                f"{self._files.root}: this driver owns epoch {self._epoch}, but another one has claimed "
+                f"{self.state.epoch}. Nothing was deleted. Let that one finish, or stop it and run this again."
+            )
+
+    def _put(self, body: Body, *, epoch: int) -> bool:
+        """Try to take the next number. False: other bytes hold it."""
+        seq = self.state.next_seq
+        data = seal(body, seq=seq, previous=self._last, txn=self._new_txn(), epoch=epoch, created=self._now())
+        try:
+            # What the fold would refuse must not get into the log, where it would stay for ever.
+            after = apply(self.state, unseal(data, seq=seq, previous=self._last, name=record_path(seq)))
+        except CorruptFile as error:
+            raise RefusedError(f"{self._files.root}: not appended, the log would refuse it: {error}") from error
+        if not self._files.put_new(record_path(seq), data):
+            return False
+        self.state, self._last = after, data
+        return True
+
+    def _read_on(self) -> None:
+        before = self.state.next_seq
+        if self.read().next_seq == before:
+            raise StorageError(
+                f"{self._files.root}/{record_path(before)}: the store says that it exists, but does not return it. "
+                "Run the same command again; if it stays, the store does not do what the commit protocol needs."
+            )
+
+    def _record(self, seq: int) -> bytes | None:
+        try:
+            return self._files.get(record_path(seq))
+        except FileMissing:
+            return None
+
+    def _adopt(self, data: bytes) -> None:
+        seq = self.state.next_seq
+        record = unseal(data, seq=seq, previous=self._last, name=f"{self._files.root}/{record_path(seq)}")
+        self.state, self._last = apply(self.state, record), data
+
+
+def read_state(files: Files) -> State:
+    """What the log says now; writes nothing."""
+    return Log(files).read()

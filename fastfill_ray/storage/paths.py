@@ -1,0 +1,101 @@
+"""The one place that builds and parses paths under the output root. Unknown names are left alone by everyone."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from fastfill_ray.types import check_path
+
+Stage = Literal["pairs", "alignment", "choice", "scores", "evaluation"]
+LOG = "log"
+REPORT_HTML = "reports/report.html"
+REPORT_METRICS = "reports/metrics.json"
+_RECORD = re.compile(r"^log/(\d{20})\.json$")
+_UNIT_RECEIPT = re.compile(r"^(?:.*/)?([cq]\d{8})\.receipt\.json$")
+
+
+def record_path(seq: int) -> str:
+    """``log/<20 digits>.json``: the only commit point."""
+    return f"{LOG}/{seq:020d}.json"
+
+
+def parse_record(path: str) -> int | None:
+    """The record's number, None if `path` is not a record."""
+    match = _RECORD.match(path)
+    return int(match[1]) if match else None
+
+
+def snapshot_path(fingerprint: str) -> str:
+    """The pinned input files of a plan."""
+    return check_path(f"snapshots/{fingerprint}/snapshot.json")
+
+
+def stage_folder(stage: Stage, fingerprint: str) -> str:
+    """Everything one execution of a stage writes; its units' outputs and receipts lie in it."""
+    return check_path(f"{stage}/{fingerprint}")
+
+
+def stage_receipt(stage: Stage, fingerprint: str) -> str:
+    """Proof that the stage is done."""
+    return f"{stage_folder(stage, fingerprint)}/receipt.json"
+
+
+def stage_failure(stage: Stage, fingerprint: str) -> str:
+    """Why the stage cannot be done, where the run goes on without it."""
+    return f"{stage_folder(stage, fingerprint)}/failed.json"
+
+
+def stage_output(stage: Stage, fingerprint: str, name: str, digest: str) -> str:
+    """A stage's own file, content-addressed: ``model.safetensors`` -> ``model.<16 hex digits>.safetensors``."""
+    stem, dot, suffix = name.partition(".")
+    return check_path(f"{stage_folder(stage, fingerprint)}/{stem}.{digest[:16]}{dot}{suffix}")
+
+
+def wave_folder(plan: str, wave: int) -> str:
+    """The new vectors of one wave, with their units' receipts."""
+    return check_path(f"vectors/{plan}/wave={wave:02d}")
+
+
+def units_path(plan: str, digest: str) -> str:
+    """The plan's work list: rows per (chunk, wave)."""
+    return check_path(f"vectors/{plan}/units.{digest[:16]}.parquet")
+
+
+def chunk_unit(chunk: int) -> str:
+    """Unit id of a gallery chunk."""
+    return f"c{chunk:08d}"
+
+
+def query_unit(unit: int) -> str:
+    """Unit id of a slice of the queries."""
+    return f"q{unit:08d}"
+
+
+def unit_output(folder: str, unit: str, digest: str) -> str:
+    """A unit's vectors, content-addressed by their sha256, so that a racing twin never overwrites other bytes."""
+    return check_path(f"{folder}/{unit}.{digest[:16]}.parquet")
+
+
+def unit_receipt(folder: str, unit: str) -> str:
+    """The unit's receipt beside its output; the first one put wins."""
+    return check_path(f"{folder}/{unit}.receipt.json")
+
+
+def parse_unit_receipt(path: str) -> str | None:
+    """The unit whose receipt `path` is, None if it is none."""
+    match = _UNIT_RECEIPT.match(path)
+    return match[1] if match else None
+
+
+def segment_paths(
+    plan: str, wave: int, bucket: int, state: Literal["stale", "new"], epoch: int, unique: str
+) -> tuple[str, str]:
+    """A segment's index and ids; the writer's epoch tells collectors of garbage, `unique` is a fresh uuid."""
+    stem = f"index/{plan}/w{wave:02d}-b{bucket:05d}-{state}-e{epoch:08d}-{unique}"
+    return check_path(f"{stem}.faiss"), check_path(f"{stem}.ids.parquet")
+
+
+def template_path(plan: str, name: str, unique: str) -> str:
+    """A trained, empty index that segments share."""
+    return check_path(f"index/{plan}/template-{name}-{unique}.faiss")

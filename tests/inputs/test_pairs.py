@@ -1,0 +1,252 @@
+"""The pairs file, its queries and judgements: what is read, what is left out with a reason, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fastfill_ray.errors import ConfigError, FastfillError, InputError
+from fastfill_ray.inputs.pairs import QueriesTable, read_pairs, read_queries
+from fastfill_ray.ordering.ids import hash_ids
+from fastfill_ray.types import SPLITS
+
+N, OLD, NEW = 40, 3, 5
+
+
+def columns(rows: int = N, **more: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    plain = {
+        "id": np.arange(rows) * 7,
+        "old": list(rng.normal(size=(rows, OLD)).astype(np.float32)),
+        "new": list(rng.normal(size=(rows, NEW)).astype(np.float32)),
+    }
+    return {name: values for name, values in {**plain, **more}.items() if values is not None}
+
+
+def write(path: Path, values: dict[str, Any]) -> str:
+    pq.write_table(pa.table(values), path, row_group_size=16)
+    return str(path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pairs.parquet"
+
+
+# Pairs
+
+
+def test_every_column_is_read_row_by_row(path: Path) -> None:
+    values = columns(
+        label=[f"class-{i % 3}" for i in range(N)],
+        group=["a" if i % 2 else None for i in range(N)],
+        weight=np.arange(N),
+        side=pa.array([[float(i), 1.0] for i in range(N)], pa.list_(pa.float64())),
+        split=[SPLITS[i % 3] for i in range(N)],
+    )
+    found = read_pairs(write(path, values), metric="cosine", seed=0)
+    np.testing.assert_array_equal(found.ids.tolist(), values["id"])
+    np.testing.assert_array_equal(found.id_hash, hash_ids(values["id"]))
+    np.testing.assert_array_equal(found.old, np.stack(values["old"]))
+    np.testing.assert_array_equal(found.new, np.stack(values["new"]))
+    assert found.labels is not None
+    assert found.groups is not None
+    assert found.weights is not None
+    assert found.side is not None
+    assert found.labels.tolist() == values["label"]
+    assert found.groups.tolist() == values["group"]
+    assert found.weights.tolist() == list(range(N))
+    assert found.side.tolist() == [[i, 1] for i in range(N)]
+    assert found.split.tolist() == values["split"]
+    assert {found.old.dtype, found.new.dtype, found.side.dtype, found.weights.dtype} == {np.dtype(np.float32)}
+    assert found.dropped == ()
+
+
+def test_what_the_file_does_not_hold_is_none(path: Path) -> None:
+    found = read_pairs(write(path, columns()), metric="cosine", seed=0)
+    assert (found.labels, found.groups, found.weights, found.side) == (None, None, None, None)
+
+
+def test_string_ids_and_a_folder_of_files_are_read_alike(tmp_path: Path) -> None:
+    names = [f"doc/{i}" for i in range(N)]
+    values = columns(id=names)
+    for part, rows in enumerate((slice(0, 15), slice(15, N))):
+        write(tmp_path / f"{part}.parquet", {name: column[rows] for name, column in values.items()})
+    found = read_pairs(str(tmp_path), metric="cosine", seed=0)
+    assert found.ids.tolist() == names
+    np.testing.assert_array_equal(found.id_hash, hash_ids(names))
+    np.testing.assert_array_equal(found.new, np.stack(values["new"]))
+
+
+def test_a_part_holds_the_rows_of_its_split_in_every_column(path: Path) -> None:
+    values = columns(
+        label=[str(i) for i in range(N)],
+        group=[str(i) for i in range(N)],
+        weight=np.arange(N),
+        side=[[float(i)] for i in range(N)],
+        split=[SPLITS[i % 3] for i in range(N)],
+    )
+    whole = read_pairs(write(path, values), metric="ip", seed=0)
+    for number, split in enumerate(SPLITS):
+        part, rows = whole.part(split), np.arange(number, N, 3)
+        assert set(part.split.tolist()) == {split}
+        for name in ("ids", "id_hash", "old", "new", "labels", "groups", "weights", "side"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rows], err_msg=name)
+
+
+def test_without_a_split_items_are_drawn_70_15_15_by_id_and_seed_alone(path: Path) -> None:
+    rows = 6000
+    values = columns(rows)
+    first = read_pairs(write(path, values), metric="cosine", seed=0)
+    shares = [(first.split == split).mean() for split in SPLITS]
+    assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.02)
+    order = np.random.default_rng(1).permutation(rows)
+    shuffled = {name: [column[i] for i in order] for name, column in values.items()}
+    again = read_pairs(write(path, shuffled), metric="cosine", seed=0)
+    assert dict(zip(again.ids, again.split, strict=True)) == dict(zip(first.ids, first.split, strict=True))
+    other = read_pairs(str(path), metric="cosine", seed=1)
+    assert (other.split != again.split).mean() > 0.3
+
+
+def test_rows_with_an_unusable_vector_are_left_out_with_the_reason(path: Path) -> None:
+    values = columns(
+        label=[f"label-{i}" for i in range(N)],
+        weight=[float(i) for i in range(N)],
+        side=[[1.0, float(i)] for i in range(N)],
+    )
+    values["old"][3] = None
+    values["new"][5] = values["new"][5][:2]
+    values["new"][6] = np.full(NEW, np.nan, np.float32)
+    values["old"][7] = np.zeros(OLD, np.float32)
+    values["side"][9] = [np.inf, 0.0]
+    values["old"] = pa.array(values["old"], pa.list_(pa.float32()))
+    values["new"] = pa.array(values["new"], pa.list_(pa.float32()))
+    found = read_pairs(write(path, values), metric="cosine", seed=0)
+    assert dict(found.dropped) == {
+        3: "old: null_vector",
+        5: f"new: wrong_dim: found 2, expected {NEW}",
+        6: "new: non_finite",
+        7: "old: zero_norm",
+        9: "side: non_finite",
+    }
+    kept = [i for i in range(N) if i not in (3, 5, 6, 7, 9)]
+    assert found.ids.tolist() == [7 * i for i in kept]
+    assert found.labels is not None
+    assert found.labels.tolist() == [f"label-{i}" for i in kept]
+    for column in (found.id_hash, found.old, found.new, found.split, found.weights, found.side):
+        assert column is not None
+        assert len(column) == len(kept)
+    # A zero vector has no direction, but it has a place.
+    assert 7 not in dict(read_pairs(str(path), metric="l2", seed=0).dropped)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "told"),
+    [
+        ({"id": None}, ConfigError, "column 'id' is not in"),
+        ({"old": None}, ConfigError, "column 'old' is not in"),
+        ({"new": None}, ConfigError, "column 'new' is not in"),
+        ({"id": [1, 2, 2, *range(3, N)]}, InputError, "id 2 occurs 2 times; ids must be unique"),
+        ({"id": ["a", "b", "b"] + [str(i) for i in range(3, N)]}, InputError, "id 'b' occurs 2 times"),
+        ({"id": [None, *range(1, N)]}, InputError, "column 'id' is null in 1 rows"),
+        ({"id": [0.5] * N}, InputError, "id column 'id' is double"),
+        ({"split": ["test"] * N}, InputError, "column 'split' holds 'test'; train, calibration, audit are expected"),
+        ({"split": [None] + ["train"] * (N - 1)}, InputError, "column 'split' holds None"),
+        ({"old": ["text"] * N}, InputError, "column 'old'"),
+        ({"new": [np.zeros(NEW, np.float32)] * N}, InputError, "none of the first 40 rows|none of 40 rows"),
+        ({"weight": ["heavy"] * N}, InputError, "column 'weight' holds 'heavy'; numbers are expected"),
+        ({"weight": [1.0, None] + [1.0] * (N - 2)}, InputError, "column 'weight' is no finite number in row 1"),
+    ],
+)
+def test_pairs_that_cannot_be_used_are_refused(
+    path: Path, change: dict[str, Any], error: type[FastfillError], told: str
+) -> None:
+    write(path, columns(**change))
+    with pytest.raises(error, match=told):
+        read_pairs(str(path), metric="cosine", seed=0)
+
+
+def test_no_rows_and_no_file_are_refused(path: Path) -> None:
+    pq.write_table(pa.table(columns()).slice(0, 0), path)
+    with pytest.raises(InputError, match="there are no rows"):
+        read_pairs(str(path), metric="cosine", seed=0)
+    with pytest.raises(InputError, match="does not exist"):
+        read_pairs(str(path) + "x", metric="cosine", seed=0)
+
+
+# Queries
+
+
+def queries(path: Path, values: dict[str, Any], qrels: dict[str, Any] | None = None) -> QueriesTable:
+    judged = None if qrels is None else write(path.with_name("qrels.parquet"), qrels)
+    return read_queries(write(path, values), judged, metric="cosine", new_dim=NEW, old_dim=OLD)
+
+
+def test_queries_need_their_new_vectors_alone(path: Path) -> None:
+    values = columns(8)
+    found = queries(path, {"new": values["new"]})
+    np.testing.assert_array_equal(found.new, np.stack(values["new"]))
+    assert (found.old, found.labels, found.groups, found.judged) == (None, None, None, None)
+
+
+def test_old_vectors_labels_groups_and_judgements_of_queries_are_read(path: Path) -> None:
+    values = columns(4, id=["q0", "q1", "q2", "q3"], label=list("abca"), group=["x", None, "y", "x"])
+    qrels = {"query_id": ["q2", "q0", "q2", "q9", "q2"], "item_id": [14, 7, 21, 7, 14]}
+    found = queries(path, values, qrels)
+    assert found.old is not None
+    assert found.labels is not None
+    assert found.groups is not None
+    np.testing.assert_array_equal(found.old, np.stack(values["old"]))
+    assert found.labels.tolist() == list("abca")
+    assert found.groups.tolist() == ["x", None, "y", "x"]
+    assert found.judged == ((2, 14), (0, 7), (2, 21))  # each once; of unknown queries none
+
+
+def test_query_ids_that_are_numbers_meet_judgements_in_either_type(path: Path) -> None:
+    for names in ([0, 7, 7], ["0", "7", "7"]):
+        assert queries(path, columns(3), {"query_id": names, "item_id": [1, 2, 3]}).judged == ((0, 1), (1, 2), (1, 3))
+
+
+def test_queries_without_usable_vectors_are_left_out_and_judgements_follow(path: Path) -> None:
+    values = columns(4, label=list("abcd"))
+    values["new"][0] = np.full(NEW, np.nan, np.float32)
+    values["old"][2] = np.zeros(OLD, np.float32)
+    found = queries(path, values, {"query_id": [0, 7, 14, 21], "item_id": [1, 2, 3, 4]})
+    assert found.labels is not None
+    assert found.labels.tolist() == ["b", "d"]
+    assert found.judged == ((0, 2), (1, 4))
+    assert found.old is not None
+    assert len(found.new) == len(found.old) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "qrels", "error", "told"),
+    [
+        ({"old": [[1.0] * OLD]}, None, ConfigError, "column 'new' is not in"),
+        ({"new": [[1.0] * (NEW + 1)]}, None, InputError, "column 'new' has 6 dims, the pairs' 'new' has 5"),
+        (
+            {"new": [[1.0] * NEW], "old": [[1.0] * 9]},
+            None,
+            InputError,
+            "column 'old' has 9 dims, the pairs' 'old' has 3",
+        ),
+        ({"new": [[1.0] * NEW]}, {"query_id": [0], "item_id": [0]}, ConfigError, "column 'id' is not in"),
+        ({"new": [[1.0] * NEW], "id": [0]}, {"query": [0], "item_id": [0]}, ConfigError, "column 'query_id' is not in"),
+        (
+            {"new": [[1.0] * NEW], "id": [0]},
+            {"query_id": [0, 0], "item_id": [None, 3]},
+            InputError,
+            "column 'item_id' is null in 1 rows",
+        ),
+    ],
+)
+def test_queries_that_cannot_be_used_are_refused(
+    path: Path, values: dict[str, Any], qrels: dict[str, Any] | None, error: type[FastfillError], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        queries(path, values, qrels)

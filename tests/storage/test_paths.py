@@ -1,0 +1,68 @@
+"""Paths: built and parsed in one place, all under the root, none taken for another."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastfill_ray.storage import paths as layout
+from fastfill_ray.types import check_path, fingerprint
+
+FP = fingerprint("x")
+SHA = "0123456789abcdef" * 4
+
+
+@given(st.integers(0, 10**12))
+def test_a_record_path_parses_back_and_sorts_by_number(seq: int) -> None:
+    assert layout.parse_record(layout.record_path(seq)) == seq
+    assert layout.record_path(seq) < layout.record_path(seq + 1)
+
+
+@given(st.integers(0, 10**8 - 1), st.sampled_from([layout.chunk_unit, layout.query_unit]))
+def test_a_unit_receipt_parses_back_to_its_unit(number: int, unit_of: type) -> None:
+    unit = unit_of(number)
+    folder = layout.wave_folder(FP, 3)
+    assert layout.parse_unit_receipt(layout.unit_receipt(folder, unit)) == unit
+    assert layout.parse_unit_receipt(layout.unit_output(folder, unit, SHA)) is None
+
+
+def test_unknown_names_are_left_alone() -> None:
+    for path in ("log/1.json", "log/latest", "log/00000000000000000000.json.bak", "x/00000000000000000000.json"):
+        assert layout.parse_record(path) is None
+    for path in (
+        layout.stage_receipt("pairs", FP),
+        "a/c1.receipt.json",
+        "a/xc00000001.receipt.json",
+        "a/c00000001.json",
+    ):
+        assert layout.parse_unit_receipt(path) is None
+
+
+def test_every_path_is_plain_and_no_two_are_equal() -> None:
+    folder = layout.wave_folder(FP, 1)
+    paths = [
+        layout.record_path(0),
+        layout.snapshot_path(FP),
+        *(layout.stage_receipt(stage, FP) for stage in ("pairs", "alignment", "scores", "evaluation")),
+        layout.stage_output("alignment", FP, "model.safetensors", SHA),
+        layout.stage_output("alignment", FP, "alignment.json", SHA),
+        layout.unit_output(folder, layout.chunk_unit(1), SHA),
+        layout.unit_receipt(folder, layout.chunk_unit(1)),
+        layout.unit_receipt(folder, layout.query_unit(1)),
+        *layout.segment_paths(FP, 1, 2, "stale", 3, "u1"),
+        *layout.segment_paths(FP, 1, 2, "new", 3, "u1"),
+        layout.template_path(FP, "stale", "u1"),
+        layout.REPORT_HTML,
+        layout.REPORT_METRICS,
+    ]
+    assert [check_path(path) for path in paths] == paths
+    assert len(set(paths)) == len(paths)
+
+
+def test_outputs_with_other_bytes_have_other_names() -> None:
+    assert layout.unit_output("vectors/p", "c00000001", SHA) == "vectors/p/c00000001.0123456789abcdef.parquet"
+    assert layout.unit_output("vectors/p", "c00000001", "f" * 64) != layout.unit_output("vectors/p", "c00000001", SHA)
+    assert (
+        layout.stage_output("alignment", "f", "model.safetensors", SHA)
+        == "alignment/f/model.0123456789abcdef.safetensors"
+    )
