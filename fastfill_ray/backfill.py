@@ -11,12 +11,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
-from fastfill_ray.config import BackfillConfig, StopConfig, load_config
+from fastfill_ray.config import BackfillConfig, load_config
 from fastfill_ray.errors import ConfigError, InputChanged, InputError, PlanMismatch, SpaceMismatch
 from fastfill_ray.inputs.locate import stat_input
 from fastfill_ray.inputs.parquet import check_pin
+from fastfill_ray.log.next_step import Step, next_step
 from fastfill_ray.log.records import Init, Plan, Publish
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide
@@ -43,7 +44,6 @@ _OUTSIDE_THE_PLAN: Any = {
     "serving": {"max_regression"},
     "stop": True,
 }
-_NO_RULE = StopConfig()
 
 
 @dataclass(frozen=True)
@@ -98,44 +98,6 @@ class BackfillResult:
             served += f"; version {versions[-1].version} is held: {versions[-1].verdict.reason}"
         where = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
         return f"{self.output}: {reached}; {served}." + (f"\nSeconds by stage: {where}." if where else "")
-
-
-@dataclass(frozen=True)
-class Step:
-    """What comes next. `wave` is set for "version"."""
-
-    do: Literal["plan", "version", "publish", "stop"]
-    wave: int = 0
-
-
-def next_step(state: State, request: str, *, last_wave: int | None = None, rule: StopConfig = _NO_RULE) -> Step:
-    """Decide from the log alone.
-
-    A plan that `rule` stopped goes on as soon as the rule is loosened, and another request gets a plan of its own. A
-    rule that was tightened after the newest version ends the run too, but the log does not say so: like `last_wave` it
-    leaves the plan unfinished.
-
-    Args:
-        request: fingerprint of what this run asks for.
-        last_wave: stop after the version of this wave (-1: after PLAN); None: go on to the end.
-
-    Raises:
-        PlanMismatch: the root holds an unfinished plan for another request.
-    """
-    plan, versions = state.plan, state.plan_versions
-    if versions and versions[-1].verdict.publish and versions[-1].version not in state.published:
-        return Step("publish")  # also where a driver died between the two records
-    if plan is None or (plan.request != request and state.ended):
-        return Step("plan")
-    if plan.request != request:
-        raise PlanMismatch(f"plan {plan.plan} was made for another request and is not finished")
-    if (
-        state.finished
-        or decide(plan, versions, rule).stop
-        or len(versions) > (len(plan.waves) if last_wave is None else last_wave)
-    ):
-        return Step("stop")
-    return Step("version", wave=len(versions))
 
 
 def run_backfill(

@@ -15,9 +15,9 @@ import pytest
 import fastfill_ray as ff
 from fastfill_ray.config import BackfillConfig, load_config
 from fastfill_ray.errors import ConfigError, InputError
-from fastfill_ray.stages.pairs import plan_pairs
-from fastfill_ray.stages.snapshot import Snapshot, Source, inspect_gallery
-from fastfill_ray.stages.vectors import mapped_columns, mapped_vectors
+from fastfill_ray.inputs.gallery import Source, mapped_columns, mapped_vectors
+from fastfill_ray.stages.sample import plan_pairs
+from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery
 from fastfill_ray.types import fingerprint
 from tests import synthetic
 

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.errors import CorruptFile
+from fastfill_ray.experiment.items import PairedItems
 from fastfill_ray.index.segment import build_index, train_template
+from fastfill_ray.inputs.gallery import mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, read_rows
 from fastfill_ray.log.records import FileRef, Segment
@@ -21,11 +23,9 @@ from fastfill_ray.ordering.partition import Chunk
 from fastfill_ray.ordering.waves import wave_of
 from fastfill_ray.retrieval.fusion import Fusion, fuse
 from fastfill_ray.stages.embed import read_vectors
-from fastfill_ray.stages.pairs import Pairs
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import run_tasks
 from fastfill_ray.stages.score import Scorer
-from fastfill_ray.stages.vectors import mapped_columns, mapped_vectors
 from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import segment_paths, template_path
@@ -63,7 +63,7 @@ class BucketWork:
 
 
 def train_templates(
-    files: Files, pairs: Pairs, scorer: Scorer, plan: str, factory: str, stale_factory: str, fusion: Fusion | None
+    files: Files, pairs: PairedItems, scorer: Scorer, plan: str, factory: str, stale_factory: str, fusion: Fusion | None
 ) -> dict[str, FileRef]:
     """Trained empty indexes, on the pairs' new vectors and on their aligned ones as a sample of the stale.
 

@@ -18,7 +18,7 @@ from fastfill_ray.config import BackfillConfig
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.experiment.candidate import KEPT, Candidate, kept_views, map_of, views_of
 from fastfill_ray.experiment.experiment import Split, investigate, predicted
-from fastfill_ray.experiment.items import Asked, Items, items_as_queries
+from fastfill_ray.experiment.items import Asked, Items, PairedItems, Queries, items_as_queries
 from fastfill_ray.experiment.results import candidate_json, findings_json, words
 from fastfill_ray.experiment.search import WEIGHTS, Allowed
 from fastfill_ray.experiment.shadow import make_scene, make_views, proxies_of
@@ -29,9 +29,8 @@ from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED, POLICIES, Polic
 from fastfill_ray.ordering.proxies import Proxies
 from fastfill_ray.retrieval.calibration import Form
 from fastfill_ray.retrieval.fusion import Fusion, fusion_of
-from fastfill_ray.stages.pairs import Pairs
 from fastfill_ray.stages.progress import Progress
-from fastfill_ray.stages.queries import MAX_QUERIES, Queries
+from fastfill_ray.stages.queries import MAX_QUERIES
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
@@ -77,7 +76,7 @@ class Evidence:
     """
 
     config: BackfillConfig
-    pairs: Pairs
+    pairs: PairedItems
     queries: Queries
     alignments: Mapping[Method, Alignment]
     norm: float
@@ -117,7 +116,7 @@ class Evidence:
         )
 
 
-def items_of(part: Pairs) -> Items:
+def items_of(part: PairedItems) -> Items:
     """The pairs of one split, as the laboratory takes them."""
     ids = part.ids.astype(np.int64) if len(part.ids) and isinstance(part.ids[0], int) else part.ids
     return Items(hash_ids(ids), part.old, part.new, part.labels, part.groups, part.weights)
@@ -252,7 +251,7 @@ def _split(evidence: Evidence, name: str, policies: Sequence[Policy], references
     return Split(scene, views)
 
 
-def _asked(queries: Queries, part: Pairs, items: Items, seed: int) -> Asked:
+def _asked(queries: Queries, part: PairedItems, items: Items, seed: int) -> Asked:
     """The given queries; without them a split's own items ask it, so that held-out splits stay apart."""
     if queries.are_items:
         count = min(len(part.ids), MAX_QUERIES)

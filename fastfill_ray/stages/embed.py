@@ -25,7 +25,7 @@ from fastfill_ray.ordering.ids import ids_digest
 from fastfill_ray.ordering.waves import wave_of
 from fastfill_ray.stages.intake import Intake, admit
 from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed
-from fastfill_ray.storage.arrow import id_array, read_table, table_bytes, vector_column
+from fastfill_ray.storage.arrow import id_array, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt
@@ -265,12 +265,6 @@ def read_vectors(files: Files, receipts: Iterable[Receipt], dim: int) -> tuple[l
             ids.extend(table.column("id").to_pylist())
             parts.append(stored_vectors(table, dim))
     return ids, np.concatenate(parts)
-
-
-def stored_vectors(table: pa.Table, dim: int) -> np.ndarray:
-    """The ``vector`` column (N, dim) of a file that this package wrote."""
-    column = table.column("vector").combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), dim)
 
 
 def _place(unit: Unit) -> str:

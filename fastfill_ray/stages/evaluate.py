@@ -12,8 +12,10 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.experiment.staged import Shadow, make_shadow
 from fastfill_ray.index.segment import load_index, prepare_queries, search_segment, segment_queries
+from fastfill_ray.inputs.gallery import Source, old_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, read_rows
 from fastfill_ray.log.records import Segment
@@ -26,13 +28,10 @@ from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.retrieval.metrics import per_query_by_relevance
 from fastfill_ray.retrieval.ranking import rank
 from fastfill_ray.retrieval.similarity import similarity
-from fastfill_ray.stages.pairs import Pairs, objects
-from fastfill_ray.stages.queries import MAX_QUERIES, Queries
+from fastfill_ray.stages.queries import MAX_QUERIES
 from fastfill_ray.stages.runtime import run_tasks
 from fastfill_ray.stages.score import Scorer
-from fastfill_ray.stages.snapshot import Source
-from fastfill_ray.stages.vectors import old_vectors
-from fastfill_ray.storage.arrow import read_table
+from fastfill_ray.storage.arrow import objects, read_table
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.refs import get_verified
 from fastfill_ray.types import F64, Metric
@@ -192,7 +191,7 @@ class Ranking:
         return per_query_by_relevance(hits.scores, hits.relevant, hits.num_relevant)
 
 
-def audit_queries(pairs: Pairs, seed: int) -> Queries:
+def audit_queries(pairs: PairedItems, seed: int) -> Queries:
     """The audit items as queries, each excluded from its own ranking: what is used where no queries are given."""
     audit = pairs.part("audit")
     drawn = _draw(len(audit.ids), seed)
@@ -215,7 +214,7 @@ def _draw(items: int, seed: int) -> np.ndarray:
 
 
 def shadow_of(
-    part: Pairs,
+    part: PairedItems,
     queries: Queries,
     scorer: Scorer,
     thresholds: Sequence[int],

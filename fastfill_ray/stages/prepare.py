@@ -13,8 +13,10 @@ import numpy as np
 from fastfill_ray.alignment.maps import Method
 from fastfill_ray.config import BackfillConfig
 from fastfill_ray.errors import AlignmentFailed, ConfigError, QuarantineExceeded
+from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.index.segment import check_factory
 from fastfill_ray.inputs.classifier import read_classifier
+from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.parquet import TableInput, vector_dim_of
 from fastfill_ray.ordering.partition import sample_pairs
 from fastfill_ray.ordering.waves import wave_targets
@@ -22,11 +24,11 @@ from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.stages.choose import Decision, Evidence, decide, methods_to_train
 from fastfill_ray.stages.embed import Job, Space, Unit, embed, keep_receipt
 from fastfill_ray.stages.evaluate import audit_queries
-from fastfill_ray.stages.pairs import PairPlan, Pairs, finish_pairs, load_pairs, plan_pairs
 from fastfill_ray.stages.progress import Progress
-from fastfill_ray.stages.queries import Queries, QueryPlan, load_queries, pin_queries, plan_queries
+from fastfill_ray.stages.queries import QueryPlan, load_queries, pin_queries, plan_queries
+from fastfill_ray.stages.sample import PairPlan, finish_pairs, load_pairs, plan_pairs
 from fastfill_ray.stages.score import Scorer, Scores, score
-from fastfill_ray.stages.snapshot import Snapshot, Source
+from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.train import TrainedAlignment, TrainJob, alignment_fingerprint, load_alignment, train_all
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import unit_receipt
@@ -42,7 +44,7 @@ class Prepared:
 
     snapshot: Snapshot
     job: Job
-    pairs: Pairs
+    pairs: PairedItems
     pair_receipts: dict[int, Receipt]
     queries: Queries
     scorer: Scorer
@@ -289,11 +291,11 @@ def _embed_first(
     config: BackfillConfig,
     pair_plan: PairPlan,
     query_plan: QueryPlan | None,
-    finished: Pairs | None,
+    finished: PairedItems | None,
     source: Source,
     progress: Progress,
-) -> tuple[Pairs, dict[int, Receipt], dict[tuple[str, str], Receipt]]:
-    """Pairs and queries in one execution of the pool: models load once."""
+) -> tuple[PairedItems, dict[int, Receipt], dict[tuple[str, str], Receipt]]:
+    """PairedItems and queries in one execution of the pool: models load once."""
     files = job.files
     query_units = list(itertools.chain.from_iterable(query_plan.units.values())) if query_plan is not None else []
     units = [*pair_plan.units, *query_units]

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastfill_ray.config import BackfillConfig, QueriesConfig
 from fastfill_ray.errors import InputError
+from fastfill_ray.experiment.items import Queries
 from fastfill_ray.inputs.kinds import element_type, vectors_of
 from fastfill_ray.inputs.parquet import PinnedFile, TableInput, pin, read_rows
 from fastfill_ray.stages.embed import Unit, read_vectors
@@ -18,26 +19,6 @@ from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import IdType, fingerprint
 
 MAX_QUERIES = 1000
-
-
-@dataclass(frozen=True)
-class Queries:
-    """Q queries with everything that evaluation needs.
-
-    ids: (Q,) object array, strings from a query file or gallery ids where audit items are the queries.
-    new: (Q, E) float32. old: (Q, D) float32 or None. labels: (Q,) object array or None.
-    judged: (query index, item id) pairs, None without qrels. are_items: whether a query is its own gallery item.
-    groups: (Q,) object array or None.
-    """
-
-    fingerprint: str
-    ids: np.ndarray
-    new: np.ndarray
-    old: np.ndarray | None
-    labels: np.ndarray | None
-    judged: list[tuple[int, int | str]] | None
-    are_items: bool
-    groups: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

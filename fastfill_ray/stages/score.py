@@ -13,6 +13,7 @@ import ray.data
 
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.errors import FastfillError, InputError
+from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, read_rows
 from fastfill_ray.log.records import FileRef
@@ -21,13 +22,11 @@ from fastfill_ray.ordering.policies import LABELLED, Policy, Reference, priority
 from fastfill_ray.ordering.proxies import merge_top, top_scores
 from fastfill_ray.ordering.waves import Histogram, find_thresholds, key_histogram, order_key, wave_of
 from fastfill_ray.retrieval.similarity import match_norms
-from fastfill_ray.stages.pairs import objects
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed, run_tasks
-from fastfill_ray.stages.snapshot import Snapshot, Source
+from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
-from fastfill_ray.stages.vectors import item_weights, mapped_columns, mapped_vectors
-from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
+from fastfill_ray.storage.arrow import id_array, objects, read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import chunk_unit, stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt

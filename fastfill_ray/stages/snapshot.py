@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors, run_tasks
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import snapshot_path
-from fastfill_ray.types import IdType, Metric, Model, canonical, fingerprint
+from fastfill_ray.types import IdType, Model, canonical, fingerprint
 
 # Hashes of ids are compared partition by partition; one partition of this many is 32 MiB.
 _PARTITION_ROWS = 1 << 22
@@ -49,18 +48,6 @@ class Snapshot(Model):
     def file_starts(self) -> np.ndarray:
         """Global row number of each file's first row (files,)."""
         return np.cumsum([0, *(file.rows for file in self.gallery.files)])[:-1]
-
-
-@dataclass(frozen=True)
-class Source:
-    """How workers read the gallery."""
-
-    config: GalleryConfig
-    id_type: IdType
-    old_dim: int
-    metric: Metric
-    s3_endpoint: str | None
-    side_dim: int | None = None
 
 
 def gallery_columns(config: GalleryConfig) -> dict[str, str]:

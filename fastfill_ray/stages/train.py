@@ -26,11 +26,11 @@ from fastfill_ray.alignment.maps import Alignment, Method
 from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, check_pairs
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.errors import AlignmentFailed, ConfigError, SpaceMismatch
+from fastfill_ray.experiment.items import PairedItems
 from fastfill_ray.inputs.kinds import vectors_of
 from fastfill_ray.inputs.locate import open_input
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import hash_ids
-from fastfill_ray.stages.pairs import Pairs
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors
 from fastfill_ray.storage.arrow import vector_column
@@ -77,7 +77,7 @@ def alignment_fingerprint(
     return fingerprint([pairs, method, preset, digest, seed])
 
 
-def train(job: TrainJob, pairs: Pairs, progress: Progress) -> TrainedAlignment:
+def train(job: TrainJob, pairs: PairedItems, progress: Progress) -> TrainedAlignment:
     """The trained alignment; a finished one is found by its receipt, an interrupted one goes on from its checkpoint.
 
     Raises:
@@ -88,7 +88,7 @@ def train(job: TrainJob, pairs: Pairs, progress: Progress) -> TrainedAlignment:
     return trained
 
 
-def train_all(jobs: Sequence[TrainJob], pairs: Pairs, progress: Progress) -> dict[Method, TrainedAlignment | str]:
+def train_all(jobs: Sequence[TrainJob], pairs: PairedItems, progress: Progress) -> dict[Method, TrainedAlignment | str]:
     """Several maps in one Ray Train run: finished ones are found, an interrupted one goes on from its checkpoint.
 
     Args:
@@ -138,7 +138,7 @@ def _finished(job: TrainJob, *, alone: bool) -> TrainedAlignment | str | None:
     return None if failure is None else str(failure.details["reason"])
 
 
-def _train_table(part: Pairs, jobs: Sequence[TrainJob]) -> pa.Table:
+def _train_table(part: PairedItems, jobs: Sequence[TrainJob]) -> pa.Table:
     """Columns old, new, side where there is one, and label (null: unknown) where labels can be learnt from."""
     columns: dict[str, pa.Array] = {
         "old": vector_column(part.old),

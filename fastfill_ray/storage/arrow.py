@@ -5,6 +5,7 @@ Legend: N items, d dimensions. Vectors are (N, d) float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,3 +85,17 @@ def vector_column(vectors: F32) -> pa.FixedSizeListArray:
     """(N, d) float32 as a column of N vectors; a C-contiguous float32 array is not copied."""
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+def objects(column: pa.ChunkedArray | Sequence[object]) -> np.ndarray:
+    """A column as an object array (N,) of Python values."""
+    values = column.to_pylist() if isinstance(column, pa.ChunkedArray) else list(column)
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+def stored_vectors(table: pa.Table, dim: int) -> np.ndarray:
+    """The ``vector`` column (N, dim) of a file that this package wrote."""
+    column = table.column("vector").combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), dim)

@@ -19,7 +19,7 @@ from fastfill_ray.experiment.search import WEIGHTS
 from fastfill_ray.ordering.policies import expected_gain
 from fastfill_ray.ordering.proxies import with_thresholds
 from fastfill_ray.stages.choose import AUTO_METHODS, Evidence
-from fastfill_ray.stages.pairs import _from_table
+from fastfill_ray.stages.sample import _from_table
 from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.files import open_files
 from fastfill_ray.storage.paths import stage_receipt

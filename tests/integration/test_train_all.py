@@ -14,7 +14,7 @@ import pytest
 from fastfill_ray.alignment.pairs import TrainingPairs
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.errors import AlignmentFailed
-from fastfill_ray.stages.pairs import Pairs
+from fastfill_ray.experiment.items import PairedItems
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import connected
 from fastfill_ray.stages.train import (
@@ -71,7 +71,7 @@ class DyingFiles:
             os._exit(1)
 
 
-def make_pairs() -> Pairs:
+def make_pairs() -> PairedItems:
     rng = np.random.default_rng(0)
     ids = np.empty(ROWS, object)
     ids[:] = [int(value) for value in rng.permutation(ROWS) * 5]
@@ -80,7 +80,7 @@ def make_pairs() -> Pairs:
     old = rng.normal(size=(ROWS, 6)).astype(np.float32)
     side = rng.normal(size=(ROWS, 3)).astype(np.float32)
     new = np.concatenate([old, side], axis=1) @ rng.normal(size=(9, 8)).astype(np.float32)
-    return Pairs("pairs", ids, old, new, labels, np.repeat(["train", "audit"], ROWS // 2), side)
+    return PairedItems("pairs", ids, old, new, labels, np.repeat(["train", "audit"], ROWS // 2), side)
 
 
 def job(files: Files, method: Method, classifier: tuple[np.ndarray, np.ndarray] | None = None) -> TrainJob:
@@ -88,7 +88,7 @@ def job(files: Files, method: Method, classifier: tuple[np.ndarray, np.ndarray] 
     return TrainJob(files, method, "default", classifier, 0, False, name, SPACES, None)
 
 
-def in_process(method: Method, pairs: Pairs) -> Fit:
+def in_process(method: Method, pairs: PairedItems) -> Fit:
     """The same training without Ray: rows in the order of the ids' hashes, fastfill on the labelled ones alone."""
     part = pairs.part("train")
     part = part.labelled() if method == "fastfill" else part
@@ -111,7 +111,7 @@ def receipt(files: Files, job: TrainJob) -> Receipt:
 
 @pytest.fixture(scope="module")
 def together(ray_session: None) -> Callable[..., dict[Method, TrainedAlignment | str]]:
-    def call(jobs: list[TrainJob], pairs: Pairs) -> dict[Method, TrainedAlignment | str]:
+    def call(jobs: list[TrainJob], pairs: PairedItems) -> dict[Method, TrainedAlignment | str]:
         with connected():
             return train_all(jobs, pairs, Progress(io.StringIO()))
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfill_ray.backfill import BackfillResult, Step, input_pins, next_step, parse_until, plan_settings
+from fastfill_ray.backfill import BackfillResult, input_pins, parse_until, plan_settings
 from fastfill_ray.config import StopConfig, load_config
 from fastfill_ray.errors import ConfigError, PlanMismatch
 from fastfill_ray.log.envelope import seal, unseal
+from fastfill_ray.log.next_step import Step, next_step
 from fastfill_ray.log.records import Body, Claim, Plan, Publish, Verdict, Version
 from fastfill_ray.log.state import State, apply, fold
 from tests.log.test_records import INIT, chain, plan, unchain, version

@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastfill_ray.experiment.items import Queries
 from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.retrieval.metrics import per_query_by_relevance
 from fastfill_ray.stages.evaluate import Hits, Ranking, _judge
-from fastfill_ray.stages.queries import Queries
 
 
 def objects(*values: Any) -> np.ndarray:

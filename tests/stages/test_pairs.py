@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fastfill_ray.config import BackfillConfig, load_config
-from fastfill_ray.stages.pairs import plan_pairs
 from fastfill_ray.stages.queries import pin_queries, plan_queries
+from fastfill_ray.stages.sample import plan_pairs
 from fastfill_ray.stages.snapshot import inspect_gallery
 from fastfill_ray.types import fingerprint
 from tests import synthetic

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -11,64 +11,20 @@ import pyarrow as pa
 
 from fastfill_ray.config import BackfillConfig
 from fastfill_ray.errors import ConfigError
+from fastfill_ray.experiment.items import PairedItems
+from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import read_rows
 from fastfill_ray.ordering.partition import MIN_SPLIT, sample_pairs
-from fastfill_ray.stages.embed import Unit, read_vectors, stored_vectors
+from fastfill_ray.stages.embed import Unit, read_vectors
 from fastfill_ray.stages.runtime import run_tasks
-from fastfill_ray.stages.snapshot import Snapshot, Source
-from fastfill_ray.stages.vectors import item_weights, mapped_columns, mapped_vectors
-from fastfill_ray.storage.arrow import id_array, read_table, table_bytes, vector_column
+from fastfill_ray.stages.snapshot import Snapshot
+from fastfill_ray.storage.arrow import id_array, objects, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import chunk_unit, stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
 from fastfill_ray.types import SPLITS, fingerprint
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """P items with both vectors: ids (P,), old (P, D), new (P, E), labels (P,) or None, split (P,) of SPLITS.
-
-    side (P, S), groups (P,), weights (P,) float32: where the gallery has such columns.
-    """
-
-    fingerprint: str
-    ids: np.ndarray
-    old: np.ndarray
-    new: np.ndarray
-    labels: np.ndarray | None
-    split: np.ndarray
-    side: np.ndarray | None = None
-    groups: np.ndarray | None = None
-    weights: np.ndarray | None = None
-
-    def part(self, name: str) -> Pairs:
-        """The pairs of one split."""
-        return self._chosen(self.split == name)
-
-    def labelled(self) -> Pairs:
-        """The pairs whose label is known; all of them, without labels, if those are too few to learn from."""
-        if self.labels is None:
-            return self
-        known = np.array([label is not None for label in self.labels.tolist()], dtype=bool)
-        return self._chosen(known) if known.sum() >= MIN_SPLIT["train"] else replace(self, labels=None)
-
-    def _chosen(self, rows: np.ndarray) -> Pairs:
-        def of(column: np.ndarray | None) -> np.ndarray | None:
-            return None if column is None else column[rows]
-
-        return Pairs(
-            self.fingerprint,
-            self.ids[rows],
-            self.old[rows],
-            self.new[rows],
-            of(self.labels),
-            self.split[rows],
-            of(self.side),
-            of(self.groups),
-            of(self.weights),
-        )
 
 
 @dataclass(frozen=True)
@@ -131,7 +87,7 @@ def plan_pairs(config: BackfillConfig, snapshot: Snapshot, new_space: str) -> Pa
     return PairPlan(fingerprint=name, units=tuple(units), split_of=split_of, offsets=offsets)
 
 
-def load_pairs(files: Files, plan: PairPlan) -> Pairs | None:
+def load_pairs(files: Files, plan: PairPlan) -> PairedItems | None:
     """The finished stage's pairs, or None."""
     receipt = read_receipt(files, stage_receipt("pairs", plan.fingerprint))
     if receipt is None:
@@ -142,7 +98,7 @@ def load_pairs(files: Files, plan: PairPlan) -> Pairs | None:
 
 def finish_pairs(
     files: Files, plan: PairPlan, receipts: Mapping[str, Receipt], source: Source, *, new_dim: int
-) -> Pairs:
+) -> PairedItems:
     """Join new vectors with old ones and labels, write the pairs and the stage's receipt.
 
     A pair whose old or side vector cannot be used, or whose new one could not be made, teaches nothing and is left out.
@@ -206,8 +162,8 @@ def _read_old(unit: Unit, *, source: Source) -> pa.Table:
     return pa.table(result)
 
 
-def _from_table(name: str, table: pa.Table) -> Pairs:
-    return Pairs(
+def _from_table(name: str, table: pa.Table) -> PairedItems:
+    return PairedItems(
         fingerprint=name,
         ids=objects(table.column("id")),
         old=_matrix(table, "old"),
@@ -223,11 +179,3 @@ def _from_table(name: str, table: pa.Table) -> Pairs:
 def _matrix(table: pa.Table, name: str) -> np.ndarray:
     column = table.column(name)
     return stored_vectors(pa.table({"vector": column}), column.type.list_size)
-
-
-def objects(column: pa.ChunkedArray | Sequence[object]) -> np.ndarray:
-    """A column as an object array (N,) of Python values."""
-    values = column.to_pylist() if isinstance(column, pa.ChunkedArray) else list(column)
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array

@@ -1,9 +1,11 @@
-"""The vectors that a gallery already has: the old ones, and the side vectors that a map may read beside them.
+"""How workers read the gallery: its old vectors, side vectors and weights.
 
 Legend: N rows, D old dim, S dim of the side vectors. Vectors are float32; rows that cannot be used are zeros.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pyarrow as pa
 from fastfill_ray.config import GalleryConfig
 from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.kinds import element_type, vectors_of
-from fastfill_ray.stages.snapshot import Source
+from fastfill_ray.types import IdType, Metric
 
 
 def old_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, dict[int, str]]:
@@ -62,3 +64,15 @@ def item_weights(table: pa.Table, source: Source, path: str) -> np.ndarray:
             "were read; finite numbers of at least 0 are expected. Fill them in, or leave weight_column out."
         )
     return weights
+
+
+@dataclass(frozen=True)
+class Source:
+    """How workers read the gallery."""
+
+    config: GalleryConfig
+    id_type: IdType
+    old_dim: int
+    metric: Metric
+    s3_endpoint: str | None
+    side_dim: int | None = None
