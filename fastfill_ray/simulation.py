@@ -1,7 +1,8 @@
 """`simulate`: which map, order, stale mode and calibration suit a user's own pairs, before anything is re-embedded.
 
 No Ray and no embedder: it reads pairs that have both vectors, trains the maps, and traces whole backfills on held-out
-ones. The same laboratory decides what `auto` becomes in a run.
+ones. What decides is ``experiment.run_experiment``, which also decides what `auto` becomes in a run: on a run's pairs,
+queries and maps the choice is the run's.
 """
 
 from __future__ import annotations
@@ -10,32 +11,32 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import numpy as np
 
-from fastfill_ray.alignment.maps import Alignment, Method, PresetName
-from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, head_of
+from fastfill_ray.alignment.maps import METHODS, Alignment, Method, PresetName
+from fastfill_ray.alignment.pairs import classifier_for, training_pairs
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.errors import AlignmentFailed, ConfigError
-from fastfill_ray.experiment.candidate import Candidate, kept_views, views_of
-from fastfill_ray.experiment.experiment import Findings, Reported, Split, authors_curve, investigate
-from fastfill_ray.experiment.items import Asked, Items, items_as_queries
+from fastfill_ray.experiment.candidate import WEIGHTS, Candidate, MapView, Objective
+from fastfill_ray.experiment.experiment import Findings, Question, Reported, run_experiment
+from fastfill_ray.experiment.heldout import Evidence, answered
+from fastfill_ray.experiment.items import PairedItems, Queries
+from fastfill_ray.experiment.published import published_curve
 from fastfill_ray.experiment.results import arms_json, curve_json, findings_json
-from fastfill_ray.experiment.search import WEIGHTS, Allowed
-from fastfill_ray.experiment.shadow import make_scene, make_view, make_views, proxies_of
+from fastfill_ray.experiment.shadow import make_shadow
 from fastfill_ray.inputs.classifier import read_classifier
-from fastfill_ray.inputs.pairs import PairsTable, QueriesTable, read_pairs, read_queries
-from fastfill_ray.ordering.classifier import Head
-from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED, POLICIES, Policy, Reference
+from fastfill_ray.inputs.pairs import read_pairs, read_queries
+from fastfill_ray.ordering.classifier import Classifier
+from fastfill_ray.ordering.partition import MIN_SPLIT
+from fastfill_ray.ordering.policies import POLICIES, Policy
 from fastfill_ray.report.simulation import simulation_table
 from fastfill_ray.retrieval.metrics import METRICS
-from fastfill_ray.types import SPLITS, Metric
+from fastfill_ray.types import SPLITS, Metric, Relevance, Split
 
-METHODS: tuple[Method, ...] = ("kernel", "fastfill", "fct", "ridge", "procrustes")
-MAX_QUERIES = 1000
 Protocol = Literal["authors"]
 
 
@@ -52,16 +53,18 @@ class Simulation:
 
 
 def simulate(
-    pairs: str | Path | PairsTable,
+    pairs: str | Path | PairedItems,
     *,
     objective: str | None = None,
-    queries: str | QueriesTable | None = None,
+    queries: str | Queries | None = None,
     qrels: str | None = None,
-    classifier: str | tuple[np.ndarray, np.ndarray] | None = None,
+    classifier: str | Classifier | None = None,
     metric: Metric = "cosine",
     methods: Sequence[Method] = METHODS,
     policies: Sequence[Policy] | None = None,
     preset: PresetName = "default",
+    alignments: Mapping[Method, Alignment] | None = None,
+    waves: Sequence[float] = (),
     protocol: Protocol | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -71,13 +74,16 @@ def simulate(
     """Simulate whole backfills on pairs.
 
     Args:
-        pairs: Parquet with `id`, `old`, `new`, optional `label`, `group`, `weight`, `side`, `split`; or a table.
+        pairs: Parquet with `id`, `old`, `new`, optional `label`, `group`, `weight`, `side`, `split`; or the items.
         objective: "relevance/metric": what is optimised; `label`, `qrels` or `new_model`, and one of the metrics. None
             for label/map where pairs (and queries) have labels, else new_model/recall@10.
         queries: Parquet with `new`, optional `id`, `old`, `label`, `group`; None: the items of a split ask it.
         qrels: Parquet with `query_id`, `item_id`; needs queries.
         classifier: the new model's own, an .npz with weight (C, E) and bias (C,); labels are then its class numbers.
         policies: the orders that may be chosen; None for all that the data allows.
+        alignments: maps that are trained already, such as a run's; None trains `methods` on the train pairs here.
+        waves: shares of the gallery that are new in the versions of a run, the pairs' share first: the choice's curve
+            there is predicted.
         protocol: "authors" for the published evaluation (Jaeckle et al., ICLR 2023): gallery = queries, all of them,
             self excluded, L2 on vectors as they are, 22 cutoffs, no calibration, nothing chosen.
         out: a folder for simulation.json.
@@ -93,236 +99,144 @@ def simulate(
         given = {"objective": objective, "queries": queries, "qrels": qrels, "policies": policies}
         if refused := [name for name, value in given.items() if value is not None]:
             raise ConfigError(f"protocol authors: {', '.join(refused)} has no place in it; leave it out")
-    if isinstance(pairs, PairsTable):
-        table = pairs
-    else:
-        table = read_pairs(str(pairs), metric=metric, seed=seed, s3_endpoint=s3_endpoint)
-    asked = _asked(queries, qrels, table, metric, s3_endpoint)
-    if objective is None:
-        objective = "label/map" if _labelled(table, asked) else "new_model/recall@10"
-    relevance, _, measured = objective.partition("/")
-    _check(table, asked, relevance, measured, ("train", "audit") if protocol == "authors" else SPLITS)
+    dropped: tuple[tuple[int, str], ...] = ()
+    if not isinstance(pairs, PairedItems):
+        pairs, dropped = read_pairs(str(pairs), metric=metric, seed=seed, s3_endpoint=s3_endpoint)
+    if dropped:
+        row, reason = dropped[0]
+        print(f"{len(dropped)} pairs are left out; the first: row {row}, {reason}", file=stream, flush=True)
+    users = _queries(queries, qrels, pairs, metric, s3_endpoint)
+    wanted = _objective(objective, pairs, users)
+    _check_items(pairs, ("train", "audit") if protocol == "authors" else SPLITS)
     for name, asked_for, known in (("method", methods, METHODS), ("policy", policies or (), POLICIES)):
         if unknown := [one for one in asked_for if one not in known]:
             raise ConfigError(f"{name} {unknown[0]} is unknown; {', '.join(known)} are expected")
-    head = classifier
-    if isinstance(head, str):
-        head = read_classifier(head, dim=table.new.shape[1], s3_endpoint=s3_endpoint)
-    decider, orders = None, list[Policy]()
-    if protocol is None:
-        train = table.part("train")
-        decider = head_of(head, train.new, train.labels)
-        orders = orders_allowed(table, policies, relevance, has_head=decider is not None)
-    if table.dropped:
-        row, reason = table.dropped[0]
-        print(f"{len(table.dropped)} pairs are left out; the first: row {row}, {reason}", file=stream, flush=True)
-    trained = train_maps(table, methods, preset, head, seed, stream)
+    own = classifier
+    if isinstance(own, str):
+        own = read_classifier(own, dim=pairs.new.shape[1], s3_endpoint=s3_endpoint)
+    maps = alignments or train_maps(pairs, methods, preset, own, seed=seed, stream=stream)
+    findings = None
     if protocol == "authors":
-        data = _authors(table, trained, seed)
-        findings = None
+        data = _authors(pairs, maps, seed)
     else:
+        evidence = Evidence(pairs, users, metric, in_order(maps), classifier_for(own, pairs.part("train")), seed)
         # Items have old vectors, users' queries only where they are given: `fused` is for those.
-        fusable = asked is not None and asked.old is not None
-        views = [view for method in trained for view in views_of(method, metric)]
-        allowed = Allowed(views, orders, WEIGHTS if fusable else (1.0,), cautious=kept_views(views))
-        calibration, audit = splits(table, asked, trained, orders, decider, metric, seed)
-        for name, split in (("calibration", calibration), ("audit", audit)):
-            if not split.scene.answerable(relevance):
-                raise ConfigError(f"objective {objective}: no query has a relevant item in split {name!r} of the pairs")
-        print(f"choosing among {len(trained)} maps and {len(orders)} orders", file=stream, flush=True)
-        findings = investigate(calibration, audit, allowed, relevance, measured, seed=seed, everything=True)
-        data = findings_json(findings, audit.scene, relevance, measured, seed=seed)
+        weights = WEIGHTS if users is not None and users.old is not None else (1.0,)
+        for split in ("calibration", "audit"):
+            part = pairs.part(split)
+            if not len(answered(users or part.as_queries(), part, wanted.relevance).ids):
+                raise ConfigError(f"objective {wanted}: no query has a relevant item in split {split!r} of the pairs")
+        question = Question(wanted, weights, policies, fractions=tuple(waves), report_all=True)
+        print(f"choosing among {len(maps)} maps", file=stream, flush=True)
+        findings = run_experiment(evidence, question)
+        data = {"objective": str(wanted), **findings_json(findings, seed=seed)}
     data |= {"seed": seed, "metric": metric, "seconds": round(time.monotonic() - start, 1), "preset": preset}
-    data["dropped"] = len(table.dropped)
-    data["items"] = {split: int((table.split == split).sum()) for split in SPLITS}
+    data["maps"] = "given" if alignments else f"trained here, preset {preset}, seed {seed}"
+    data["dropped"] = len(dropped)
+    data["items"] = {split: int((pairs.split == split).sum()) for split in SPLITS}
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / "simulation.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
     return Simulation(data, findings)
 
 
-def orders_allowed(
-    table: PairsTable, policies: Sequence[Policy] | None, relevance: str, *, has_head: bool
-) -> list[Policy]:
-    """The orders to compare: those asked for, else all that the data allows and that suit the relevance."""
-    lacking: dict[Policy, str] = {}
-    if not has_head:
-        why = "it needs the new model's classifier, or pairs with labels of several items each"
-        lacking |= dict.fromkeys(CLASSIFIED, why)
-    if table.labels is None:
-        lacking |= dict.fromkeys(LABELLED, "pairs need a column 'label'")
-    for policy in policies or ():
-        if policy in lacking:
-            raise ConfigError(f"policy {policy}: {lacking[policy]}")
-    unsuited = LABELLED if relevance != "label" else frozenset[Policy]()
-    return list(policies or [policy for policy in POLICIES if policy not in lacking and policy not in unsuited])
-
-
-def splits(
-    table: PairsTable,
-    asked: QueriesTable | None,
-    trained: Mapping[str, Alignment],
-    policies: Sequence[Policy],
-    head: Head | None,
-    metric: Metric,
-    seed: int,
-) -> tuple[Split, Split]:
-    """The calibration and the audit split, with every map's view of them; some orders read the head."""
-    norm = float(np.linalg.norm(table.part("train").new, axis=1).mean())
-    references = references_of(table, trained, head, metric, norm, seed)
-    made = []
-    for part in (table.part("calibration"), table.part("audit")):
-        items = items_of(part)
-        questions = _questions(part, items, asked, seed)
-        scene = make_scene(items, questions, metric)
-        mapped = {method: alignment(part.old, part.side) for method, alignment in trained.items()}
-        views = make_views(
-            items, questions, mapped, metric, norm=norm, references=references, policies=policies, seed=seed
-        )
-        made.append(Split(scene, views))
-    return made[0], made[1]
-
-
-def references_of(
-    table: PairsTable, trained: Mapping[str, Alignment], head: Head | None, metric: Metric, norm: float, seed: int
-) -> dict[str, Reference]:
-    """What the orders know of the train pairs, by view of every map; norm: the mean norm of new vectors."""
-    train, held_out = table.part("train"), table.part("calibration")
-    references = {}
-    for method, alignment in trained.items():
-        aligned = alignment(held_out.old, held_out.side)[0]
-        for view in views_of(method, metric):
-            proxies = proxies_of(view, items_of(train), items_of(held_out), aligned, metric, norm=norm, seed=seed)
-            references[view] = Reference(train.new, train.labels, head, proxies)
-    return references
-
-
-def items_of(part: PairsTable) -> Items:
-    """The pairs of one split, as the laboratory takes them."""
-    return Items(part.id_hash, part.old, part.new, part.labels, part.groups, part.weights)
-
-
-def _questions(part: PairsTable, items: Items, asked: QueriesTable | None, seed: int) -> Asked:
-    if asked is None:
-        rows = np.sort(np.random.default_rng(seed).permutation(len(part.ids))[:MAX_QUERIES])
-        return items_as_queries(items, rows)
-    chosen, judged = np.arange(len(asked.new)), None
-    if asked.judged is not None:
-        place = {value: row for row, value in enumerate(part.ids.tolist())}
-        judged = np.array([(q, place[item]) for q, item in asked.judged if item in place], np.int64).reshape(-1, 2)
-        if asked.labels is None and len(judged):
-            chosen = np.unique(judged[:, 0])
-    chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[:MAX_QUERIES])
-    if judged is not None:
-        kept = judged[np.isin(judged[:, 0], chosen)]
-        judged = np.stack([np.searchsorted(chosen, kept[:, 0]), kept[:, 1]], axis=1)
-
-    def of(column: np.ndarray | None) -> np.ndarray | None:
-        return None if column is None else column[chosen]
-
-    return Asked(asked.new[chosen], of(asked.old), of(asked.labels), of(asked.groups), judged=judged)
-
-
-def _asked(
-    queries: str | QueriesTable | None, qrels: str | None, table: PairsTable, metric: str, endpoint: str | None
-) -> QueriesTable | None:
-    if qrels is not None and queries is None:
-        raise ConfigError("qrels are given without queries; name the query file that they judge")
-    if queries is None or isinstance(queries, QueriesTable):
-        return queries
-    dims = {"new_dim": table.new.shape[1], "old_dim": table.old.shape[1]}
-    return read_queries(queries, qrels, metric=metric, s3_endpoint=endpoint, **dims)
-
-
-def _labelled(table: PairsTable, asked: QueriesTable | None) -> bool:
-    return table.labels is not None and (asked is None or asked.labels is not None)
-
-
-def _check(table: PairsTable, asked: QueriesTable | None, relevance: str, measured: str, splits: Sequence[str]) -> None:
-    judged = asked is not None and asked.judged is not None
-    known = {"new_model": True, "label": _labelled(table, asked), "qrels": judged}
-    if measured not in METRICS or relevance not in known:
-        raise ConfigError(
-            f"objective {relevance}/{measured}: relevance label, qrels or new_model, a slash, and one of "
-            f"{', '.join(METRICS)} are expected"
-        )
-    if not known[relevance]:
-        missing = "a column 'label' in pairs and queries" if relevance == "label" else "queries with qrels"
-        raise ConfigError(f"objective {relevance}/{measured}: {missing} are needed")
-    for split in splits:
-        count = int((table.split == split).sum())
-        if count < 32:
-            raise ConfigError(f"pairs: {count} items in split {split!r}, at least 32 are needed; give more pairs")
+def in_order(maps: Mapping[Method, Alignment]) -> dict[str, Alignment]:
+    """The maps in the order of what they cost to apply: within the noise the cheaper one is chosen."""
+    return {method: maps[method] for method in METHODS if method in maps}
 
 
 def train_maps(
-    table: PairsTable,
+    pairs: PairedItems,
     methods: Sequence[Method],
     preset: PresetName,
-    classifier: tuple[np.ndarray, np.ndarray] | None,
+    classifier: Classifier | None,
+    *,
     seed: int,
     stream: TextIO,
-) -> dict[str, Alignment]:
-    """Every map that can be fitted; the reason of one that cannot is told, and raised if none can."""
-    part = table.part("train")
-    trained, failed = {}, []
+) -> dict[Method, Alignment]:
+    """Every map that can be fitted; the reason of one that cannot is printed, and raised if none can."""
+    train = pairs.part("train")
+    trained: dict[Method, Alignment] = {}
+    failed = []
     for method in methods:
         start = time.monotonic()
-        labels = class_numbers(part.labels, given=classifier is not None) if method == "fastfill" else None
-        head = Classifier(*classifier) if classifier is not None and labels is not None else None
         try:
-            fit = Fit(method, preset, TrainingPairs(part.old, part.new, labels, head, part.side), seed=seed)
+            fit = Fit(method, preset, training_pairs(train, method, classifier), seed=seed)
             while fit.epoch < fit.epochs:
                 fit.step()
-            trained[str(method)] = fit.finish()
+            trained[method] = fit.finish()
         except AlignmentFailed as error:
             failed.append(f"{method}: {error}")
             print(failed[-1], file=stream, flush=True)
             continue
-        print(f"trained {method} on {len(part.ids)} pairs in {time.monotonic() - start:.1f} s", file=stream, flush=True)
+        took = time.monotonic() - start
+        print(f"trained {method} on {len(train.ids)} pairs in {took:.1f} s", file=stream, flush=True)
     if not trained:
         raise AlignmentFailed("; ".join(failed))
     return trained
 
 
-def class_numbers(labels: np.ndarray | None, *, given: bool) -> np.ndarray | None:
-    """Labels as integers: as they are where a classifier defines them, else numbered; None if any is unknown."""
-    if labels is None or any(label is None for label in labels.tolist()):
-        return None
-    if given:
-        try:
-            return labels.astype(np.int64)
-        except ValueError:
+def _queries(
+    queries: str | Queries | None, qrels: str | None, pairs: PairedItems, metric: Metric, endpoint: str | None
+) -> Queries | None:
+    if qrels is not None and queries is None:
+        raise ConfigError("qrels are given without queries; name the query file that they judge")
+    if queries is None or isinstance(queries, Queries):
+        return queries
+    dims = {"new_dim": pairs.new.shape[1], "old_dim": pairs.old.shape[1]}
+    return read_queries(queries, qrels, metric=metric, s3_endpoint=endpoint, **dims)
+
+
+def _objective(text: str | None, pairs: PairedItems, queries: Queries | None) -> Objective:
+    """The objective that is asked for, or the one that suits the data.
+
+    Raises:
+        ConfigError: unknown, or the data says nothing about it.
+    """
+    labelled = pairs.labels is not None and (queries is None or queries.labels is not None)
+    known: dict[Relevance, bool] = {
+        "label": labelled,
+        "qrels": queries is not None and queries.judged is not None,
+        "new_model": True,
+    }
+    if text is None:
+        return Objective("label", "map") if labelled else Objective("new_model", "recall@10")
+    name, _, metric = text.partition("/")
+    relevance = next((one for one in known if one == name), None)
+    if metric not in METRICS or relevance is None:
+        raise ConfigError(
+            f"objective {text}: relevance label, qrels or new_model, a slash, and one of {', '.join(METRICS)} are "
+            "expected"
+        )
+    if not known[relevance]:
+        missing = "a column 'label' in pairs and queries" if relevance == "label" else "queries with qrels"
+        raise ConfigError(f"objective {text}: {missing} are needed")
+    return Objective(relevance, metric)
+
+
+def _check_items(pairs: PairedItems, splits: Sequence[Split]) -> None:
+    for split in splits:
+        count = int((pairs.split == split).sum())
+        if count < MIN_SPLIT[split]:
             raise ConfigError(
-                f"pairs: label {labels[0]!r} is no class number; the classifier's row numbers are expected, or leave "
-                "the classifier out"
-            ) from None
-    return np.unique(labels.astype(str), return_inverse=True)[1].astype(np.int64)
+                f"pairs: {count} items in split {split!r}, at least {MIN_SPLIT[split]} are needed; give more pairs"
+            )
 
 
-def _authors(table: PairsTable, trained: Mapping[str, Alignment], seed: int) -> dict[str, Any]:
-    part = table.part("audit")
+def _authors(pairs: PairedItems, maps: Mapping[Method, Alignment], seed: int) -> dict[str, Any]:
+    """The published evaluation: every map in random order and by its uncertainty."""
+    part = pairs.part("audit")
     if part.labels is None:
         raise ConfigError("protocol authors: relevance is the class, so the pairs need a column 'label'")
-    items = Items(part.id_hash, part.old.astype(np.float64), part.new.astype(np.float64), part.labels, part.groups)
-    asked = items_as_queries(items, np.arange(len(part.ids)))
-    scene = make_scene(items, asked, "l2")
+    part = replace(part, old=part.old.astype(np.float64), new=part.new.astype(np.float64))
+    queries = part.as_queries()
+    shadow = make_shadow(part, queries, "l2")
+    arms = arms_json(shadow.arms(), seed=seed)
     curves = []
-    for method, alignment in trained.items():
+    for method, alignment in maps.items():
         aligned, log_variance = alignment(part.old, part.side)
-        view = make_view(
-            items,
-            asked,
-            aligned.astype(np.float64),
-            log_variance,
-            "l2",
-            norm=None,
-            reference=Reference(),
-            policies=["random", "uncertainty"],
-            seed=seed,
-        )
         for policy in ("random", "uncertainty"):
-            reported = Reported(Candidate(method, 1.0, policy, "identity"), authors_curve(scene, view, policy))
-            curves.append(curve_json(reported, scene, None, seed=seed))
-    arms = arms_json(scene, seed=seed)
+            curve = published_curve(part, shadow, aligned, log_variance, policy=policy, seed=seed)
+            reported = Reported(Candidate(MapView(method), 1.0, policy, "identity"), curve)
+            curves.append(curve_json(reported, None, groups=part.groups, seed=seed))
     return {"protocol": "authors", "objective": None, "arms": arms, "curves": curves, "choice": None}

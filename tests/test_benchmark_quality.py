@@ -24,7 +24,7 @@ from fastfill_ray.experiment.candidate import Candidate
 from fastfill_ray.experiment.shadow import Scene
 from fastfill_ray.ordering.policies import LABELLED
 from fastfill_ray.retrieval.metrics import measure
-from fastfill_ray.retrieval.relevance import Truth
+from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.simulation import splits
 
 LIMITS = Limits(train=120, calibration=60, audit=80, queries=16, methods=("ridge", "fastfill", "fct"))
@@ -158,7 +158,7 @@ def test_the_one_shot_gain_is_what_reembedding_one_item_changes() -> None:
     rng = np.random.default_rng(5)
     stale, new = (rng.normal(size=(6, 12)).astype(np.float32) for _ in range(2))
     stale[2, 7] = new[2, 7] = -np.inf
-    truth = Truth.of((rng.random((6, 12)) < 0.3) & np.isfinite(stale))
+    truth = RelevantItems.of((rng.random((6, 12)) < 0.3) & np.isfinite(stale))
     scene = Scene(new, None, {"label": truth}, np.arange(12, dtype=np.uint64))
 
     def value(scores: np.ndarray) -> float:

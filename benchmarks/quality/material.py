@@ -22,7 +22,7 @@ from fastfill_ray.experiment.experiment import Split
 from fastfill_ray.experiment.items import Asked, items_as_queries
 from fastfill_ray.experiment.shadow import make_scene, make_views
 from fastfill_ray.inputs.pairs import PairsTable
-from fastfill_ray.ordering.classifier import Head
+from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.policies import Policy, Reference
 from fastfill_ray.simulation import items_of, orders_allowed, references_of, train_maps
@@ -85,7 +85,7 @@ class Material:
     policies: tuple[Policy, ...]
     table: PairsTable
     beside: PairsTable | None
-    head: Head | None
+    head: Classifier | None
     trained: Mapping[str, Alignment]
     references: Mapping[str, Reference]
     norm: float

@@ -16,7 +16,7 @@ from fastfill_ray.experiment.candidate import View
 from fastfill_ray.experiment.experiment import Split
 from fastfill_ray.experiment.shadow import Scene
 from fastfill_ray.ordering.policies import class_loss
-from fastfill_ray.retrieval.relevance import Truth
+from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.retrieval.similarity import match_norms, similarity
 
 FIXED_MAP = "fastfill"
@@ -130,12 +130,12 @@ def _regressed(material: Material, mine: NDArray[np.float64], theirs: NDArray[np
     return predicted.astype(np.float32), ridge(mine, target)(theirs)[:, 0].astype(np.float32)
 
 
-def membership(scene: Scene, stale: Floats, truth: Truth) -> Floats:
+def membership(scene: Scene, stale: Floats, truth: RelevantItems) -> Floats:
     """In how many queries' true top ten the item is (N,): the oracle of the overlap."""
     return np.bincount(truth.items, minlength=stale.shape[1]).astype(np.float32)
 
 
-def average_precision_gain(scene: Scene, stale: Floats, truth: Truth) -> Floats:
+def average_precision_gain(scene: Scene, stale: Floats, truth: RelevantItems) -> Floats:
     """By how much mAP rises (N,) if this item alone is re-embedded and all others stay stale: a one-shot oracle.
 
     Moving one item shifts the ranks between its two places by one, so per query every item's change is a difference of

@@ -13,20 +13,14 @@ import torch
 from torch.nn import functional
 
 from fastfill_ray.alignment.linear import Array
-from fastfill_ray.errors import AlignmentFailed
-from fastfill_ray.ordering.classifier import Head
+from fastfill_ray.errors import AlignmentFailed, ConfigError
+from fastfill_ray.experiment.items import PairedItems
+from fastfill_ray.ordering.classifier import Classifier
+from fastfill_ray.types import F32, I64, Objects
 
 MIN_PAIRS = 16
-# L2 penalty of the fitted softmax head, on vectors of unit rms per dimension.
-HEAD_PENALTY = 0.03
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """The new model's own classifier: logits = new @ weight.T + bias, weight (C, E), bias (C,)."""
-
-    weight: Array
-    bias: Array
+# L2 penalty of the fitted softmax classifier, on vectors of unit rms per dimension.
+CLASSIFIER_PENALTY = 0.03
 
 
 @dataclass(frozen=True)
@@ -106,12 +100,47 @@ def pairs_digest(pairs: TrainingPairs, *settings: object) -> bytes:
     return digest.digest()
 
 
-def softmax_head(vectors: Array, labels: Array, classes: int) -> Classifier:
+def training_pairs(train: PairedItems, method: str, classifier: Classifier | None) -> TrainingPairs:
+    """What one map is fitted on: the train pairs in the order of their ids' hashes, so that no file's order counts.
+
+    `fastfill` learns from the labelled pairs alone, if there are enough of them; the others read no label.
+
+    Args:
+        classifier: the new model's own, whose row numbers the labels then are; None where it is not given.
+
+    Raises:
+        ConfigError: a classifier is given, and a label is no number.
+    """
+    part = train.by_hash()
+    if method != "fastfill":
+        return TrainingPairs(part.old, part.new, side=part.side)
+    part = part.labelled()
+    numbers = None if part.labels is None else _class_numbers(part.labels, given=classifier is not None)
+    return TrainingPairs(part.old, part.new, numbers, classifier if numbers is not None else None, part.side)
+
+
+def _class_numbers(labels: Objects, *, given: bool) -> I64:
+    """Labels (N,) as integers: as they are where a classifier defines them, else numbered in sorted order."""
+    if not given:
+        return np.unique(labels.astype(str), return_inverse=True)[1].astype(np.int64)
+    try:
+        return np.array([int(label) for label in labels.tolist()], np.int64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"a label is no class number: {error}. With the new model's classifier labels are the numbers of its rows; "
+            "mend the label column, or leave the classifier out."
+        ) from error
+
+
+def softmax_classifier(vectors: Array, labels: Array, classes: int) -> tuple[F32, F32]:
     """A linear softmax classifier by L-BFGS from zero: mean cross-entropy + penalty / 2 * ||W||^2.
 
     Args:
         vectors: (N, E) scaled to unit rms per dimension.
         labels: (N,) in [0, classes).
+
+    Returns:
+        weight (C, E) and bias (C,), on vectors of that scale.
     """
     x, y = torch.from_numpy(np.asarray(vectors, np.float32)), torch.from_numpy(labels.astype(np.int64))
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
@@ -120,34 +149,32 @@ def softmax_head(vectors: Array, labels: Array, classes: int) -> Classifier:
 
     def loss() -> torch.Tensor:
         solver.zero_grad()
-        value = functional.cross_entropy(x @ weight.T + bias, y) + 0.5 * HEAD_PENALTY * weight.square().sum()
+        value = functional.cross_entropy(x @ weight.T + bias, y) + 0.5 * CLASSIFIER_PENALTY * weight.square().sum()
         value.backward()
         return value
 
     solver.step(loss)
-    return Classifier(weight.detach().numpy(), bias.detach().numpy())
+    return weight.detach().numpy(), bias.detach().numpy()
 
 
-def head_of(given: tuple[Array, Array] | None, new: Array, labels: Array | None) -> Head | None:
+def classifier_for(given: Classifier | None, train: PairedItems) -> Classifier | None:
     """The classifier that orders read, on new vectors in the model's own units: the model's own, else one fitted.
 
     Args:
-        given: weight (C, E) and bias (C,) of the model's own, whose row numbers are the labels.
-        new: (N, E) of pairs. labels: (N,) of any type, None where unknown.
+        given: the new model's own, or None.
+        train: pairs; their labels may be of any type, None where unknown.
 
     Returns:
         None where none is given and labels say too little: one class only, or hardly two items per class.
     """
-    if given is not None:
-        return Head(*given, classes=np.arange(len(given[0])).astype(str))
-    if labels is None:
-        return None
+    if given is not None or train.labels is None:
+        return given
+    part = train.by_hash()
+    labels = train.labels[:0] if part.labels is None else part.labels
     known = np.array([label is not None for label in labels.tolist()], bool)
-    if not known.any():
-        return None
     classes, numbers = np.unique(labels[known].astype(str), return_inverse=True)
     if len(classes) < 2 or 2 * len(classes) > len(numbers):
         return None
-    scale = float(np.sqrt(np.square(new, dtype=np.float64).mean()))
-    head = softmax_head(new[known] / scale, numbers, len(classes))
-    return Head((head.weight / scale).astype(np.float32), head.bias.astype(np.float32), classes)
+    scale = float(np.sqrt(np.square(part.new, dtype=np.float64).mean()))
+    weight, bias = softmax_classifier(part.new[known] / scale, numbers, len(classes))
+    return Classifier((weight / scale).astype(np.float32), bias.astype(np.float32), classes)

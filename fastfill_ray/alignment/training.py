@@ -18,11 +18,9 @@ from fastfill_ray.alignment import losses
 from fastfill_ray.alignment.kernel import MAX_LANDMARKS, kernel_ridge
 from fastfill_ray.alignment.linear import Affine, Array, procrustes, ridge
 from fastfill_ray.alignment.maps import PRESETS, Alignment, KernelMap, LinearMap, Method, PresetName, make_map
-from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, check_pairs, pairs_digest, softmax_head
+from fastfill_ray.alignment.pairs import TrainingPairs, check_pairs, pairs_digest, softmax_classifier
 from fastfill_ray.alignment.uncertainty import MIN_HELD_OUT, ResidualModel, fit_residual_model
 from fastfill_ray.errors import AlignmentFailed, CorruptFile
-
-__all__ = ["Classifier", "Fit", "TrainingPairs"]
 
 LEARNING_RATE = 5e-4
 WEIGHT_DECAY = 2.0**-15
@@ -251,8 +249,7 @@ class Fit:
             classes, labels = np.unique(labels, return_inverse=True)
             if len(classes) < 2 or 2 * len(classes) > len(labels):
                 return None, None
-            fitted = softmax_head(self._new[self._train], labels, len(classes))
-            weight, bias = fitted.weight, fitted.bias
+            weight, bias = softmax_classifier(self._new[self._train], labels, len(classes))
         head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         head.load_state_dict({"weight": self._tensor(weight), "bias": self._tensor(bias)}, assign=True)
         return head.requires_grad_(False), torch.from_numpy(labels.astype(np.int64)).to(self._device)

@@ -1,57 +1,111 @@
-"""A candidate: one way to run a backfill, and what one map makes of the items.
+"""A candidate: one way to run a backfill, and what may be chosen.
 
-Legend: Q queries, N items.
+Legend: N items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
-from fastfill_ray.retrieval.calibration import Form
-from fastfill_ray.types import F32, Metric
+from fastfill_ray.errors import ConfigError
+from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED, POLICIES, Policy
+from fastfill_ray.retrieval.calibration import FORMS, Form
+from fastfill_ray.types import Metric, Relevance
+
+StaleMode = Literal["aligned", "fused"]
+# Shares of the aligned score that are tried where old query vectors exist; 0 is the old score alone.
+WEIGHTS = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.0)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One relevance and one metric: what every choice looks at."""
+
+    relevance: Relevance
+    metric: str
+
+    def __str__(self) -> str:
+        return f"{self.relevance}/{self.metric}"
+
+
+class MapView(NamedTuple):
+    """A map, and what becomes of its aligned vectors' norms: brought to the norm of new vectors, or kept.
+
+    Under l2 and inner product norms may say something. Measured on digits (l2): overlap@10 of the curve 88.6 kept, 86.3
+    matched.
+    """
+
+    method: str
+    norms_kept: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.method}, norms kept" if self.norms_kept else self.method
+
+
+def views_of(method: str, metric: Metric) -> tuple[MapView, ...]:
+    """The views of a map: under cosine norms do not count, so there is one."""
+    return (MapView(method),) if metric == "cosine" else (MapView(method), MapView(method, norms_kept=True))
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One way to run a backfill. weight: the aligned score's share of a stale score; below 1 it is `fused`."""
 
-    method: str
+    view: MapView
     weight: float
-    policy: str
+    policy: Policy
     form: Form
 
     @property
-    def stale_mode(self) -> str:
+    def stale_mode(self) -> StaleMode:
         return "aligned" if self.weight == 1 else "fused"
+
+    def same_but_form(self, other: Candidate) -> bool:
+        """Whether the two differ in the form of calibration at most."""
+        return replace(self, form=other.form) == other
+
+    def __str__(self) -> str:
+        mode = "aligned" if self.weight == 1 else f"fused {self.weight:g}"
+        return f"{self.view}, {mode}, {self.policy}, {self.form}"
 
 
 @dataclass(frozen=True)
-class View:
-    """One map as a scene sees it.
+class Allowed:
+    """What may be chosen. Each list begins with what is simplest, and what is simpler wins within the noise.
 
-    stale: (Q, N) scores with aligned vectors, norms matched. priorities: {policy: (N,)}, `random` always among them.
+    views: maps in the order of what they cost to apply.
     """
 
-    stale: F32
-    priorities: Mapping[str, F32]
+    views: Sequence[MapView]
+    policies: Sequence[Policy]
+    weights: Sequence[float] = WEIGHTS
+    forms: Sequence[Form] = FORMS
 
 
-# A map whose aligned vectors keep the norms that it gives them is another view, and so another candidate: under l2 and
-# inner product norms may say something. Measured on digits (l2): overlap@10 of the curve 88.6 kept, 86.3 matched.
-KEPT = ", norms kept"
+def policies_allowed(
+    wanted: Sequence[Policy] | None, relevance: Relevance, *, labelled: bool, classified: bool
+) -> list[Policy]:
+    """The orders to compare: those that are asked for, else all that the data allows and that suit the relevance.
 
+    Args:
+        labelled: whether the items have labels. classified: whether there is a classifier, given or fitted.
 
-def views_of(method: str, metric: Metric) -> tuple[str, ...]:
-    """Names of a map's views: as it is called, norms matched; and, where norms count, with its own norms kept."""
-    return (method,) if metric == "cosine" else (method, method + KEPT)
-
-
-def kept_views(views: Iterable[str]) -> tuple[str, ...]:
-    """Those that keep their norms."""
-    return tuple(view for view in views if view.endswith(KEPT))
-
-
-def map_of(view: str) -> tuple[str, bool]:
-    """The map behind a view's name, and whether its norms are kept."""
-    return view.removesuffix(KEPT), view.endswith(KEPT)
+    Raises:
+        ConfigError: an order that is asked for reads what is not there.
+    """
+    lacking: dict[Policy, str] = {}
+    if not classified:
+        why = "it needs the new model's classifier, or pairs with labels of several items each to fit one on"
+        lacking |= dict.fromkeys(CLASSIFIED, f"{why}; set new_model.classifier, raise pairs.count, or choose another")
+    if not labelled:
+        lacking |= dict.fromkeys(LABELLED, "it reads the items' labels; name their column, or choose another")
+    for policy in wanted or ():
+        if policy in lacking:
+            raise ConfigError(f"policy {policy}: {lacking[policy]}")
+    if wanted:
+        return list(wanted)
+    # An order that reads gallery labels keeps stale what scores well by label: it suits that relevance and no other.
+    unsuited = frozenset[Policy]() if relevance == "label" else LABELLED
+    return [policy for policy in POLICIES if policy not in lacking and policy not in unsuited]

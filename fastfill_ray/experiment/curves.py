@@ -1,66 +1,56 @@
 """Backfilling curves on held-out pairs: every state between all stale and all new, ranked and measured.
 
-Pairs have both vectors, so any mixture can be scored without re-embedding anything. A candidate is one way to run a
-backfill: a map, how much of the old score a stale vector keeps, an order, and how stale scores are served.
+Pairs have both vectors, so any mixture can be scored without re-embedding anything.
 
 Legend: Q queries, N items of the split, F fractions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fastfill_ray.experiment.shadow import Scene
+from fastfill_ray.experiment.candidate import Objective
+from fastfill_ray.experiment.shadow import Measured, Shadow
 from fastfill_ray.ordering.waves import order_key
-from fastfill_ray.retrieval.calibration import Form, Served, fit_served, interpolate, mixed
+from fastfill_ray.retrieval.calibration import Form, MixedScores, OrderCalibration, fit_calibration
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
-from fastfill_ray.retrieval.metrics import measure
-from fastfill_ray.types import F32, F64, I64, U64, Bools
+from fastfill_ray.types import F32, F64, I64, U64, Bools, Relevance
 
 POINTS = 22  # of the published curve: FastFill evaluates after floor(i N / 21) items, i = 0..21
 # Calibrations are fitted at these fractions; in between the parameters are interpolated.
 KNOTS = (0.05, 0.25, 0.5, 0.75, 0.95)
-# Queries that a fit looks at: more make the parameters no better, only later.
-FIT_QUERIES = 250
 
 
-def backfill_order(priority: NDArray[np.floating], id_hash: U64) -> I64:
+def backfill_order(priority: F32, id_hash: U64) -> I64:
     """Items (N,), the first to be re-embedded first: by ``ordering.waves.order_key``, as the real waves are cut."""
     return np.argsort(~order_key(priority, id_hash), kind="stable")
 
 
-def positions(order: I64) -> F32:
-    """Place (N,) of each item in the order, 0 <= u < 1."""
-    place = np.empty(len(order), np.float32)
-    place[order] = np.arange(len(order), dtype=np.float32) / len(order)
-    return place
+def published_cutoffs(size: int, points: int = POINTS) -> list[int]:
+    """floor(i N / (points - 1)) for i = 0..points - 1 (FastFill's evaluation code)."""
+    return [size * i // (points - 1) for i in range(points)]
 
 
-def fit_knots(
-    scene: Scene,
-    stale: F32,
-    order: I64,
-    relevance: str,
-    metric: str,
-    form: Form,
-    *,
-    seed: int,
-    knots: Sequence[float] = KNOTS,
-) -> list[Served]:
-    """The calibration at each knot, for the objective, under this very order; each fit starts from the one before."""
-    if form == "identity":
-        return [Served()] * len(knots)
-    queries = scene.sample(FIT_QUERIES, seed)
-    truth, place = scene.truths[relevance].take(queries), positions(order)
-    mine, new = stale[queries], scene.new[queries]
-    fitted: list[Served] = []
-    for knot in knots:
-        fitted.append(fit_served(mine, new, place < knot, place, truth, metric, form, tuple(fitted[-1:])))
-    return fitted
+@dataclass(frozen=True)
+class FittedCalibrations:
+    """The calibration at each of some fractions, and between them; the identity where none is fitted."""
+
+    knots: tuple[float, ...] = ()
+    calibrations: tuple[OrderCalibration, ...] = ()
+
+    def at(self, fraction: float) -> OrderCalibration:
+        """The parameters at a share of new items, linearly between the knots and constant beyond them."""
+        if not self.knots:
+            return OrderCalibration()
+        later = int(np.searchsorted(self.knots, fraction))
+        if later == 0 or later == len(self.knots):
+            return self.calibrations[min(later, len(self.knots) - 1)]
+        low, high = self.knots[later - 1], self.knots[later]
+        return self.calibrations[later - 1].between(self.calibrations[later], (fraction - low) / (high - low))
 
 
 @dataclass(frozen=True)
@@ -71,69 +61,89 @@ class Curve:
     """
 
     fractions: F64
-    values: Mapping[tuple[str, str], F64]
+    values: Measured
 
-    def mean(self, relevance: str, metric: str) -> F64:
+    def mean(self, objective: Objective) -> F64:
         """The curve (F,)."""
-        values = self.values[relevance, metric]
+        values = self.values[objective.relevance, objective.metric]
         answered = ~np.isnan(values).all(axis=0)
         curve: F64 = values[:, answered].mean(axis=1) if answered.any() else np.full(len(values), np.nan)
         return curve
 
-    def area_per_query(self, relevance: str, metric: str) -> F64:
+    def area_per_query(self, objective: Objective) -> F64:
         """Mean over the fractions per query (Q,): over 22 even ones it is FastFill's M~."""
-        area: F64 = self.values[relevance, metric].mean(axis=0)
+        area: F64 = self.values[objective.relevance, objective.metric].mean(axis=0)
         return area
 
-    def area(self, relevance: str, metric: str, *, seed: int = 0) -> Interval:
+    def area(self, objective: Objective, *, seed: int = 0) -> Interval:
         """M~, the mean quality on the way, with its 95 % bootstrap interval over the queries."""
-        return mean_interval(self.area_per_query(relevance, metric), seed=seed)
+        return mean_interval(self.area_per_query(objective), seed=seed)
 
 
-def trace(
-    scene: Scene,
-    stale: F32,
-    order: I64,
-    fitted: Sequence[Served],
-    cutoffs: Sequence[int],
-    *,
-    knots: Sequence[float] = KNOTS,
-    relevances: Sequence[str] | None = None,
-    sampled: Bools | None = None,
-) -> Curve:
-    """The curve of one order and calibration.
+@dataclass(frozen=True, eq=False)
+class Backfill:
+    """One candidate on one split, as some queries see it: everything that its states follow from.
 
-    Args:
-        stale: (Q, N) scores with the stale vectors, as they are before calibration.
-        cutoffs: how many items are new at each point.
-        sampled: (N,) items that are new from the start, as the pairs are in a real index.
+    stale: (Q, N) scores with the stale vectors, as they are before calibration. order: (N,) items, first one first.
     """
-    size, place = len(order), positions(order)
-    truths = {name: scene.truths[name] for name in relevances or scene.truths}
-    collected: dict[tuple[str, str], list[F64]] = {}
-    for cutoff in cutoffs:
-        is_new = np.zeros(size, bool) if sampled is None else sampled.copy()
-        is_new[order[:cutoff]] = True
-        served = interpolate(list(knots), list(fitted), cutoff / size)
-        for name, metrics in measure(mixed(stale, scene.new, is_new, place, served), truths).items():
-            for metric, values in metrics.items():
-                collected.setdefault((name, metric), []).append(values)
-    fractions = np.array([cutoff / size for cutoff in cutoffs], np.float64)
-    return Curve(fractions, {key: np.stack(values) for key, values in collected.items()})
 
+    shadow: Shadow
+    stale: F32
+    order: I64
 
-def published_cutoffs(size: int, points: int = POINTS) -> list[int]:
-    """floor(i N / (points - 1)) for i = 0..points - 1 (FastFill's evaluation code)."""
-    return [size * i // (points - 1) for i in range(points)]
+    @cached_property
+    def positions(self) -> F32:
+        """Place (N,) of each item in the order, 0 <= u < 1."""
+        place = np.empty(len(self.order), np.float32)
+        place[self.order] = np.arange(len(self.order), dtype=np.float32) / len(self.order)
+        return place
 
+    def first(self, count: int) -> Backfill:
+        """The same as its first queries see it."""
+        return (
+            self
+            if len(self.stale) <= count
+            else replace(self, shadow=self.shadow.first(count), stale=self.stale[:count])
+        )
 
-def arm(scores: F32, scene: Scene) -> dict[tuple[str, str], F64]:
-    """{(relevance, metric): (Q,)} of a state without stale and new: old/old or new/new."""
-    return {
-        (relevance, metric): values
-        for relevance, metrics in measure(scores, scene.truths).items()
-        for metric, values in metrics.items()
-    }
+    def state(self, is_new: Bools) -> MixedScores:
+        """The state in which some of the items (N,) are new."""
+        return MixedScores(self.stale, self.shadow.new, is_new, self.positions)
+
+    def fit(self, objective: Objective, form: Form, knots: Sequence[float] = KNOTS) -> FittedCalibrations:
+        """The calibration at each knot, for the objective, under this very order; each starts from the one before."""
+        fitted: list[OrderCalibration] = []
+        relevant = self.shadow.relevant[objective.relevance]
+        for knot in knots:
+            state = self.state(self.positions < knot)
+            fitted.append(fit_calibration(state, relevant, objective.metric, form, fitted[-1:]))
+        return FittedCalibrations(tuple(knots), tuple(fitted))
+
+    def trace(
+        self,
+        fitted: FittedCalibrations,
+        cutoffs: Iterable[int],
+        *,
+        relevances: Sequence[Relevance] | None = None,
+        sampled: Bools | None = None,
+    ) -> Curve:
+        """The curve under calibrations that were fitted elsewhere.
+
+        Args:
+            cutoffs: how many items of the order are new at each point.
+            relevances: those to measure; None for all.
+            sampled: (N,) items that are new from the start, as the pairs are in a real index.
+        """
+        size = len(self.order)
+        shadow = self.shadow if relevances is None else self.shadow.only(relevances)
+        points: list[Measured] = []
+        fractions = []
+        for cutoff in cutoffs:
+            is_new = np.zeros(size, bool) if sampled is None else sampled.copy()
+            is_new[self.order[:cutoff]] = True
+            fractions.append(cutoff / size)
+            points.append(shadow.measure(self.state(is_new).under(fitted.at(cutoff / size))))
+        return Curve(np.array(fractions), {key: np.stack([point[key] for point in points]) for key in points[0]})
 
 
 def last_crossing(fractions: F64, curve: F64, level: float) -> float:

@@ -1,5 +1,7 @@
 """The experiment behind `auto` and `simulate`: chosen on the calibration split, reported on the audit split.
 
+One function serves both, so that they cannot disagree.
+
 Legend: Q queries, N items of a split.
 """
 
@@ -10,26 +12,43 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastfill_ray.experiment.candidate import Candidate, View
-from fastfill_ray.experiment.curves import Curve, arm, fit_knots, published_cutoffs, trace
-from fastfill_ray.experiment.search import Allowed, Choice, carry, choose, state_of
-from fastfill_ray.experiment.shadow import Scene
-from fastfill_ray.retrieval.calibration import Form
+from fastfill_ray.experiment.candidate import Allowed, Candidate, Objective, policies_allowed
+from fastfill_ray.experiment.curves import Curve, FittedCalibrations, published_cutoffs
+from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
+from fastfill_ray.experiment.items import MAX_QUERIES
+from fastfill_ray.experiment.search import Choice, choose
+from fastfill_ray.experiment.shadow import Measured
+from fastfill_ray.ordering.policies import Policy, random_priority
+from fastfill_ray.retrieval.calibration import FORMS, Form
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
-from fastfill_ray.types import F64, Bools
+from fastfill_ray.types import U64, Bools, Objects, Relevance
+
+# Below this many queries with an answer, choosing and fitting by that relevance would be choosing by chance.
+MIN_QUERIES = 60
 
 
 @dataclass(frozen=True)
-class Split:
-    """One held-out split: its scene, and every map's view of it."""
+class Question:
+    """What an experiment is asked.
 
-    scene: Scene
-    views: Mapping[str, View]
+    policies: the orders that may be chosen; None for all that the data allows and that suit the objective.
+    weights: shares of the aligned score that may be chosen; those below 1 count only where queries have old vectors.
+    fractions: shares of the gallery that are new in the versions of a run, the pairs' share first; empty where no
+        curve of versions is to be predicted.
+    report_all: also report every map with every order, and the winner with one thing changed.
+    """
+
+    objective: Objective
+    weights: Sequence[float]
+    policies: Sequence[Policy] | None = None
+    forms: Sequence[Form] = FORMS
+    fractions: tuple[float, ...] = ()
+    report_all: bool = False
 
 
 @dataclass(frozen=True)
 class Reported:
-    """A candidate's curve on the audit split."""
+    """A candidate's curve on the audit split, under calibrations that were fitted on the calibration split."""
 
     candidate: Candidate
     curve: Curve
@@ -39,112 +58,124 @@ class Reported:
 class Findings:
     """What the experiment says.
 
-    old, new: {(relevance, metric): (Q,)} of the audit split before and after the backfill; old is None where queries
-    have no old vectors. margin: area of the winner minus that of the runner-up, paired over the audit queries.
+    chosen_by: the objective of the choice; another relevance than the one asked for where too few queries have an
+    answer by that. old_scale: brings old scores to the spread of new ones. reported: winner and runner-up first.
+    arms: {"old/old" where queries have old vectors, "new/new"} on the audit split. groups: (Q,) of the audit queries.
+    margin: area of the winner minus that of the runner-up, paired over the audit queries. predicted: the winner's
+    objective at the versions' fractions; predicted_by: its objective, which has enough answers on the audit split.
     """
 
     choice: Choice
+    chosen_by: Objective
+    old_scale: float
     reported: tuple[Reported, ...]
-    old: Mapping[tuple[str, str], F64] | None
-    new: Mapping[tuple[str, str], F64]
+    arms: Mapping[str, Measured]
+    groups: Objects | None
     margin: Interval | None
+    predicted: tuple[Interval, ...]
+    predicted_by: Objective
 
     def curve(self, candidate: Candidate) -> Curve:
-        return next(r.curve for r in self.reported if r.candidate == candidate)
+        """The reported curve of a candidate."""
+        return next(reported.curve for reported in self.reported if reported.candidate == candidate)
 
 
-def investigate(
-    calibration: Split,
-    audit: Split,
-    allowed: Allowed,
-    relevance: str,
-    metric: str,
-    *,
-    seed: int,
-    everything: bool,
-    points: int | None = None,
-) -> Findings:
-    """Choose on one split, report on the other.
+def run_experiment(evidence: Evidence, question: Question) -> Findings:
+    """Choose on the calibration split, report and predict on the audit split.
 
-    Args:
-        everything: also report every map with every order, and the winner's variants; else winner and runner-up alone.
-        points: of the reported curves; None for the published 22.
+    Raises:
+        ConfigError: an order that is asked for reads what is not there.
     """
-    scene = audit.scene
-    relevance_of_choice = relevance if calibration.scene.answerable(relevance) else "new_model"
-    choice = choose(calibration.scene, calibration.views, allowed, relevance_of_choice, metric, seed)
-    wanted = [choice.winner, *([choice.runner_up] if choice.runner_up else [])]
-    if everything:
-        wanted += list(_variants(choice.winner, calibration.scene, allowed))
-    cutoffs = published_cutoffs(len(scene.id_hash)) if points is None else published_cutoffs(len(scene.id_hash), points)
-    reported = []
-    for candidate in dict.fromkeys(wanted):
-        curve, _ = carry(
-            (calibration.scene, calibration.views[candidate.method]),
-            (scene, audit.views[candidate.method]),
-            candidate,
-            relevance_of_choice,
-            metric,
-            seed=seed,
-            cutoffs=cutoffs,
-        )
-        reported.append(Reported(candidate, curve))
+    objective, labelled = question.objective, evidence.pairs.labels is not None
+    classified = evidence.classifier is not None
+    policies = policies_allowed(question.policies, objective.relevance, labelled=labelled, classified=classified)
+    allowed = Allowed(evidence.views, policies, question.weights, question.forms)
+    calibration, audit = (hold_out(evidence, split, policies) for split in ("calibration", "audit"))
+    chosen_by = _answerable(calibration, objective)
+    choice = choose(calibration, allowed, chosen_by, evidence.seed)
+    candidates = [choice.winner, *([] if choice.runner_up is None else [choice.runner_up])]
+    if question.report_all:
+        candidates += list(_variants(choice.winner, allowed, has_old=calibration.queries.old is not None))
+    report = Report(calibration, audit, chosen_by, _answerable(audit, objective))
+    reported = tuple(Reported(candidate, report.curve(candidate)) for candidate in dict.fromkeys(candidates))
     margin = None
-    if choice.runner_up is not None and scene.answerable(relevance):
-        first, second = (r.curve.area_per_query(relevance, metric) for r in reported[:2])
-        margin = mean_interval(first - second, seed=seed)
-    old = None if scene.old is None else arm(scene.old, scene)
-    return Findings(choice, tuple(reported), old, arm(scene.new, scene), margin)
+    if choice.runner_up is not None:
+        first, second = (r.curve.area_per_query(report.shown_by) for r in reported[:2])
+        margin = mean_interval(first - second, seed=evidence.seed)
+    predicted = report.predict(choice.winner, question.fractions, evidence.seed) if question.fractions else ()
+    return Findings(
+        choice=choice,
+        chosen_by=chosen_by,
+        old_scale=calibration.old_scale,
+        reported=reported,
+        arms=report.shadow.arms(),
+        groups=report.shadow.groups,
+        margin=margin,
+        predicted=predicted,
+        predicted_by=report.shown_by,
+    )
 
 
-def _variants(winner: Candidate, scene: Scene, allowed: Allowed) -> Iterator[Candidate]:
+class Report:
+    """Candidates on the audit split, under calibrations fitted on all calibration queries that answer."""
+
+    def __init__(self, calibration: HeldOut, audit: HeldOut, fitted_by: Objective, shown_by: Objective) -> None:
+        self.fitted_by, self.shown_by = fitted_by, shown_by
+        self._calibration, self._audit = calibration, audit
+        self._fit_queries = calibration.answered(fitted_by.relevance).first(MAX_QUERIES)
+        self._fit_shadow = calibration.shadow(self._fit_queries).only([fitted_by.relevance])
+        self._queries = audit.answered(shown_by.relevance).first(MAX_QUERIES)
+        self.shadow = audit.shadow(self._queries)
+
+    def fit(self, candidate: Candidate) -> FittedCalibrations:
+        """The candidate's calibrations, on the calibration split."""
+        backfill = self._calibration.backfill(candidate, self._fit_queries, self._fit_shadow)
+        return backfill.fit(self.fitted_by, candidate.form)
+
+    def curve(self, candidate: Candidate, cutoffs: Sequence[int] | None = None) -> Curve:
+        """The candidate's curve on the audit split, at the 22 published points unless told otherwise."""
+        backfill = self._audit.backfill(candidate, self._queries, self.shadow)
+        cutoffs = published_cutoffs(len(backfill.order)) if cutoffs is None else cutoffs
+        return backfill.trace(self.fit(candidate), cutoffs)
+
+    def predict(self, candidate: Candidate, fractions: Sequence[float], seed: int) -> tuple[Interval, ...]:
+        """The candidate at the fractions of a run's versions: what PLAN promises.
+
+        Args:
+            fractions: shares of the gallery that are new, the pairs included; the first is the pairs' share.
+        """
+        backfill = self._audit.backfill(candidate, self._queries, self.shadow)
+        sampled = stand_for_pairs(self._audit.items.id_hash, fractions[0], seed)
+        size = len(backfill.order)
+        new_after = np.concatenate([[0], np.cumsum(~sampled[backfill.order])]) + sampled.sum()  # new after each cutoff
+        cutoffs = [min(int(np.searchsorted(new_after, round(fraction * size))), size) for fraction in fractions]
+        relevances: list[Relevance] = [self.shown_by.relevance]
+        curve = backfill.trace(self.fit(candidate), cutoffs, relevances=relevances, sampled=sampled)
+        by_version = curve.values[self.shown_by.relevance, self.shown_by.metric]
+        return tuple(mean_interval(values, seed=seed) for values in by_version)
+
+
+def stand_for_pairs(id_hash: U64, share: float, seed: int) -> Bools:
+    """Items (N,) of a shadow gallery that count as new from the start, as the pairs do in a real index."""
+    return random_priority(id_hash, seed + 1) < share
+
+
+def _answerable(split: HeldOut, objective: Objective) -> Objective:
+    """The objective, or the same metric by `new_model` where too few queries of the split have an answer."""
+    enough = len(split.answered(objective.relevance).ids) >= MIN_QUERIES
+    return objective if enough else replace(objective, relevance="new_model")
+
+
+def _variants(winner: Candidate, allowed: Allowed, *, has_old: bool) -> Iterator[Candidate]:
     """Every map with every order as in the published method, but calibrated; and the winner with one thing changed."""
     simple: Form = "offset" if "offset" in allowed.forms else allowed.forms[0]
-    for method in allowed.methods:
+    for view in allowed.views:
         for policy in allowed.policies:
-            yield Candidate(method, 1.0, policy, simple)
+            yield Candidate(view, 1.0, policy, simple)
     for form in allowed.forms:
         yield replace(winner, form=form)
     for weight in allowed.weights:
-        if weight == 1 or scene.old is not None:
+        if weight == 1 or has_old:
             yield replace(winner, weight=weight)
     for policy in allowed.policies:
         yield replace(winner, policy=policy)
-
-
-def predicted(
-    calibration: Split,
-    audit: Split,
-    candidate: Candidate,
-    relevances: tuple[str, str],
-    metric: str,
-    fractions: Sequence[float],
-    sampled: Bools,
-    seed: int,
-) -> tuple[Interval, ...]:
-    """A candidate's curve at the fractions of a run's versions, on the audit split: what PLAN promises.
-
-    Args:
-        relevances: by which calibrations are fitted, and by which the curve is told.
-        fractions: shares of the gallery that are new, pairs included.
-        sampled: (N,) items that stand for the pairs, new from the start.
-    """
-    fitted_by, told_by = relevances
-    scores, order = state_of(calibration.scene, calibration.views[candidate.method], candidate)
-    fitted = fit_knots(calibration.scene, scores, order, fitted_by, metric, candidate.form, seed=seed)
-    scene = audit.scene
-    scores, order = state_of(scene, audit.views[candidate.method], candidate)
-    new_at = np.concatenate([[0], np.cumsum(~sampled[order])]) + sampled.sum()  # new items after each cutoff
-    cutoffs = [int(np.searchsorted(new_at, round(fraction * len(order)))) for fraction in fractions]
-    cutoffs = [min(cutoff, len(order)) for cutoff in cutoffs]
-    curve = trace(scene, scores, order, fitted, cutoffs, relevances=[told_by], sampled=sampled)
-    return tuple(mean_interval(values, seed=seed) for values in curve.values[told_by, metric])
-
-
-def authors_curve(scene: Scene, view: View, policy: str) -> Curve:
-    """The published evaluation: raw scores, no calibration, items re-embedded by descending priority, 22 cutoffs.
-
-    The scene must be theirs as well: queries = gallery, L2, self-matches excluded, every query.
-    """
-    order = np.argsort(-view.priorities[policy], kind="stable")
-    return trace(scene, view.stale, order, fitted=[], cutoffs=published_cutoffs(len(order)))

@@ -1,117 +1,111 @@
 """Items with both vectors, and the queries that ask for them.
 
-Legend: Q queries, N items, D old dim, E new dim.
+Legend: Q queries, N items, D old dim, E new dim, S side dim.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Self
 
 import numpy as np
 
+from fastfill_ray.ordering.ids import hash_ids, seeded_hash
 from fastfill_ray.ordering.partition import MIN_SPLIT
-from fastfill_ray.types import F32, I64, U64, Objects
+from fastfill_ray.types import F32, I64, U64, Objects, Split
+
+# Queries that one measured state looks at: more move no mean, only the clock.
+MAX_QUERIES = 1000
 
 
-@dataclass(frozen=True)
-class Items:
-    """The items of a split. old: (N, D), new: (N, E); id_hash, labels, groups, weights: (N,) where known."""
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Columns of one length; None where there is no such column."""
 
-    id_hash: U64
+    def take(self, rows: I64) -> Self:
+        """Some of the rows, in the order given."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value[rows] for name, value in columns.items() if isinstance(value, np.ndarray)})
+
+
+@dataclass(frozen=True, eq=False)
+class PairedItems(_Rows):
+    """Items with both vectors: the pairs, or one split of them.
+
+    ids: (N,) ints or strings. old: (N, D), new: (N, E) float32. split: (N,) of ``types.SPLITS``. labels, groups: (N,)
+    of any type, None where unknown. weights: (N,), side: (N, S) float32. fingerprint: names what they were made from.
+    """
+
+    ids: Objects
     old: F32
     new: F32
+    split: Objects
     labels: Objects | None = None
     groups: Objects | None = None
     weights: F32 | None = None
+    side: F32 | None = None
+    fingerprint: str = ""
+
+    @cached_property
+    def id_hash(self) -> U64:
+        """``hash_ids`` of the ids (N,)."""
+        return hash_ids(self.ids)
+
+    def part(self, split: Split) -> PairedItems:
+        """The items of one split."""
+        return self.take(np.flatnonzero(self.split == split))
+
+    def by_hash(self) -> PairedItems:
+        """The same items in the order of their ids' hashes: it depends on no file, and on no sample's order."""
+        return self.take(np.argsort(self.id_hash, kind="stable"))
+
+    def labelled(self) -> PairedItems:
+        """The items whose label is known; all of them, without labels, if those are too few to learn from."""
+        if self.labels is None:
+            return self
+        known = np.flatnonzero([label is not None for label in self.labels.tolist()])
+        return self.take(known) if len(known) >= MIN_SPLIT["train"] else replace(self, labels=None)
+
+    def as_queries(self) -> Queries:
+        """Every item as a query that never finds itself: what is used where no queries are given."""
+        return Queries(self.ids, self.new, self.old, self.labels, self.groups, are_items=True)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The queries. new: (Q, E), old: (Q, D) or None; labels, groups: (Q,).
+@dataclass(frozen=True, eq=False)
+class Queries(_Rows):
+    """Queries with everything that measuring needs.
 
-    own: (Q,) row of the item that a query itself is, -1 for none: it never finds itself. judged: (pairs, 2) int64 of
-    query and item row, the relevance `qrels`; None where nothing is judged.
+    ids: (Q,) strings, or gallery ids where the queries are items. new: (Q, E), old: (Q, D) float32. labels, groups:
+    (Q,). judged: relevant items as (row of the query, item id), None without judgements. are_items: each query is the
+    gallery item of its id, which is left out of its own ranking. fingerprint: names the queries and their gallery.
     """
 
+    ids: Objects
     new: F32
     old: F32 | None = None
     labels: Objects | None = None
     groups: Objects | None = None
-    own: I64 | None = None
-    judged: I64 | None = None
+    judged: tuple[tuple[int, int | str], ...] | None = None
+    are_items: bool = False
+    fingerprint: str = ""
 
+    def take(self, rows: I64) -> Queries:
+        """Some of the queries, in the order given; judgements go with them."""
+        chosen = super().take(rows)
+        if self.judged is None:
+            return chosen
+        place = {row: i for i, row in enumerate(rows.tolist())}
+        return replace(chosen, judged=tuple((place[row], item) for row, item in self.judged if row in place))
 
-def items_as_queries(items: Items, rows: I64) -> Asked:
-    """Some of the items as queries, as where no queries are given."""
-    return Asked(
-        new=items.new[rows],
-        old=items.old[rows],
-        labels=None if items.labels is None else items.labels[rows],
-        groups=None if items.groups is None else items.groups[rows],
-        own=rows,
-    )
+    def shuffled(self, seed: int) -> Queries:
+        """The same queries in the order of a seeded hash of their ids: the first n are a uniform sample of any size."""
+        return self.take(np.argsort(seeded_hash(hash_ids(self.ids), seed), kind="stable"))
 
+    def first(self, count: int) -> Queries:
+        """At most so many of the queries, from the beginning."""
+        return self if len(self.ids) <= count else self.take(np.arange(count))
 
-@dataclass(frozen=True)
-class PairedItems:
-    """P items with both vectors: ids (P,), old (P, D), new (P, E), labels (P,) or None, split (P,) of SPLITS.
-
-    side (P, S), groups (P,), weights (P,) float32: where the gallery has such columns.
-    """
-
-    fingerprint: str
-    ids: np.ndarray
-    old: np.ndarray
-    new: np.ndarray
-    labels: np.ndarray | None
-    split: np.ndarray
-    side: np.ndarray | None = None
-    groups: np.ndarray | None = None
-    weights: np.ndarray | None = None
-
-    def part(self, name: str) -> PairedItems:
-        """The pairs of one split."""
-        return self._chosen(self.split == name)
-
-    def labelled(self) -> PairedItems:
-        """The pairs whose label is known; all of them, without labels, if those are too few to learn from."""
-        if self.labels is None:
-            return self
-        known = np.array([label is not None for label in self.labels.tolist()], dtype=bool)
-        return self._chosen(known) if known.sum() >= MIN_SPLIT["train"] else replace(self, labels=None)
-
-    def _chosen(self, rows: np.ndarray) -> PairedItems:
-        def of(column: np.ndarray | None) -> np.ndarray | None:
-            return None if column is None else column[rows]
-
-        return PairedItems(
-            self.fingerprint,
-            self.ids[rows],
-            self.old[rows],
-            self.new[rows],
-            of(self.labels),
-            self.split[rows],
-            of(self.side),
-            of(self.groups),
-            of(self.weights),
-        )
-
-
-@dataclass(frozen=True)
-class Queries:
-    """Q queries with everything that evaluation needs.
-
-    ids: (Q,) object array, strings from a query file or gallery ids where audit items are the queries.
-    new: (Q, E) float32. old: (Q, D) float32 or None. labels: (Q,) object array or None.
-    judged: (query index, item id) pairs, None without qrels. are_items: whether a query is its own gallery item.
-    groups: (Q,) object array or None.
-    """
-
-    fingerprint: str
-    ids: np.ndarray
-    new: np.ndarray
-    old: np.ndarray | None
-    labels: np.ndarray | None
-    judged: list[tuple[int, int | str]] | None
-    are_items: bool
-    groups: np.ndarray | None = None
+    def sample(self, count: int, seed: int) -> Queries:
+        """At most `count` of the queries, uniformly, in the order of ``shuffled``."""
+        return self.shuffled(seed).first(count)

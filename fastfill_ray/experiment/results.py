@@ -1,4 +1,4 @@
-"""Findings as plain JSON values: what simulation.json holds and the log keeps of a choice."""
+"""What an experiment found, as typed records for the log and as plain JSON for simulation.json."""
 
 from __future__ import annotations
 
@@ -7,20 +7,89 @@ from typing import Any
 
 import numpy as np
 
-from fastfill_ray.experiment.candidate import Candidate
-from fastfill_ray.experiment.curves import arm, last_crossing
+from fastfill_ray.experiment.candidate import Candidate, Objective, StaleMode
+from fastfill_ray.experiment.curves import last_crossing
 from fastfill_ray.experiment.experiment import Findings, Reported
-from fastfill_ray.experiment.shadow import Scene
-from fastfill_ray.retrieval.intervals import mean_interval
-from fastfill_ray.types import F64
+from fastfill_ray.experiment.shadow import Measured
+from fastfill_ray.retrieval.calibration import Form
+from fastfill_ray.retrieval.intervals import Interval, mean_interval
+from fastfill_ray.types import F64, Model, Objects
 
 _DIGITS = 6
+# Metrics whose curves are also given per group of the queries.
+_BY_GROUP = ("cmc@1", "map", "recall@1")
 
 
-def candidate_json(candidate: Candidate) -> dict[str, Any]:
-    """method, stale_mode, weight of the aligned score, policy, calibration."""
+class MeanValue(Model):
+    """A mean with its 95 % bootstrap interval over so many queries."""
+
+    value: float
+    low: float
+    high: float
+    queries: int
+
+
+class CandidateResult(Model):
+    """One way to run a backfill. weight: the aligned score's share of a stale score."""
+
+    method: str
+    norms_kept: bool = False
+    stale_mode: StaleMode
+    weight: float
+    policy: str
+    calibration: Form
+
+
+class TrialResult(CandidateResult):
+    """A candidate that was tried: its cross-fitted area under the objective's curve on the calibration pairs."""
+
+    area: float
+    stage: str
+    queries: int = 0
+
+
+class ChoiceResult(Model):
+    """What was chosen, and why.
+
+    objective: by which it was chosen. margin: area of the winner minus the runner-up's, paired, on the audit pairs.
+    expected: the winner's cross-fitted area on the calibration pairs.
+    """
+
+    objective: str
+    winner: CandidateResult
+    runner_up: CandidateResult | None = None
+    margin: MeanValue | None = None
+    expected: MeanValue | None = None
+    trials: tuple[TrialResult, ...] = ()
+
+
+def candidate_result(candidate: Candidate) -> CandidateResult:
+    """The record of a candidate."""
+    return CandidateResult(**_fields(candidate))
+
+
+def choice_result(findings: Findings) -> ChoiceResult:
+    """The record of a choice, with every trial that led to it; figures are rounded."""
+    choice = findings.choice
+    return ChoiceResult(
+        objective=str(findings.chosen_by),
+        winner=candidate_result(choice.winner),
+        runner_up=None if choice.runner_up is None else candidate_result(choice.runner_up),
+        margin=_mean_value(findings.margin),
+        expected=_mean_value(choice.expected),
+        trials=tuple(
+            TrialResult(
+                **_fields(trial.candidate), area=round(trial.area, _DIGITS), stage=trial.stage, queries=trial.queries
+            )
+            for trial in choice.trials
+        ),
+    )
+
+
+def _fields(candidate: Candidate) -> dict[str, Any]:
     return {
-        "method": candidate.method,
+        "method": candidate.view.method,
+        "norms_kept": candidate.view.norms_kept,
         "stale_mode": candidate.stale_mode,
         "weight": candidate.weight,
         "policy": candidate.policy,
@@ -28,95 +97,85 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def words(candidate: Candidate) -> str:
-    """One line for people: `kernel, fused 0.8, expected_gain, scale_offset`."""
-    mode = "aligned" if candidate.weight == 1 else f"fused {candidate.weight:g}"
-    return f"{candidate.method}, {mode}, {candidate.policy}, {candidate.form}"
+def _mean_value(interval: Interval | None) -> MeanValue | None:
+    if interval is None or not interval.queries:
+        return None
+    value, low, high = (round(part, _DIGITS) for part in interval[:3])
+    return MeanValue(value=value, low=low, high=high, queries=interval.queries)
 
 
-def arms_json(scene: Scene, *, seed: int) -> dict[str, Any]:
-    """{old/old and new/new: {relevance/metric: value, low, high, queries}}; old/old where it can be measured."""
-    states = {"new/new": scene.new} | ({} if scene.old is None else {"old/old": scene.old})
-    return {name: _means(arm(scores, scene), seed) for name, scores in states.items()}
+def arms_json(arms: Mapping[str, Measured], *, seed: int) -> dict[str, Any]:
+    """{arm: {relevance/metric: value, low, high, queries}}; a metric that no query has a value of is left out."""
+    found: dict[str, Any] = {}
+    for arm, values in arms.items():
+        means = {f"{r}/{m}": _mean_value(mean_interval(column, seed=seed)) for (r, m), column in values.items()}
+        found[arm] = {name: mean.model_dump(mode="json") for name, mean in means.items() if mean is not None}
+    return found
 
 
-def _means(values: Mapping[tuple[str, str], F64], seed: int) -> dict[str, Any]:
-    means = {key: mean_interval(column, seed=seed) for key, column in values.items()}
-    return {
-        f"{relevance}/{metric}": {name: _plain(part) for name, part in mean._asdict().items()}
-        for (relevance, metric), mean in means.items()
-        if mean.queries
-    }
-
-
-def curve_json(reported: Reported, scene: Scene, arms: Mapping[str, Any] | None, *, seed: int) -> dict[str, Any]:
+def curve_json(
+    reported: Reported, arms: Mapping[str, Any] | None, *, groups: Objects | None = None, seed: int
+) -> dict[str, Any]:
     """One curve: every relevance and metric, its area M~ with interval, the value at 0 %, the fraction to 95 and 99 %.
 
     The gain runs from old/old (from the value at 0 % where old/old is not known) to new/new; the fraction to a share of
     it is the last crossing, and null where there is no gain.
+
+    Args:
+        arms: of ``arms_json``. groups: (Q,) of the queries.
     """
     curve = reported.curve
-    values, groups = {}, {}
+    values, by_group = {}, {}
     for relevance, metric in curve.values:
-        mean = curve.mean(relevance, metric)
+        objective = Objective(relevance, metric)
+        mean = curve.mean(objective)
         if np.isnan(mean).any():
             continue
-        name = f"{relevance}/{metric}"
-        area = curve.area(relevance, metric, seed=seed)
-        base = float(mean[0])
-        if arms is not None and "old/old" in arms and name in arms["old/old"]:
-            base = arms["old/old"][name]["value"]
-        gain = float(mean[-1]) - base
-        values[name] = {
-            "curve": [_plain(value) for value in mean],
-            "area": _plain(area.value),
-            "low": _plain(area.low),
-            "high": _plain(area.high),
-            "at_0": _plain(mean[0]),
-            "to_95": _plain(last_crossing(curve.fractions, mean, base + 0.95 * gain)) if gain > 0 else None,
-            "to_99": _plain(last_crossing(curve.fractions, mean, base + 0.99 * gain)) if gain > 0 else None,
+        area = curve.area(objective, seed=seed)
+        start = (arms or {}).get("old/old", {}).get(str(objective), {}).get("value", float(mean[0]))
+        values[str(objective)] = {
+            "curve": _rounded(mean),
+            "area": round(area.value, _DIGITS),
+            "low": round(area.low, _DIGITS),
+            "high": round(area.high, _DIGITS),
+            "at_0": round(float(mean[0]), _DIGITS),
+            "to_95": _crossing(curve.fractions, mean, start, 0.95),
+            "to_99": _crossing(curve.fractions, mean, start, 0.99),
         }
-        if scene.groups is not None and metric in ("cmc@1", "map", "recall@1"):
-            groups[name] = _by_group(curve.values[relevance, metric], scene.groups)
-    told: dict[str, Any] = candidate_json(reported.candidate)
-    told |= {"fractions": [_plain(fraction) for fraction in curve.fractions], "values": values}
-    return told | ({"groups": groups} if groups else {})
+        if groups is not None and metric in _BY_GROUP:
+            by_group[str(objective)] = _curves_by_group(curve.values[relevance, metric], groups)
+    made: dict[str, Any] = _fields(reported.candidate)
+    made |= {"fractions": _rounded(curve.fractions), "values": values}
+    return made | ({"groups": by_group} if by_group else {})
 
 
-def _by_group(values: F64, groups: Any) -> dict[str, list[float]]:
+def _crossing(fractions: F64, mean: F64, start: float, share: float) -> float | None:
+    gain = float(mean[-1]) - start
+    return round(last_crossing(fractions, mean, start + share * gain), _DIGITS) if gain > 0 else None
+
+
+def _curves_by_group(values: F64, groups: Objects) -> dict[str, list[float]]:
     """{group: curve} over the group's queries that have an answer."""
-    found = {}
+    curves = {}
     for group in dict.fromkeys(g for g in groups.tolist() if g is not None):
-        mine = values[:, groups == group]
-        mine = mine[:, ~np.isnan(mine).all(axis=0)]
-        if mine.shape[1]:
-            found[str(group)] = [_plain(value) for value in mine.mean(axis=1)]
-    return found
+        of_group = values[:, groups == group]
+        answered = of_group[:, ~np.isnan(of_group).all(axis=0)]
+        if answered.shape[1]:
+            curves[str(group)] = _rounded(answered.mean(axis=1))
+    return curves
 
 
-def findings_json(findings: Findings, scene: Scene, relevance: str, metric: str, *, seed: int) -> dict[str, Any]:
-    """The whole experiment: arms, curves, the choice with runner-up and margin, and every trial that led to it."""
-    arms = arms_json(scene, seed=seed)
-    choice, margin = findings.choice, findings.margin
+def findings_json(findings: Findings, *, seed: int) -> dict[str, Any]:
+    """The whole experiment: arms, curves, and the choice with runner-up, margin and every trial that led to it."""
+    arms = arms_json(findings.arms, seed=seed)
+    groups = findings.groups
     return {
         "protocol": None,
-        "objective": f"{relevance}/{metric}",
         "arms": arms,
-        "curves": [curve_json(reported, scene, arms, seed=seed) for reported in findings.reported],
-        "choice": {
-            "winner": candidate_json(choice.winner),
-            "runner_up": None if choice.runner_up is None else candidate_json(choice.runner_up),
-            "margin": None if margin is None else {name: _plain(part) for name, part in margin._asdict().items()},
-            "trials": [
-                {**candidate_json(trial.candidate), "area": _plain(trial.area), "stage": trial.stage}
-                for trial in choice.trials
-            ],
-        },
+        "curves": [curve_json(reported, arms, groups=groups, seed=seed) for reported in findings.reported],
+        "choice": choice_result(findings).model_dump(mode="json"),
     }
 
 
-def _plain(value: Any) -> Any:
-    """A number that JSON can hold, rounded."""
-    if isinstance(value, int | np.integer):
-        return int(value)
-    return None if not np.isfinite(value) else round(float(value), _DIGITS)
+def _rounded(values: F64) -> list[float]:
+    return [round(float(value), _DIGITS) for value in values]

@@ -1,100 +1,201 @@
-"""What `auto` does: candidates compared by the objective on the calibration split, in stages, best ones jointly.
+"""What `auto` does: candidates compared by the objective on the calibration split, simple ones first.
 
-Stages: maps (random order, so that nothing but the map speaks) -> how much of the old score to keep -> orders -> forms
-of calibration. Each stage keeps a few; an area under the objective's curve decides, and simpler wins what is not told
-apart.
+Every comparison is cross-fitted: the queries are cut into two folds, calibrations are fitted on one and measured on the
+other, so nothing is ever fitted and compared on the same query. It begins with few queries; rivals that the paired
+difference does not tell apart get twice as many, until it does or all are used. Within one standard error of the best
+the simplest is taken.
 
 Legend: Q queries, N items of the split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastfill_ray.experiment.candidate import Candidate, View
-from fastfill_ray.experiment.curves import KNOTS, Curve, backfill_order, fit_knots, published_cutoffs, trace
-from fastfill_ray.experiment.shadow import Scene, fuse_scores
-from fastfill_ray.retrieval.calibration import FORMS, Form, Served
-from fastfill_ray.types import F32, I64
+from fastfill_ray.experiment.candidate import Allowed, Candidate, MapView, Objective
+from fastfill_ray.experiment.curves import KNOTS, Backfill, published_cutoffs
+from fastfill_ray.experiment.heldout import HeldOut
+from fastfill_ray.experiment.items import Queries
+from fastfill_ray.experiment.shadow import Shadow
+from fastfill_ray.retrieval.calibration import FORMS, Form
+from fastfill_ray.retrieval.intervals import Interval, mean_interval
+from fastfill_ray.types import F32, F64
 
-# Shares of the aligned score that are tried where old query vectors exist; 0 is the old score alone.
-WEIGHTS = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.0)
-# All but the last stage look at fewer states, queries and fits: they only have to keep the best among the kept.
-COARSE_POINTS, COARSE_QUERIES, COARSE_KNOTS = 6, 300, (0.1, 0.4, 0.8)
-POINTS, QUERIES = 10, 600
-KEPT_MAPS, KEPT_MODES, KEPT_ORDERS = 3, 3, 5
-KEPT_FORMS = 3  # orders that are tried with every form of calibration
-# A gain of area below this is noise: the simpler candidate stays.
-LEAST_GAIN = 5e-4
+# What the first comparisons look at: they only have to keep the best among the kept.
+FIRST_QUERIES, COARSE_POINTS, COARSE_KNOTS = 200, 6, (0.1, 0.4, 0.8)
+POINTS = 10
+# A fit looks at no more queries of the other fold: more make the parameters no better, only later.
+FIT_QUERIES = 500
+KEPT_MAPS, KEPT_MODES, KEPT_ORDERS = 3, 3, 6
+# The forms that orders are compared under at first. The others refine these: they join for the orders that are kept.
+FIRST_FORMS: tuple[Form, ...] = ("identity", "offset", "scale_offset")
+# Rivals behind the best by more standard errors than this get no more queries.
+_HOPELESS = 2.0
 # `fused` asks users for the old model's query vectors until the end: it has to be worth more than this.
 LEAST_FUSED_GAIN = 4e-3
-# Views that have to win by more, such as maps that keep their norms: what is fitted to them at the size of the
-# calibration split carries over worse to larger galleries (glyphs, three times as large: 1.5 points of overlap@10).
-LEAST_CAUTIOUS_GAIN = 1e-2
+# Maps that keep their norms have to win by more: what is fitted to them at the size of the calibration split carries
+# over worse to larger galleries (glyphs, three times as large: 1.5 points of overlap@10).
+LEAST_NORMS_KEPT_GAIN = 1e-2
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate that was tried: its area under the objective's curve on the calibration split.
+    """A candidate that was tried: its cross-fitted area under the objective's curve, over so many queries.
 
-    Areas compare within a stage only: the last one, `calibration`, looks at more queries and states than the others.
+    Areas compare among trials of one stage and one number of queries.
     """
 
     candidate: Candidate
     area: float
     stage: str
+    queries: int
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The winner, the runner-up and everything that was tried, best first."""
+    """The winner, the runner-up and everything that was tried, the last comparison first and the best first in it.
+
+    expected: the winner's cross-fitted area over all queries, with its 95 % interval.
+    """
 
     winner: Candidate
     runner_up: Candidate | None
+    expected: Interval
     trials: tuple[Trial, ...]
 
 
-@dataclass(frozen=True)
-class Allowed:
-    """What may be chosen: what the config or the caller leaves open.
-
-    cautious: those of `methods` that have to win by ``LEAST_CAUTIOUS_GAIN``.
-    """
-
-    methods: Sequence[str]
-    policies: Sequence[str]
-    weights: Sequence[float] = WEIGHTS
-    forms: Sequence[Form] = FORMS
-    cautious: Sequence[str] = ()
+def handicap(candidate: Candidate) -> float:
+    """By how much of the area a candidate has to win, because of what it asks of users or risks."""
+    fused = LEAST_FUSED_GAIN if candidate.weight < 1 else 0.0
+    return fused + (LEAST_NORMS_KEPT_GAIN if candidate.view.norms_kept else 0.0)
 
 
-def choose(scene: Scene, views: Mapping[str, View], allowed: Allowed, relevance: str, metric: str, seed: int) -> Choice:
-    """The candidate whose backfill serves the objective best on the way.
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """Some queries in two folds, each with its shadow; what is traced on them, and how finely."""
+
+    queries: tuple[Queries, Queries]
+    shadows: tuple[Shadow, Shadow]
+    knots: tuple[float, ...]
+    points: int
+
+    @property
+    def count(self) -> int:
+        return sum(len(queries.ids) for queries in self.queries)
+
+
+class Race:
+    """Compares candidates on one split by cross-fitted areas; everything that was measured is kept."""
+
+    def __init__(self, split: HeldOut, objective: Objective, seed: int) -> None:
+        self._split, self._objective, self._seed = split, objective, seed
+        self._queries = split.answered(objective.relevance)
+        self._levels: dict[int, _Level] = {}
+        self._areas: dict[tuple[int, Candidate], F64] = {}
+        self._stale: dict[tuple[int, int, MapView, float], F32] = {}
+        self.trials: list[Trial] = []
+
+    @property
+    def last_level(self) -> int:
+        """The level at which all queries are used."""
+        return max(0, int(np.ceil(np.log2(max(len(self._queries.ids), 1) / FIRST_QUERIES))))
+
+    def areas(self, candidate: Candidate, level: int, stage: str) -> F64:
+        """The candidate's cross-fitted area per query (Q,) on the first FIRST_QUERIES * 2**level queries."""
+        key = level, candidate
+        if key not in self._areas:
+            self._areas[key] = self._measure(candidate, level)
+            at = self._level(level)
+            self.trials.append(Trial(candidate, float(np.nanmean(self._areas[key])), stage, at.count))
+        return self._areas[key]
+
+    def ranked(self, candidates: Iterable[Candidate], level: int, stage: str) -> list[Candidate]:
+        """Best first, handicaps counted; equal ones in the order given."""
+        known = {c: float(np.nanmean(self.areas(c, level, stage))) - handicap(c) for c in dict.fromkeys(candidates)}
+        return sorted(known, key=lambda c: -known[c])
+
+    def behind(self, candidate: Candidate, best: Candidate, level: int, stage: str) -> tuple[float, float]:
+        """By how much a candidate is behind the best, handicaps counted, and the paired standard error of that."""
+        gap = self.areas(best, level, stage) - self.areas(candidate, level, stage)
+        gap = gap[~np.isnan(gap)]
+        error = float(gap.std(ddof=1)) / np.sqrt(len(gap)) if len(gap) > 1 else 0.0
+        return float(gap.mean()) - handicap(best) + handicap(candidate), float(error)
+
+    def hopeful(self, ranked: Sequence[Candidate], level: int, stage: str) -> list[Candidate]:
+        """Those of a ranking that the paired difference does not tell from its best."""
+        kept = []
+        for candidate in ranked:
+            gap, error = self.behind(candidate, ranked[0], level, stage)
+            if gap <= _HOPELESS * error:
+                kept.append(candidate)
+        return kept
+
+    def _level(self, level: int) -> _Level:
+        if level not in self._levels:
+            for old in [key for key in self._stale if key[0] != level]:
+                del self._stale[old]
+            count = min(FIRST_QUERIES << level, len(self._queries.ids))
+            # The queries are shuffled by a hash of their ids: every other one is a fold by hash.
+            folds = [self._queries.take(np.arange(first, count, 2)) for first in (0, 1)]
+            shadows = [self._split.shadow(fold).only([self._objective.relevance]) for fold in folds]
+            fine = level > 0
+            self._levels[level] = _Level(
+                (folds[0], folds[1]), (shadows[0], shadows[1]), KNOTS if fine else COARSE_KNOTS,
+                POINTS if fine else COARSE_POINTS,
+            )  # fmt: skip
+        return self._levels[level]
+
+    def _measure(self, candidate: Candidate, level: int) -> F64:
+        at = self._level(level)
+        folds = [self._backfill(candidate, level, fold) for fold in (0, 1)]
+        cutoffs = published_cutoffs(len(folds[0].order), at.points)
+        areas = []
+        for fitted_on, measured_on in ((folds[1], folds[0]), (folds[0], folds[1])):
+            few = fitted_on.first(FIT_QUERIES)
+            fitted = few.fit(self._objective, candidate.form, at.knots)
+            areas.append(measured_on.trace(fitted, cutoffs).area_per_query(self._objective))
+        return np.concatenate(areas)
+
+    def _backfill(self, candidate: Candidate, level: int, fold: int) -> Backfill:
+        """The candidate's backfill; scores are kept while the level lasts, since many candidates share them."""
+        at, key = self._level(level), (level, fold, candidate.view, candidate.weight)
+        queries, shadow = at.queries[fold], at.shadows[fold]
+        if key not in self._stale:
+            self._stale[key] = self._split.stale_scores(queries, shadow, candidate.view, candidate.weight)
+        return Backfill(shadow, self._stale[key], self._split.order(candidate))
+
+
+def choose(split: HeldOut, allowed: Allowed, objective: Objective, seed: int) -> Choice:
+    """The candidate whose backfill serves the objective best on the way, the simplest one within the noise.
+
+    Stages: maps (random order, so that nothing but the map speaks) -> how much of the old score to keep -> orders
+    together with forms of calibration -> the best of those with all forms, on ever more queries.
 
     Args:
-        scene: the calibration split.
-        views: by map; those of `allowed.methods` are looked at.
-        relevance, metric: the objective.
+        split: the calibration split.
     """
-    answered = np.flatnonzero(scene.truths[relevance].counts)
-    drawn = np.random.default_rng([seed, 13]).permutation(answered)
-    trials: dict[tuple[bool, Candidate], Trial] = {}
+    race = Race(split, objective, seed)
+    finalists = _shortlist(race, allowed, has_old=split.queries.old is not None)
+    alive, level, stage = finalists, min(1, race.last_level), "final"
+    while True:
+        ranked = race.ranked(alive, level, stage)
+        alive = race.hopeful(ranked, level, stage)
+        if level == race.last_level or len(alive) == 1:
+            break
+        level += 1
+    winner = _simplest(race, alive, level, stage, allowed)
+    others = [c for c in ranked if not c.same_but_form(winner)]
+    expected = mean_interval(race.areas(winner, race.last_level, stage), seed=seed)
+    trials = sorted(race.trials, key=lambda trial: (trial.stage != stage, -trial.queries, -trial.area))
+    return Choice(winner, others[0] if others else None, expected, tuple(trials))
 
-    def area(candidate: Candidate, stage: str) -> float:
-        fine = stage == "calibration"
-        if (fine, candidate) not in trials:
-            queries = np.sort(drawn[: QUERIES if fine else COARSE_QUERIES])
-            knots, points = (KNOTS, POINTS) if fine else (COARSE_KNOTS, COARSE_POINTS)
-            view, asked = views[candidate.method], scene.take(queries)
-            stale, priority = view.stale[queries], view.priorities[candidate.policy]
-            curve = run(asked, stale, priority, candidate, relevance, metric, seed=seed, points=points, knots=knots)
-            trials[fine, candidate] = Trial(candidate, float(curve.mean(relevance, metric).mean()), stage)
-        return trials[fine, candidate].area
 
-    weights = [w for w in allowed.weights if w == 1 or scene.old is not None]
+def _shortlist(race: Race, allowed: Allowed, *, has_old: bool) -> list[Candidate]:
+    """The candidates of the final: few maps, modes and orders, each with every form."""
+    weights = [weight for weight in allowed.weights if weight == 1 or has_old]
     first = 1.0 if 1.0 in weights else max(weights)
     simple: Form = "offset" if "offset" in allowed.forms else allowed.forms[0]
     rich: Form = "scale_offset" if "scale_offset" in allowed.forms else simple
@@ -104,94 +205,44 @@ def choose(scene: Scene, views: Mapping[str, View], allowed: Allowed, relevance:
         return simple if weight == 1 else rich
 
     def sure(candidates: Iterable[Candidate]) -> list[Candidate]:
-        """Those that need not win by a margin. As many of them stay in the race as if nothing else were allowed, so
-        that what has to win by a margin is held against what would be chosen without it."""
-        return [c for c in candidates if c.weight == first and c.method not in allowed.cautious]
+        """Those without a handicap. As many of them stay in the race as if nothing else were allowed, so that what
+        has to win by a margin is held against what would be chosen without it."""
+        return [c for c in candidates if c.weight == first and not c.view.norms_kept]
 
-    by_map = _best(
-        (Candidate(method, first, "random", form_of(first)) for method in allowed.methods),
-        lambda c: area(c, "map"),
-        len(allowed.methods),
+    def kept(candidates: list[Candidate], count: int) -> list[Candidate]:
+        return list(dict.fromkeys([*candidates[:count], *sure(candidates)[:count]]))
+
+    by_map = race.ranked((Candidate(view, first, "random", form_of(first)) for view in allowed.views), 0, "map")
+    maps = kept(by_map, KEPT_MAPS)
+    weighed = (Candidate(c.view, weight, "random", form_of(weight)) for c in maps for weight in weights)
+    modes = list(dict.fromkeys([*race.ranked(weighed, 0, "stale mode")[:KEPT_MODES], *maps]))
+    forms = [form for form in allowed.forms if form in FIRST_FORMS] or list(allowed.forms)
+    ordered = race.ranked(
+        (Candidate(c.view, c.weight, policy, form) for c in modes for policy in allowed.policies for form in forms),
+        0,
+        "order",
     )
-    maps = list(dict.fromkeys([*by_map[:KEPT_MAPS], *sure(by_map)[:KEPT_MAPS]]))
-    modes = _best(
-        (Candidate(c.method, weight, "random", form_of(weight)) for c in maps for weight in weights),
-        lambda c: area(c, "stale mode"),
-        KEPT_MODES,
-    )
-    modes = list(dict.fromkeys([*modes, *maps]))
-    tried = _best(
-        (Candidate(c.method, c.weight, policy, c.form) for c in modes for policy in allowed.policies),
-        lambda c: area(c, "order"),
-        len(modes) * len(allowed.policies),
-    )
-    formed = dict.fromkeys([*tried[:KEPT_FORMS], *sure(tried)[:KEPT_FORMS]])
-    final = [replace(c, form=form) for c in formed for form in allowed.forms]
-    final += [*tried[:KEPT_ORDERS], *sure(tried)[:KEPT_ORDERS]]
-    ranked = _best(final, lambda c: area(c, "calibration"), len(final))
-    winner = ranked[0]
-    if winner.method in allowed.cautious:
-        worth = area(winner, "calibration") - LEAST_CAUTIOUS_GAIN
-        bold = (c for c in ranked if c.method not in allowed.cautious and area(c, "calibration") >= worth)
-        winner = next(bold, winner)
-    if winner.weight < 1:
-        worth = area(winner, "calibration") - LEAST_FUSED_GAIN
-        plainer = (
-            c for c in ranked if c.weight == 1 and area(c, "calibration") >= worth and c.method not in allowed.cautious
-        )
-        winner = next(plainer, winner)
-    level = area(winner, "calibration") - LEAST_GAIN
-    near = [c for c in ranked if replace(c, form=winner.form) == winner and area(c, "calibration") >= level]
-    winner = min(near, key=lambda c: FORMS.index(c.form))
-    others = [c for c in ranked if replace(c, form=winner.form) != winner]
-    told = sorted(trials.values(), key=lambda trial: (trial.stage != "calibration", -trial.area))
-    return Choice(winner, others[0] if others else None, tuple(told))
+    best_form: dict[Candidate, Candidate] = {}
+    for candidate in ordered:
+        best_form.setdefault(replace(candidate, form=forms[0]), candidate)
+    best_forms = list(best_form.values())
+    hopeful = race.hopeful(best_forms, 0, "order") + race.hopeful(sure(best_forms), 0, "order")
+    orders = [c for c in kept(best_forms, KEPT_ORDERS) if c in hopeful]
+    return [replace(c, form=form) for c in orders for form in allowed.forms]
 
 
-def run(
-    scene: Scene,
-    stale: F32,
-    priority: F32,
-    candidate: Candidate,
-    relevance: str,
-    metric: str,
-    *,
-    seed: int,
-    points: int,
-    knots: Sequence[float] = KNOTS,
-) -> Curve:
-    """A candidate's curve with calibrations fitted on the same scene: for comparing, not for reporting."""
-    scores = fuse_scores(scene, stale, candidate.weight)
-    order = backfill_order(priority, scene.id_hash)
-    fitted = fit_knots(scene, scores, order, relevance, metric, candidate.form, seed=seed, knots=knots)
-    cutoffs = published_cutoffs(len(order), points)
-    return trace(scene, scores, order, fitted, cutoffs, knots=knots, relevances=[relevance])
+def _simplest(race: Race, alive: Sequence[Candidate], level: int, stage: str, allowed: Allowed) -> Candidate:
+    """Of those within one paired standard error of the best the simplest: form, stale mode, order, cost of the map."""
+    best = alive[0]
 
+    def cost(candidate: Candidate) -> tuple[float, ...]:
+        gap, _ = race.behind(candidate, best, level, stage)
+        place = allowed.policies.index(candidate.policy), allowed.views.index(candidate.view)
+        return FORMS.index(candidate.form), candidate.weight < 1, *place, gap
 
-def carry(
-    fit_on: tuple[Scene, View],
-    show_on: tuple[Scene, View],
-    candidate: Candidate,
-    relevance: str,
-    metric: str,
-    *,
-    seed: int,
-    cutoffs: Sequence[int] | None = None,
-) -> tuple[Curve, list[Served]]:
-    """A candidate's curve on one split (audit) under calibrations fitted on another one (calibration)."""
-    scores, order = state_of(*fit_on, candidate)
-    fitted = fit_knots(fit_on[0], scores, order, relevance, metric, candidate.form, seed=seed)
-    scores, order = state_of(*show_on, candidate)
-    cutoffs = published_cutoffs(len(order)) if cutoffs is None else cutoffs
-    return trace(show_on[0], scores, order, fitted, cutoffs), fitted
-
-
-def state_of(scene: Scene, view: View, candidate: Candidate) -> tuple[F32, I64]:
-    """A candidate on one split: scores (Q, N) of its stale vectors before calibration, and its order (N,)."""
-    scores = fuse_scores(scene, view.stale, candidate.weight)
-    return scores, backfill_order(view.priorities[candidate.policy], scene.id_hash)
-
-
-def _best(candidates: Iterable[Candidate], area: Callable[[Candidate], float], count: int) -> list[Candidate]:
-    """The best `count`, best first; equal ones in the order given."""
-    return sorted(dict.fromkeys(candidates), key=lambda c: -area(c))[:count]
+    near = []
+    for candidate in alive:
+        gap, error = race.behind(candidate, best, level, stage)
+        if gap <= error:
+            near.append(candidate)
+    return min(near, key=cost)

@@ -12,10 +12,11 @@ from fastfill_ray.errors import ConfigError
 if TYPE_CHECKING:
     pass
 from fastfill_ray.inputs.locate import open_input
+from fastfill_ray.ordering.classifier import Classifier
 
 
-def read_classifier(path: str, *, dim: int, s3_endpoint: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """weight (C, dim) and bias (C,) of the new model's own classifier.
+def read_classifier(path: str, *, dim: int, s3_endpoint: str | None) -> Classifier:
+    """The new model's own classifier, weight (C, dim) and bias (C,); its labels are the numbers of its rows.
 
     Raises:
         ConfigError: no such file, no such arrays, or shapes that do not fit.
@@ -34,4 +35,4 @@ def read_classifier(path: str, *, dim: int, s3_endpoint: str | None) -> tuple[np
         )
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         raise ConfigError(f"new_model.classifier {path}: weight or bias holds values that are not finite")
-    return weight, bias
+    return Classifier.of_class_numbers(weight, bias)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.errors import InputError
+from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.inputs.kinds import element_type, read_ids, vectors_of
 from fastfill_ray.inputs.parquet import columns_of, id_type_of, pin, read_rows, vector_dim_of
 from fastfill_ray.ordering.ids import hash_ids, seeded_hash
@@ -17,60 +16,15 @@ SHARES = (0.7, 0.15, 0.15)
 _OPTIONAL = ("label", "group", "weight", "split", "side")
 
 
-@dataclass(frozen=True)
-class PairsTable:
-    """N items with both vectors; legend: D old dim, E new dim, S side dim.
-
-    ids, labels, groups, split: (N,) object; old (N, D), new (N, E), side (N, S), weights (N,) float32; id_hash (N,)
-    uint64. What the file does not hold is None. dropped: rows left out because a vector cannot be used, with reasons.
-    """
-
-    ids: np.ndarray
-    id_hash: np.ndarray
-    old: np.ndarray
-    new: np.ndarray
-    split: np.ndarray
-    labels: np.ndarray | None = None
-    groups: np.ndarray | None = None
-    weights: np.ndarray | None = None
-    side: np.ndarray | None = None
-    dropped: tuple[tuple[int, str], ...] = ()
-
-    def part(self, split: str) -> PairsTable:
-        """The items of one split."""
-        rows = self.split == split
-
-        def of(column: np.ndarray | None) -> np.ndarray | None:
-            return None if column is None else column[rows]
-
-        return PairsTable(
-            self.ids[rows],
-            self.id_hash[rows],
-            self.old[rows],
-            self.new[rows],
-            self.split[rows],
-            of(self.labels),
-            of(self.groups),
-            of(self.weights),
-            of(self.side),
-        )
-
-
-@dataclass(frozen=True)
-class QueriesTable:
-    """Q queries: ids, labels, groups (Q,) object; new (Q, E), old (Q, D) float32 or None; judged: (query, item id)."""
-
-    new: np.ndarray
-    old: np.ndarray | None
-    labels: np.ndarray | None
-    groups: np.ndarray | None
-    judged: tuple[tuple[int, int | str], ...] | None
-
-
-def read_pairs(path: str, *, metric: str, seed: int, s3_endpoint: str | None = None) -> PairsTable:
+def read_pairs(
+    path: str, *, metric: str, seed: int, s3_endpoint: str | None = None
+) -> tuple[PairedItems, tuple[tuple[int, str], ...]]:
     """Columns `id`, `old`, `new`, optional `label`, `group`, `weight`, `side`, `split` of a pairs file.
 
     Without `split` the items are drawn 70 : 15 : 15 by the hash of their id. Rows with an unusable vector are left out.
+
+    Returns:
+        The items; and (row, reason) of the rows that are left out.
 
     Raises:
         ConfigError, InputError: a missing column, ids that are null or repeated, an unknown split, nothing left.
@@ -106,9 +60,8 @@ def read_pairs(path: str, *, metric: str, seed: int, s3_endpoint: str | None = N
         if not np.isfinite(weights).all():
             row = int(kept[np.argmin(np.isfinite(weights))])
             raise InputError(f"{path}: column 'weight' is no finite number in row {row}; fill it in, 1 where unknown")
-    return PairsTable(
+    items = PairedItems(
         ids=ids.astype(object)[kept],
-        id_hash=id_hash,
         old=vectors["old"][kept],
         new=vectors["new"][kept],
         split=split,
@@ -116,14 +69,14 @@ def read_pairs(path: str, *, metric: str, seed: int, s3_endpoint: str | None = N
         groups=columns.get("group"),
         weights=weights,
         side=vectors["side"][kept] if "side" in vectors else None,
-        dropped=tuple(sorted(unusable.items())),
     )
+    return items, tuple(sorted(unusable.items()))
 
 
 def read_queries(
     path: str, qrels: str | None, *, metric: str, new_dim: int, old_dim: int, s3_endpoint: str | None = None
-) -> QueriesTable:
-    """Columns `new`, optional `old`, `label`, `group` of a query file; with `qrels` also `id`.
+) -> Queries:
+    """Columns `new`, optional `id`, `old`, `label`, `group` of a query file; with `qrels` the `id` is needed.
 
     Args:
         qrels: Parquet with columns query_id, item_id; None for no judgements.
@@ -132,7 +85,8 @@ def read_queries(
         ConfigError, InputError: a missing column, another dim than the pairs', no usable query.
     """
     wanted = {"new": "new"} | ({"id": "id"} if qrels is not None else {})
-    table, _, present = _read(path, wanted, ("old", "label", "group"), s3_endpoint)
+    optional = ("old", "label", "group") if qrels is not None else ("id", "old", "label", "group")
+    table, _, present = _read(path, wanted, optional, s3_endpoint)
     new, bad = _vectors(path, table, "new", metric, s3_endpoint)
     old = None
     if "old" in present:
@@ -144,13 +98,16 @@ def read_queries(
     kept = np.array([row for row in range(len(new)) if row not in bad], np.int64)
     if len(kept) == 0:
         raise InputError(f"{path}: no query has usable vectors")
+    named = qrels is not None or "id" in present
+    ids = _objects(table, "id")[kept].astype(str) if named else kept.astype(str)
     judged = None
     if qrels is not None:
-        place = {str(value): row for row, value in enumerate(_objects(table, "id")[kept].tolist())}
+        place = {value: row for row, value in enumerate(ids.tolist())}
         judgements, _, _ = _read(qrels, {"query_id": "query_id", "item_id": "item_id"}, (), s3_endpoint)
         rows = zip(judgements.column("query_id").to_pylist(), judgements.column("item_id").to_pylist(), strict=True)
         judged = tuple(dict.fromkeys((place[str(query)], item) for query, item in rows if str(query) in place))
-    return QueriesTable(
+    return Queries(
+        ids=ids.astype(object),
         new=new[kept],
         old=None if old is None else old[kept],
         labels=_objects(table, "label")[kept] if "label" in present else None,

@@ -14,7 +14,7 @@ from fastfill_ray.types import F32, I64, Objects
 
 
 @dataclass(frozen=True)
-class Head:
+class Classifier:
     """A linear softmax classifier of new vectors: the new model's own, or one fitted on the pairs.
 
     weight: (C, E). bias: (C,). classes: (C,) str, the label of each row.
@@ -24,6 +24,11 @@ class Head:
     bias: F32
     classes: NDArray[np.str_]
 
+    @classmethod
+    def of_class_numbers(cls, weight: F32, bias: F32) -> Classifier:
+        """A classifier whose labels are the numbers of its rows, as those of the new model's own are."""
+        return cls(weight, bias, np.arange(len(weight)).astype(str))
+
     def log_probabilities(self, vectors: F32) -> F32:
         """log p(class) (N, C) in nats, of vectors (N, E)."""
         logits: F32 = vectors @ self.weight.T + self.bias
@@ -32,7 +37,7 @@ class Head:
         return logits
 
     def rows(self, labels: Objects) -> I64:
-        """The row of each label's class (N,): C for a class that the head does not know, C + 1 where there is none."""
+        """The row of each label's class (N,): C for a class that it does not know, C + 1 where there is none."""
         count = len(self.weight)
         known = {str(label): row for row, label in enumerate(self.classes)}
         return np.array(

@@ -10,11 +10,16 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fastfill_ray.types import I64, U64
+from fastfill_ray.types import I64, U64, Objects
 
 
-def hash_ids(ids: I64 | Sequence[str]) -> U64:
-    """A 64-bit hash per id (N,), the same on every machine and release: splitmix64 for ints, blake2b for strings."""
+def hash_ids(ids: I64 | Objects | Sequence[str]) -> U64:
+    """A 64-bit hash per id (N,), the same on every machine and release: splitmix64 for ints, blake2b for strings.
+
+    An object array holds ids of one type, ints or strings.
+    """
+    if isinstance(ids, np.ndarray) and ids.dtype == object and len(ids) and not isinstance(ids[0], str):
+        ids = ids.astype(np.int64)
     if isinstance(ids, np.ndarray) and ids.dtype == np.int64:
         return _splitmix64(ids.view(np.uint64))
     digests = b"".join(hashlib.blake2b(str(i).encode(), digest_size=8).digest() for i in ids)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastfill_ray.errors import ConfigError
-from fastfill_ray.types import I64
+from fastfill_ray.types import I64, Split
 
 # Below these numbers the fit, the offset or the gate would be decided by chance.
-MIN_SPLIT = {"train": 32, "calibration": 16, "audit": 16}
+MIN_SPLIT: dict[Split, int] = {"train": 32, "calibration": 16, "audit": 16}
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Chunk:
     rows: int
 
 
-def sample_pairs(rows: int, count: int, split: tuple[float, float, float], seed: int) -> dict[str, I64]:
+def sample_pairs(rows: int, count: int, split: tuple[float, float, float], seed: int) -> dict[Split, I64]:
     """Uniform sample without replacement of global row numbers, cut into train, calibration and audit (each sorted).
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from fastfill_ray.ordering.classifier import Head
+from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.ids import seeded_hash
 from fastfill_ray.ordering.proxies import Proxies
 from fastfill_ray.retrieval.similarity import similarity
@@ -33,30 +33,30 @@ def uncertainty(log_variance: F32) -> F32:
     return log_variance
 
 
-def entropy(aligned: F32, head: Head) -> F32:
-    """Entropy in nats (N,) of the head's classes at the aligned vectors (N, E): how undecided the class is."""
+def entropy(aligned: F32, classifier: Classifier) -> F32:
+    """Entropy in nats (N,) of the classifier's classes at the aligned vectors (N, E): how undecided the class is."""
     priority = np.empty(len(aligned), np.float32)
     for start in range(0, len(aligned), _ROWS_AT_A_TIME):
         part = slice(start, start + _ROWS_AT_A_TIME)
-        logs = head.log_probabilities(aligned[part])
+        logs = classifier.log_probabilities(aligned[part])
         priority[part] = -(np.exp(logs) * logs).sum(axis=1)
     return priority
 
 
-def class_loss(aligned: F32, labels: Objects, head: Head) -> F32:
-    """Cross-entropy in nats (N,) of the head at the aligned vector and the item's own class: how wrong the class is.
+def class_loss(aligned: F32, labels: Objects, classifier: Classifier) -> F32:
+    """Cross-entropy in nats (N,) of the classifier at the aligned vector and the item's own class: how wrong that is.
 
     Reads the gallery's labels, so it suits a relevance that is that label, and no other. An item of a class that the
-    head does not know gets the loss of the least likely class; one without a label the expected loss, the entropy.
+    classifier does not know gets the loss of the least likely class; one without a label the entropy.
 
     Args:
         aligned: (N, E). labels: (N,) class of each item; None where unknown.
     """
     priority = np.empty(len(aligned), np.float32)
-    rows = head.rows(labels)
+    rows = classifier.rows(labels)
     for start in range(0, len(aligned), _ROWS_AT_A_TIME):
         part = slice(start, start + _ROWS_AT_A_TIME)
-        logs = head.log_probabilities(aligned[part])
+        logs = classifier.log_probabilities(aligned[part])
         expected = -(np.exp(logs) * logs).sum(axis=1)
         losses = np.column_stack([-logs, -logs.min(axis=1), expected])
         priority[part] = losses[np.arange(len(losses)), rows[part]]
@@ -72,7 +72,8 @@ def expected_gain(old: F32, aligned: F32, proxies: Proxies) -> F32:
     Args:
         old: (N, D). aligned: (N, E). proxies: with thresholds.
     """
-    assert proxies.thresholds is not None
+    if proxies.thresholds is None:
+        raise ValueError("expected_gain: the thresholds of its proxy queries are not measured yet")
     thresholds = np.where(np.isfinite(proxies.thresholds), proxies.thresholds, np.float32(0))
     priority = np.empty(len(old), np.float32)
     for start in range(0, len(old), _ROWS_AT_A_TIME):
@@ -117,46 +118,57 @@ def class_margin(aligned: F32, labels: Objects, reference: F32, reference_labels
 class Reference:
     """What the train pairs tell the policies; each part is None where no policy in use asks for it.
 
-    new: (P, E) with labels (P,), for `class_margin`. head: for `entropy` and `class_loss`.
+    new: (P, E) with labels (P,), for `class_margin`. classifier: for `entropy` and `class_loss`.
     proxies: with thresholds, for `expected_gain`.
     """
 
     new: F32 | None = None
     labels: Objects | None = None
-    head: Head | None = None
+    classifier: Classifier | None = None
     proxies: Proxies | None = None
 
 
-def priority_of(
-    policy: Policy,
-    reference: Reference,
-    *,
-    id_hash: U64,
-    old: F32,
-    aligned: F32,
-    log_variance: F32,
-    labels: Objects | None,
-    seed: int,
-) -> F32:
-    """The priority (N,) float32 of each item under a policy, from its columns and the reference."""
+@dataclass(frozen=True)
+class ItemColumns:
+    """What policies read of N items. id_hash: (N,). old: (N, D), aligned: (N, E) as they are indexed.
+
+    log_variance: (N,) of the alignment. labels: (N,), None in it where unknown. weights: (N,) how often each is asked
+    for; None where nothing is known.
+    """
+
+    id_hash: U64
+    old: F32
+    aligned: F32
+    log_variance: F32
+    labels: Objects | None = None
+    weights: F32 | None = None
+
+
+def priority_of(policy: Policy, items: ItemColumns, reference: Reference, *, seed: int) -> F32:
+    """The priority (N,) float32 of each item under a policy, times its weight where there are weights.
+
+    Raises:
+        ValueError: the policy reads something that neither the items nor the reference have.
+    """
+    priority = _unweighted(policy, items, reference, seed)
+    return priority if items.weights is None else weighted(policy, priority, items.weights, reference)
+
+
+def _unweighted(policy: Policy, items: ItemColumns, reference: Reference, seed: int) -> F32:
     if policy == "random":
-        return random_priority(id_hash, seed)
-    if policy == "entropy":
-        assert reference.head is not None
-        return entropy(aligned, reference.head)
-    if policy == "expected_gain":
-        assert reference.proxies is not None
-        return expected_gain(old, aligned, reference.proxies)
-    if policy == "class_margin":
-        assert labels is not None
-        assert reference.new is not None
-        assert reference.labels is not None
-        return class_margin(aligned, labels, reference.new, reference.labels)
-    if policy == "class_loss":
-        assert labels is not None
-        assert reference.head is not None
-        return class_loss(aligned, labels, reference.head)
-    return uncertainty(log_variance)
+        return random_priority(items.id_hash, seed)
+    if policy == "uncertainty":
+        return uncertainty(items.log_variance)
+    if policy == "entropy" and reference.classifier is not None:
+        return entropy(items.aligned, reference.classifier)
+    if policy == "expected_gain" and reference.proxies is not None:
+        return expected_gain(items.old, items.aligned, reference.proxies)
+    if items.labels is not None:
+        if policy == "class_margin" and reference.new is not None and reference.labels is not None:
+            return class_margin(items.aligned, items.labels, reference.new, reference.labels)
+        if policy == "class_loss" and reference.classifier is not None:
+            return class_loss(items.aligned, items.labels, reference.classifier)
+    raise ValueError(f"policy {policy!r}: labels, a classifier, proxies or reference pairs that it reads are missing")
 
 
 def weighted(policy: Policy, priority: F32, weight: F32, reference: Reference) -> F32:
@@ -169,8 +181,7 @@ def weighted(policy: Policy, priority: F32, weight: F32, reference: Reference) -
     if policy == "uncertainty":
         with np.errstate(divide="ignore"):
             return np.maximum(priority + np.log(weight), np.finfo(np.float32).min)
-    if policy == "class_margin":
-        assert reference.new is not None
+    if policy == "class_margin" and reference.new is not None:
         spread = float(np.square(reference.new - reference.new.mean(axis=0)).sum(axis=1).mean()) or 1.0
         priority = (1 / (1 + np.exp(-np.clip(priority / spread, -60, 60)))).astype(np.float32)
     return priority * weight

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfill_ray.retrieval.ranking import rank, ranks_of
-from fastfill_ray.retrieval.relevance import Truth
+from fastfill_ray.retrieval.ranking import Name, rank, ranks_of
+from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.types import F32, F64, I64, Bools
 
 METRICS = ("cmc@1", "cmc@5", "map", "recall@1", "recall@10", "mrr", "ndcg@10")
@@ -77,7 +77,7 @@ def curve_area(fractions: Sequence[float], values: Sequence[float]) -> float:
     return float(np.sum((y[1:] + y[:-1]) / 2 * np.diff(x)) / (x[-1] - x[0]))
 
 
-def metrics_of(truth: Truth, ranks: I64) -> dict[str, F64]:
+def metrics_of(truth: RelevantItems, ranks: I64) -> dict[str, F64]:
     """Every metric of ``retrieval.metrics.METRICS`` per query (Q,); NaN where a query has no relevant item.
 
     Args:
@@ -113,7 +113,7 @@ def metrics_of(truth: Truth, ranks: I64) -> dict[str, F64]:
     }
 
 
-def measure(scores: F32, truths: Mapping[str, Truth]) -> dict[str, dict[str, F64]]:
+def measure(scores: F32, truths: Mapping[Name, RelevantItems]) -> dict[Name, dict[str, F64]]:
     """{relevance: {metric: (Q,)}} of one state's scores (Q, N)."""
     ranks = ranks_of(scores, truths)
     return {name: metrics_of(truth, ranks[name]) for name, truth in truths.items()}

@@ -10,12 +10,15 @@ Legend: Q queries, N items, P relevant (query, item) pairs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfill_ray.retrieval.relevance import Truth
+from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.types import F32, I64, Bools
+
+Name = TypeVar("Name", bound=str)
 
 
 def rank(scores: NDArray[np.floating]) -> I64:
@@ -28,7 +31,7 @@ def rank_hits(scores: NDArray[np.floating], relevant: Bools) -> Bools:
     return np.take_along_axis(relevant & np.isfinite(scores), rank(scores), axis=1)
 
 
-def ranks_of(scores: F32, truths: Mapping[str, Truth]) -> dict[str, I64]:
+def ranks_of(scores: F32, truths: Mapping[Name, RelevantItems]) -> dict[Name, I64]:
     """The rank, from 1, of every relevant item.
 
     Args:
@@ -36,7 +39,7 @@ def ranks_of(scores: F32, truths: Mapping[str, Truth]) -> dict[str, I64]:
         truths: relevances by name, Q queries each.
 
     Returns:
-        (P,) per relevance, in the order of `Truth.items`; equal scores are ranked by column.
+        (P,) per relevance, in the order of `RelevantItems.items`; equal scores are ranked by column.
     """
     ordered = _ordered(scores) if scores.dtype == np.float32 else _dense(scores)
     size = scores.shape[1]
@@ -44,7 +47,7 @@ def ranks_of(scores: F32, truths: Mapping[str, Truth]) -> dict[str, I64]:
     # One sorted array for all queries: the query's number in the high bits keeps their rows apart.
     line = np.arange(len(scores), dtype=np.uint64) << np.uint64(32)
     keys = (ascending.astype(np.uint64) | line[:, None]).ravel()
-    found = {}
+    found: dict[Name, I64] = {}
     for name, truth in truths.items():
         owner = np.repeat(np.arange(len(scores)), truth.counts)
         own = ordered[owner, truth.items].astype(np.uint64) | line[owner]

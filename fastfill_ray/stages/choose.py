@@ -1,50 +1,34 @@
-"""What every `auto` becomes: the laboratory on the user's own pairs, run once, kept with its figures.
+"""What every `auto` becomes: the experiment on the user's own pairs, run once, kept with its figures.
 
 Chosen on the calibration split by the objective; reported, and predicted, on the audit split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
-import numpy as np
-
-from fastfill_ray.alignment.maps import Alignment, Method
-from fastfill_ray.alignment.pairs import head_of
-from fastfill_ray.config import BackfillConfig
-from fastfill_ray.errors import ConfigError
-from fastfill_ray.experiment.candidate import KEPT, Candidate, kept_views, map_of, views_of
-from fastfill_ray.experiment.experiment import Split, investigate, predicted
-from fastfill_ray.experiment.items import Asked, Items, PairedItems, Queries, items_as_queries
-from fastfill_ray.experiment.results import candidate_json, findings_json, words
-from fastfill_ray.experiment.search import WEIGHTS, Allowed
-from fastfill_ray.experiment.shadow import make_scene, make_views, proxies_of
-from fastfill_ray.log.records import FileRef, Prediction
-from fastfill_ray.ordering.classifier import Head
-from fastfill_ray.ordering.ids import hash_ids
-from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED, POLICIES, Policy, Reference
-from fastfill_ray.ordering.proxies import Proxies
+from fastfill_ray.alignment.maps import METHODS, Method
+from fastfill_ray.config import AlignmentConfig, ObjectiveConfig, PolicyConfig, ServingConfig
+from fastfill_ray.experiment.candidate import WEIGHTS, MapView, Objective
+from fastfill_ray.experiment.experiment import Findings, Question, run_experiment
+from fastfill_ray.experiment.heldout import Evidence
+from fastfill_ray.experiment.results import ChoiceResult, choice_result
+from fastfill_ray.log.records import Prediction
+from fastfill_ray.ordering.classifier import Classifier
+from fastfill_ray.ordering.policies import CLASSIFIED, POLICIES, Policy
 from fastfill_ray.retrieval.calibration import Form
 from fastfill_ray.retrieval.fusion import Fusion, fusion_of
 from fastfill_ray.stages.progress import Progress
-from fastfill_ray.stages.queries import MAX_QUERIES
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
-from fastfill_ray.types import Metric, Model, canonical, fingerprint
-
-# What `alignment.method: auto` trains and compares; the cheap ones first.
-AUTO_METHODS: tuple[Method, ...] = ("kernel", "ridge", "procrustes", "fastfill", "fct")
-# Below this many queries with an answer, choosing and fitting by that relevance would be choosing by chance.
-MIN_QUERIES = 30
+from fastfill_ray.types import Metric, Model, Relevance, canonical, fingerprint
 
 
 class Decision(Model):
-    """The outcome; ``told`` is why, for people, per config key that was `auto`."""
+    """The outcome. reasons: why, for people, per config key that was `auto`."""
 
     method: Method
     norms_kept: bool
@@ -52,15 +36,15 @@ class Decision(Model):
     weight: float
     old_scale: float
     form: Form
-    chosen_by: str
+    chosen_by: Relevance
     prediction: tuple[Prediction, ...]
-    choice: dict[str, Any]
-    told: dict[str, str]
+    choice: ChoiceResult
+    reasons: dict[str, str]
 
     @property
-    def view(self) -> str:
-        """The chosen map's view, as the laboratory names it."""
-        return self.method + KEPT if self.norms_kept else self.method
+    def view(self) -> MapView:
+        """The chosen map, and whether its norms are kept."""
+        return MapView(self.method, self.norms_kept)
 
     def fusion(self, metric: Metric) -> Fusion | None:
         """The factors of fused stale vectors; None in stale mode `aligned`."""
@@ -68,196 +52,103 @@ class Decision(Model):
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What the laboratory looks at.
+class ChoiceRequest:
+    """What the config leaves open and what it fixes.
 
-    classifier: the new model's own, or None. may_fuse: whether users have old query vectors, and the index of stale
-    vectors can hold fused ones.
+    can_fuse: whether users can ask with old vectors, and the index of stale vectors can hold fused ones. fractions: of
+    the versions to come, pairs included: what is predicted.
     """
 
-    config: BackfillConfig
-    pairs: PairedItems
-    queries: Queries
-    alignments: Mapping[Method, Alignment]
-    norm: float
-    classifier: tuple[np.ndarray, np.ndarray] | None
-    may_fuse: bool
+    alignment: AlignmentConfig
+    policy: PolicyConfig
+    serving: ServingConfig
+    objective: ObjectiveConfig
+    can_fuse: bool
+    fractions: tuple[float, ...]
 
-    @cached_property
-    def head(self) -> Head | None:
-        """The classifier that orders read: the model's own, else one fitted on the labelled pairs."""
-        train = self.pairs.part("train")
-        return head_of(self.classifier, train.new, train.labels)
-
-    def head_digest(self, policy: Policy) -> str:
-        """What the scores of a policy depend on beside alignment and seed."""
-        if policy not in CLASSIFIED or self.head is None:
-            return ""
-        names = "\0".join(self.head.classes.tolist()).encode()
-        return sha256_hex(self.head.weight.tobytes() + self.head.bias.tobytes() + names)
-
-    def alignment(self, method: str) -> Alignment:
-        return next(alignment for name, alignment in self.alignments.items() if name == method)
-
-    def _proxies(self, view: str) -> Proxies:
-        train, held_out = self.pairs.part("train"), self.pairs.part("calibration")
-        aligned = self.alignment(map_of(view)[0])(held_out.old, held_out.side)[0]
-        metric, seed = self.config.new_model.metric, self.config.seed
-        return proxies_of(view, items_of(train), items_of(held_out), aligned, metric, norm=self.norm, seed=seed)
-
-    def reference(self, view: str, *policies: Policy) -> Reference:
-        """What these policies know of the train pairs, under one view of a map."""
-        train = self.pairs.part("train")
-        return Reference(
-            new=train.new if "class_margin" in policies else None,
-            labels=train.labels if "class_margin" in policies else None,
-            head=self.head if CLASSIFIED & set(policies) else None,
-            proxies=self._proxies(view) if "expected_gain" in policies else None,
-        )
+    @property
+    def question(self) -> Question:
+        """The same, as the experiment is asked it."""
+        modes = {"auto": WEIGHTS, "aligned": (1.0,), "fused": tuple(weight for weight in WEIGHTS if weight < 1)}
+        weights = [weight for weight in modes[self.serving.stale_mode] if weight == 1 or self.can_fuse]
+        policies: list[Policy] | None = None if self.policy.name == "auto" else [self.policy.name]
+        objective = Objective(self.objective.relevance, self.objective.metric)
+        return Question(objective, weights, policies, fractions=self.fractions)
 
 
-def items_of(part: PairedItems) -> Items:
-    """The pairs of one split, as the laboratory takes them."""
-    ids = part.ids.astype(np.int64) if len(part.ids) and isinstance(part.ids[0], int) else part.ids
-    return Items(hash_ids(ids), part.old, part.new, part.labels, part.groups, part.weights)
-
-
-def methods_to_train(config: BackfillConfig) -> tuple[Method, ...]:
+def methods_to_train(config: AlignmentConfig) -> tuple[Method, ...]:
     """The maps that a run trains: the one that is asked for, or all that `auto` compares."""
-    method = config.alignment.method
-    return AUTO_METHODS if method == "auto" else (method,)
+    return METHODS if config.method == "auto" else (config.method,)
 
 
-def policies_allowed(config: BackfillConfig, *, head: bool) -> list[Policy]:
-    """The orders that may be chosen. Those that read the gallery's labels suit the relevance `label` alone."""
-    if config.policy.name != "auto":
-        return [config.policy.name]
-    by_label = config.objective.relevance == "label" and config.gallery.label_column is not None
-    excluded = (frozenset[Policy]() if by_label else LABELLED) | (frozenset[Policy]() if head else CLASSIFIED)
-    return [policy for policy in POLICIES if policy not in excluded]
+def classifier_digest(policy: Policy, classifier: Classifier | None) -> str:
+    """What the scores of a policy depend on beside alignment and seed."""
+    if policy not in CLASSIFIED or classifier is None:
+        return ""
+    names = "\0".join(classifier.classes.tolist()).encode()
+    return sha256_hex(classifier.weight.tobytes() + classifier.bias.tobytes() + names)
 
 
 def decide(
-    files: Files, evidence: Evidence, names: Sequence[str], fractions: Sequence[float], progress: Progress
+    files: Files, evidence: Evidence, alignments: Sequence[str], request: ChoiceRequest, progress: Progress
 ) -> Decision:
     """The decision, found by its receipt or made now.
 
     Args:
-        names: fingerprints of the alignments.
-        fractions: of the versions to come, pairs included: what is predicted.
+        alignments: fingerprints of the evidence's maps.
     """
-    config, queries = evidence.config, evidence.queries
-    asked = [config.alignment.method, config.policy.name, config.serving.stale_mode, config.objective.model_dump()]
-    labels = [config.gallery.label_column, config.gallery.weight_column, config.seed, list(fractions)]
-    name = fingerprint([evidence.pairs.fingerprint, queries.fingerprint, list(names), asked, labels])
+    queries = "" if evidence.queries is None else evidence.queries.fingerprint
+    own = "" if evidence.classifier is None else classifier_digest("entropy", evidence.classifier)
+    asked = [request.alignment.method, request.policy.name, request.serving.stale_mode, request.can_fuse]
+    on = [request.objective.model_dump(), list(request.fractions), evidence.seed, evidence.metric]
+    name = fingerprint([evidence.pairs.fingerprint, queries, list(alignments), own, asked, on])
     if (receipt := read_receipt(files, stage_receipt("choice", name))) is not None:
         return Decision.model_validate_json(get_verified(files, receipt.outputs[0]))
     with progress.timed("choose"):
-        decision = _decide(evidence, fractions)
+        question = request.question
+        decision = _decision(run_experiment(evidence, question), question, request)
         data = canonical(decision.model_dump(mode="json"))
-        output: FileRef = put_file(files, stage_output("choice", name, "choice.json", sha256_hex(data)), data)
+        output = put_file(files, stage_output("choice", name, "choice.json", sha256_hex(data)), data)
         put_receipt(files, stage_receipt("choice", name), Receipt(unit="choice", outputs=(output,), rows=0))
     return decision
 
 
-def _decide(evidence: Evidence, fractions: Sequence[float]) -> Decision:
-    config = evidence.config
-    if config.policy.name in CLASSIFIED and evidence.head is None:
-        raise ConfigError(
-            f"policy.name is {config.policy.name!r}, but the train pairs have too few labels of two items each to fit "
-            "a classifier: set new_model.classifier, raise pairs.count, or choose another policy"
-        )
-    policies = policies_allowed(config, head=config.policy.name == "auto" and evidence.head is not None)
-    views = [view for method in evidence.alignments for view in views_of(method, config.new_model.metric)]
-    references = {view: evidence.reference(view, *policies) for view in views}
-    calibration, audit = (_split(evidence, name, policies, references) for name in ("calibration", "audit"))
-    relevance, metric = config.objective.relevance, config.objective.metric
-    chosen_by = relevance if calibration.scene.answerable(relevance) >= MIN_QUERIES else "new_model"
-    modes = {"auto": WEIGHTS, "aligned": (1.0,), "fused": tuple(w for w in WEIGHTS if w < 1)}
-    can_fuse = calibration.scene.old is not None and evidence.may_fuse
-    weights = [w for w in modes[config.serving.stale_mode] if w == 1 or can_fuse]
-    allowed = Allowed(views, policies, weights, cautious=kept_views(views))
-    findings = investigate(calibration, audit, allowed, chosen_by, metric, seed=config.seed, everything=False)
-    winner = findings.choice.winner
-    told = findings_json(findings, audit.scene, chosen_by, metric, seed=config.seed)
-    promised = _predict(evidence, calibration, audit, winner, chosen_by, fractions)
-    why = f"best {chosen_by}/{metric} on {int((evidence.pairs.split == 'calibration').sum())} calibration pairs"
-    autos = {
-        "alignment.method": (config.alignment.method, winner.method),
-        "policy.name": (config.policy.name, winner.policy),
-        "serving.stale_mode": (config.serving.stale_mode, winner.stale_mode),
-    }
-    words_of = {key: f"{chosen}: {why}" for key, (asked, chosen) in autos.items() if asked == "auto"}
-    if findings.choice.runner_up is not None and findings.margin is not None:
-        margin = findings.margin
-        words_of["runner-up"] = (
-            f"{words(findings.choice.runner_up)}; {words(winner)} minus it is {margin.value:+.4f} "
-            f"[{margin.low:+.4f}, {margin.high:+.4f}] on the audit pairs"
-        )
-    return Decision(
-        method=next(m for m in evidence.alignments if m == map_of(winner.method)[0]),
-        norms_kept=map_of(winner.method)[1],
-        policy=next(p for p in POLICIES if p == winner.policy),
-        weight=winner.weight,
-        old_scale=calibration.scene.old_scale,
-        form=winner.form,
-        chosen_by=chosen_by,
-        prediction=promised,
-        choice={**told["choice"], "winner": candidate_json(winner), "arms": told["arms"]},
-        told=words_of,
-    )
-
-
-def _predict(
-    evidence: Evidence,
-    calibration: Split,
-    audit: Split,
-    winner: Candidate,
-    chosen_by: str,
-    fractions: Sequence[float],
-) -> tuple[Prediction, ...]:
-    """The winner's curve at the versions' fractions, by the objective, on the audit split."""
-    relevance, metric = evidence.config.objective.relevance, evidence.config.objective.metric
-    if audit.scene.answerable(relevance) < MIN_QUERIES:
-        relevance = "new_model"
-    share = fractions[0]
-    rows = np.random.default_rng([evidence.config.seed, 9]).random(len(audit.scene.id_hash)) < share
-    values = predicted(
-        calibration, audit, winner, (chosen_by, relevance), metric, fractions, rows, evidence.config.seed
-    )
-    return tuple(
-        Prediction(fraction=fraction, relevance=relevance, metric=metric, value=v.value, low=v.low, high=v.high)
-        for fraction, v in zip(fractions, values, strict=True)
+def _decision(findings: Findings, question: Question, request: ChoiceRequest) -> Decision:
+    winner, by = findings.choice.winner, findings.predicted_by
+    prediction = tuple(
+        Prediction(fraction=at, relevance=by.relevance, metric=by.metric, value=v.value, low=v.low, high=v.high)
+        for at, v in zip(question.fractions, findings.predicted, strict=True)
         if v.queries
     )
-
-
-def _split(evidence: Evidence, name: str, policies: Sequence[Policy], references: Mapping[str, Reference]) -> Split:
-    part, config = evidence.pairs.part(name), evidence.config
-    items = items_of(part)
-    asked = _asked(evidence.queries, part, items, config.seed)
-    scene = make_scene(items, asked, config.new_model.metric)
-    mapped = {str(method): alignment(part.old, part.side) for method, alignment in evidence.alignments.items()}
-    views = make_views(
-        items,
-        asked,
-        mapped,
-        config.new_model.metric,
-        norm=evidence.norm,
-        references=references,
-        policies=policies,
-        seed=config.seed,
+    return Decision(
+        method=next(method for method in METHODS if method == winner.view.method),
+        norms_kept=winner.view.norms_kept,
+        policy=next(policy for policy in POLICIES if policy == winner.policy),
+        weight=winner.weight,
+        old_scale=findings.old_scale,
+        form=winner.form,
+        chosen_by=findings.chosen_by.relevance,
+        prediction=prediction,
+        choice=choice_result(findings),
+        reasons=_reasons(findings, request),
     )
-    return Split(scene, views)
 
 
-def _asked(queries: Queries, part: PairedItems, items: Items, seed: int) -> Asked:
-    """The given queries; without them a split's own items ask it, so that held-out splits stay apart."""
-    if queries.are_items:
-        count = min(len(part.ids), MAX_QUERIES)
-        return items_as_queries(items, np.sort(np.random.default_rng(seed).choice(len(part.ids), count, replace=False)))
-    judged = None
-    if queries.judged is not None:
-        row_of = {value: row for row, value in enumerate(part.ids.tolist())}
-        judged = np.array([(q, row_of[item]) for q, item in queries.judged if item in row_of], np.int64).reshape(-1, 2)
-    return Asked(queries.new, queries.old, queries.labels, queries.groups, judged=judged)
+def _reasons(findings: Findings, request: ChoiceRequest) -> dict[str, str]:
+    """{config key that was `auto`, or "runner-up": why, for people}."""
+    choice = findings.choice
+    winner = choice.winner
+    keys = {
+        "alignment.method": (request.alignment.method, str(winner.view)),
+        "policy.name": (request.policy.name, winner.policy),
+        "serving.stale_mode": (request.serving.stale_mode, winner.stale_mode),
+    }
+    why = f"best {findings.chosen_by} on the calibration pairs, or the simplest within one standard error of it"
+    reasons = {key: f"{chosen}: {why}" for key, (asked, chosen) in keys.items() if asked == "auto"}
+    if choice.runner_up is not None and findings.margin is not None and findings.margin.queries:
+        margin = findings.margin
+        reasons["runner-up"] = (
+            f"{choice.runner_up}; {winner} minus it is {margin.value:+.4f} "
+            f"[{margin.low:+.4f}, {margin.high:+.4f}] on the audit pairs"
+        )
+    return reasons

@@ -18,7 +18,7 @@ from fastfill_ray.log.state import State
 from fastfill_ray.ordering.ids import combine_digests
 from fastfill_ray.ordering.partition import Chunk, cut_buckets
 from fastfill_ray.ordering.waves import wave_middles, wave_targets
-from fastfill_ray.retrieval.calibration import Calibration, Served
+from fastfill_ray.retrieval.calibration import Calibration, OrderCalibration
 from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.stages import evaluate, measure
 from fastfill_ray.stages.build import BucketWork, BuildJob, build, train_templates
@@ -301,20 +301,20 @@ class VersionMaker:
                 "Nothing was committed."
             )
 
-    def _fit(self, wave: int) -> Served:
+    def _fit(self, wave: int) -> OrderCalibration:
         """How this version's stale scores are served, for the objective, or for what stands in for it."""
         relevance, metric = self.plan.objective.split("/")
         relevance = self.plan.fitted_by or relevance
         return self._calibration.fit(wave, relevance, metric, self.plan.form, self.config.seed)
 
-    def _calibration_of(self, segment: Segment, served: Served) -> Calibration:
+    def _calibration_of(self, segment: Segment, served: OrderCalibration) -> Calibration:
         """Of a stale segment: its whole wave is served as the wave's middle is."""
         place = float(self._calibration.middles[segment.wave])
         return Calibration(scale=served.scale, offset=served.offset + served.slope * place)
 
-    def _measure(self, segments: Sequence[Segment], wave: int, served: Served) -> PerQuery:
+    def _measure(self, segments: Sequence[Segment], wave: int, served: OrderCalibration) -> PerQuery:
         values: PerQuery = {}
-        for calibrated, serving in ((True, served), (False, Served())):
+        for calibrated, serving in ((True, served), (False, OrderCalibration())):
             for name, found in self._audit.at(wave, serving).items():
                 values["audit", name, calibrated] = found
         if _has_truth(self.ready):

@@ -25,10 +25,10 @@ from fastfill_ray.experiment.curves import (
 from fastfill_ray.experiment.shadow import Scene, fuse_scores, old_scale_of
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.waves import order_key
-from fastfill_ray.retrieval.calibration import Served, fit_served, interpolate
+from fastfill_ray.retrieval.calibration import OrderCalibration, fit_calibration, interpolate
 from fastfill_ray.retrieval.metrics import METRICS, per_query
 from fastfill_ray.retrieval.ranking import rank_hits
-from fastfill_ray.retrieval.relevance import Truth
+from fastfill_ray.retrieval.relevance import RelevantItems
 
 Q, N = 9, 30
 SEEDS = st.integers(0, 2**32 - 1)
@@ -47,7 +47,7 @@ def scene_of(seed: int = 0) -> tuple[Scene, NDArray[np.float32], dict[str, NDArr
     old, stale = (rng.integers(0, 9, (Q, N)).astype(np.float32) for _ in range(2))
     old[np.isneginf(new)] = stale[np.isneginf(new)] = -np.inf
     groups = np.array(["a", "b", None] * 3, object)
-    truths = {"new_model": Truth.top(new), "label": Truth.of(relevant)}
+    truths = {"new_model": RelevantItems.top(new), "label": RelevantItems.of(relevant)}
     scene = Scene(new, old, truths, hash_ids(np.arange(N)), groups, 1.5)
     return scene, stale, {"new_model": top & np.isfinite(new), "label": relevant}
 
@@ -134,7 +134,7 @@ def brute(
     scene: Scene,
     stale: NDArray[np.float32],
     order: list[int],
-    served: list[Served],
+    served: list[OrderCalibration],
     cutoff: int,
     sampled: set[int],
 ) -> NDArray[np.float32]:
@@ -159,7 +159,7 @@ def test_a_curve_is_at_every_cutoff_what_the_state_built_item_by_item_gives(
     scene, stale, relevant = scene_of(seed)
     rng = np.random.default_rng(seed)
     order = rng.permutation(N)
-    served = [Served(*rng.normal(1, 0.3, 3).tolist()) for _ in KNOTS] if calibrated else []
+    served = [OrderCalibration(*rng.normal(1, 0.3, 3).tolist()) for _ in KNOTS] if calibrated else []
     sampled = rng.random(N) < 0.2 if some_sampled else None
     new_from_start = set() if sampled is None else set(np.flatnonzero(sampled).tolist())
     cutoffs = published_cutoffs(N)
@@ -176,7 +176,7 @@ def test_a_curve_is_at_every_cutoff_what_the_state_built_item_by_item_gives(
 
 def test_a_curve_ends_where_everything_is_new_whatever_the_calibration() -> None:
     scene, stale, _ = scene_of()
-    curve = trace(scene, stale, np.arange(N), [Served(3.0, -1.0, 2.0)] * len(KNOTS), [0, N])
+    curve = trace(scene, stale, np.arange(N), [OrderCalibration(3.0, -1.0, 2.0)] * len(KNOTS), [0, N])
     for key, values in arm(scene.new, scene).items():
         np.testing.assert_array_equal(curve.values[key][-1], values)
     for key, values in arm(stale, scene).items():
@@ -229,10 +229,10 @@ def test_calibrations_are_fitted_at_each_knot_under_this_order_each_from_the_one
     place, before = positions(order), ()
     for knot, served in zip(KNOTS, found, strict=True):
         is_new = np.isin(np.arange(N), order[: int(np.ceil(knot * N - 1e-6))])
-        expected = fit_served(stale, scene.new, is_new, place, scene.truths["label"], "map", "scale_offset", before)
+        expected = fit_calibration(stale, scene.new, is_new, place, scene.truths["label"], "map", "scale_offset", before)
         assert served == expected
         before = (served,)
-    assert fit_knots(scene, stale, order, "label", "map", "identity", seed=0) == [Served()] * len(KNOTS)
+    assert fit_knots(scene, stale, order, "label", "map", "identity", seed=0) == [OrderCalibration()] * len(KNOTS)
 
 
 def test_a_scene_asked_by_some_queries_gives_their_rows() -> None:

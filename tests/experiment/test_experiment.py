@@ -18,7 +18,7 @@ from fastfill_ray.experiment.shadow import Scene
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.retrieval.intervals import mean_interval
 from fastfill_ray.retrieval.metrics import METRICS, measure
-from fastfill_ray.retrieval.relevance import Truth
+from fastfill_ray.retrieval.relevance import RelevantItems
 from tests.experiment.test_search import WEIGHTS, Q, scene_of, views_of
 
 ALLOWED = Allowed(["good", "bad"], ["random", "uncertainty"], WEIGHTS, ("identity", "offset", "scale_offset"))
@@ -30,7 +30,7 @@ def split_of(seed: int, *, old: bool = True, size: int = 50) -> Split:
     relevant = np.random.default_rng(seed).random(scene.new.shape) < 0.05
     relevant[::2] = False
     groups = np.array(["a", None] * (Q // 2), object)
-    scene = replace(scene, truths={**scene.truths, "label": Truth.of(relevant)}, groups=groups)
+    scene = replace(scene, truths={**scene.truths, "label": RelevantItems.of(relevant)}, groups=groups)
     return Split(scene, views_of(scene, seed))
 
 
@@ -123,7 +123,7 @@ def test_where_no_calibration_query_has_an_answer_the_new_model_itself_decides(s
 
 def test_where_no_audit_query_has_an_answer_no_margin_is_told(splits: tuple[Split, Split]) -> None:
     calibration, audit = splits
-    nothing = Truth.of(np.zeros(audit.scene.new.shape, bool))
+    nothing = RelevantItems.of(np.zeros(audit.scene.new.shape, bool))
     scene = replace(audit.scene, truths={**audit.scene.truths, "label": nothing})
     found = investigate(calibration, Split(scene, audit.views), ALLOWED, "label", "map", seed=0, everything=False)
     assert found.margin is None
@@ -222,7 +222,7 @@ def test_a_prediction_is_the_curve_at_the_runs_own_fractions_pairs_included(
 def test_the_authors_curve_is_raw_scores_in_the_order_of_priority_alone() -> None:
     rng = np.random.default_rng(0)
     new: NDArray[np.float32] = rng.normal(size=(12, 50)).astype(np.float32)
-    scene = Scene(new, None, {"new_model": Truth.top(new)}, hash_ids(np.arange(50)))
+    scene = Scene(new, None, {"new_model": RelevantItems.top(new)}, hash_ids(np.arange(50)))
     priority = rng.integers(0, 5, 50).astype(np.float32)
     view = View(rng.normal(size=new.shape).astype(np.float32), {"uncertainty": priority})
     order = np.array(sorted(range(50), key=lambda i: -priority[i]))  # equal ones stay in the order of the rows

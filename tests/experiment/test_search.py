@@ -16,7 +16,7 @@ from fastfill_ray.experiment.search import COARSE_POINTS, LEAST_FUSED_GAIN, Allo
 from fastfill_ray.experiment.shadow import Scene
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.retrieval.calibration import FORMS, Form
-from fastfill_ray.retrieval.relevance import Truth
+from fastfill_ray.retrieval.relevance import RelevantItems
 
 Q, N = 24, 60
 WEIGHTS = (1.0, 0.8, 0.35, 0.0)
@@ -30,7 +30,7 @@ def scene_of(seed: int = 0, *, old: bool = False, size: int = N) -> Scene:
     rng = np.random.default_rng(seed)
     new = rng.normal(size=(Q, size)).astype(np.float32)
     scores = rng.normal(size=(Q, size)).astype(np.float32) if old else None
-    return Scene(new, scores, {"new_model": Truth.top(new)}, hash_ids(np.arange(size)))
+    return Scene(new, scores, {"new_model": RelevantItems.top(new)}, hash_ids(np.arange(size)))
 
 
 def views_of(scene: Scene, seed: int = 0) -> dict[str, View]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastfill_ray.experiment.items import Asked, Items, items_as_queries
 from fastfill_ray.experiment.shadow import make_scene, make_view, old_scale_of, own_items
-from fastfill_ray.ordering.classifier import Head
+from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.policies import (
     Reference,
@@ -140,7 +140,7 @@ def test_a_view_has_the_priorities_of_every_policy_asked_for(traffic: bool) -> N
     aligned, log_variance = rng.normal(size=(N, NEW)).astype("f4"), rng.normal(size=N).astype("f4")
     train_new, train_old = rng.normal(size=(12, NEW)).astype("f4"), rng.normal(size=(12, OLD)).astype("f4")
     labels = np.array(["cat", "dog"] * 6, object)
-    head = Head(rng.normal(size=(2, NEW)).astype("f4"), np.zeros(2, np.float32), np.array(["cat", "dog"]))
+    head = Classifier(rng.normal(size=(2, NEW)).astype("f4"), np.zeros(2, np.float32), np.array(["cat", "dog"]))
     proxies = make_proxies(
         train_new, train_old, "ip", items_new=gallery.new, items_old=gallery.old, items_aligned=aligned
     )

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from fastfill_ray.experiment.staged import Shadow, make_shadow
 from fastfill_ray.ordering.waves import wave_middles
-from fastfill_ray.retrieval.calibration import Served, fit_served
+from fastfill_ray.retrieval.calibration import OrderCalibration, fit_calibration
 from fastfill_ray.retrieval.fusion import fusion_of
 from fastfill_ray.retrieval.metrics import METRICS
-from fastfill_ray.retrieval.relevance import Truth
+from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.types import Metric
 from tests.retrieval.test_metrics import reference
@@ -57,7 +57,7 @@ def brute_force(scores: NDArray[np.float64], relevant: list[set[int]]) -> list[d
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 @pytest.mark.parametrize("wave", range(WAVES + 2))
 def test_a_version_of_the_shadow_equals_brute_force(metric: Metric, wave: int) -> None:
-    calibration = Served(scale=0.9, offset=0.05, slope=0.1)
+    calibration = OrderCalibration(scale=0.9, offset=0.05, slope=0.1)
     new = similarity(NEW, NEW, metric)
     middle = np.array([0.0, 1 / 9, 7 / 18, 13 / 18, 17 / 18], np.float32)[ORDER]
     stale = np.float32(0.9) * similarity(NEW, ALIGNED, metric) + np.float32(0.05) + np.float32(0.1) * middle
@@ -72,7 +72,7 @@ def test_a_version_of_the_shadow_equals_brute_force(metric: Metric, wave: int) -
 
 
 def test_the_last_wave_is_the_new_model_itself_whatever_the_calibration() -> None:
-    values = shadow().at(WAVES + 1, Served(scale=3, offset=-7))
+    values = shadow().at(WAVES + 1, OrderCalibration(scale=3, offset=-7))
     assert (values["new_model"]["recall@10"] == 1).all()
     assert (values["new_model"]["map"] == 1).all()
 
@@ -132,12 +132,12 @@ def test_a_fusion_with_old_vectors_needs_them() -> None:
 
 def test_the_calibration_is_fitted_with_the_sampled_items_counted_as_new() -> None:
     made = shadow()
-    truth = Truth.of(made.relevance["label"])
+    truth = RelevantItems.of(made.relevance["label"])
     for wave in range(WAVES + 1):
         is_new = (wave >= ORDER) | SAMPLED
-        expected = fit_served(made.stale, made.new, is_new, MIDDLES[ORDER], truth, "map", "scale_offset_by_wave")
+        expected = fit_calibration(made.stale, made.new, is_new, MIDDLES[ORDER], truth, "map", "scale_offset_by_wave")
         assert made.fit(wave, "label", "map", "scale_offset_by_wave", seed=0) == expected
-    assert replace(made, sampled=np.zeros(N, bool)).fit(0, "label", "map", "offset", seed=0) == Served()
+    assert replace(made, sampled=np.zeros(N, bool)).fit(0, "label", "map", "offset", seed=0) == OrderCalibration()
 
 
 def test_the_middles_of_waves_are_places_in_the_order_of_all_items_but_the_pairs() -> None:

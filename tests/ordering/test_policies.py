@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from fastfill_ray.ordering.classifier import Head
+from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.policies import (
     POLICIES,
@@ -134,16 +134,16 @@ def test_class_margin_does_not_depend_on_how_many_items_come_at_a_time() -> None
 # entropy and class_loss
 
 
-def log_shares(item: NDArray[np.float32], head: Head) -> list[float]:
+def log_shares(item: NDArray[np.float32], head: Classifier) -> list[float]:
     logits = [float(item.astype("f8") @ w.astype("f8")) + float(b) for w, b in zip(head.weight, head.bias, strict=True)]
     total = math.log(sum(math.exp(logit - max(logits)) for logit in logits)) + max(logits)
     return [logit - total for logit in logits]
 
 
-def head_with(weight: NDArray[np.float32], bias: NDArray[np.float32] | None = None) -> Head:
+def head_with(weight: NDArray[np.float32], bias: NDArray[np.float32] | None = None) -> Classifier:
     """Classes "c0", "c1", ..."""
     names = np.array([f"c{row}" for row in range(len(weight))])
-    return Head(weight, np.zeros(len(weight), np.float32) if bias is None else bias, names)
+    return Classifier(weight, np.zeros(len(weight), np.float32) if bias is None else bias, names)
 
 
 @given(st.integers(1, 6), st.integers(1, 7), st.sampled_from([0.1, 1.0, 30.0]), st.integers(0, 2**32 - 1))
@@ -193,7 +193,7 @@ def test_class_loss_is_the_cross_entropy_also_for_unknown_classes_and_missing_la
 
 
 def test_class_loss_takes_numbers_for_the_rows_of_a_classifier_that_names_none() -> None:
-    head = Head(np.eye(3, dtype=np.float32), np.zeros(3, np.float32), np.arange(3).astype(str))
+    head = Classifier(np.eye(3, dtype=np.float32), np.zeros(3, np.float32), np.arange(3).astype(str))
     aligned = np.array([[9, 0, 0]] * 3, np.float32)
     numbers, words = (class_loss(aligned, objects(labels), head) for labels in ([0, 1, 7], ["0", "1", "7"]))
     np.testing.assert_array_equal(numbers, words)
@@ -351,7 +351,7 @@ def test_each_policy_gives_its_own_priorities_from_the_columns() -> None:
     old, new, aligned = vectors(3)
     rng = np.random.default_rng(3)
     labels, hashes = objects(rng.choice(["a", "b"], 40).tolist()), HASHES[:40]
-    head = Head(rng.normal(size=(2, 5)).astype("f4"), np.zeros(2, "f4"), np.array(["a", "b"]))
+    head = Classifier(rng.normal(size=(2, 5)).astype("f4"), np.zeros(2, "f4"), np.array(["a", "b"]))
     proxies = with_thresholds(proxies_of("l2"), old, aligned)
     reference = Reference(new[:9], labels[:9], head, proxies)
     log_variance = rng.normal(size=40).astype("f4")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastfill_ray.retrieval.metrics import METRICS, measure, metrics_of, per_query
 from fastfill_ray.retrieval.ranking import rank, rank_hits, ranks_of
-from fastfill_ray.retrieval.relevance import Truth
+from fastfill_ray.retrieval.relevance import RelevantItems
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -25,7 +25,7 @@ def some(seed: int, queries: int, items: int, levels: int) -> tuple[NDArray[np.f
     return scores, relevant
 
 
-def dense(truth: Truth, items: int) -> NDArray[np.bool_]:
+def dense(truth: RelevantItems, items: int) -> NDArray[np.bool_]:
     relevant = np.zeros((len(truth.counts), items), bool)
     for query, count in enumerate(truth.counts):
         relevant[query, truth.items[truth.starts[query] :][:count]] = True
@@ -39,7 +39,7 @@ def test_every_metric_is_that_of_the_full_ranking_also_with_ties_and_exclusions(
 ) -> None:
     scores, relevant = some(seed, queries, items, levels)
     other = np.roll(relevant, 1, axis=0) & np.isfinite(scores)
-    found = measure(scores, {"one": Truth.of(relevant), "other": Truth.of(other)})
+    found = measure(scores, {"one": RelevantItems.of(relevant), "other": RelevantItems.of(other)})
     assert list(found) == ["one", "other"]
     for name, its in (("one", relevant), ("other", other)):
         expected = per_query(rank_hits(scores, its), its.sum(axis=1))
@@ -54,7 +54,7 @@ def test_ranks_are_places_in_a_stable_descending_sort(seed: int, queries: int, i
     scores, relevant = some(seed, queries, items, levels)
     place = np.empty(scores.shape, np.int64)
     np.put_along_axis(place, rank(scores), np.arange(1, items + 1)[None, :], axis=1)
-    truth = Truth.of(relevant)
+    truth = RelevantItems.of(relevant)
     np.testing.assert_array_equal(ranks_of(scores, {"": truth})[""], place[np.nonzero(relevant)])
 
 
@@ -62,7 +62,7 @@ def test_ranks_are_places_in_a_stable_descending_sort(seed: int, queries: int, i
 @settings(max_examples=100, deadline=None)
 def test_a_truth_holds_the_relevant_items_of_each_query(seed: int, queries: int, items: int) -> None:
     relevant = some(seed, queries, items, 3)[1]
-    truth = Truth.of(relevant)
+    truth = RelevantItems.of(relevant)
     np.testing.assert_array_equal(dense(truth, items), relevant)
     np.testing.assert_array_equal(truth.counts, relevant.sum(axis=1))
     assert (len(truth.starts), truth.items.dtype) == (queries + 1, np.int64)
@@ -76,25 +76,25 @@ def test_the_top_of_scores_are_the_first_of_a_stable_sort_and_never_an_excluded_
     scores = some(seed, queries, items, levels)[0]
     expected = np.zeros(scores.shape, bool)
     np.put_along_axis(expected, rank(scores)[:, :depth], True, axis=1)
-    np.testing.assert_array_equal(dense(Truth.top(scores, depth), items), expected & np.isfinite(scores))
+    np.testing.assert_array_equal(dense(RelevantItems.top(scores, depth), items), expected & np.isfinite(scores))
 
 
 @given(SEEDS, st.lists(st.integers(0, 5), max_size=9))
 @settings(max_examples=100, deadline=None)
 def test_taking_queries_is_taking_rows(seed: int, rows: list[int]) -> None:
     relevant = some(seed, 6, 15, 3)[1]
-    taken = Truth.of(relevant).take(np.array(rows, np.int64))
+    taken = RelevantItems.of(relevant).take(np.array(rows, np.int64))
     np.testing.assert_array_equal(dense(taken, 15), relevant[rows])
 
 
 def test_scores_that_differ_in_the_last_bits_of_float64_are_told_apart() -> None:
     scores = np.array([[1.0, 1.0 + 1e-15]])
-    truth = Truth.of(np.array([[True, False]]))
+    truth = RelevantItems.of(np.array([[True, False]]))
     assert ranks_of(scores, {"": truth})[""].tolist() == [2]  # type: ignore[arg-type]
 
 
 def test_queries_without_a_relevant_item_have_no_value() -> None:
-    truth = Truth.of(np.zeros((3, 4), bool))
+    truth = RelevantItems.of(np.zeros((3, 4), bool))
     for values in metrics_of(truth, np.empty(0, np.int64)).values():
         assert np.isnan(values).all()
         assert len(values) == 3
@@ -103,5 +103,5 @@ def test_queries_without_a_relevant_item_have_no_value() -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_perfect_ranking_is_worth_one(metric: str) -> None:
     scores = np.array([[3.0, 2, 1]], np.float32)
-    found = measure(scores, {"": Truth.of(np.array([[True, False, False]]))})[""][metric]
+    found = measure(scores, {"": RelevantItems.of(np.array([[True, False, False]]))})[""][metric]
     assert found.tolist() == [1.0]

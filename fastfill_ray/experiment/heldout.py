@@ -1,0 +1,181 @@
+"""A held-out split under every map: aligned vectors and priorities, from which shadows of any queries follow.
+
+Legend: Q queries, N items of the split, D old dim, E new dim.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from fastfill_ray.experiment.candidate import Candidate, MapView, views_of
+from fastfill_ray.experiment.curves import Backfill, backfill_order
+from fastfill_ray.experiment.items import PairedItems, Queries
+from fastfill_ray.experiment.shadow import Shadow, make_shadow, own_items, scores_of
+from fastfill_ray.ordering.classifier import Classifier
+from fastfill_ray.ordering.policies import CLASSIFIED, ItemColumns, Policy, Reference, priority_of
+from fastfill_ray.ordering.proxies import make_proxies, with_thresholds
+from fastfill_ray.retrieval.similarity import match_norms, similarity
+from fastfill_ray.types import F32, I64, Metric, Relevance, Split
+
+MAX_PROXIES = 1000
+# Queries whose scores tell the spread of old and of new ones.
+_SPREAD_QUERIES = 250
+
+
+class TrainedMap(Protocol):
+    """An alignment: (old (N, D), side (N, S) or None) -> (aligned (N, E) as the map gives them, log-variance (N,))."""
+
+    def __call__(self, old: F32, side: F32 | None = None) -> tuple[F32, F32]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What an experiment looks at: the same for `simulate` and for a run.
+
+    pairs: all three splits. queries: the users', None where a split's own items ask it. maps: by method, the cheapest
+    to apply first. classifier: the new model's own or one fitted on the train pairs, None where neither is to be had.
+    """
+
+    pairs: PairedItems
+    queries: Queries | None
+    metric: Metric
+    maps: Mapping[str, TrainedMap]
+    classifier: Classifier | None
+    seed: int
+
+    @property
+    def views(self) -> list[MapView]:
+        return [view for method in self.maps for view in views_of(method, self.metric)]
+
+    @property
+    def new_norm(self) -> float:
+        """The mean norm of the train pairs' new vectors: what aligned vectors are brought to."""
+        return float(np.linalg.norm(self.pairs.part("train").new, axis=1).mean())
+
+    def as_indexed(self, view: MapView, aligned: F32) -> F32:
+        """Aligned vectors (N, E) as an index would hold them under a view of their map."""
+        return aligned if view.norms_kept else match_norms(aligned, self.metric, self.new_norm)
+
+    def reference(self, view: MapView, policies: Sequence[Policy]) -> Reference:
+        """What these policies know of the train pairs, under one view of a map; without thresholds.
+
+        The proxy queries are train pairs, so no query that measures is ever one of them; the spread of their evidence
+        is measured on items that the map has not seen.
+        """
+        train = self.pairs.part("train")
+        proxies = None
+        if "expected_gain" in policies:
+            chosen = train.as_queries().sample(MAX_PROXIES, self.seed)
+            unseen = self.pairs.part("calibration")
+            aligned = self.as_indexed(view, self.maps[view.method](unseen.old, unseen.side)[0])
+            proxies = make_proxies(
+                chosen.new,
+                train.old if chosen.old is None else chosen.old,
+                self.metric,
+                items_new=unseen.new,
+                items_old=unseen.old,
+                items_aligned=aligned,
+            )
+        by_class = "class_margin" in policies
+        return Reference(
+            new=train.new if by_class else None,
+            labels=train.labels if by_class else None,
+            classifier=self.classifier if CLASSIFIED & set(policies) else None,
+            proxies=proxies,
+        )
+
+    def old_scale(self) -> float:
+        """Spread of new scores over spread of old ones; 1 for cosine. One number for every split and for the index."""
+        if self.metric == "cosine":
+            return 1.0
+        items = self.pairs.part("calibration")
+        some = items.as_queries().sample(_SPREAD_QUERIES, self.seed)
+        old = similarity(items.old if some.old is None else some.old, items.old, self.metric)
+        new = similarity(some.new, items.new, self.metric)
+        return float(new.std()) / float(old.std()) if old.std() > 0 else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """One split, ready to be searched by its queries under every view of the maps.
+
+    queries: in a shuffled order, so that the first n are a uniform sample. aligned: {view: (N, E) as indexed}.
+    priorities: {view: {policy: (N,)}}, `random` always among them.
+    """
+
+    items: PairedItems
+    queries: Queries
+    metric: Metric
+    old_scale: float
+    aligned: Mapping[MapView, F32]
+    priorities: Mapping[MapView, Mapping[Policy, F32]]
+
+    def answered(self, relevance: Relevance) -> Queries:
+        """The queries that have a relevant item in this split, in their order."""
+        return answered(self.queries, self.items, relevance)
+
+    def shadow(self, queries: Queries) -> Shadow:
+        """The split as some queries see it."""
+        return make_shadow(self.items, queries, self.metric)
+
+    def stale_scores(self, queries: Queries, shadow: Shadow, view: MapView, weight: float) -> F32:
+        """Scores (Q, N) of stale vectors before calibration: weight * aligned + (1 - weight) * old_scale * old.
+
+        Raises:
+            ValueError: a weight below 1, and the queries have no old vectors.
+        """
+        if weight < 1 and shadow.old is None:
+            raise ValueError("the queries have no old vectors: only weight 1 can be served")
+        old = None if weight == 1 or shadow.old is None else np.float32((1 - weight) * self.old_scale) * shadow.old
+        if weight == 0 and old is not None:
+            return old
+        stale = scores_of(queries.new, self.aligned[view], self.metric, own_items(self.items, queries))
+        return stale if old is None else np.float32(weight) * stale + old
+
+    def order(self, candidate: Candidate) -> I64:
+        """Items (N,) in the candidate's order."""
+        return backfill_order(self.priorities[candidate.view][candidate.policy], self.items.id_hash)
+
+    def backfill(self, candidate: Candidate, queries: Queries, shadow: Shadow) -> Backfill:
+        """A candidate's backfill of the split, as some queries see it."""
+        stale = self.stale_scores(queries, shadow, candidate.view, candidate.weight)
+        return Backfill(shadow, stale, self.order(candidate))
+
+
+def answered(queries: Queries, items: PairedItems, relevance: Relevance) -> Queries:
+    """The queries that have a relevant item among the items, in their order."""
+    if relevance == "new_model":
+        return queries
+    has_answer = np.zeros(len(queries.ids), bool)
+    if relevance == "qrels" and queries.judged is not None:
+        here = set(items.ids.tolist())
+        has_answer[[query for query, item in queries.judged if item in here]] = True
+    elif relevance == "label" and queries.labels is not None and items.labels is not None:
+        items_with = Counter(label for label in items.labels.tolist() if label is not None)
+        least = 2 if queries.are_items else 1  # an item is no answer to itself
+        has_answer[:] = [items_with[label] >= least for label in queries.labels.tolist()]
+    return queries.take(np.flatnonzero(has_answer))
+
+
+def hold_out(evidence: Evidence, split: Split, policies: Sequence[Policy]) -> HeldOut:
+    """One split under every view of the maps, with the priorities of `policies` and of `random`."""
+    items = evidence.pairs.part(split)
+    queries = items.as_queries() if evidence.queries is None else evidence.queries
+    wanted: tuple[Policy, ...] = tuple(dict.fromkeys((*policies, "random")))
+    aligned, priorities = {}, {}
+    for method, trained in evidence.maps.items():
+        as_mapped, log_variance = trained(items.old, items.side)
+        for view in views_of(method, evidence.metric):
+            aligned[view] = evidence.as_indexed(view, as_mapped)
+            reference = evidence.reference(view, wanted)
+            if reference.proxies is not None:
+                measured = with_thresholds(reference.proxies, items.old, aligned[view])
+                reference = replace(reference, proxies=measured)
+            columns = ItemColumns(items.id_hash, items.old, aligned[view], log_variance, items.labels, items.weights)
+            priorities[view] = {p: priority_of(p, columns, reference, seed=evidence.seed) for p in wanted}
+    return HeldOut(items, queries.shuffled(evidence.seed), evidence.metric, evidence.old_scale(), aligned, priorities)
