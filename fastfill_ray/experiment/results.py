@@ -1,20 +1,63 @@
-"""Findings as plain JSON values: what simulation.json holds and the log keeps of a choice."""
+"""What an experiment says: typed results that the log keeps of a choice, and the plain JSON of simulation.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from fastfill_ray.experiment.candidate import Candidate
 from fastfill_ray.experiment.curves import arm, last_crossing
 from fastfill_ray.experiment.experiment import Findings, Reported
 from fastfill_ray.experiment.shadow import Scene
+from fastfill_ray.retrieval.calibration import Form
 from fastfill_ray.retrieval.intervals import mean_interval
-from fastfill_ray.types import F64
+from fastfill_ray.types import F64, Model
 
 _DIGITS = 6
+
+
+class MeanValue(Model):
+    """A mean over `queries` queries with its bootstrap 95 % interval [low, high]."""
+
+    value: float
+    low: float
+    high: float
+    queries: int
+
+
+class CandidateResult(Model):
+    """One way to run a backfill, as the log keeps it."""
+
+    method: str
+    norms_kept: bool = Field(default=False, description="aligned vectors keep the norms that the map gives them")
+    stale_mode: Literal["aligned", "fused"]
+    weight: float = Field(description="the aligned score's share of a stale item's score; 1 in stale mode aligned")
+    policy: str
+    calibration: Form
+
+
+class TrialResult(CandidateResult):
+    """A candidate that was tried. Areas compare within one stage only."""
+
+    area: float = Field(description="mean of the objective along a whole backfill of the calibration pairs")
+    stage: str = Field(description="the stage of the choice that it was tried in")
+    queries: int = Field(default=0, description="that the area is a mean over; 0: not recorded")
+
+
+class ChoiceResult(Model):
+    """What was chosen, what came second, by how much, and everything that was tried."""
+
+    objective: str = Field(description="relevance/metric that chose")
+    winner: CandidateResult
+    runner_up: CandidateResult | None = None
+    margin: MeanValue | None = Field(
+        default=None, description="area of the winner minus that of the runner-up, paired over the audit queries"
+    )
+    expected: MeanValue | None = Field(default=None, description="area that the choice expects of the winner")
+    trials: tuple[TrialResult, ...] = Field(default=(), description="the last stage first, best first within a stage")
 
 
 def candidate_json(candidate: Candidate) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -17,9 +16,9 @@ from fastfill_ray.alignment.pairs import head_of
 from fastfill_ray.config import BackfillConfig
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.experiment.candidate import KEPT, Candidate, kept_views, map_of, views_of
-from fastfill_ray.experiment.experiment import Split, investigate, predicted
+from fastfill_ray.experiment.experiment import Findings, Split, investigate, predicted
 from fastfill_ray.experiment.items import Asked, Items, PairedItems, Queries, items_as_queries
-from fastfill_ray.experiment.results import candidate_json, findings_json, words
+from fastfill_ray.experiment.results import CandidateResult, ChoiceResult, MeanValue, TrialResult, candidate_json, words
 from fastfill_ray.experiment.search import WEIGHTS, Allowed
 from fastfill_ray.experiment.shadow import make_scene, make_views, proxies_of
 from fastfill_ray.log.records import FileRef, Prediction
@@ -54,7 +53,7 @@ class Decision(Model):
     form: Form
     chosen_by: str
     prediction: tuple[Prediction, ...]
-    choice: dict[str, Any]
+    choice: ChoiceResult
     told: dict[str, str]
 
     @property
@@ -179,7 +178,6 @@ def _decide(evidence: Evidence, fractions: Sequence[float]) -> Decision:
     allowed = Allowed(views, policies, weights, cautious=kept_views(views))
     findings = investigate(calibration, audit, allowed, chosen_by, metric, seed=config.seed, everything=False)
     winner = findings.choice.winner
-    told = findings_json(findings, audit.scene, chosen_by, metric, seed=config.seed)
     promised = _predict(evidence, calibration, audit, winner, chosen_by, fractions)
     why = f"best {chosen_by}/{metric} on {int((evidence.pairs.split == 'calibration').sum())} calibration pairs"
     autos = {
@@ -203,8 +201,29 @@ def _decide(evidence: Evidence, fractions: Sequence[float]) -> Decision:
         form=winner.form,
         chosen_by=chosen_by,
         prediction=promised,
-        choice={**told["choice"], "winner": candidate_json(winner), "arms": told["arms"]},
+        choice=_choice_result(findings, f"{chosen_by}/{metric}"),
         told=words_of,
+    )
+
+
+def _candidate_result(candidate: Candidate) -> CandidateResult:
+    method, norms_kept = map_of(candidate.method)
+    fields = candidate_json(candidate) | {"method": method, "norms_kept": norms_kept}
+    return CandidateResult.model_validate(fields)
+
+
+def _choice_result(findings: Findings, objective: str) -> ChoiceResult:
+    """What PLAN keeps of the experiment."""
+    choice, margin = findings.choice, findings.margin
+    return ChoiceResult(
+        objective=objective,
+        winner=_candidate_result(choice.winner),
+        runner_up=None if choice.runner_up is None else _candidate_result(choice.runner_up),
+        margin=None if margin is None else MeanValue(**margin._asdict()),
+        trials=tuple(
+            TrialResult(**_candidate_result(trial.candidate).model_dump(), area=trial.area, stage=trial.stage)
+            for trial in choice.trials
+        ),
     )
 
 
