@@ -30,7 +30,7 @@ from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.pairs import PairsTable, QueriesTable, read_pairs, read_queries
 from fastfill_ray.ordering.classifier import Head
 from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED, POLICIES, Policy, Reference
-from fastfill_ray.report.simulation import simulation_table
+from fastfill_ray.report.text import simulation_table
 from fastfill_ray.retrieval.metrics import METRICS
 from fastfill_ray.types import SPLITS, Metric
 

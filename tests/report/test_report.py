@@ -16,7 +16,9 @@ from fastfill_ray.log.records import FileRef, FlipValue, Init, MetricValue, Plan
 from fastfill_ray.log.state import State
 from fastfill_ray.report.chart import HEIGHT, WIDTH, spread, ticks
 from fastfill_ray.report.html import report_html
-from fastfill_ray.report.model import HEADINGS, Point, area_under, curve, report_json, version_table
+from fastfill_ray.report.metrics_json import report_json
+from fastfill_ray.report.model import HEADINGS, Point, area_under, measured_curve
+from fastfill_ray.report.text import version_table
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 FRACTIONS = (0.05, 0.125, 0.25, 0.5, 1.0)
@@ -264,7 +266,7 @@ def test_a_curve_takes_the_scope_that_covers_more_versions_and_never_mixes() -> 
     both = [metric("label", "map", 0.4), metric("label", "map", 0.7, scope="audit")]
     versions = (version(0, 0.1, metrics=both), version(1, 1.0, metrics=both[1:]))
     state = State(plans=(plan(),), versions=versions)
-    found = curve(state, "label", "map")
+    found = measured_curve(state, "label", "map")
     assert found is not None
     assert found.scope == "audit"
     assert [p.value for p in found.points] == [0.7, 0.7]
