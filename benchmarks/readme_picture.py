@@ -14,8 +14,9 @@ from html import escape
 from pathlib import Path
 
 from fastfill_ray.log.state import State
-from fastfill_ray.report.chart import HEIGHT, LEFT, WIDTH, metric_name, svg
-from fastfill_ray.report.model import HEADINGS, Curve, column_note, objective_curve, table_rows
+from fastfill_ray.report.chart import HEIGHT, LEFT, WIDTH, svg
+from fastfill_ray.report.model import HEADINGS, MeasuredCurve, column_note, objective_curve, table_rows
+from fastfill_ray.report.wording import metric_name
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
 
@@ -48,7 +49,7 @@ text { font: 12px system-ui, "Segoe UI", Roboto, Arial, sans-serif; fill: var(--
 """
 
 
-def standalone(curve: Curve) -> str:
+def standalone(curve: MeasuredCurve) -> str:
     """The report's chart as an SVG file of its own, with a title above it."""
     opening, rest = svg(curve).split(">", 1)
     view = f"0 {-TITLE_HEIGHT} {WIDTH} {HEIGHT + TITLE_HEIGHT}"

@@ -21,8 +21,8 @@ from fastfill_ray.log.next_step import Step, next_step
 from fastfill_ray.log.records import Init, Plan, Publish
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide
-from fastfill_ray.report.html import write_report
-from fastfill_ray.report.model import version_table
+from fastfill_ray.report.text import version_table
+from fastfill_ray.report.write import write_report
 from fastfill_ray.stages.prepare import Prepared, check_request, old_space_of, prepare, spaces_of
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import connected

@@ -114,7 +114,7 @@ def guarded(act: Callable[[], int]) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from fastfill_ray.backfill import run_backfill
-    from fastfill_ray.report.model import report_json
+    from fastfill_ray.report.metrics_json import report_json
 
     result = run_backfill(arguments.config, overrides=arguments.set, until=arguments.until)
     if arguments.json:
@@ -126,7 +126,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from fastfill_ray.report.model import report_json, version_table
+    from fastfill_ray.report.metrics_json import report_json
+    from fastfill_ray.report.text import version_table
     from fastfill_ray.storage.commit_log import read_state
     from fastfill_ray.storage.files import open_files
 
@@ -227,7 +228,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _rollback(arguments: argparse.Namespace) -> int:
     from fastfill_ray.index.verify import verify
     from fastfill_ray.log.records import Publish
-    from fastfill_ray.report.html import write_report
+    from fastfill_ray.report.write import write_report
     from fastfill_ray.storage.commit_log import Log
     from fastfill_ray.storage.files import open_files
 

@@ -26,14 +26,14 @@ from fastfill_ray.experiment.experiment import Findings, Question, Reported, run
 from fastfill_ray.experiment.heldout import Evidence, answered
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.experiment.published import published_curve
-from fastfill_ray.experiment.results import arms_json, curve_json, findings_json
 from fastfill_ray.experiment.shadow import make_shadow
+from fastfill_ray.experiment.summary import arms_json, curve_json, findings_json
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.pairs import read_pairs, read_queries
 from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.partition import MIN_SPLIT
 from fastfill_ray.ordering.policies import POLICIES, Policy
-from fastfill_ray.report.simulation import simulation_table
+from fastfill_ray.report.text import simulation_table
 from fastfill_ray.retrieval.metrics import METRICS
 from fastfill_ray.types import SPLITS, Metric, Relevance, Split
 

@@ -16,6 +16,7 @@ Metric = Literal["cosine", "ip", "l2"]
 IdType = Literal["int64", "string"]
 Relevance = Literal["label", "qrels", "new_model"]
 Scope = Literal["audit", "gallery"]
+StaleMode = Literal["aligned", "fused"]
 Split = Literal["train", "calibration", "audit"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 

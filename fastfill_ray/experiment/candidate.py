@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED, POLICIES, Policy
 from fastfill_ray.retrieval.calibration import FORMS, Form
-from fastfill_ray.types import Metric, Relevance
+from fastfill_ray.types import Metric, Relevance, StaleMode
 
-StaleMode = Literal["aligned", "fused"]
 # Shares of the aligned score that are tried where old query vectors exist; 0 is the old score alone.
 WEIGHTS = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.0)
 

@@ -1,27 +1,15 @@
-"""What an experiment found, as typed records for the log and as plain JSON for simulation.json."""
+"""What an experiment found, as typed records: the log keeps them, the report shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from pydantic import Field
 
-import numpy as np
-
-from fastfill_ray.experiment.candidate import Candidate, Objective, StaleMode
-from fastfill_ray.experiment.curves import last_crossing
-from fastfill_ray.experiment.experiment import Findings, Reported
-from fastfill_ray.experiment.shadow import Measured
 from fastfill_ray.retrieval.calibration import Form
-from fastfill_ray.retrieval.intervals import Interval, mean_interval
-from fastfill_ray.types import F64, Model, Objects
-
-_DIGITS = 6
-# Metrics whose curves are also given per group of the queries.
-_BY_GROUP = ("cmc@1", "map", "recall@1")
+from fastfill_ray.types import Model, StaleMode
 
 
 class MeanValue(Model):
-    """A mean with its 95 % bootstrap interval over so many queries."""
+    """A mean over `queries` queries with its bootstrap 95 % interval [low, high]."""
 
     value: float
     low: float
@@ -30,152 +18,36 @@ class MeanValue(Model):
 
 
 class CandidateResult(Model):
-    """One way to run a backfill. weight: the aligned score's share of a stale score."""
+    """One way to run a backfill, as the log keeps it."""
 
     method: str
-    norms_kept: bool = False
+    norms_kept: bool = Field(default=False, description="aligned vectors keep the norms that the map gives them")
     stale_mode: StaleMode
-    weight: float
+    weight: float = Field(description="the aligned score's share of a stale item's score; 1 in stale mode aligned")
     policy: str
     calibration: Form
 
 
 class TrialResult(CandidateResult):
-    """A candidate that was tried: its cross-fitted area under the objective's curve on the calibration pairs."""
+    """A candidate that was tried. Areas compare within one stage and one number of queries."""
 
-    area: float
-    stage: str
-    queries: int = 0
+    area: float = Field(
+        description="cross-fitted mean of the objective along a whole backfill of the calibration pairs"
+    )
+    stage: str = Field(description="the stage of the choice that it was tried in")
+    queries: int = Field(description="that the area is a mean over")
 
 
 class ChoiceResult(Model):
-    """What was chosen, and why.
+    """What was chosen, what came second, by how much, and everything that was tried."""
 
-    objective: by which it was chosen. margin: area of the winner minus the runner-up's, paired, on the audit pairs.
-    expected: the winner's cross-fitted area on the calibration pairs.
-    """
-
-    objective: str
+    objective: str = Field(description="relevance/metric that chose")
     winner: CandidateResult
     runner_up: CandidateResult | None = None
-    margin: MeanValue | None = None
-    expected: MeanValue | None = None
-    trials: tuple[TrialResult, ...] = ()
-
-
-def candidate_result(candidate: Candidate) -> CandidateResult:
-    """The record of a candidate."""
-    return CandidateResult(**_fields(candidate))
-
-
-def choice_result(findings: Findings) -> ChoiceResult:
-    """The record of a choice, with every trial that led to it; figures are rounded."""
-    choice = findings.choice
-    return ChoiceResult(
-        objective=str(findings.chosen_by),
-        winner=candidate_result(choice.winner),
-        runner_up=None if choice.runner_up is None else candidate_result(choice.runner_up),
-        margin=_mean_value(findings.margin),
-        expected=_mean_value(choice.expected),
-        trials=tuple(
-            TrialResult(
-                **_fields(trial.candidate), area=round(trial.area, _DIGITS), stage=trial.stage, queries=trial.queries
-            )
-            for trial in choice.trials
-        ),
+    margin: MeanValue | None = Field(
+        default=None, description="area of the winner minus that of the runner-up, paired over the audit queries"
     )
-
-
-def _fields(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "method": candidate.view.method,
-        "norms_kept": candidate.view.norms_kept,
-        "stale_mode": candidate.stale_mode,
-        "weight": candidate.weight,
-        "policy": candidate.policy,
-        "calibration": candidate.form,
-    }
-
-
-def _mean_value(interval: Interval | None) -> MeanValue | None:
-    if interval is None or not interval.queries:
-        return None
-    value, low, high = (round(part, _DIGITS) for part in interval[:3])
-    return MeanValue(value=value, low=low, high=high, queries=interval.queries)
-
-
-def arms_json(arms: Mapping[str, Measured], *, seed: int) -> dict[str, Any]:
-    """{arm: {relevance/metric: value, low, high, queries}}; a metric that no query has a value of is left out."""
-    found: dict[str, Any] = {}
-    for arm, values in arms.items():
-        means = {f"{r}/{m}": _mean_value(mean_interval(column, seed=seed)) for (r, m), column in values.items()}
-        found[arm] = {name: mean.model_dump(mode="json") for name, mean in means.items() if mean is not None}
-    return found
-
-
-def curve_json(
-    reported: Reported, arms: Mapping[str, Any] | None, *, groups: Objects | None = None, seed: int
-) -> dict[str, Any]:
-    """One curve: every relevance and metric, its area M~ with interval, the value at 0 %, the fraction to 95 and 99 %.
-
-    The gain runs from old/old (from the value at 0 % where old/old is not known) to new/new; the fraction to a share of
-    it is the last crossing, and null where there is no gain.
-
-    Args:
-        arms: of ``arms_json``. groups: (Q,) of the queries.
-    """
-    curve = reported.curve
-    values, by_group = {}, {}
-    for relevance, metric in curve.values:
-        objective = Objective(relevance, metric)
-        mean = curve.mean(objective)
-        if np.isnan(mean).any():
-            continue
-        area = curve.area(objective, seed=seed)
-        start = (arms or {}).get("old/old", {}).get(str(objective), {}).get("value", float(mean[0]))
-        values[str(objective)] = {
-            "curve": _rounded(mean),
-            "area": round(area.value, _DIGITS),
-            "low": round(area.low, _DIGITS),
-            "high": round(area.high, _DIGITS),
-            "at_0": round(float(mean[0]), _DIGITS),
-            "to_95": _crossing(curve.fractions, mean, start, 0.95),
-            "to_99": _crossing(curve.fractions, mean, start, 0.99),
-        }
-        if groups is not None and metric in _BY_GROUP:
-            by_group[str(objective)] = _curves_by_group(curve.values[relevance, metric], groups)
-    made: dict[str, Any] = _fields(reported.candidate)
-    made |= {"fractions": _rounded(curve.fractions), "values": values}
-    return made | ({"groups": by_group} if by_group else {})
-
-
-def _crossing(fractions: F64, mean: F64, start: float, share: float) -> float | None:
-    gain = float(mean[-1]) - start
-    return round(last_crossing(fractions, mean, start + share * gain), _DIGITS) if gain > 0 else None
-
-
-def _curves_by_group(values: F64, groups: Objects) -> dict[str, list[float]]:
-    """{group: curve} over the group's queries that have an answer."""
-    curves = {}
-    for group in dict.fromkeys(g for g in groups.tolist() if g is not None):
-        of_group = values[:, groups == group]
-        answered = of_group[:, ~np.isnan(of_group).all(axis=0)]
-        if answered.shape[1]:
-            curves[str(group)] = _rounded(answered.mean(axis=1))
-    return curves
-
-
-def findings_json(findings: Findings, *, seed: int) -> dict[str, Any]:
-    """The whole experiment: arms, curves, and the choice with runner-up, margin and every trial that led to it."""
-    arms = arms_json(findings.arms, seed=seed)
-    groups = findings.groups
-    return {
-        "protocol": None,
-        "arms": arms,
-        "curves": [curve_json(reported, arms, groups=groups, seed=seed) for reported in findings.reported],
-        "choice": choice_result(findings).model_dump(mode="json"),
-    }
-
-
-def _rounded(values: F64) -> list[float]:
-    return [round(float(value), _DIGITS) for value in values]
+    expected: MeanValue | None = Field(
+        default=None, description="the winner's cross-fitted area over all calibration queries"
+    )
+    trials: tuple[TrialResult, ...] = Field(default=(), description="the last stage first, best first within a stage")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from pydantic import Field, ValidationError
 
 from fastfill_ray.errors import CorruptFile, RefusedError
-from fastfill_ray.log.records import Body
+from fastfill_ray.log.records import FORMAT, Body
 from fastfill_ray.types import Model, canonical
 
 _RESTORE = "Restore it from a copy of the log."
@@ -50,7 +51,8 @@ def unseal(data: bytes, *, seq: int, previous: bytes | None, name: str) -> Recor
 
     Raises:
         CorruptFile: not JSON, wrong checksum, wrong number, broken chain.
-        RefusedError: written by a release that knows more kinds or fields than this one.
+        RefusedError: the root's records have another format, or this one was written by a release that knows more
+            kinds or fields.
     """
     try:
         raw = json.loads(data)
@@ -62,6 +64,7 @@ def unseal(data: bytes, *, seq: int, previous: bytes | None, name: str) -> Recor
         raise CorruptFile(f"{name} is not a log record: {error!r}. {_RESTORE}") from error
     if found != written or not whole:
         raise CorruptFile(f"{name}: sha256 of its content is {found}, the record says {written}. {_RESTORE}")
+    _check_format(raw.get("body"), name)
     try:
         record = Record.model_validate(raw)
     except ValidationError as error:
@@ -73,3 +76,15 @@ def unseal(data: bytes, *, seq: int, previous: bytes | None, name: str) -> Recor
     if previous is not None and record.prev_sha256 != hashlib.sha256(previous).hexdigest():
         raise CorruptFile(f"{name}: does not follow the record before it (prev_sha256 differs). {_RESTORE}")
     return record
+
+
+def _check_format(body: Any, name: str) -> None:
+    """Refuse a log of another format at its first record, before any record is read in a way that no longer holds.
+
+    INIT itself is looked at before it is validated: its fields may differ between formats, too.
+    """
+    if isinstance(body, dict) and body.get("kind") == "INIT" and body.get("format") != FORMAT:
+        raise RefusedError(
+            f"{name}: this output root has record format {body.get('format')}, this release reads and writes format "
+            f"{FORMAT}. Choose another output, or use the release that wrote this one."
+        )

@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fastfill_ray.experiment.results import ChoiceResult
 from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.types import IdType, Metric, Model, RelativePath, Relevance, Scope
 
-FORMAT = 1
+# Of the records as a whole: a root of another format is refused (log.envelope).
+FORMAT = 2
 
 
 class FileRef(Model):
@@ -163,7 +165,7 @@ class Plan(Model):
         default=None, description="relevance that choice and calibration look at; null: the objective's"
     )
     prediction: tuple[Prediction, ...] = Field(default=(), description="one per version, in wave order")
-    choice: dict[str, Any] = Field(default_factory=dict, description="winner, runner-up, margin, trials, arms")
+    choice: ChoiceResult | None = Field(default=None, description="winner, runner-up, margin and trials")
     fusion: Fusion | None = Field(default=None, description="set iff the stale mode is fused")
 
     @model_validator(mode="after")

@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from html import escape
 
 from fastfill_ray.log.records import Prediction
-from fastfill_ray.report.model import Curve, Point, percent, score
+from fastfill_ray.report.model import MeasuredCurve, Point
+from fastfill_ray.report.wording import metric_name, percent, score
 
 WIDTH, HEIGHT = 560, 280
 LEFT, RIGHT, TOP, BOTTOM = 46, 424, 26, 232
 LABEL_GAP = 15
-METRIC_NAMES = {"map": "mAP", "mrr": "MRR", "cmc@1": "CMC@1", "cmc@5": "CMC@5", "ndcg@10": "nDCG@10"}
-
-
-def metric_name(metric: str) -> str:
-    return METRIC_NAMES.get(metric, metric)
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -59,7 +55,7 @@ class Frame:
         return " ".join(f"{self.x(x)},{self.y(y)}" for x, y in pairs)
 
 
-def svg(curve: Curve, predicted: Sequence[Prediction] = ()) -> str:
+def svg(curve: MeasuredCurve, predicted: Sequence[Prediction] = ()) -> str:
     """The chart: axes, both arms, bands, predicted, uncalibrated and calibrated curve, points, labels at the right.
 
     Args:
@@ -105,7 +101,7 @@ def _horizontal(y: float) -> str:
     return f'x1="{LEFT}" x2="{RIGHT}" y1="{y}" y2="{y}"'
 
 
-def _axes(frame: Frame, marks: Sequence[float], curve: Curve) -> list[str]:
+def _axes(frame: Frame, marks: Sequence[float], curve: MeasuredCurve) -> list[str]:
     decimals = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9))
     parts = []
     for mark in marks:

@@ -12,42 +12,31 @@ AGAINST = ("old/old", "version before")
 
 
 def flips_of(state: State, version: Version) -> dict[str, FlipValue]:
-    """{against: flips} of the objective's relevance and metric, of CMC@1 where flips of that metric are not counted.
+    """{against: flips} by the objective's relevance and metric, or by CMC@1 where that metric's flips are not counted.
 
-    In the scope of the published index where it was measured there, else on the audit items.
+    Those of the published index where they were measured there, else those of the audit items.
     """
     if state.plan is None:
         return {}
     relevance, _, metric = state.plan.objective.partition("/")
-    found: dict[str, FlipValue] = {}
+    # The first of these that was counted.
+    preferred = [(scope, name) for name in (metric, "cmc@1") for scope in ("gallery", "audit")]
+    flips: dict[str, FlipValue] = {}
     for against in AGAINST:
-        mine = {(f.scope, f.metric): f for f in version.flips if (f.relevance, f.against) == (relevance, against)}
-        places = [(scope, name) for name in (metric, "cmc@1") for scope in ("gallery", "audit")]
-        value = next((mine[place] for place in places if place in mine), None)
-        if value is not None:
-            found[against] = value
-    return found
-
-
-def flips_note(state: State) -> str:
-    """One line on the newest version's flips; empty where none are known."""
-    versions = state.plan_versions
-    found = flips_of(state, versions[-1]) if versions else {}
-    if not found:
-        return ""
-    parts = [f"against {against} {100 * f.nfr:.1f} % worse, {100 * f.pfr:.1f} % better" for against, f in found.items()]
-    first = next(iter(found.values()))
-    name = f"{first.metric} by {first.relevance} ({first.scope})"
-    return f"Queries of version {versions[-1].version}, {name}: {'; '.join(parts)}."
+        counted = {(f.scope, f.metric): f for f in version.flips if (f.relevance, f.against) == (relevance, against)}
+        first = next((counted[place] for place in preferred if place in counted), None)
+        if first is not None:
+            flips[against] = first
+    return flips
 
 
 def group_metrics(values: Iterable[MetricValue]) -> dict[tuple[str, str, str], dict[str, MetricValue]]:
     """{(scope, relevance, metric): {group: value}}, groups in the order of the log: largest first."""
-    found: dict[tuple[str, str, str], dict[str, MetricValue]] = {}
+    groups: dict[tuple[str, str, str], dict[str, MetricValue]] = {}
     for value in values:
         if value.group is not None:
-            found.setdefault((value.scope, value.relevance, value.metric), {})[value.group] = value
-    return found
+            groups.setdefault((value.scope, value.relevance, value.metric), {})[value.group] = value
+    return groups
 
 
 def group_gap(state: State) -> list[dict[str, Any]]:

@@ -11,38 +11,23 @@ from html import escape
 
 from fastfill_ray.log.records import Plan
 from fastfill_ray.log.state import State
-from fastfill_ray.report.chart import metric_name, svg
+from fastfill_ray.report.chart import svg
 from fastfill_ray.report.choice import HEADINGS as TRIAL_HEADINGS
 from fastfill_ray.report.choice import choice_words, trial_rows
 from fastfill_ray.report.flips import AGAINST, flips_of, group_metrics
 from fastfill_ray.report.model import (
     HEADINGS,
     METRIC_COLUMNS,
-    MISSING,
-    Curve,
+    MeasuredCurve,
     column_note,
-    curves,
+    measured_curves,
     objective_curve,
-    percent,
-    report_json,
-    score,
     status,
     table_rows,
 )
 from fastfill_ray.report.prediction import SCOPES, drawn_prediction, prediction_error, promises
-from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import REPORT_HTML, REPORT_METRICS
-from fastfill_ray.types import canonical
+from fastfill_ray.report.wording import MISSING, RELEVANCE_WORDS, SCOPE_WORDS, metric_name, percent, score
 
-RELEVANCE_WORDS = {
-    "label": "an item is right when it has the query's label",
-    "qrels": "an item is right when it was judged right for the query",
-    "new_model": "right are the items that the full new model would return",
-}
-SCOPE_WORDS = {
-    "gallery": "measured on the published index with the given queries",
-    "audit": "measured on the audit items, a sample that stands for the gallery",
-}
 # Okabe and Ito's colour-blind safe hues, darkened (light) or lightened (dark) until text in them passes 4.5:1.
 _CSS = """
 :root { color-scheme: light dark; --bg: #ffffff; --fg: #1c1e21; --soft: #5c6269; --rule: #d9dce0; --panel: #f6f7f8;
@@ -106,7 +91,7 @@ def report_html(state: State) -> str:
     if plan is None:
         return _page(["<p class=lead>There is no plan yet, so there is nothing to show. Run the backfill first.</p>"])
     parts = [f"<p class=lead>{_standing(state, plan)}</p>", "<h2>Quality while the gallery is re-embedded</h2>"]
-    measured = curves(state)
+    measured = measured_curves(state)
     if measured:
         # The objective comes first, and large; the others are small multiples below it.
         first, *others = [_figure(state, c, c.name == plan.objective) for c in measured]
@@ -155,7 +140,7 @@ def _standing(state: State, plan: Plan) -> str:
     return " ".join(sentences)
 
 
-def _figure(state: State, c: Curve, is_objective: bool) -> str:
+def _figure(state: State, c: MeasuredCurve, is_objective: bool) -> str:
     words = f"{RELEVANCE_WORDS[c.relevance]}; {SCOPE_WORDS[c.scope]}."
     mark = " &middot; the objective" if is_objective else ""
     predicted = drawn_prediction(state, c.relevance, c.metric, c.scope)
@@ -283,7 +268,7 @@ def _groups(state: State, plan: Plan) -> str:
     )
 
 
-def _areas(measured: tuple[Curve, ...]) -> str:
+def _areas(measured: tuple[MeasuredCurve, ...]) -> str:
     headings = ("metric", "scope", "calibrated", "uncalibrated", "old/old", "new/new")
     rows = [
         (
@@ -379,9 +364,3 @@ to each other; the thin dashed one is the same index without that. The long dash
 predicted on the audit items before the first wave; in a chart of the published index they are the predicted shares of
 the gain, from old/old to the last version. The columns {", ".join(METRIC_COLUMNS)} are means
 over the queries, between 0 and 1.</p>"""
-
-
-def write_report(files: Files, state: State) -> None:
-    """report.html and metrics.json, derived from the log."""
-    files.put_data(REPORT_HTML, report_html(state).encode())
-    files.put_data(REPORT_METRICS, canonical(report_json(state)))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from fastfill_ray.log.records import MetricValue, Version
 from fastfill_ray.log.state import State
-from fastfill_ray.report.flips import flips_note, group_gap
-from fastfill_ray.report.prediction import prediction_error, prediction_json, prediction_note
+from fastfill_ray.report.wording import MISSING, percent, score
 from fastfill_ray.retrieval.metrics import curve_area
 from fastfill_ray.types import Relevance, Scope
 
@@ -30,7 +29,6 @@ METRIC_COLUMNS: dict[str, tuple[tuple[Relevance, str], ...]] = {
     "recall@10": (("new_model", "recall@10"), ("qrels", "recall@10")),
 }
 HEADINGS = ("version", "wave", "fraction", "new items", *METRIC_COLUMNS, "seconds", "published")
-MISSING = "-"
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve:
+class MeasuredCurve:
     """One metric over the versions of the last plan, all points in one scope."""
 
     relevance: Relevance
@@ -94,15 +92,15 @@ def status(state: State, version: Version) -> Status:
     return "not published" if version.verdict.publish else "held"
 
 
-def find(
+def metric_value(
     metrics: Iterable[MetricValue], relevance: str, metric: str, scope: str, calibrated: bool = True
 ) -> MetricValue | None:
-    """The value over all queries, None if it was not measured."""
+    """The value over all queries; None if it was not measured."""
     wanted = (relevance, metric, scope, calibrated, None)
     return next((m for m in metrics if (m.relevance, m.metric, m.scope, m.calibrated, m.group) == wanted), None)
 
 
-def curve(state: State, relevance: Relevance, metric: str) -> Curve | None:
+def measured_curve(state: State, relevance: Relevance, metric: str) -> MeasuredCurve | None:
     """The curve of one metric in the scope that covers most versions (gallery where equal); None if not measured."""
     versions = state.plan_versions
     by_scope: dict[Scope, tuple[Point, ...]] = {
@@ -112,27 +110,27 @@ def curve(state: State, relevance: Relevance, metric: str) -> Curve | None:
     if state.plan is None or not by_scope[scope]:
         return None
     arms = state.plan.baselines
-    return Curve(
+    return MeasuredCurve(
         relevance=relevance,
         metric=metric,
         scope=scope,
         points=by_scope[scope],
         uncalibrated=_points(state, versions, relevance, metric, scope, calibrated=False),
-        old=find(arms.get("old/old", ()), relevance, metric, scope),
-        new=find(arms.get("new/new", ()), relevance, metric, scope),
+        old=metric_value(arms.get("old/old", ()), relevance, metric, scope),
+        new=metric_value(arms.get("new/new", ()), relevance, metric, scope),
     )
 
 
 def _points(
     state: State, versions: Iterable[Version], relevance: str, metric: str, scope: str, *, calibrated: bool
 ) -> tuple[Point, ...]:
-    found = ((v, find(v.metrics, relevance, metric, scope, calibrated)) for v in versions)
+    values = ((v, metric_value(v.metrics, relevance, metric, scope, calibrated)) for v in versions)
     return tuple(
-        Point(v.version, v.fraction, m.value, m.low, m.high, status(state, v)) for v, m in found if m is not None
+        Point(v.version, v.fraction, m.value, m.low, m.high, status(state, v)) for v, m in values if m is not None
     )
 
 
-def curves(state: State) -> tuple[Curve, ...]:
+def measured_curves(state: State) -> tuple[MeasuredCurve, ...]:
     """Every measured curve, the objective's first."""
     if state.plan is None:
         return ()
@@ -141,20 +139,21 @@ def curves(state: State) -> tuple[Curve, ...]:
     for known in get_args(Relevance):
         if known == relevance:
             wanted = [(known, metric), *(c for c in CURVES if c != (known, metric))]
-    return tuple(found for c in wanted if (found := curve(state, *c)) is not None)
+    return tuple(curve for c in wanted if (curve := measured_curve(state, *c)) is not None)
 
 
-def objective_curve(state: State) -> Curve | None:
-    return next((c for c in curves(state) if state.plan is not None and c.name == state.plan.objective), None)
+def objective_curve(state: State) -> MeasuredCurve | None:
+    return next((c for c in measured_curves(state) if state.plan is not None and c.name == state.plan.objective), None)
 
 
-def column_curves(state: State) -> dict[str, Curve]:
+def column_curves(state: State) -> dict[str, MeasuredCurve]:
     """Table heading -> the curve whose values fill it; headings without one are left out."""
-    columns: dict[str, Curve] = {}
+    columns: dict[str, MeasuredCurve] = {}
     for heading, candidates in METRIC_COLUMNS.items():
-        found = next((c for candidate in candidates if (c := curve(state, *candidate)) is not None), None)
-        if found is not None:
-            columns[heading] = found
+        measured = (measured_curve(state, *candidate) for candidate in candidates)
+        first = next((curve for curve in measured if curve is not None), None)
+        if first is not None:
+            columns[heading] = first
     return columns
 
 
@@ -164,19 +163,6 @@ def column_note(state: State) -> str:
     if not columns:
         return "No metric has been measured yet."
     return "Metrics: " + ", ".join(f"{name} by {c.relevance} ({c.scope})" for name, c in columns.items()) + "."
-
-
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}".removesuffix(".0") + " %"
-
-
-def score(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}"
-
-
-def plain(text: str) -> str:
-    """Text from the log made safe for a terminal line: no control characters, single spaces."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def table_rows(state: State) -> list[tuple[str, ...]]:
@@ -200,95 +186,10 @@ def table_rows(state: State) -> list[tuple[str, ...]]:
 
 
 def _published(state: State, version: Version) -> str:
-    found = status(state, version)
-    if found == "published":
+    now = status(state, version)
+    if now == "published":
         return "yes, serving" if state.serving == version.version else "yes"
-    if found == "held":
+    if now == "held":
         difference = version.verdict.difference
         return "held" if difference is None else f"held ({difference:+.4f})"
-    return "no" if found == "not published" else found
-
-
-def version_table(state: State) -> str:
-    """The version table as plain text: what the metrics mean, the headings, one row per version of the last plan.
-
-    Below it, where flips are known, a line on how many queries the newest version helps and hurts; of a finished plan,
-    one on how far the prediction was off.
-    """
-    if state.plan is None:
-        return "No plan yet: the run has not got as far as its first commit."
-    table = [HEADINGS, *table_rows(state)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(HEADINGS))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if heading in ("version", "published") else cell.rjust(width)
-            for heading, cell, width in zip(HEADINGS, row, widths, strict=True)
-        ).rstrip()
-        for row in table
-    ]
-    note = column_note(state) if state.plan_versions else "No version yet."
-    if not any(version.version == state.serving for version in state.plan_versions) and state.serving is not None:
-        note += f" Version {state.serving}, of an earlier plan, is served."
-    below = [plain(words) for words in (flips_note(state), prediction_note(state)) if words]
-    return "\n".join([note, *lines, *below])
-
-
-def report_json(state: State) -> dict[str, Any]:
-    """Everything a notebook would plot, as plain JSON values.
-
-    Keys: ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``, ``plan`` (without its file references,
-    and without arms and prediction, which have keys of their own), ``objective`` (the last version's value, both arms
-    and ``gain_share``), ``versions`` (with ``status``, all ``metrics``, ``flips``, ``segments`` and ``index_bytes``),
-    ``baselines``, ``curves`` (each with its points, both areas and both arms), ``group_gap`` (per scope, relevance and
-    metric: the gap between the groups in each version, beside the overall value), ``prediction`` (per version:
-    ``predicted``, ``audit`` and ``gallery``, each with value, interval and share of the gain), ``prediction_error``
-    (per scope: mean absolute difference of the shares). Keys are there even when empty: null, [] or {}.
-    """
-    own_keys = {"kind", "units", "templates", "baselines", "baseline_queries", "prediction"}
-    plan, best = state.plan, objective_curve(state)
-    return {
-        "finished": state.finished,
-        "stopped": state.stopped,
-        "serving": state.serving,
-        "init": None if state.init is None else state.init.model_dump(mode="json", exclude={"kind"}),
-        "plan": None if plan is None else plan.model_dump(mode="json", exclude=own_keys),
-        "objective": None
-        if plan is None
-        else {
-            "name": plan.objective,
-            "scope": best.scope if best else None,
-            "value": best.points[-1].value if best else None,
-            "old/old": best.old.value if best and best.old else None,
-            "new/new": best.new.value if best and best.new else None,
-            "gain_share": best.gain_share if best else None,
-        },
-        "versions": [
-            {
-                **v.model_dump(mode="json", exclude={"kind", "plan", "segments", "query_metrics"}),
-                "status": status(state, v),
-                "segments": len(v.segments),
-                "index_bytes": sum(s.index.size + s.ids.size for s in v.segments),
-            }
-            for v in state.plan_versions
-        ],
-        "baselines": {}
-        if plan is None
-        else {arm: [m.model_dump(mode="json") for m in values] for arm, values in plan.baselines.items()},
-        "curves": [
-            {
-                "relevance": c.relevance,
-                "metric": c.metric,
-                "scope": c.scope,
-                "points": [asdict(p) for p in c.points],
-                "uncalibrated": [asdict(p) for p in c.uncalibrated],
-                "area": c.area,
-                "area_uncalibrated": c.area_uncalibrated,
-                "old/old": None if c.old is None else c.old.model_dump(mode="json"),
-                "new/new": None if c.new is None else c.new.model_dump(mode="json"),
-            }
-            for c in curves(state)
-        ],
-        "group_gap": group_gap(state),
-        "prediction": prediction_json(state),
-        "prediction_error": prediction_error(state),
-    }
+    return "no" if now == "not published" else now

@@ -20,7 +20,7 @@ SCOPES: tuple[Scope, ...] = ("audit", "gallery")
 
 @dataclass(frozen=True)
 class Gain:
-    """The way that shares are shares of; `end` is above `start`."""
+    """From where to where a metric rises; `end` is above `start`."""
 
     start: float
     end: float
@@ -33,14 +33,14 @@ class Gain:
 
 
 def gain(start: float | None, end: float | None) -> Gain | None:
-    """None where an end is not known, or where the way does not go up."""
+    """None where one of both is not known, or where the metric does not rise."""
     return Gain(start, end) if start is not None and end is not None and end > start else None
 
 
 def mean_error(predicted: Sequence[float | None], measured: Sequence[float | None]) -> float | None:
     """Mean absolute difference of the shares over the versions that have both; None for fewer than two."""
-    found = [abs(p - m) for p, m in zip(predicted, measured, strict=True) if p is not None and m is not None]
-    return sum(found) / len(found) if len(found) >= 2 else None
+    errors = [abs(p - m) for p, m in zip(predicted, measured, strict=True) if p is not None and m is not None]
+    return sum(errors) / len(errors) if len(errors) >= 2 else None
 
 
 @dataclass(frozen=True)
@@ -64,42 +64,27 @@ def promises(state: State) -> tuple[Promise, ...]:
         return ()
     versions = {version.wave: version for version in state.plan_versions}
     measured: list[dict[Scope, MetricValue]] = [
-        _by_scope(versions[wave].metrics, of) if wave in versions else {} for wave, of in enumerate(plan.prediction)
+        _by_scope(versions[wave].metrics, prediction) if wave in versions else {}
+        for wave, prediction in enumerate(plan.prediction)
     ]
     promised = _promised_gain(plan)
-    ways = {scope: _measured_gain(state, measured, scope) for scope in SCOPES}
+    gains = {scope: _measured_gain(state, measured, scope) for scope in SCOPES}
     return tuple(
         Promise(
-            prediction=of,
+            prediction=prediction,
             version=versions[wave].version if wave in versions else None,
-            share=None if promised is None else promised.share(of.value),
-            measured=found,
-            shares={scope: way.share(m.value) for scope, m in found.items() if (way := ways[scope]) is not None},
+            share=None if promised is None else promised.share(prediction.value),
+            measured=values,
+            shares={scope: way.share(m.value) for scope, m in values.items() if (way := gains[scope]) is not None},
         )
-        for wave, (of, found) in enumerate(zip(plan.prediction, measured, strict=True))
+        for wave, (prediction, values) in enumerate(zip(plan.prediction, measured, strict=True))
     )
 
 
 def prediction_error(state: State) -> dict[Scope, float | None]:
-    """{scope: mean absolute difference of predicted and measured share of the gain}, None where it cannot be told."""
-    found = promises(state)
-    return {scope: mean_error([p.share for p in found], [p.shares.get(scope) for p in found]) for scope in SCOPES}
-
-
-def prediction_note(state: State) -> str:
-    """One line on how far the promise was off; empty before the plan is finished and where it cannot be told."""
-    if not state.finished:
-        return ""
-    errors = prediction_error(state)
-    scope: Scope = "audit" if errors["gallery"] is None else "gallery"
-    error = errors[scope]
-    if error is None or state.plan is None:
-        return ""
-    of = state.plan.prediction[0]
-    return (
-        f"Predicted {of.metric} by {of.relevance}, measured on {scope}: mean absolute error of the share of the gain "
-        f"{100 * error:.1f} %."
-    )
+    """{scope: mean absolute difference of predicted and measured share of the gain}, None where it is not known."""
+    made = promises(state)
+    return {scope: mean_error([p.share for p in made], [p.shares.get(scope) for p in made]) for scope in SCOPES}
 
 
 def drawn_prediction(state: State, relevance: str, metric: str, scope: Scope) -> tuple[Prediction, ...]:
@@ -111,16 +96,16 @@ def drawn_prediction(state: State, relevance: str, metric: str, scope: Scope) ->
     plan = state.plan
     if plan is None or not plan.prediction:
         return ()
-    of = plan.prediction[0]
-    if (of.relevance, of.metric) != (relevance, metric):
+    first = plan.prediction[0]
+    if (first.relevance, first.metric) != (relevance, metric):
         return ()
     if scope == "audit":
         return plan.prediction
-    promised, way = _promised_gain(plan), _measured_gain(state, [p.measured for p in promises(state)], scope)
-    if promised is None or way is None:
+    promised, measured = _promised_gain(plan), _measured_gain(state, [p.measured for p in promises(state)], scope)
+    if promised is None or measured is None:
         return ()
     return tuple(
-        p.model_copy(update={k: way.value(promised.share(getattr(p, k))) for k in ("value", "low", "high")})
+        p.model_copy(update={k: measured.value(promised.share(getattr(p, k))) for k in ("value", "low", "high")})
         for p in plan.prediction
     )
 
@@ -146,13 +131,13 @@ def prediction_json(state: State) -> list[dict[str, Any]]:
     ]
 
 
-def _interval(of: Prediction | MetricValue) -> dict[str, float]:
-    return {"value": of.value, "low": of.low, "high": of.high}
+def _interval(value: Prediction | MetricValue) -> dict[str, float]:
+    return {"value": value.value, "low": value.low, "high": value.high}
 
 
-def _by_scope(metrics: Iterable[MetricValue], of: Prediction) -> dict[Scope, MetricValue]:
-    """The values of a prediction's relevance and metric over all queries, as served."""
-    wanted = (of.relevance, of.metric, True, None)
+def _by_scope(metrics: Iterable[MetricValue], prediction: Prediction) -> dict[Scope, MetricValue]:
+    """The calibrated values of a prediction's relevance and metric over all queries."""
+    wanted = (prediction.relevance, prediction.metric, True, None)
     return {m.scope: m for m in metrics if (m.relevance, m.metric, m.calibrated, m.group) == wanted}
 
 
@@ -163,7 +148,7 @@ def _promised_gain(plan: Plan) -> Gain | None:
 
 
 def _measured_gain(state: State, measured: Sequence[dict[Scope, MetricValue]], scope: Scope) -> Gain | None:
-    """The way that a scope's measured values are on; on the published index it ends where everything is new."""
+    """From where to where the values of a scope rise; on the published index up to where everything is new."""
     plan = state.plan
     if plan is None:
         return None

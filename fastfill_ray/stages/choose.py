@@ -13,7 +13,8 @@ from fastfill_ray.config import AlignmentConfig, ObjectiveConfig, PolicyConfig, 
 from fastfill_ray.experiment.candidate import WEIGHTS, MapView, Objective
 from fastfill_ray.experiment.experiment import Findings, Question, run_experiment
 from fastfill_ray.experiment.heldout import Evidence
-from fastfill_ray.experiment.results import ChoiceResult, choice_result
+from fastfill_ray.experiment.results import ChoiceResult
+from fastfill_ray.experiment.summary import choice_result
 from fastfill_ray.log.records import Prediction
 from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.policies import CLASSIFIED, POLICIES, Policy

@@ -42,13 +42,16 @@ def test_plan_says_what_was_chosen_why_by_how_much_and_what_it_promises(decided:
     plan = ff.run_backfill(workshop.config(decided, **AUTO), until="plan").state.plan
     assert plan is not None
     assert plan.method in AUTO_METHODS
-    assert plan.choice["winner"]["method"] == plan.method
-    assert plan.choice["winner"]["policy"] == plan.policy
-    assert plan.choice["winner"]["stale_mode"] == plan.stale_mode
-    assert plan.choice["winner"]["weight"] in WEIGHTS
-    assert plan.choice["runner_up"] != plan.choice["winner"]
-    assert plan.choice["margin"]["low"] <= plan.choice["margin"]["value"] <= plan.choice["margin"]["high"]
-    assert {trial["method"] for trial in plan.choice["trials"]} == set(AUTO_METHODS)
+    assert plan.choice is not None
+    winner, margin = plan.choice.winner, plan.choice.margin
+    assert winner.method == plan.method
+    assert winner.policy == plan.policy
+    assert winner.stale_mode == plan.stale_mode
+    assert winner.weight in WEIGHTS
+    assert plan.choice.runner_up != winner
+    assert margin is not None
+    assert margin.low <= margin.value <= margin.high
+    assert {trial.method for trial in plan.choice.trials} == set(AUTO_METHODS)
     assert set(plan.choices) == {"alignment.method", "policy.name", "serving.stale_mode", "runner-up"}
     assert [round(p.fraction, 3) for p in plan.prediction] == [0.198, 0.3, 0.6, 1.0]
     assert all(p.low <= p.value <= p.high for p in plan.prediction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -11,10 +12,22 @@ from pydantic import ValidationError
 
 from fastfill_ray.errors import CorruptFile, FastfillError, RefusedError
 from fastfill_ray.log.envelope import Record, seal, unseal
-from fastfill_ray.log.records import Body, Claim, Expire, FileRef, Init, Plan, Publish, Segment, Verdict, Version
+from fastfill_ray.log.records import (
+    FORMAT,
+    Body,
+    Claim,
+    Expire,
+    FileRef,
+    Init,
+    Plan,
+    Publish,
+    Segment,
+    Verdict,
+    Version,
+)
 from fastfill_ray.log.state import State, apply, fold
 from fastfill_ray.retrieval.fusion import Fusion
-from fastfill_ray.types import check_path
+from fastfill_ray.types import canonical, check_path
 
 INIT = Init(id_type="int64", metric="cosine", old_dim=4, new_dim=8, old_space="old", new_space="new")
 FILE = FileRef(path="a/b", size=1, sha256="0" * 64)
@@ -184,6 +197,40 @@ def test_a_record_of_a_newer_release_is_refused_and_not_called_corrupt() -> None
     data = seal(Later(claimed=1), seq=1, previous=None, txn="t", epoch=1, created="")
     with pytest.raises(RefusedError, match="release"):
         unseal(data, seq=1, previous=None, name="log/1")
+
+
+def of_format_1(body: dict[str, Any], seq: int, previous: bytes | None) -> bytes:
+    """A record as a release wrote it whose classes are gone: sealed by hand."""
+    chained = "" if previous is None else hashlib.sha256(previous).hexdigest()
+    content = {"seq": seq, "prev_sha256": chained, "txn": "t", "epoch": min(seq, 1), "created": "", "body": body}
+    return canonical({**content, "sha256": hashlib.sha256(canonical(content)).hexdigest()})
+
+
+def log_of_format_1() -> list[bytes]:
+    """INIT, CLAIM and a PLAN whose choice was free-form and had arms: this release cannot validate it."""
+    old_plan = plan("p1").model_dump(mode="json") | {"choice": {"winner": {"method": "ridge"}, "arms": {}}}
+    bodies = [{**INIT.model_dump(mode="json"), "format": 1}, {"kind": "CLAIM", "claimed": 1}, old_plan]
+    records: list[bytes] = []
+    for seq, body in enumerate(bodies):
+        records.append(of_format_1(body, seq, records[-1] if records else None))
+    return records
+
+
+@pytest.mark.parametrize("found", [1, 3, "2", None])
+def test_a_root_of_another_format_is_refused_with_both_formats_and_what_to_do(found: object) -> None:
+    init = {**INIT.model_dump(mode="json"), "format": found, "later": "a field of another format"}
+    with pytest.raises(
+        RefusedError, match=rf"log/0: .*format {found}, .*format {FORMAT}. Choose another output, or use"
+    ):
+        unseal(of_format_1(init, 0, None), seq=0, previous=None, name="log/0")
+
+
+def test_a_log_of_format_1_is_refused_at_its_first_record_not_at_one_that_no_longer_validates() -> None:
+    records = log_of_format_1()
+    with pytest.raises(RefusedError, match="record format 1"):
+        unchain(records)
+    with pytest.raises(RefusedError, match="not understood"):
+        unseal(records[2], seq=2, previous=records[1], name="log/2")
 
 
 @given(st.lists(st.sampled_from(HONEST), max_size=12), st.integers(0, 12))

@@ -12,9 +12,9 @@ from fastfill_ray.report.prediction import (
     mean_error,
     prediction_error,
     prediction_json,
-    prediction_note,
     promises,
 )
+from fastfill_ray.report.text import prediction_note
 from tests.report.test_report import metric, plan, version
 
 FRACTIONS = (0.1, 0.5, 1.0)

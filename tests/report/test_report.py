@@ -16,7 +16,9 @@ from fastfill_ray.log.records import FileRef, FlipValue, Init, MetricValue, Plan
 from fastfill_ray.log.state import State
 from fastfill_ray.report.chart import HEIGHT, WIDTH, spread, ticks
 from fastfill_ray.report.html import report_html
-from fastfill_ray.report.model import HEADINGS, Point, area_under, curve, report_json, version_table
+from fastfill_ray.report.metrics_json import report_json
+from fastfill_ray.report.model import HEADINGS, Point, area_under, measured_curve
+from fastfill_ray.report.text import version_table
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 FRACTIONS = (0.05, 0.125, 0.25, 0.5, 1.0)
@@ -264,7 +266,7 @@ def test_a_curve_takes_the_scope_that_covers_more_versions_and_never_mixes() -> 
     both = [metric("label", "map", 0.4), metric("label", "map", 0.7, scope="audit")]
     versions = (version(0, 0.1, metrics=both), version(1, 1.0, metrics=both[1:]))
     state = State(plans=(plan(),), versions=versions)
-    found = curve(state, "label", "map")
+    found = measured_curve(state, "label", "map")
     assert found is not None
     assert found.scope == "audit"
     assert [p.value for p in found.points] == [0.7, 0.7]
@@ -437,6 +439,7 @@ def predicted(**changes: object) -> State:
         "baselines": {"old/old": (*arm(0.35), on_audit(0.36)), "new/new": (*arm(0.6), on_audit(0.66))},
         "choices": {"alignment.method": "kernel: best label/map", "runner-up": "kernel, fused 0.8; ahead by +0.0100"},
         "choice": {
+            "objective": "label/map",
             "winner": {k: v for k, v in trials[0].items() if k not in ("area", "stage")},
             "runner_up": {k: v for k, v in trials[1].items() if k not in ("area", "stage")},
             "margin": {"value": 0.01, "low": -0.002, "high": 0.022, "queries": 450},
@@ -513,7 +516,7 @@ def test_how_far_the_prediction_was_off_stands_below_the_table() -> None:
 def test_text_from_the_log_stays_text(inner: str) -> None:
     evil = f"</td><script>alert(1)</script><img src=x onerror=y>'\"&{inner}"
     versions = (version(0, 0.1, held=evil, metrics=[metric("label", evil, 0.5)]),)
-    tried = dict.fromkeys(("method", "stale_mode", "weight", "policy", "calibration", "area"), evil)
+    tried = {"method": evil, "stale_mode": "fused", "weight": 0.8, "policy": evil, "calibration": "offset"}
     named = plan(
         method=evil,
         policy=evil,
@@ -521,17 +524,16 @@ def test_text_from_the_log_stays_text(inner: str) -> None:
         objective=f"label/{evil}",
         choices={evil: evil},
         choice={
+            "objective": f"label/{evil}",
             "winner": tried,
-            "runner_up": {},
-            "margin": dict.fromkeys(("value", "low", "high", "queries"), evil),
-            "trials": [{**tried, "stage": "calibration"}],
+            "trials": [{**tried, "area": 0.5, "stage": evil}],
         },
         prediction=[{"fraction": 0.1, "relevance": "label", "metric": evil, "value": 0.5, "low": 0.4, "high": 0.6}],
     )
     page = Page(report_html(State(init=INIT, plans=(named,), versions=versions)))
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
     assert "</td><script>alert(1)</script>" in page.words
-    assert [row[:6] for row in page.rows if row[-1] == "chosen"] == [[evil] * 6]
+    assert [[row[0], row[3]] for row in page.rows if row[-1] == "chosen"] == [[evil] * 2]
 
 
 @settings(deadline=None)

@@ -18,7 +18,7 @@ from fastfill_ray.storage.commit_log import Log, read_state
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.paths import record_path
 from tests.faults import FaultyFiles, Injected, MemoryFiles, flip_bit
-from tests.log.test_records import INIT, plan, version
+from tests.log.test_records import INIT, log_of_format_1, plan, version
 
 
 def driver(files: Files) -> Log:
@@ -40,6 +40,16 @@ def test_what_is_appended_is_what_another_reader_folds(files: Files) -> None:
     assert state == log.state == read_state(files)
     assert (state.next_seq, state.epoch, state.serving) == (5, 1, 0)
     assert files.list("log") == [record_path(seq) for seq in range(5)]
+
+
+def test_a_root_of_format_1_is_refused_by_readers_and_drivers_and_stays_as_it_is() -> None:
+    files = MemoryFiles()
+    for seq, data in enumerate(log_of_format_1()):
+        files.put_new(record_path(seq), data)
+    for act in (read_state, driver):
+        with pytest.raises(RefusedError, match="record format 1, this release reads and writes format 2"):
+            act(files)
+    assert files.list("log") == [record_path(seq) for seq in range(3)]
 
 
 def test_a_second_initialise_adopts_the_record_that_is_there() -> None:
