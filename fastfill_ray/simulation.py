@@ -27,6 +27,7 @@ from fastfill_ray.experiment.results import arms_json, curve_json, findings_json
 from fastfill_ray.experiment.search import WEIGHTS, Allowed
 from fastfill_ray.experiment.shadow import make_scene, make_view, make_views, proxies_of
 from fastfill_ray.inputs.classifier import read_classifier
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.pairs import PairsTable, QueriesTable, read_pairs, read_queries
 from fastfill_ray.ordering.classifier import Head
 from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED, POLICIES, Policy, Reference
@@ -88,16 +89,14 @@ def simulate(
         AlignmentFailed: no map could be fitted.
     """
     start, stream = time.monotonic(), stream or sys.stderr
+    store = InputStore(s3_endpoint)
     if protocol == "authors":
         metric = "l2"
         given = {"objective": objective, "queries": queries, "qrels": qrels, "policies": policies}
         if refused := [name for name, value in given.items() if value is not None]:
             raise ConfigError(f"protocol authors: {', '.join(refused)} has no place in it; leave it out")
-    if isinstance(pairs, PairsTable):
-        table = pairs
-    else:
-        table = read_pairs(str(pairs), metric=metric, seed=seed, s3_endpoint=s3_endpoint)
-    asked = _asked(queries, qrels, table, metric, s3_endpoint)
+    table = pairs if isinstance(pairs, PairsTable) else read_pairs(store, str(pairs), metric=metric, seed=seed)
+    asked = _asked(store, queries, qrels, table, metric)
     if objective is None:
         objective = "label/map" if _labelled(table, asked) else "new_model/recall@10"
     relevance, _, measured = objective.partition("/")
@@ -107,7 +106,7 @@ def simulate(
             raise ConfigError(f"{name} {unknown[0]} is unknown; {', '.join(known)} are expected")
     head = classifier
     if isinstance(head, str):
-        head = read_classifier(head, dim=table.new.shape[1], s3_endpoint=s3_endpoint)
+        head = read_classifier(store, head, dim=table.new.shape[1])
     decider, orders = None, list[Policy]()
     if protocol is None:
         train = table.part("train")
@@ -224,14 +223,14 @@ def _questions(part: PairsTable, items: Items, asked: QueriesTable | None, seed:
 
 
 def _asked(
-    queries: str | QueriesTable | None, qrels: str | None, table: PairsTable, metric: str, endpoint: str | None
+    store: InputStore, queries: str | QueriesTable | None, qrels: str | None, table: PairsTable, metric: str
 ) -> QueriesTable | None:
     if qrels is not None and queries is None:
         raise ConfigError("qrels are given without queries; name the query file that they judge")
     if queries is None or isinstance(queries, QueriesTable):
         return queries
     dims = {"new_dim": table.new.shape[1], "old_dim": table.old.shape[1]}
-    return read_queries(queries, qrels, metric=metric, s3_endpoint=endpoint, **dims)
+    return read_queries(store, queries, qrels, metric=metric, **dims)
 
 
 def _labelled(table: PairsTable, asked: QueriesTable | None) -> bool:
