@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from fastfill_ray.config import BackfillConfig, load_config
 from fastfill_ray.errors import ConfigError, InputChanged, InputError, PlanMismatch, SpaceMismatch
-from fastfill_ray.inputs.locate import stat_input
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import check_pin
 from fastfill_ray.log.next_step import Step, next_step
 from fastfill_ray.log.records import Init, Plan, Publish
@@ -138,13 +138,13 @@ def run_backfill(
         if state.plan is not None:
             write_report(files, state)
         return _result(config, files, state, progress)
-    endpoint = config.storage.s3_endpoint
+    store = InputStore(config.storage.s3_endpoint)
     with progress.timed("inspect"):
-        inspected = inspect_gallery(config.gallery, config.resources, s3_endpoint=endpoint)
+        inspected = inspect_gallery(store, config.gallery, config.resources)
         check_request(config, inspected)
     with connected():
         probe(files)
-        snapshot = take_snapshot(files, inspected, config.gallery, progress, s3_endpoint=endpoint)
+        snapshot = take_snapshot(files, store, inspected, config.gallery, progress)
         wanted = _init(config, snapshot)
         _check_bound(config, state.init, wanted)
         if state.plan is not None and step.do == "plan":
@@ -217,7 +217,7 @@ def _step(
             ) from None
         snapshot = Snapshot.model_validate_json(files.get(snapshot_path(plan.snapshot)))
         for file in snapshot.gallery.files:
-            check_pin(file, s3_endpoint=config.storage.s3_endpoint)
+            check_pin(InputStore(config.storage.s3_endpoint), file)
         raise InputChanged(
             f"{config.output}: {error}: files were added to {config.gallery.path}, or the queries, qrels or classifier "
             "changed. Restore what was planned, or choose another output."
@@ -257,10 +257,11 @@ def input_pins(config: BackfillConfig) -> list[list[Any]]:
     paths = {"gallery.path": config.gallery.path, "new_model.classifier": config.new_model.classifier}
     if config.queries is not None:
         paths |= {"queries.path": config.queries.path, "queries.qrels_path": config.queries.qrels_path}
+    store = InputStore(config.storage.s3_endpoint)
     pins: list[list[Any]] = []
     for key, path in paths.items():
         try:
-            found = stat_input(path, s3_endpoint=config.storage.s3_endpoint) if path is not None else []
+            found = store.find(path) if path is not None else []
         except InputError as error:
             raise ConfigError(f"{key}: {error}") from error
         pins += [[file.path, file.size, file.tag] for file in found]

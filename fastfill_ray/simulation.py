@@ -29,6 +29,7 @@ from fastfill_ray.experiment.published import published_curve
 from fastfill_ray.experiment.shadow import make_shadow
 from fastfill_ray.experiment.summary import arms_json, curve_json, findings_json
 from fastfill_ray.inputs.classifier import read_classifier
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.pairs import read_pairs, read_queries
 from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.partition import MIN_SPLIT
@@ -93,7 +94,8 @@ def simulate(
         ConfigError, InputError: input or arguments that cannot be used.
         AlignmentFailed: no map could be fitted.
     """
-    start, stream = time.monotonic(), stream or sys.stderr
+    start, stream, store = time.monotonic(), stream or sys.stderr, InputStore(s3_endpoint)
+    store = InputStore(s3_endpoint)
     if protocol == "authors":
         metric = "l2"
         given = {"objective": objective, "queries": queries, "qrels": qrels, "policies": policies}
@@ -101,11 +103,11 @@ def simulate(
             raise ConfigError(f"protocol authors: {', '.join(refused)} has no place in it; leave it out")
     dropped: tuple[tuple[int, str], ...] = ()
     if not isinstance(pairs, PairedItems):
-        pairs, dropped = read_pairs(str(pairs), metric=metric, seed=seed, s3_endpoint=s3_endpoint)
+        pairs, dropped = read_pairs(store, str(pairs), metric=metric, seed=seed)
     if dropped:
         row, reason = dropped[0]
         print(f"{len(dropped)} pairs are left out; the first: row {row}, {reason}", file=stream, flush=True)
-    users = _queries(queries, qrels, pairs, metric, s3_endpoint)
+    users = _queries(store, queries, qrels, pairs, metric)
     wanted = _objective(objective, pairs, users)
     _check_items(pairs, ("train", "audit") if protocol == "authors" else SPLITS)
     for name, asked_for, known in (("method", methods, METHODS), ("policy", policies or (), POLICIES)):
@@ -113,7 +115,7 @@ def simulate(
             raise ConfigError(f"{name} {unknown[0]} is unknown; {', '.join(known)} are expected")
     own = classifier
     if isinstance(own, str):
-        own = read_classifier(own, dim=pairs.new.shape[1], s3_endpoint=s3_endpoint)
+        own = read_classifier(store, own, dim=pairs.new.shape[1])
     maps = alignments or train_maps(pairs, methods, preset, own, seed=seed, stream=stream)
     findings = None
     if protocol == "authors":
@@ -177,14 +179,14 @@ def train_maps(
 
 
 def _queries(
-    queries: str | Queries | None, qrels: str | None, pairs: PairedItems, metric: Metric, endpoint: str | None
+    store: InputStore, queries: str | Queries | None, qrels: str | None, pairs: PairedItems, metric: Metric
 ) -> Queries | None:
     if qrels is not None and queries is None:
         raise ConfigError("qrels are given without queries; name the query file that they judge")
     if queries is None or isinstance(queries, Queries):
         return queries
     dims = {"new_dim": pairs.new.shape[1], "old_dim": pairs.old.shape[1]}
-    return read_queries(queries, qrels, metric=metric, s3_endpoint=endpoint, **dims)
+    return read_queries(store, queries, qrels, metric=metric, **dims)
 
 
 def _objective(text: str | None, pairs: PairedItems, queries: Queries | None) -> Objective:

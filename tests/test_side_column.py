@@ -16,6 +16,7 @@ import fastfill_ray as ff
 from fastfill_ray.config import BackfillConfig, load_config
 from fastfill_ray.errors import ConfigError, InputError
 from fastfill_ray.inputs.gallery import Source, mapped_columns, mapped_vectors
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.stages.sample import plan_pairs
 from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery
 from fastfill_ray.types import fingerprint
@@ -29,7 +30,7 @@ def configured(folder: Path, side: str | None) -> BackfillConfig:
 
 
 def inspected(config: BackfillConfig) -> Snapshot:
-    return inspect_gallery(config.gallery, config.resources, s3_endpoint=None)
+    return inspect_gallery(InputStore(), config.gallery, config.resources)
 
 
 def add_column(gallery: Path, make: Callable[[int], pa.Array], field: pa.Field | None = None) -> None:
@@ -60,7 +61,7 @@ def test_side_vectors_come_in_the_formats_of_old_vectors(tmp_path: Path, form: s
     config = configured(tmp_path, "side")
     snapshot = inspected(config)
     assert (snapshot.old_dim, snapshot.side_dim) == (synthetic.OLD_DIM, SIDE_DIM)
-    source = Source(config.gallery, "int64", snapshot.old_dim, "cosine", None, snapshot.side_dim)
+    source = Source(InputStore(), config.gallery, "int64", snapshot.old_dim, "cosine", snapshot.side_dim)
     table = pq.read_table(tmp_path / "gallery" / "part-000.parquet", columns=mapped_columns(config.gallery))
     old, side, unusable = mapped_vectors(table, source)
     assert old.shape == (60, synthetic.OLD_DIM)
@@ -76,7 +77,7 @@ def test_a_row_is_unusable_if_either_vector_is_and_a_side_vector_may_be_zero(tmp
     add_column(tmp_path / "gallery", lambda n: pa.array(values))
     config = configured(tmp_path, "side")
     table = pq.read_table(tmp_path / "gallery" / "part-000.parquet")
-    source = Source(config.gallery, "int64", synthetic.OLD_DIM, "cosine", None, SIDE_DIM)
+    source = Source(InputStore(), config.gallery, "int64", synthetic.OLD_DIM, "cosine", SIDE_DIM)
     assert mapped_vectors(table, source)[2] == {
         1: "null_vector",
         2: "null_vector",

@@ -17,6 +17,7 @@ import fastfill_ray
 from fastfill_ray.alignment.maps import Method
 from fastfill_ray.cli import main
 from fastfill_ray.errors import AlignmentFailed, ConfigError
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.pairs import PairsTable, QueriesTable, read_pairs
 from fastfill_ray.ordering.policies import Policy
 from fastfill_ray.retrieval.calibration import FORMS
@@ -58,7 +59,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def table(pairs: str) -> PairsTable:
-    return read_pairs(pairs, metric="cosine", seed=0)
+    return read_pairs(InputStore(), pairs, metric="cosine", seed=0)
 
 
 def quiet(pairs: str | PairsTable, **options: Any) -> Simulation:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import zipfile
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastfill_ray.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
-from fastfill_ray.inputs.locate import open_input
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.ordering.classifier import Classifier
 
 
-def read_classifier(path: str, *, dim: int, s3_endpoint: str | None) -> Classifier:
+def read_classifier(store: InputStore, path: str, *, dim: int) -> Classifier:
     """The new model's own classifier, weight (C, dim) and bias (C,); its labels are the numbers of its rows.
 
     Raises:
         ConfigError: no such file, no such arrays, or shapes that do not fit.
     """
-    fs, place = open_input(path, s3_endpoint=s3_endpoint)
     try:
-        with fs.open(place, "rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+        with store.open(path) as handle, np.load(handle, allow_pickle=False) as arrays:
             weight, bias = arrays["weight"].astype(np.float32), arrays["bias"].astype(np.float32)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ConfigError(

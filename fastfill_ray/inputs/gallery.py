@@ -13,6 +13,7 @@ import pyarrow as pa
 from fastfill_ray.config import GalleryConfig
 from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.kinds import element_type, vectors_of
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.types import IdType, Metric
 
 
@@ -70,9 +71,9 @@ def item_weights(table: pa.Table, source: Source, path: str) -> np.ndarray:
 class Source:
     """How workers read the gallery."""
 
+    store: InputStore
     config: GalleryConfig
     id_type: IdType
     old_dim: int
     metric: Metric
-    s3_endpoint: str | None
     side_dim: int | None = None

@@ -1,10 +1,10 @@
-"""Reading the user's own files, which lie outside the output root and are never written."""
+"""The store of the user's own files, which lie outside the output root and are never written."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -21,7 +21,7 @@ class InputFile:
     """One file as it was when it was looked up; pinned by size and tag.
 
     Attributes:
-        path: absolute local path or ``s3://`` URL; ``open_input`` takes it.
+        path: absolute local path or ``s3://`` URL; ``InputStore.open`` takes it.
         size: bytes.
         tag: ETag on S3, modification time in ns on a local disk; changes when the content does.
     """
@@ -31,43 +31,60 @@ class InputFile:
     tag: str
 
 
-def open_input(path: str, *, s3_endpoint: str | None = None) -> tuple[AbstractFileSystem, str]:
-    """The file system of an input path, and the path as that file system takes it.
+@dataclass(frozen=True)
+class InputStore:
+    """How the user's files are read. It holds no credential and no connection, so it travels to workers as it is.
 
-    Raises:
-        InputError: neither a local path nor ``s3://``.
+    Attributes:
+        s3_endpoint: URL of an S3 service other than AWS; ``s3://`` paths are read through it.
     """
-    scheme, rest = split_scheme(path)
-    if scheme == "file":
-        return LocalFileSystem(skip_instance_cache=True), local_path(rest)
-    if scheme == "s3":
-        from fastfill_ray.storage.s3 import s3_filesystem
 
-        return s3_filesystem(s3_endpoint), rest.rstrip("/")
-    raise InputError(f"input {path!r}: scheme {scheme!r} is not supported. Use a local path or s3://.")
+    s3_endpoint: str | None = None
 
+    def filesystem(self, path: str) -> tuple[AbstractFileSystem, str]:
+        """The file system of a path, and the path as that file system takes it.
 
-def stat_input(path: str, *, s3_endpoint: str | None = None) -> list[InputFile]:
-    """The file at `path`, or every ``*.parquet`` file below the folder `path`, sorted by path.
+        Raises:
+            InputError: neither a local path nor ``s3://``.
+            ConfigError: the endpoint holds credentials.
+        """
+        scheme, rest = split_scheme(path)
+        if scheme == "file":
+            return LocalFileSystem(skip_instance_cache=True), local_path(rest)
+        if scheme == "s3":
+            from fastfill_ray.storage.s3 import s3_filesystem
 
-    In a folder, names that start with "_" or "." (and what lies below such folders) are left out, as Spark and Hive do.
+            return s3_filesystem(self.s3_endpoint), rest.rstrip("/")
+        raise InputError(f"input {path!r}: scheme {scheme!r} is not supported. Use a local path or s3://.")
 
-    Raises:
-        InputError: nothing is there, or the store cannot be read.
-    """
-    filesystem, top = open_input(path, s3_endpoint=s3_endpoint)
-    try:
-        info = filesystem.info(top)
-        found = [info] if info["type"] == "file" else list(filesystem.find(top, detail=True).values())
-    except FileNotFoundError as error:
-        raise InputError(f"input {path!r} does not exist. Check the path.") from error
-    except Exception as error:
-        raise InputError(f"input {path!r} cannot be read: {type(error).__name__}: {error}.") from error
-    if info["type"] != "file":
-        found = [entry for entry in found if _is_data(entry["name"][len(top) :])]
-    if not found:
-        raise InputError(f"input {path!r}: the folder holds no *.parquet file. Check the path.")
-    return sorted((_pin(entry, split_scheme(path)[0]) for entry in found), key=lambda file: file.path)
+    def open(self, path: str) -> IO[bytes]:
+        """The file at `path`, for reading. Raises what the file system raises, as OSError."""
+        filesystem, place = self.filesystem(path)
+        handle: IO[bytes] = filesystem.open(place, "rb")
+        return handle
+
+    def find(self, path: str) -> list[InputFile]:
+        """The file at `path`, or every ``*.parquet`` file below the folder `path`, sorted by path.
+
+        In a folder, names that start with "_" or "." (and what lies below such folders) are left out, as Spark and
+        Hive do.
+
+        Raises:
+            InputError: nothing is there, or the store cannot be read.
+        """
+        filesystem, top = self.filesystem(path)
+        try:
+            info = filesystem.info(top)
+            entries = [info] if info["type"] == "file" else list(filesystem.find(top, detail=True).values())
+        except FileNotFoundError as error:
+            raise InputError(f"input {path!r} does not exist. Check the path.") from error
+        except Exception as error:
+            raise InputError(f"input {path!r} cannot be read: {type(error).__name__}: {error}.") from error
+        if info["type"] != "file":
+            entries = [entry for entry in entries if _is_data(entry["name"][len(top) :])]
+        if not entries:
+            raise InputError(f"input {path!r}: the folder holds no *.parquet file. Check the path.")
+        return sorted((_pin(entry, split_scheme(path)[0]) for entry in entries), key=lambda file: file.path)
 
 
 def _is_data(below: str) -> bool:

@@ -8,6 +8,7 @@ import pyarrow as pa
 from fastfill_ray.errors import InputError
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.inputs.kinds import element_type, read_ids, vectors_of
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import columns_of, id_type_of, pin, read_rows, vector_dim_of
 from fastfill_ray.ordering.ids import hash_ids, seeded_hash
 from fastfill_ray.types import SPLITS, IdType
@@ -17,7 +18,7 @@ _OPTIONAL = ("label", "group", "weight", "split", "side")
 
 
 def read_pairs(
-    path: str, *, metric: str, seed: int, s3_endpoint: str | None = None
+    store: InputStore, path: str, *, metric: str, seed: int
 ) -> tuple[PairedItems, tuple[tuple[int, str], ...]]:
     """Columns `id`, `old`, `new`, optional `label`, `group`, `weight`, `side`, `split` of a pairs file.
 
@@ -29,7 +30,7 @@ def read_pairs(
     Raises:
         ConfigError, InputError: a missing column, ids that are null or repeated, an unknown split, nothing left.
     """
-    table, id_type, present = _read(path, {"id": "id", "old": "old", "new": "new"}, _OPTIONAL, s3_endpoint)
+    table, id_type, present = _read(store, path, {"id": "id", "old": "old", "new": "new"}, _OPTIONAL)
     ids = read_ids(table, "id", id_type)
     if len(np.unique(ids)) < len(ids):
         values, counts = np.unique(ids, return_counts=True)
@@ -37,7 +38,7 @@ def read_pairs(
         raise InputError(f"{path}: id {repeated!r} occurs {counts.max()} times; ids must be unique")
     vectors, unusable = {}, dict[int, str]()
     for name in ("old", "new", *(["side"] if "side" in present else [])):
-        vectors[name], bad = _vectors(path, table, name, metric if name != "side" else "ip", s3_endpoint)
+        vectors[name], bad = _vectors(store, path, table, name, metric if name != "side" else "ip")
         unusable |= {row: f"{name}: {reason}" for row, reason in bad.items()}
     kept = np.array([row for row in range(len(ids)) if row not in unusable], np.int64)
     if len(kept) == 0:
@@ -74,7 +75,7 @@ def read_pairs(
 
 
 def read_queries(
-    path: str, qrels: str | None, *, metric: str, new_dim: int, old_dim: int, s3_endpoint: str | None = None
+    store: InputStore, path: str, qrels: str | None, *, metric: str, new_dim: int, old_dim: int
 ) -> Queries:
     """Columns `new`, optional `id`, `old`, `label`, `group` of a query file; with `qrels` the `id` is needed.
 
@@ -86,11 +87,11 @@ def read_queries(
     """
     wanted = {"new": "new"} | ({"id": "id"} if qrels is not None else {})
     optional = ("old", "label", "group") if qrels is not None else ("id", "old", "label", "group")
-    table, _, present = _read(path, wanted, optional, s3_endpoint)
-    new, bad = _vectors(path, table, "new", metric, s3_endpoint)
+    table, _, present = _read(store, path, wanted, optional)
+    new, bad = _vectors(store, path, table, "new", metric)
     old = None
     if "old" in present:
-        old, unusable = _vectors(path, table, "old", metric, s3_endpoint)
+        old, unusable = _vectors(store, path, table, "old", metric)
         bad |= unusable
     for name, found, dim in (("new", new, new_dim), ("old", old, old_dim)):
         if found is not None and found.shape[1] != dim:
@@ -103,7 +104,7 @@ def read_queries(
     judged = None
     if qrels is not None:
         place = {value: row for row, value in enumerate(ids.tolist())}
-        judgements, _, _ = _read(qrels, {"query_id": "query_id", "item_id": "item_id"}, (), s3_endpoint)
+        judgements, _, _ = _read(store, qrels, {"query_id": "query_id", "item_id": "item_id"}, ())
         rows = zip(judgements.column("query_id").to_pylist(), judgements.column("item_id").to_pylist(), strict=True)
         judged = tuple(dict.fromkeys((place[str(query)], item) for query, item in rows if str(query) in place))
     return Queries(
@@ -117,16 +118,16 @@ def read_queries(
 
 
 def _read(
-    path: str, wanted: dict[str, str], optional: tuple[str, ...], endpoint: str | None
+    store: InputStore, path: str, wanted: dict[str, str], optional: tuple[str, ...]
 ) -> tuple[pa.Table, IdType, list[str]]:
     """The table, the type of its ids, and which optional columns it has."""
-    there = columns_of(path, s3_endpoint=endpoint)
+    there = columns_of(store, path)
     present = [name for name in optional if name in there]
-    found = pin(path, wanted | {name: name for name in present}, s3_endpoint=endpoint)
+    found = pin(store, path, wanted | {name: name for name in present})
     if found.rows == 0:
         raise InputError(f"{path}: there are no rows")
     columns = [*wanted.values(), *present]
-    table = pa.concat_tables([read_rows(file, columns, s3_endpoint=endpoint) for file in found.files])
+    table = pa.concat_tables([read_rows(store, file, columns) for file in found.files])
     for name in wanted.values():
         if name.endswith("id") and table.column(name).null_count:
             raise InputError(f"{path}: column {name!r} is null in {table.column(name).null_count} rows; fill them in")
@@ -134,9 +135,9 @@ def _read(
 
 
 def _vectors(
-    path: str, table: pa.Table, name: str, metric: str, endpoint: str | None
+    store: InputStore, path: str, table: pa.Table, name: str, metric: str
 ) -> tuple[np.ndarray, dict[int, str]]:
-    dim = vector_dim_of(pin(path, {name: name}, s3_endpoint=endpoint), name, s3_endpoint=endpoint)
+    dim = vector_dim_of(store, pin(store, path, {name: name}), name)
     kind = element_type(table.schema.field(name))
     return vectors_of(table.column(name), dim, metric=metric, binary_dtype=kind)
 

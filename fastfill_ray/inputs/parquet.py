@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from fastfill_ray.errors import ConfigError, InputChanged, InputError
 from fastfill_ray.inputs.kinds import vector_dim, vectors_of
-from fastfill_ray.inputs.locate import InputFile, open_input, stat_input
+from fastfill_ray.inputs.locate import InputFile, InputStore
 from fastfill_ray.types import IdType, Model
 
 _FOOTER_THREADS = 16
@@ -46,7 +47,7 @@ class TableInput(Model):
         return sum(file.rows for file in self.files)
 
 
-def pin(path: str, columns: dict[str, str], *, s3_endpoint: str | None) -> TableInput:
+def pin(store: InputStore, path: str, columns: dict[str, str]) -> TableInput:
     """Read every footer and pin the files.
 
     Args:
@@ -57,10 +58,10 @@ def pin(path: str, columns: dict[str, str], *, s3_endpoint: str | None) -> Table
         ConfigError: a column is missing in the first file.
         InputError: a file is not Parquet or truncated, has an extension type, or differs from the first one's schema.
     """
-    found = stat_input(path, s3_endpoint=s3_endpoint)
+    found = store.find(path)
     names = sorted(set(columns.values()))
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda file: _footer(file, s3_endpoint), found))
+        footers = list(pool.map(partial(_footer, store), found))
     schemas = [footer.schema.to_arrow_schema() for footer in footers]
     first = schemas[0]
     for file, schema in zip(found, schemas, strict=True):
@@ -97,15 +98,14 @@ def pin(path: str, columns: dict[str, str], *, s3_endpoint: str | None) -> Table
     return TableInput(files=tuple(pinned), types={name: str(first.field(name).type) for name in names})
 
 
-def columns_of(path: str, *, s3_endpoint: str | None) -> list[str]:
+def columns_of(store: InputStore, path: str) -> list[str]:
     """The column names of the (first) file at a path."""
-    return list(_footer(stat_input(path, s3_endpoint=s3_endpoint)[0], s3_endpoint).schema.to_arrow_schema().names)
+    return list(_footer(store, store.find(path)[0]).schema.to_arrow_schema().names)
 
 
-def _footer(file: InputFile, s3_endpoint: str | None) -> pq.FileMetaData:
-    fs, path = open_input(file.path, s3_endpoint=s3_endpoint)
+def _footer(store: InputStore, file: InputFile) -> pq.FileMetaData:
     try:
-        with fs.open(path, "rb") as handle:
+        with store.open(file.path) as handle:
             return pq.ParquetFile(handle).metadata
     except (pa.ArrowInvalid, pa.ArrowException) as error:
         raise InputError(
@@ -117,12 +117,7 @@ def _footer(file: InputFile, s3_endpoint: str | None) -> pq.FileMetaData:
 
 
 def read_rows(
-    file: PinnedFile,
-    columns: Sequence[str],
-    *,
-    start: int = 0,
-    rows: int | None = None,
-    s3_endpoint: str | None,
+    store: InputStore, file: PinnedFile, columns: Sequence[str], *, start: int = 0, rows: int | None = None
 ) -> pa.Table:
     """Rows [start, start + rows) of a pinned file; only the row groups that cover them are read.
 
@@ -135,10 +130,9 @@ def read_rows(
     first = int(np.searchsorted(ends, start, side="right"))
     last = int(np.searchsorted(ends, start + rows, side="left"))
     before = int(ends[first - 1]) if first else 0
-    check_pin(file, s3_endpoint=s3_endpoint)
-    fs, path = open_input(file.path, s3_endpoint=s3_endpoint)
+    check_pin(store, file)
     try:
-        with fs.open(path, "rb") as handle:
+        with store.open(file.path) as handle:
             reader = pq.ParquetFile(handle, page_checksum_verification=True)
             groups = list(range(first, min(last + 1, len(file.row_groups))))
             table = reader.read_row_groups(groups, columns=list(dict.fromkeys(columns)), use_threads=False)
@@ -149,10 +143,10 @@ def read_rows(
     return table.slice(start - before, rows)
 
 
-def check_pin(file: PinnedFile, *, s3_endpoint: str | None) -> None:
+def check_pin(store: InputStore, file: PinnedFile) -> None:
     """Raise InputChanged unless size and tag (etag or mtime) are the pinned ones, InputError if that is not known."""
     try:
-        now = stat_input(file.path, s3_endpoint=s3_endpoint)[0]
+        now = store.find(file.path)[0]
     except InputError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise  # the store is at fault: nobody knows whether the file changed
@@ -174,7 +168,7 @@ def id_type_of(gallery: TableInput, column: str) -> IdType:
     raise InputError(f"{gallery.files[0].path}: id column {column!r} is {name}; int64 or string is expected")
 
 
-def vector_dim_of(gallery: TableInput, column: str, *, s3_endpoint: str | None) -> int:
+def vector_dim_of(store: InputStore, gallery: TableInput, column: str) -> int:
     """The dimension of the old vectors: from the type, or for lists from the first rows of every file.
 
     Raises:
@@ -184,7 +178,7 @@ def vector_dim_of(gallery: TableInput, column: str, *, s3_endpoint: str | None) 
         files = [file for file in gallery.files if file.rows]
         if not files:
             raise InputError(f"{gallery.files[0].path}: the gallery has no rows")
-        dims = list(pool.map(lambda file: _file_dim(file, column, s3_endpoint), files))
+        dims = list(pool.map(lambda file: _file_dim(store, file, column), files))
     for file, dim in zip(files, dims, strict=True):
         if dim != dims[0]:
             raise InputError(
@@ -193,9 +187,8 @@ def vector_dim_of(gallery: TableInput, column: str, *, s3_endpoint: str | None) 
     return dims[0]
 
 
-def _file_dim(file: PinnedFile, column: str, s3_endpoint: str | None) -> int:
-    fs, path = open_input(file.path, s3_endpoint=s3_endpoint)
-    with fs.open(path, "rb") as handle:
+def _file_dim(store: InputStore, file: PinnedFile, column: str) -> int:
+    with store.open(file.path) as handle:
         reader = pq.ParquetFile(handle)
         try:
             fixed = vector_dim(reader.schema_arrow.field(column))

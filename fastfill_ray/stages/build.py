@@ -142,7 +142,7 @@ def _read_bucket(
     old, side, waves, usable = [], [], [], []
     for chunk, file, scores in work.chunks:
         columns = [source.config.id_column, *mapped_columns(source.config)]
-        table = read_rows(file, columns, start=chunk.start, rows=chunk.rows, s3_endpoint=source.s3_endpoint)
+        table = read_rows(source.store, file, columns, start=chunk.start, rows=chunk.rows)
         vectors, extra, bad = mapped_vectors(table, source)
         scored = read_table(get_verified(job.scorer.files, scores), name=scores.path, columns=["id", "key", "is_pair"])
         here = read_ids(table, source.config.id_column, source.id_type).tolist()
@@ -164,7 +164,7 @@ def _carried_columns(job: BuildJob, work: BucketWork, names: Sequence[str]) -> d
     carried: dict[int | str, tuple[object, ...]] = {}
     for chunk, file, _ in work.chunks:
         columns = [source.config.id_column, *names]
-        table = read_rows(file, columns, start=chunk.start, rows=chunk.rows, s3_endpoint=source.s3_endpoint)
+        table = read_rows(source.store, file, columns, start=chunk.start, rows=chunk.rows)
         ids = read_ids(table, source.config.id_column, source.id_type).tolist()
         rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
         carried.update(zip(ids, rows, strict=True))

@@ -19,6 +19,7 @@ from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.embedders.protocol import Embedder, Role, embed_rows, load_embedder
 from fastfill_ray.errors import EmbedderError, FastfillError, InputError
 from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, read_rows
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import ids_digest
@@ -78,7 +79,7 @@ class Job:
     query_payload_columns: tuple[str, ...]
     spaces: dict[str, Space]
     thresholds: tuple[int, ...]
-    s3_endpoint: str | None
+    store: InputStore
 
     def columns(self, role: Role) -> tuple[str | None, tuple[str, ...]]:
         """The id column (queries go by their row in the file) and the payload columns."""
@@ -194,7 +195,7 @@ def read_unit(job: Job, unit: Unit) -> pa.Table:
     """The unit's rows: columns ``__row`` (row in the file), ``__id``, and the payload columns."""
     id_column, payload = job.columns(unit.role)
     columns = [*payload] if id_column is None else [id_column, *payload]
-    table = read_rows(unit.file, columns, start=unit.start, rows=unit.length, s3_endpoint=job.s3_endpoint)
+    table = read_rows(job.store, unit.file, columns, start=unit.start, rows=unit.length)
     offsets = np.arange(unit.length)
     if unit.offsets is not None:
         offsets = np.array(unit.offsets, dtype=np.int64)

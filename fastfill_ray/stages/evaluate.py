@@ -119,7 +119,7 @@ def _search_old_bucket(source: Source, ask: Ask, places: Sequence[Place]) -> Hit
 def _search_old_chunk(source: Source, ask: Ask, chunk: Chunk, file: PinnedFile) -> Hits:
     config = source.config
     names = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
-    table = read_rows(file, names, start=chunk.start, rows=chunk.rows, s3_endpoint=source.s3_endpoint)
+    table = read_rows(source.store, file, names, start=chunk.start, rows=chunk.rows)
     old, unusable = old_vectors(table, source)
     kept = np.array([row for row in range(chunk.rows) if row not in unusable], dtype=np.int64)
     assert ask.queries.old is not None

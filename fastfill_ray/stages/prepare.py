@@ -17,6 +17,7 @@ from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.index.segment import check_factory
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.gallery import Source
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import TableInput, vector_dim_of
 from fastfill_ray.ordering.partition import sample_pairs
 from fastfill_ray.ordering.waves import wave_targets
@@ -64,17 +65,17 @@ def spaces_of(config: BackfillConfig) -> dict[str, str]:
 
 def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: Progress) -> Prepared:
     """Run or find every stage before PLAN."""
-    endpoint = config.storage.s3_endpoint
+    store = InputStore(config.storage.s3_endpoint)
     spaces = spaces_of(config)
     metric, side_dim = config.new_model.metric, snapshot.side_dim
-    source = Source(config.gallery, snapshot.id_type, snapshot.old_dim, metric, endpoint, side_dim)
+    source = Source(store, config.gallery, snapshot.id_type, snapshot.old_dim, metric, side_dim)
     methods = methods_to_train(config)
     classifier = None
     if config.new_model.classifier is not None:
-        classifier = read_classifier(config.new_model.classifier, dim=config.new_model.dim, s3_endpoint=endpoint)
+        classifier = read_classifier(store, config.new_model.classifier, dim=config.new_model.dim)
 
     pair_plan = plan_pairs(config, snapshot, spaces["new"])
-    query_plan, judgements = _plan_queries(config, spaces)
+    query_plan, judgements = _plan_queries(store, config, spaces)
     job = make_job(config, files, snapshot)
     pairs, pair_receipts, query_receipts = _embed_first(
         job, config, pair_plan, query_plan, load_pairs(files, pair_plan), source, progress
@@ -92,7 +93,7 @@ def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: 
             old_dim=snapshot.old_dim,
             metric=config.new_model.metric,
             id_type=snapshot.id_type,
-            s3_endpoint=endpoint,
+            store=store,
         )
     directions = {"old": old_space_of(config, snapshot), "new": spaces["new"]}
     jobs = [
@@ -111,7 +112,7 @@ def prepare(config: BackfillConfig, files: Files, snapshot: Snapshot, progress: 
                 config.seed,
             ),
             spaces=directions,
-            s3_endpoint=endpoint,
+            store=store,
         )
         for method in methods
     ]
@@ -192,7 +193,7 @@ def check_request(config: BackfillConfig, inspected: Snapshot) -> None:
     Raises:
         ConfigError, InputError: names the key or column, what was found and what is expected.
     """
-    endpoint, new = config.storage.s3_endpoint, config.new_model
+    store, new = InputStore(config.storage.s3_endpoint), config.new_model
     for key, path in (("gallery.path", config.gallery.path), ("queries.path", config.queries and config.queries.path)):
         if path and f"{config.output}/".startswith(f"{path.rstrip('/')}/"):
             raise ConfigError(
@@ -209,17 +210,17 @@ def check_request(config: BackfillConfig, inspected: Snapshot) -> None:
     elif config.index.stale_factory is not None:
         check_factory(stale, new.dim, new.metric, 2 * config.pairs.count, key)
     if new.classifier is not None:
-        read_classifier(new.classifier, dim=new.dim, s3_endpoint=endpoint)
+        read_classifier(store, new.classifier, dim=new.dim)
     if config.queries is None:
         return
-    inputs, _ = pin_queries(config.queries, s3_endpoint=endpoint)
+    inputs, _ = pin_queries(store, config.queries)
     _check_label_types(config, inspected, inputs)
     for key, column, dim, source in (
         ("queries.new_vector_column", config.queries.new_vector_column, new.dim, "new_model.dim"),
         ("queries.old_vector_column", config.queries.old_vector_column, inspected.old_dim, "the gallery's old vectors"),
     ):
         if column is not None:
-            found = vector_dim_of(inputs, column, s3_endpoint=endpoint)
+            found = vector_dim_of(store, inputs, column)
             if found != dim:
                 raise ConfigError(f"{key}: column {column!r} holds vectors of {found} dims, expected {dim} as {source}")
 
@@ -239,7 +240,7 @@ def make_job(config: BackfillConfig, files: Files, snapshot: Snapshot, cuts: Ite
         query_payload_columns=queries.payload_columns if queries is not None else (),
         spaces=spaces,
         thresholds=tuple(cuts),
-        s3_endpoint=config.storage.s3_endpoint,
+        store=InputStore(config.storage.s3_endpoint),
     )
 
 
@@ -279,10 +280,12 @@ def withdraw(files: Files, folder: str) -> None:
             files.delete(unit_receipt(folder, unit))
 
 
-def _plan_queries(config: BackfillConfig, spaces: Mapping[str, str]) -> tuple[QueryPlan | None, TableInput | None]:
+def _plan_queries(
+    store: InputStore, config: BackfillConfig, spaces: Mapping[str, str]
+) -> tuple[QueryPlan | None, TableInput | None]:
     if config.queries is None:
         return None, None
-    inputs, judgements = pin_queries(config.queries, s3_endpoint=config.storage.s3_endpoint)
+    inputs, judgements = pin_queries(store, config.queries)
     return plan_queries(config, inputs, judgements, spaces), judgements
 
 

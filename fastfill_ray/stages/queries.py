@@ -11,6 +11,7 @@ from fastfill_ray.config import BackfillConfig, QueriesConfig
 from fastfill_ray.errors import InputError
 from fastfill_ray.experiment.items import Queries
 from fastfill_ray.inputs.kinds import element_type, vectors_of
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, TableInput, pin, read_rows
 from fastfill_ray.stages.embed import Unit, read_vectors
 from fastfill_ray.storage.files import Files
@@ -32,7 +33,7 @@ class QueryPlan:
     units: dict[str, tuple[Unit, ...]]
 
 
-def pin_queries(config: QueriesConfig, *, s3_endpoint: str | None) -> tuple[TableInput, TableInput | None]:
+def pin_queries(store: InputStore, config: QueriesConfig) -> tuple[TableInput, TableInput | None]:
     """The query files and the judgements, pinned."""
     columns = {"queries.id_column": config.id_column} if config.qrels_path is not None else {}
     columns |= {f"queries.payload_columns[{i}]": name for i, name in enumerate(config.payload_columns)}
@@ -43,13 +44,13 @@ def pin_queries(config: QueriesConfig, *, s3_endpoint: str | None) -> tuple[Tabl
         "queries.old_vector_column": config.old_vector_column,
     }
     columns |= {key: name for key, name in optional.items() if name is not None}
-    inputs = pin(config.path, columns, s3_endpoint=s3_endpoint)
+    inputs = pin(store, config.path, columns)
     if inputs.rows == 0:
         raise InputError(f"queries.path {config.path}: there are no rows; leave `queries` out to use the audit items")
     if config.qrels_path is None:
         return inputs, None
     names = {"queries.qrels_path (queries)": "query_id", "queries.qrels_path (items)": "item_id"}
-    return inputs, pin(config.qrels_path, names, s3_endpoint=s3_endpoint)
+    return inputs, pin(store, config.qrels_path, names)
 
 
 def plan_queries(
@@ -105,7 +106,7 @@ def load_queries(
     old_dim: int,
     metric: str,
     id_type: IdType,
-    s3_endpoint: str | None,
+    store: InputStore,
 ) -> Queries:
     """The queries whose vectors could be made in every space that is used; the others are dropped.
 
@@ -120,10 +121,7 @@ def load_queries(
     needs_ids = judgements is not None
     wanted = [config.new_vector_column, config.old_vector_column, config.label_column, config.group_column]
     columns = [name for name in (*wanted, config.id_column if needs_ids else None) if name is not None]
-    tables = [
-        read_rows(file, columns or [config.payload_columns[0]], s3_endpoint=s3_endpoint).take(rows)
-        for file, rows in plan.rows
-    ]
+    tables = [read_rows(store, file, columns or [config.payload_columns[0]]).take(rows) for file, rows in plan.rows]
     places = [(number, int(row)) for number, (_, rows) in enumerate(plan.rows) for row in rows]
     vectors: dict[str, dict[tuple[int, int], np.ndarray]] = {}
     for model, dim, column in (
@@ -165,14 +163,14 @@ def load_queries(
         new=np.stack([vectors["new"][places[i]] for i in usable]),
         old=np.stack([vectors["old"][places[i]] for i in usable]) if "old" in vectors else None,
         labels=column_of(config.label_column) if config.label_column is not None else None,
-        judged=_judged(judgements, config.id_column, ids, id_type, s3_endpoint) if judgements is not None else None,
+        judged=_judged(store, judgements, config.id_column, ids, id_type) if judgements is not None else None,
         are_items=False,
         groups=column_of(config.group_column) if config.group_column is not None else None,
     )
 
 
 def _judged(
-    judgements: TableInput, config_column: str, ids: np.ndarray, id_type: IdType, s3_endpoint: str | None
+    store: InputStore, judgements: TableInput, config_column: str, ids: np.ndarray, id_type: IdType
 ) -> list[tuple[int, int | str]]:
     index = {str(value): i for i, value in enumerate(ids)}
     if len(index) < len(ids) or "None" in index:
@@ -182,7 +180,7 @@ def _judged(
         )
     judged: dict[tuple[int, int | str], None] = {}
     for file in judgements.files:
-        table = read_rows(file, ["query_id", "item_id"], s3_endpoint=s3_endpoint)
+        table = read_rows(store, file, ["query_id", "item_id"])
         for query, item in zip(table.column("query_id").to_pylist(), table.column("item_id").to_pylist(), strict=True):
             if item is None or isinstance(item, str) != (id_type == "string"):
                 raise InputError(f"{file.path}: item_id {item!r} is not of the gallery's id type {id_type}")

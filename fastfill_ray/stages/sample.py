@@ -146,7 +146,7 @@ def _read_old(unit: Unit, *, source: Source) -> pa.Table:
     beside = {name: column for name, column in optional.items() if column is not None}
     weighed = [config.weight_column] if config.weight_column is not None else []
     columns = [config.id_column, *mapped_columns(config), *beside.values(), *weighed]
-    table = read_rows(unit.file, columns, start=unit.start, rows=unit.length, s3_endpoint=source.s3_endpoint)
+    table = read_rows(source.store, unit.file, columns, start=unit.start, rows=unit.length)
     table = table.take(pa.array(unit.offsets, pa.int64()))
     old, side, unusable = mapped_vectors(table, source)
     result = {

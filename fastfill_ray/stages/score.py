@@ -214,8 +214,8 @@ def _best_scores(scorer: Scorer, work: _Work) -> np.ndarray:
     """Each proxy query's best scores (P, k) in one chunk, its pairs and unusable rows left out."""
     config, proxies = scorer.source.config, scorer.reference.proxies
     assert proxies is not None
-    endpoint = scorer.source.s3_endpoint
-    table = read_rows(work.file, mapped_columns(config), start=work.start, rows=work.rows, s3_endpoint=endpoint)
+    store = scorer.source.store
+    table = read_rows(store, work.file, mapped_columns(config), start=work.start, rows=work.rows)
     old, side, unusable = mapped_vectors(table, scorer.source)
     kept = np.setdiff1d(np.arange(work.rows), [*work.pairs, *unusable])
     aligned, _ = scorer.align(old[kept], side[kept] if side is not None else None)
@@ -287,7 +287,7 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
         columns.append(config.label_column)
     if config.weight_column is not None:
         columns.append(config.weight_column)
-    table = read_rows(work.file, columns, start=work.start, rows=work.rows, s3_endpoint=scorer.source.s3_endpoint)
+    table = read_rows(scorer.source.store, work.file, columns, start=work.start, rows=work.rows)
     ids = read_ids(table, config.id_column, scorer.source.id_type)
     old, side, unusable = mapped_vectors(table, scorer.source)
     aligned, log_variance = scorer.align(old, side)

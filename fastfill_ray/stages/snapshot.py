@@ -12,6 +12,7 @@ import ray
 from fastfill_ray.config import GalleryConfig, ResourcesConfig
 from fastfill_ray.errors import FileMissing, InputError
 from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, TableInput, id_type_of, pin, read_rows, vector_dim_of
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.partition import Chunk, cut_chunks
@@ -63,14 +64,14 @@ def gallery_columns(config: GalleryConfig) -> dict[str, str]:
     return columns | {key: name for key, name in optional.items() if name is not None}
 
 
-def inspect_gallery(config: GalleryConfig, resources: ResourcesConfig, *, s3_endpoint: str | None) -> Snapshot:
+def inspect_gallery(store: InputStore, config: GalleryConfig, resources: ResourcesConfig) -> Snapshot:
     """Footers and a few rows: everything about the gallery that can be known without reading it. Writes nothing.
 
     Raises:
         ConfigError: a column of the config is missing.
         InputError: no Parquet, truncated, schemas that differ, an unusable id or vector type.
     """
-    gallery = pin(config.path, gallery_columns(config), s3_endpoint=s3_endpoint)
+    gallery = pin(store, config.path, gallery_columns(config))
     chunks = cut_chunks(
         [(file.rows, file.read_bytes) for file in gallery.files],
         chunk_rows=resources.chunk_rows,
@@ -81,14 +82,14 @@ def inspect_gallery(config: GalleryConfig, resources: ResourcesConfig, *, s3_end
         fingerprint=fingerprint([gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *side]),
         gallery=gallery,
         id_type=id_type_of(gallery, config.id_column),
-        old_dim=vector_dim_of(gallery, config.old_vector_column, s3_endpoint=s3_endpoint),
+        old_dim=vector_dim_of(store, gallery, config.old_vector_column),
         chunk_rows=tuple((chunk.file, chunk.start, chunk.rows) for chunk in chunks),
-        side_dim=vector_dim_of(gallery, side[0], s3_endpoint=s3_endpoint) if side else None,
+        side_dim=vector_dim_of(store, gallery, side[0]) if side else None,
     )
 
 
 def take_snapshot(
-    files: Files, snapshot: Snapshot, config: GalleryConfig, progress: Progress, *, s3_endpoint: str | None
+    files: Files, store: InputStore, snapshot: Snapshot, config: GalleryConfig, progress: Progress
 ) -> Snapshot:
     """The stored snapshot of the very files that were inspected, or this one, stored after every id was checked.
 
@@ -100,13 +101,13 @@ def take_snapshot(
         return Snapshot.model_validate_json(files.get(path))
     except FileMissing:
         pass
-    _check_ids(snapshot, config, progress, s3_endpoint=s3_endpoint)
+    _check_ids(store, snapshot, config, progress)
     if not files.put_new(path, canonical(snapshot.model_dump(mode="json"))):
         return Snapshot.model_validate_json(files.get(path))
     return snapshot
 
 
-def _check_ids(snapshot: Snapshot, config: GalleryConfig, progress: Progress, *, s3_endpoint: str | None) -> None:
+def _check_ids(store: InputStore, snapshot: Snapshot, config: GalleryConfig, progress: Progress) -> None:
     """Every id present and unique. Tasks exchange hashes by partition: no process ever holds all of them."""
     gallery = [file for file in snapshot.gallery.files if file.rows]
     partitions = max(2, -(-snapshot.rows // _PARTITION_ROWS))
@@ -116,9 +117,7 @@ def _check_ids(snapshot: Snapshot, config: GalleryConfig, progress: Progress, *,
         # Nothing else runs yet: these tasks may ask for a CPU each, and Ray bounds how many run at a time.
         hash_group: Any = ray.remote(_hash_group).options(num_cpus=1, num_returns=partitions, name="hash ids")
         find_repeated: Any = ray.remote(_repeated).options(num_cpus=1, name="compare ids")
-        parts = [
-            hash_group.remote(group, config.id_column, snapshot.id_type, partitions, s3_endpoint) for group in groups
-        ]
+        parts = [hash_group.remote(store, group, config.id_column, snapshot.id_type, partitions) for group in groups]
         for group, references in zip(groups, parts, strict=True):
             ray.wait(references, num_returns=partitions, fetch_local=False)
             bar.advance(sum(file.rows for file in group))
@@ -127,7 +126,7 @@ def _check_ids(snapshot: Snapshot, config: GalleryConfig, progress: Progress, *,
         return
     # Rare path: look the rows up, so that the message names them, and so that a mere collision of hashes is forgiven.
     places: dict[int | str, list[str]] = {}
-    find = partial(_find_ids, column=config.id_column, id_type=snapshot.id_type, hashes=repeated, endpoint=s3_endpoint)
+    find = partial(_find_ids, store=store, column=config.id_column, id_type=snapshot.id_type, hashes=repeated)
     for file, rows in run_tasks(find, gallery, name="find duplicate ids", ordered=True):
         for row, value in rows:
             places.setdefault(value, []).append(f"{file.path} row {row}")
@@ -143,12 +142,12 @@ def _check_ids(snapshot: Snapshot, config: GalleryConfig, progress: Progress, *,
 
 
 def _hash_group(
-    files: Sequence[PinnedFile], column: str, id_type: IdType, parts: int, endpoint: str | None
+    store: InputStore, files: Sequence[PinnedFile], column: str, id_type: IdType, parts: int
 ) -> list[np.ndarray]:
     """The hashes of all ids of some files, cut into `parts` by value."""
     hashes = []
     for file in files:
-        table = read_rows(file, [column], s3_endpoint=endpoint)
+        table = read_rows(store, file, [column])
         values = table.column(column)
         if values.null_count:
             row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
@@ -168,8 +167,8 @@ def _repeated(*hashes: np.ndarray) -> np.ndarray:
 
 
 def _find_ids(
-    file: PinnedFile, *, column: str, id_type: IdType, hashes: np.ndarray, endpoint: str | None
+    file: PinnedFile, *, store: InputStore, column: str, id_type: IdType, hashes: np.ndarray
 ) -> Sequence[tuple[int, int | str]]:
-    ids = read_ids(read_rows(file, [column], s3_endpoint=endpoint), column, id_type)
+    ids = read_ids(read_rows(store, file, [column]), column, id_type)
     rows = np.flatnonzero(np.isin(hash_ids(ids), hashes))
     return [(int(row), ids[row] if id_type == "string" else int(ids[row])) for row in rows[:1000]]

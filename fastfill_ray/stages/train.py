@@ -28,7 +28,7 @@ from fastfill_ray.alignment.training import Fit
 from fastfill_ray.errors import AlignmentFailed, ConfigError, SpaceMismatch
 from fastfill_ray.experiment.items import PairedItems
 from fastfill_ray.inputs.kinds import vectors_of
-from fastfill_ray.inputs.locate import open_input
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.stages.progress import Progress
@@ -57,7 +57,7 @@ class TrainJob:
     use_gpu: bool
     fingerprint: str
     spaces: dict[str, str]
-    s3_endpoint: str | None
+    store: InputStore
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _storage(jobs: Sequence[TrainJob]) -> dict[str, Any]:
     """
     names = [job.fingerprint for job in jobs]
     folder = f"{jobs[0].files.root}/{stage_folder('alignment', names[0] if len(names) == 1 else fingerprint(names))}"
-    filesystem, place = open_input(folder, s3_endpoint=jobs[0].s3_endpoint)
+    filesystem, place = jobs[0].store.filesystem(folder)
     if jobs[0].files.root.startswith("s3://"):
         return {"storage_path": place, "storage_filesystem": pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem))}
     return {"storage_path": place}

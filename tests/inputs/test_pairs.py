@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastfill_ray.errors import ConfigError, FastfillError, InputError
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.pairs import QueriesTable, read_pairs, read_queries
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.types import SPLITS
@@ -49,7 +50,7 @@ def test_every_column_is_read_row_by_row(path: Path) -> None:
         side=pa.array([[float(i), 1.0] for i in range(N)], pa.list_(pa.float64())),
         split=[SPLITS[i % 3] for i in range(N)],
     )
-    found = read_pairs(write(path, values), metric="cosine", seed=0)
+    found = read_pairs(InputStore(), write(path, values), metric="cosine", seed=0)
     np.testing.assert_array_equal(found.ids.tolist(), values["id"])
     np.testing.assert_array_equal(found.id_hash, hash_ids(values["id"]))
     np.testing.assert_array_equal(found.old, np.stack(values["old"]))
@@ -68,7 +69,7 @@ def test_every_column_is_read_row_by_row(path: Path) -> None:
 
 
 def test_what_the_file_does_not_hold_is_none(path: Path) -> None:
-    found = read_pairs(write(path, columns()), metric="cosine", seed=0)
+    found = read_pairs(InputStore(), write(path, columns()), metric="cosine", seed=0)
     assert (found.labels, found.groups, found.weights, found.side) == (None, None, None, None)
 
 
@@ -77,7 +78,7 @@ def test_string_ids_and_a_folder_of_files_are_read_alike(tmp_path: Path) -> None
     values = columns(id=names)
     for part, rows in enumerate((slice(0, 15), slice(15, N))):
         write(tmp_path / f"{part}.parquet", {name: column[rows] for name, column in values.items()})
-    found = read_pairs(str(tmp_path), metric="cosine", seed=0)
+    found = read_pairs(InputStore(), str(tmp_path), metric="cosine", seed=0)
     assert found.ids.tolist() == names
     np.testing.assert_array_equal(found.id_hash, hash_ids(names))
     np.testing.assert_array_equal(found.new, np.stack(values["new"]))
@@ -91,7 +92,7 @@ def test_a_part_holds_the_rows_of_its_split_in_every_column(path: Path) -> None:
         side=[[float(i)] for i in range(N)],
         split=[SPLITS[i % 3] for i in range(N)],
     )
-    whole = read_pairs(write(path, values), metric="ip", seed=0)
+    whole = read_pairs(InputStore(), write(path, values), metric="ip", seed=0)
     for number, split in enumerate(SPLITS):
         part, rows = whole.part(split), np.arange(number, N, 3)
         assert set(part.split.tolist()) == {split}
@@ -102,14 +103,14 @@ def test_a_part_holds_the_rows_of_its_split_in_every_column(path: Path) -> None:
 def test_without_a_split_items_are_drawn_70_15_15_by_id_and_seed_alone(path: Path) -> None:
     rows = 6000
     values = columns(rows)
-    first = read_pairs(write(path, values), metric="cosine", seed=0)
+    first = read_pairs(InputStore(), write(path, values), metric="cosine", seed=0)
     shares = [(first.split == split).mean() for split in SPLITS]
     assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.02)
     order = np.random.default_rng(1).permutation(rows)
     shuffled = {name: [column[i] for i in order] for name, column in values.items()}
-    again = read_pairs(write(path, shuffled), metric="cosine", seed=0)
+    again = read_pairs(InputStore(), write(path, shuffled), metric="cosine", seed=0)
     assert dict(zip(again.ids, again.split, strict=True)) == dict(zip(first.ids, first.split, strict=True))
-    other = read_pairs(str(path), metric="cosine", seed=1)
+    other = read_pairs(InputStore(), str(path), metric="cosine", seed=1)
     assert (other.split != again.split).mean() > 0.3
 
 
@@ -126,7 +127,7 @@ def test_rows_with_an_unusable_vector_are_left_out_with_the_reason(path: Path) -
     values["side"][9] = [np.inf, 0.0]
     values["old"] = pa.array(values["old"], pa.list_(pa.float32()))
     values["new"] = pa.array(values["new"], pa.list_(pa.float32()))
-    found = read_pairs(write(path, values), metric="cosine", seed=0)
+    found = read_pairs(InputStore(), write(path, values), metric="cosine", seed=0)
     assert dict(found.dropped) == {
         3: "old: null_vector",
         5: f"new: wrong_dim: found 2, expected {NEW}",
@@ -142,7 +143,7 @@ def test_rows_with_an_unusable_vector_are_left_out_with_the_reason(path: Path) -
         assert column is not None
         assert len(column) == len(kept)
     # A zero vector has no direction, but it has a place.
-    assert 7 not in dict(read_pairs(str(path), metric="l2", seed=0).dropped)
+    assert 7 not in dict(read_pairs(InputStore(), str(path), metric="l2", seed=0).dropped)
 
 
 @pytest.mark.parametrize(
@@ -168,15 +169,15 @@ def test_pairs_that_cannot_be_used_are_refused(
 ) -> None:
     write(path, columns(**change))
     with pytest.raises(error, match=told):
-        read_pairs(str(path), metric="cosine", seed=0)
+        read_pairs(InputStore(), str(path), metric="cosine", seed=0)
 
 
 def test_no_rows_and_no_file_are_refused(path: Path) -> None:
     pq.write_table(pa.table(columns()).slice(0, 0), path)
     with pytest.raises(InputError, match="there are no rows"):
-        read_pairs(str(path), metric="cosine", seed=0)
+        read_pairs(InputStore(), str(path), metric="cosine", seed=0)
     with pytest.raises(InputError, match="does not exist"):
-        read_pairs(str(path) + "x", metric="cosine", seed=0)
+        read_pairs(InputStore(), str(path) + "x", metric="cosine", seed=0)
 
 
 # Queries
@@ -184,7 +185,7 @@ def test_no_rows_and_no_file_are_refused(path: Path) -> None:
 
 def queries(path: Path, values: dict[str, Any], qrels: dict[str, Any] | None = None) -> QueriesTable:
     judged = None if qrels is None else write(path.with_name("qrels.parquet"), qrels)
-    return read_queries(write(path, values), judged, metric="cosine", new_dim=NEW, old_dim=OLD)
+    return read_queries(InputStore(), write(path, values), judged, metric="cosine", new_dim=NEW, old_dim=OLD)
 
 
 def test_queries_need_their_new_vectors_alone(path: Path) -> None:

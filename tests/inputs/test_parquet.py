@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from fastfill_ray.errors import ConfigError, InputChanged, InputError
 from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import TableInput, check_pin, id_type_of, pin, read_rows, vector_dim_of
 from tests.faults import flip_bit
 
 COLUMNS = {"gallery.id_column": "id", "gallery.old_vector_column": "embedding"}
+STORE = InputStore()
 
 
 def vectors(rows: list[list[float] | None] | None = None, *, kind: pa.DataType | None = None) -> pa.Array:
@@ -40,11 +42,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def pinned(path: Path, columns: dict[str, str] = COLUMNS) -> TableInput:
-    return pin(str(path), columns, s3_endpoint=None)
+    return pin(STORE, str(path), columns)
 
 
 def dim_of(path: Path) -> int:
-    return vector_dim_of(pinned(path), "embedding", s3_endpoint=None)
+    return vector_dim_of(STORE, pinned(path), "embedding")
 
 
 # Footers
@@ -146,7 +148,7 @@ def test_ids_come_back_as_given_in_the_runs_type(folder: Path, ids: pa.Array, ex
     pq.write_table(table(ids=ids, embedding=vectors([[1.0], [2.0]])), folder / "a.parquet")
     found = pinned(folder)
     kind = id_type_of(found, "id")
-    read = read_ids(read_rows(found.files[0], ["id"], s3_endpoint=None), "id", kind)
+    read = read_ids(read_rows(STORE, found.files[0], ["id"]), "id", kind)
     assert read.dtype == (np.int64 if isinstance(expected[0], int) else object)
     assert read.tolist() == expected
     assert kind == ("int64" if isinstance(expected[0], int) else "string")
@@ -236,9 +238,9 @@ def test_a_slice_across_row_groups_equals_the_plain_table(
     file = pinned(path).files[0]
     start = data.draw(st.integers(0, rows))
     wanted = data.draw(st.integers(0, rows - start))
-    found = read_rows(file, ["text", "id", "text"], start=start, rows=wanted, s3_endpoint=None)
+    found = read_rows(STORE, file, ["text", "id", "text"], start=start, rows=wanted)
     assert found.select(["id", "text"]).to_pylist() == plain.slice(start, wanted).select(["id", "text"]).to_pylist()
-    assert read_rows(file, ["id"], start=start, s3_endpoint=None).column("id").to_pylist() == list(range(start, rows))
+    assert read_rows(STORE, file, ["id"], start=start).column("id").to_pylist() == list(range(start, rows))
 
 
 def test_only_the_row_groups_that_cover_a_slice_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +254,7 @@ def test_only_the_row_groups_that_cover_a_slice_are_read(folder: Path, monkeypat
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_groups", spy)
     for start, rows in ((3, 3), (2, 2), (0, 12), (11, 1)):
-        read_rows(pinned(folder).files[0], ["id"], start=start, rows=rows, s3_endpoint=None)
+        read_rows(STORE, pinned(folder).files[0], ["id"], start=start, rows=rows)
     assert asked == [[1], [0, 1], [0, 1, 2, 3], [3]]
 
 
@@ -280,9 +282,9 @@ def test_a_file_that_changed_or_vanished_after_pinning_is_told(
     pq.write_table(table(), path)
     os.utime(path, ns=(0, 0))  # so that rewriting it changes its time on any clock
     file = pinned(folder).files[0]
-    check_pin(file, s3_endpoint=None)
+    check_pin(STORE, file)
     change(path)
-    for use in (lambda: check_pin(file, s3_endpoint=None), lambda: read_rows(file, ["id"], s3_endpoint=None)):
+    for use in (lambda: check_pin(STORE, file), lambda: read_rows(STORE, file, ["id"])):
         with pytest.raises(InputChanged, match=rf"a\.parquet: {why}"):
             use()
 
@@ -294,31 +296,31 @@ def test_a_damaged_page_is_refused_by_name_and_rows(folder: Path) -> None:
     at = data.index(np.arange(4, dtype="<i8").tobytes())
     path.write_bytes(flip_bit(data, 8 * at + 3))
     with pytest.raises(InputError, match=r"a\.parquet: rows 0\.\.4 cannot be read"):
-        read_rows(pinned(folder).files[0], ["id"], s3_endpoint=None)
+        read_rows(STORE, pinned(folder).files[0], ["id"])
 
 
 def test_an_object_on_s3_is_read_by_its_pin_and_a_new_one_under_its_name_is_told(
     folder: Path, bucket: str, moto_endpoint: str
 ) -> None:
-    client = boto3.client("s3", endpoint_url=moto_endpoint)
+    client, store = boto3.client("s3", endpoint_url=moto_endpoint), InputStore(moto_endpoint)
 
     def upload(ids: list[int]) -> None:
         pq.write_table(table(ids=ids), folder / "a.parquet")
         client.put_object(Bucket=bucket, Key="gallery/a.parquet", Body=(folder / "a.parquet").read_bytes())
 
     upload([5, 6, 7, 8])
-    found = pin(f"s3://{bucket}/gallery", COLUMNS, s3_endpoint=moto_endpoint)
+    found = pin(store, f"s3://{bucket}/gallery", COLUMNS)
     file = found.files[0]
     assert file.path == f"s3://{bucket}/gallery/a.parquet"
-    assert vector_dim_of(found, "embedding", s3_endpoint=moto_endpoint) == 3
-    rows = read_rows(file, ["id"], start=1, rows=2, s3_endpoint=moto_endpoint)
+    assert vector_dim_of(store, found, "embedding") == 3
+    rows = read_rows(store, file, ["id"], start=1, rows=2)
     assert rows.column("id").to_pylist() == [6, 7]
     upload([5, 6, 7, 9])  # of the same size
     with pytest.raises(InputChanged, match="changed after planning"):
-        read_rows(file, ["id"], s3_endpoint=moto_endpoint)
+        read_rows(store, file, ["id"])
     client.delete_object(Bucket=bucket, Key="gallery/a.parquet")
     with pytest.raises(InputChanged, match="vanished after planning"):
-        read_rows(file, ["id"], s3_endpoint=moto_endpoint)
+        read_rows(store, file, ["id"])
 
 
 def test_a_store_that_does_not_answer_is_not_called_a_changed_file(
@@ -327,10 +329,10 @@ def test_a_store_that_does_not_answer_is_not_called_a_changed_file(
     pq.write_table(table(), folder / "a.parquet")
     file = pinned(folder).files[0]
 
-    def refuse(path: str, *, s3_endpoint: str | None) -> None:
+    def refuse(self: InputStore, path: str) -> None:
         raise InputError(f"input {path!r} cannot be read") from PermissionError("no")
 
-    monkeypatch.setattr("fastfill_ray.inputs.parquet.stat_input", refuse)
+    monkeypatch.setattr(InputStore, "find", refuse)
     with pytest.raises(InputError, match="cannot be read") as caught:
-        check_pin(file, s3_endpoint=None)
+        check_pin(STORE, file)
     assert not isinstance(caught.value, InputChanged)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastfill_ray.config import BackfillConfig, load_config
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.stages.queries import pin_queries, plan_queries
 from fastfill_ray.stages.sample import plan_pairs
 from fastfill_ray.stages.snapshot import inspect_gallery
@@ -20,7 +21,7 @@ def config(root: Path, **gallery: Any) -> BackfillConfig:
 def test_a_group_column_gives_the_pairs_another_name_and_none_leaves_the_one_they_had(tmp_path: Path) -> None:
     synthetic.write_gallery(tmp_path / "gallery")
     plain, grouped = config(tmp_path), config(tmp_path, group_column="group")
-    snapshot = inspect_gallery(plain.gallery, plain.resources, s3_endpoint=None)
+    snapshot = inspect_gallery(InputStore(), plain.gallery, plain.resources)
     before = [snapshot.fingerprint, plain.pairs.model_dump(mode="json"), plain.seed, "space", [("x",), "label"]]
     assert plan_pairs(plain, snapshot, "space").fingerprint == fingerprint(before)
     assert plan_pairs(grouped, snapshot, "space").fingerprint != fingerprint(before)
@@ -31,7 +32,7 @@ def test_without_a_group_column_the_embedded_queries_keep_their_name(tmp_path: P
     synthetic.write_queries(tmp_path / "queries", ids, x, classes)
     plain = config(tmp_path)
     assert plain.queries is not None
-    inputs, judgements = pin_queries(plain.queries, s3_endpoint=None)
+    inputs, judgements = pin_queries(InputStore(), plain.queries)
     assert judgements is not None
     keys = plain.queries.model_dump(mode="json")
     del keys["group_column"]
