@@ -32,8 +32,8 @@ FIT_QUERIES = 500
 KEPT_MAPS, KEPT_MODES, KEPT_ORDERS = 3, 3, 6
 # The forms that orders are compared under at first. The others refine these: they join for the orders that are kept.
 FIRST_FORMS: tuple[Form, ...] = ("identity", "offset", "scale_offset")
-# Rivals behind the best by more standard errors than this get no more queries.
-_HOPELESS = 2.0
+# Rivals behind the best by more standard errors than this get no more queries; of the others, so many at the most.
+_HOPELESS, MOST_RIVALS = 2.0, 16
 # `fused` asks users for the old model's query vectors until the end: it has to be worth more than this.
 LEAST_FUSED_GAIN = 4e-3
 # Maps that keep their norms have to win by more: what is fitted to them at the size of the calibration split carries
@@ -182,7 +182,7 @@ def choose(split: HeldOut, allowed: Allowed, objective: Objective, seed: int) ->
     alive, level, stage = finalists, min(1, race.last_level), "final"
     while True:
         ranked = race.ranked(alive, level, stage)
-        alive = race.hopeful(ranked, level, stage)
+        alive = race.hopeful(ranked, level, stage)[:MOST_RIVALS]
         if level == race.last_level or len(alive) == 1:
             break
         level += 1

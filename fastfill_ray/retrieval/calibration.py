@@ -16,8 +16,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fastfill_ray.retrieval.metrics import metrics_of
-from fastfill_ray.retrieval.ranking import ranks_of
+from fastfill_ray.retrieval.metrics import mean_metric
 from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.types import F32, Bools, Model
 
@@ -111,8 +110,7 @@ def fit_calibration(
 
     def value(at: OrderCalibration) -> float:
         if at not in known:
-            ranks = ranks_of(scores.under(at), {"": relevant})[""]
-            known[at] = float(np.nanmean(metrics_of(relevant, ranks)[metric]))
+            known[at] = mean_metric(scores.under(at), relevant, metric)
         return known[at]
 
     def restrict(at: OrderCalibration) -> OrderCalibration:

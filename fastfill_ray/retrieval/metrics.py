@@ -117,3 +117,19 @@ def measure(scores: F32, truths: Mapping[Name, RelevantItems]) -> dict[Name, dic
     """{relevance: {metric: (Q,)}} of one state's scores (Q, N)."""
     ranks = ranks_of(scores, truths)
     return {name: metrics_of(truth, ranks[name]) for name, truth in truths.items()}
+
+
+def mean_metric(scores: F32, relevant: RelevantItems, metric: str) -> float:
+    """The mean of one metric over the queries that have a relevant item: what a fit looks at, thousands of times.
+
+    Equal to the mean of ``measure`` where no relevant item's score is equal to another item's. Metrics of the first
+    relevant item need one comparison per score and no sort.
+    """
+    if metric not in ("cmc@1", "cmc@5", "mrr"):
+        ranks = ranks_of(scores, {"": relevant})[""]
+        return float(np.nanmean(metrics_of(relevant, ranks)[metric]))
+    rows = np.flatnonzero(relevant.counts)
+    of_relevant = scores[np.repeat(np.arange(len(scores)), relevant.counts), relevant.items]
+    best = np.maximum.reduceat(of_relevant, relevant.starts[:-1][rows])
+    first = 1 + (scores[rows] > best[:, None]).sum(axis=1)
+    return float((1 / first).mean() if metric == "mrr" else (first <= int(metric[-1])).mean())
