@@ -1,0 +1,70 @@
+"""The shadow galleries of a plan: held-out pairs in every state that its versions show.
+
+Legend: N items of a split, Q queries, W waves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fastfill_ray.experiment.experiment import stand_for_pairs
+from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
+from fastfill_ray.experiment.shadow import make_shadow, own_items, scores_of
+from fastfill_ray.experiment.versions import ShadowVersions
+from fastfill_ray.ordering.waves import order_wave, wave_middles
+from fastfill_ray.retrieval.fusion import Fusion, fuse
+from fastfill_ray.stages.score import Scorer
+from fastfill_ray.types import Split
+
+
+@dataclass(frozen=True)
+class ShadowPlan:
+    """What the states of a shadow gallery follow from, beside its items and queries.
+
+    thresholds: order keys at which waves end. fractions: at which they end, of all items. pairs_share: of the gallery.
+    keys: {id: order key} of the pairs, as the score files hold them. fusion: of fused stale vectors, else None.
+    """
+
+    thresholds: Sequence[int]
+    fractions: Sequence[float]
+    pairs_share: float
+    keys: Mapping[int | str, int]
+    fusion: Fusion | None
+
+
+def audit_queries(pairs: PairedItems, seed: int) -> Queries:
+    """A sample of the audit items as queries: what is used where no queries are given."""
+    return replace(own_queries(pairs, "audit", seed), fingerprint=f"audit-{pairs.fingerprint}")
+
+
+def own_queries(pairs: PairedItems, split: Split, seed: int) -> Queries:
+    """A sample of a split's own items as its queries, none of which finds itself."""
+    return pairs.part(split).as_queries().sample(MAX_QUERIES, seed)
+
+
+def shadow_versions(
+    pairs: PairedItems, split: Split, queries: Queries, scorer: Scorer, plan: ShadowPlan
+) -> ShadowVersions:
+    """The shadow gallery of one split, searched by the queries; by its own items where the queries are items.
+
+    Held-out splits stay apart: the calibration items search the calibration shadow, the audit items the audit one. The
+    order of the pairs is read from the score files, so that an item is in the wave that its real twin is in.
+    """
+    part, metric = pairs.part(split), scorer.source.metric
+    users = own_queries(pairs, split, scorer.seed) if queries.are_items else queries
+    aligned, _ = scorer.align(part.old, part.side)
+    asked, items = users.new, aligned
+    if plan.fusion is not None:
+        asked = fuse(users.old, users.new, plan.fusion, metric)
+        items = fuse(part.old, aligned, plan.fusion, metric)
+    keys = np.array([plan.keys[value] for value in part.ids.tolist()], np.uint64)
+    return ShadowVersions(
+        shadow=make_shadow(part, users, metric),
+        stale=scores_of(asked, items, metric, own_items(part, users)),
+        waves=order_wave(keys, plan.thresholds),
+        middles=wave_middles(plan.fractions, plan.pairs_share),
+        sampled=stand_for_pairs(part.id_hash, plan.pairs_share, scorer.seed),
+    )
