@@ -16,8 +16,7 @@ from fastfill_ray.experiment.heldout import Evidence
 from fastfill_ray.experiment.results import ChoiceResult
 from fastfill_ray.experiment.summary import choice_result
 from fastfill_ray.log.records import Prediction
-from fastfill_ray.ordering.classifier import Classifier
-from fastfill_ray.ordering.policies import CLASSIFIED, POLICIES, Policy
+from fastfill_ray.ordering.policies import POLICIES, Policy
 from fastfill_ray.retrieval.calibration import Form
 from fastfill_ray.retrieval.fusion import Fusion, fusion_of
 from fastfill_ray.stages.progress import Progress
@@ -29,13 +28,18 @@ from fastfill_ray.types import Metric, Model, Relevance, canonical, fingerprint
 
 
 class Decision(Model):
-    """The outcome. reasons: why, for people, per config key that was `auto`."""
+    """The outcome. reasons: why, for people, per config key that was `auto`.
+
+    new_norm: that aligned vectors are brought to. It is stored here, and read from here ever after: computed again on
+    another processor it may differ in its last bit.
+    """
 
     method: Method
     norms_kept: bool
     policy: Policy
     weight: float
     old_scale: float
+    new_norm: float
     form: Form
     chosen_by: Relevance
     prediction: tuple[Prediction, ...]
@@ -57,7 +61,8 @@ class ChoiceRequest:
     """What the config leaves open and what it fixes.
 
     can_fuse: whether users can ask with old vectors, and the index of stale vectors can hold fused ones. fractions: of
-    the versions to come, pairs included: what is predicted.
+    the versions to come, pairs included: what is predicted. classifier: digest of the new model's own, "" where none is
+    given. (One that is fitted follows from the pairs; its bits differ between processors, so it is no part of a name.)
     """
 
     alignment: AlignmentConfig
@@ -66,6 +71,7 @@ class ChoiceRequest:
     objective: ObjectiveConfig
     can_fuse: bool
     fractions: tuple[float, ...]
+    classifier: str
 
     @property
     def question(self) -> Question:
@@ -82,14 +88,6 @@ def methods_to_train(config: AlignmentConfig) -> tuple[Method, ...]:
     return METHODS if config.method == "auto" else (config.method,)
 
 
-def classifier_digest(policy: Policy, classifier: Classifier | None) -> str:
-    """What the scores of a policy depend on beside alignment and seed."""
-    if policy not in CLASSIFIED or classifier is None:
-        return ""
-    names = "\0".join(classifier.classes.tolist()).encode()
-    return sha256_hex(classifier.weight.tobytes() + classifier.bias.tobytes() + names)
-
-
 def decide(
     files: Files, evidence: Evidence, alignments: Sequence[str], request: ChoiceRequest, progress: Progress
 ) -> Decision:
@@ -99,22 +97,21 @@ def decide(
         alignments: fingerprints of the evidence's maps.
     """
     queries = "" if evidence.queries is None else evidence.queries.fingerprint
-    own = "" if evidence.classifier is None else classifier_digest("entropy", evidence.classifier)
     asked = [request.alignment.method, request.policy.name, request.serving.stale_mode, request.can_fuse]
     on = [request.objective.model_dump(), list(request.fractions), evidence.seed, evidence.metric]
-    name = fingerprint([evidence.pairs.fingerprint, queries, list(alignments), own, asked, on])
+    name = fingerprint([evidence.pairs.fingerprint, queries, list(alignments), request.classifier, asked, on])
     if (receipt := read_receipt(files, stage_receipt("choice", name))) is not None:
         return Decision.model_validate_json(get_verified(files, receipt.outputs[0]))
     with progress.timed("choose"):
         question = request.question
-        decision = _decision(run_experiment(evidence, question), question, request)
+        decision = _decision(run_experiment(evidence, question), question, request, evidence.new_norm)
         data = canonical(decision.model_dump(mode="json"))
         output = put_file(files, stage_output("choice", name, "choice.json", sha256_hex(data)), data)
         put_receipt(files, stage_receipt("choice", name), Receipt(unit="choice", outputs=(output,), rows=0))
     return decision
 
 
-def _decision(findings: Findings, question: Question, request: ChoiceRequest) -> Decision:
+def _decision(findings: Findings, question: Question, request: ChoiceRequest, new_norm: float) -> Decision:
     winner, by = findings.choice.winner, findings.predicted_by
     prediction = tuple(
         Prediction(fraction=at, relevance=by.relevance, metric=by.metric, value=v.value, low=v.low, high=v.high)
@@ -127,6 +124,7 @@ def _decision(findings: Findings, question: Question, request: ChoiceRequest) ->
         policy=next(policy for policy in POLICIES if policy == winner.policy),
         weight=winner.weight,
         old_scale=findings.old_scale,
+        new_norm=new_norm,
         form=winner.form,
         chosen_by=findings.chosen_by.relevance,
         prediction=prediction,
