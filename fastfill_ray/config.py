@@ -52,10 +52,12 @@ class Part(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_booleans(cls, values: Any) -> Any:
-        """YAML reads `yes` and `on` as true, and pydantic reads true as 1: no key means either."""
+        """No key takes a boolean. YAML reads `yes` and `on` as true, and pydantic would take true for the number 1."""
         for name, value in values.items() if isinstance(values, Mapping) else ():
             if any(isinstance(part, bool) for part in (value if isinstance(value, list | tuple) else [value])):
-                raise ValueError(f"{name} is {value!r}; true and false are no value of any key")
+                raise ValueError(
+                    f"{name} is {value!r}; no key takes true or false (YAML reads yes, no, on and off as these)"
+                )
         return values
 
 
@@ -136,11 +138,15 @@ class PolicyConfig(Part):
 
 class ServingConfig(Part):
     stale_mode: Literal["auto", "aligned", "fused"] = "auto"
-    max_regression: float = Field(0.0, ge=0, description="how much worse than what is published may be published")
+    max_regression: float = Field(
+        0.0,
+        ge=0,
+        description="a version is published if its objective is at most this much lower than the published one's",
+    )
 
 
 class StopConfig(Part):
-    """When the rest is not worth its price. Not part of the plan: may change between runs, the run resumes."""
+    """When to end a run before its last wave. It is not part of the plan: change it, and the run resumes."""
 
     target_gain: float | None = Field(None, gt=0, le=1, description="share of the gain from old/old to new/new")
     budget_hours: float | None = Field(None, gt=0, description="work time of the plan's versions")
@@ -153,7 +159,8 @@ class IndexConfig(Part):
 
 
 class ResourcesConfig(Part):
-    """Not part of the plan: may change between runs, the run resumes. (Chunks are cut once, by the first run.)"""
+    """What the cluster gives. It is not part of the plan: change it, and the run resumes. The first run cuts the chunks;
+    later changes do not move them."""
 
     embed_actors: tuple[int, int] = Field((1, 8), description="[min, max] actors of the pool")
     cpus_per_actor: float = Field(1, ge=0)
@@ -170,7 +177,7 @@ class ResourcesConfig(Part):
 
 
 class QuarantineConfig(Part):
-    """A stage fails above the larger of the two."""
+    """How many rows may fail: the larger of the two limits. Above it the stage fails."""
 
     max_rows: int = Field(10, ge=0)
     max_fraction: float = Field(0.001, ge=0, le=1)

@@ -47,7 +47,9 @@ def _gain(plan: Plan, versions: Sequence[Version], target: float | None) -> Deci
     first, now = _objective(plan, versions[0].metrics), _objective(plan, versions[-1].metrics)
     start, name = (old, "old/old") if old is not None else (first, "version 0")
     if start is None or new is None or now is None:
-        return Decision(False, f"stop.target_gain cannot be told: {plan.objective} has no value on the audit items")
+        return Decision(
+            False, f"stop.target_gain cannot be applied: {plan.objective} was not measured on the audit items"
+        )
     if new <= start:
         return Decision(
             False, f"there is no gain to reach: {plan.objective} is {new:.3f} on new/new, {start:.3f} on {name}"

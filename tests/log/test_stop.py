@@ -99,7 +99,7 @@ def test_where_the_audit_items_have_no_value_the_run_goes_on_and_says_so() -> No
     for arms, made in (((0.2, None), versions(0.9)), ((0.2, 0.6), [version(0, "p", 0)])):
         found = decide(a_plan(*arms), made, gain(0.1))
         assert not found.stop
-        assert "cannot be told: label/map has no value on the audit items" in found.why
+        assert "cannot be applied: label/map was not measured on the audit items" in found.why
 
 
 def test_a_held_version_has_reached_nothing() -> None:
