@@ -159,8 +159,10 @@ class IndexConfig(Part):
 
 
 class ResourcesConfig(Part):
-    """What the cluster gives. It is not part of the plan: change it, and the run resumes. The first run cuts the chunks;
-    later changes do not move them."""
+    """What the cluster gives. It is not part of the plan: change it, and the run resumes.
+
+    The first run cuts the chunks; later changes do not move them.
+    """
 
     embed_actors: tuple[int, int] = Field((1, 8), description="[min, max] actors of the pool")
     cpus_per_actor: float = Field(1, ge=0)
