@@ -1,19 +1,32 @@
-"""One backfilling curve as inline SVG: geometry only, colours and strokes come from the page's style sheet."""
+"""One backfilling curve as inline SVG: geometry only, colours and strokes come from chart.css."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
-from fastfill_ray.log.records import Prediction
+from markupsafe import Markup
+
+from fastfill_ray.log.records import MetricValue, Prediction
 from fastfill_ray.report.model import MeasuredCurve, Point
-from fastfill_ray.report.wording import metric_name, percent, score
+from fastfill_ray.report.wording import metric_name, percent, score, score_interval
 
 WIDTH, HEIGHT = 560, 280
 LEFT, RIGHT, TOP, BOTTOM = 46, 424, 26, 232
 LABEL_GAP = 15
+
+
+def element(tag: str, *inside: str, css: str = "", **attributes: object) -> Markup:
+    """One SVG element. Every attribute, and all of `inside` that is not Markup, is escaped here and nowhere else.
+
+    Args:
+        css: its class.
+        attributes: `_` in a name stands for `-`.
+    """
+    named = ({"class": css} if css else {}) | {name.replace("_", "-"): value for name, value in attributes.items()}
+    written = Markup().join(Markup(' {}="{}"').format(name, value) for name, value in named.items())
+    return Markup("<{0}{1}>{2}</{0}>").format(tag, written, Markup().join(inside))
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -40,126 +53,145 @@ def spread(heights: Sequence[float], gap: float, top: float, bottom: float) -> l
 
 @dataclass(frozen=True)
 class Frame:
-    """Maps fractions in [0, 1] and metric values in [low, high] to pixels."""
+    """Maps fractions in [0, 1] and metric values, of which `marks` are labelled, to pixels."""
 
-    low: float
-    high: float
+    marks: Sequence[float]
 
     def x(self, fraction: float) -> float:
         return round(LEFT + min(max(fraction, 0.0), 1.0) * (RIGHT - LEFT), 1)
 
     def y(self, value: float) -> float:
-        return round(BOTTOM - (value - self.low) / (self.high - self.low) * (BOTTOM - TOP), 1)
+        low, high = self.marks[0], self.marks[-1]
+        return round(BOTTOM - (value - low) / (high - low) * (BOTTOM - TOP), 1)
 
-    def path(self, pairs: Sequence[tuple[float, float]]) -> str:
+    def path(self, pairs: Iterable[tuple[float, float]]) -> str:
         return " ".join(f"{self.x(x)},{self.y(y)}" for x, y in pairs)
 
 
-def svg(curve: MeasuredCurve, predicted: Sequence[Prediction] = ()) -> str:
-    """The chart: axes, both arms, bands, predicted, uncalibrated and calibrated curve, points, labels at the right.
+@dataclass(frozen=True)
+class Label:
+    """A text at the height of a metric value."""
+
+    value: float
+    text: str
+    css: str
+
+
+def svg(curve: MeasuredCurve, predicted: Sequence[Prediction] = ()) -> Markup:
+    """The chart as one element of a page.
 
     Args:
-        predicted: the promised curve, on the chart's own scale.
+        predicted: the predicted curve on the chart's own scale.
     """
-    arms = [(arm, m) for arm, m in (("old", curve.old), ("new", curve.new)) if m is not None]
-    values = [v for p in curve.points for v in (p.low, p.value, p.high)]
-    values += [p.value for p in curve.uncalibrated] + [m.value for _, m in arms]
-    values += [v for p in predicted for v in (p.low, p.value, p.high)]
-    marks = ticks(min(values), max(values))
-    frame = Frame(marks[0], marks[-1])
-    last = curve.points[-1]
-    at_margin = [(m.value, f"{arm}/{arm} {score(m.value)}", f"t-{arm}") for arm, m in arms]
-    at_curve = [(last.value, f"calibrated {score(last.value)}", "t-curve")]
-    if curve.uncalibrated:
-        plain = curve.uncalibrated[-1].value
-        at_curve.append((plain, f"uncalibrated {score(plain)}", "t-plain"))
-    if predicted:
-        at_margin.append((predicted[-1].value, f"predicted {score(predicted[-1].value)}", "t-guess"))
-    # A curve that ends early is labelled where it ends; one that reaches the right edge shares the arms' margin.
-    if last.fraction > 0.6:
-        at_margin, at_curve = at_margin + at_curve, []
-    summary = f"{metric_name(curve.metric)} by {curve.relevance} against the share of the gallery re-embedded"
-    return "".join(
+    return element(
+        "svg", drawing(curve, predicted), viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=summary(curve)
+    )
+
+
+def summary(curve: MeasuredCurve) -> str:
+    return f"{metric_name(curve.metric)} by {curve.relevance} against the share of the gallery re-embedded"
+
+
+def drawing(curve: MeasuredCurve, predicted: Sequence[Prediction] = ()) -> Markup:
+    """What is in the chart: axes, both arms, bands, predicted, uncalibrated and calibrated curve, points, labels."""
+    arms = {name: arm for name, arm in (("old", curve.old), ("new", curve.new)) if arm is not None}
+    banded: list[Point | Prediction] = [*curve.points, *predicted]
+    lines: list[Point | MetricValue] = [*curve.uncalibrated, *arms.values()]
+    values = [v for p in banded for v in (p.low, p.value, p.high)] + [p.value for p in lines]
+    frame = Frame(ticks(min(values), max(values)))
+    return Markup().join(
         [
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(summary)}">',
-            *_axes(frame, marks, curve),
-            *(f'<line class="arm-{a}" {_horizontal(frame.y(m.value))}/>' for a, m in arms),
-            _band(frame, predicted, "guess") if predicted else "",
+            *_axes(frame, curve),
+            *(element("line", css=f"arm-{name}", **_horizontal(frame.y(arm.value))) for name, arm in arms.items()),
+            _band(frame, predicted, "-guess"),
             _band(frame, curve.points),
             _line(frame, predicted, "line-guess"),
             _line(frame, curve.uncalibrated, "line-plain"),
             _line(frame, curve.points, "line"),
-            *(_dot(frame, p) for p in curve.points),
-            *_labels(frame, RIGHT, at_margin),
-            *_labels(frame, frame.x(last.fraction), at_curve),
-            "</svg>",
+            *(_dot(frame, point) for point in curve.points),
+            *_captions(frame, curve, predicted, arms),
         ]
     )
 
 
-def _horizontal(y: float) -> str:
-    return f'x1="{LEFT}" x2="{RIGHT}" y1="{y}" y2="{y}"'
+def _horizontal(y: float) -> dict[str, float]:
+    return {"x1": LEFT, "x2": RIGHT, "y1": y, "y2": y}
 
 
-def _axes(frame: Frame, marks: Sequence[float], curve: MeasuredCurve) -> list[str]:
-    decimals = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9))
+def _axes(frame: Frame, curve: MeasuredCurve) -> list[Markup]:
+    decimals = max(0, -math.floor(math.log10(frame.marks[1] - frame.marks[0]) + 1e-9))
     parts = []
-    for mark in marks:
+    for mark in frame.marks:
         y = frame.y(mark)
-        parts.append(f'<line class="grid" {_horizontal(y)}/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{mark:.{decimals}f}</text>')
+        parts.append(element("line", css="grid", **_horizontal(y)))
+        parts.append(element("text", f"{mark:.{decimals}f}", x=LEFT - 8, y=y + 4, text_anchor="end"))
     for quarter in (0.0, 0.25, 0.5, 0.75, 1.0):
         x = frame.x(quarter)
-        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{BOTTOM}" y2="{BOTTOM + 5}"/>')
-        parts.append(f'<text x="{x}" y="{BOTTOM + 19}" text-anchor="middle">{percent(quarter)}</text>')
-    parts.append(
-        f'<text x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">share of the gallery re-embedded</text>'
-    )
+        parts.append(element("line", css="grid", x1=x, x2=x, y1=BOTTOM, y2=BOTTOM + 5))
+        parts.append(element("text", percent(quarter), x=x, y=BOTTOM + 19, text_anchor="middle"))
+    middle, below = (LEFT + RIGHT) / 2, HEIGHT - 8
+    parts.append(element("text", "share of the gallery re-embedded", x=middle, y=below, text_anchor="middle"))
     free = -math.inf
-    for point in curve.points:
+    for point in curve.points:  # a version's number above its point, where there is room
         x, text = frame.x(point.fraction), f"v{point.version}"
         if x >= free:
-            parts.append(f'<text x="{x}" y="{TOP - 10}" text-anchor="middle">{text}</text>')
+            parts.append(element("text", text, x=x, y=TOP - 10, text_anchor="middle"))
             free = x + 8 * len(text) + 2
     return parts
 
 
-def _band(frame: Frame, points: Sequence[Point | Prediction], of: str = "") -> str:
-    """The 95 % interval: an area, or a whisker where there is one point only. `of`: the curve, "" the measured one."""
-    css = f"-{of}" if of else ""
+def _band(frame: Frame, points: Sequence[Point | Prediction], suffix: str = "") -> Markup:
+    """The 95 % interval: an area, or a whisker where there is one point only. `suffix`: of its class."""
+    if not points:
+        return Markup()
     if len(points) == 1:
         (p,) = points
         x = frame.x(p.fraction)
-        return f'<line class="whisker{css}" x1="{x}" x2="{x}" y1="{frame.y(p.low)}" y2="{frame.y(p.high)}"/>'
+        return element("line", css=f"whisker{suffix}", x1=x, x2=x, y1=frame.y(p.low), y2=frame.y(p.high))
     outline = [(p.fraction, p.high) for p in points] + [(p.fraction, p.low) for p in reversed(points)]
-    return f'<polygon class="band{css}" points="{frame.path(outline)}"/>'
+    return element("polygon", css=f"band{suffix}", points=frame.path(outline))
 
 
-def _line(frame: Frame, points: Sequence[Point | Prediction], css: str) -> str:
+def _line(frame: Frame, points: Sequence[Point | Prediction], css: str) -> Markup:
     if not points:
-        return ""
+        return Markup()
     if len(points) == 1:
         x, y = frame.x(points[0].fraction), frame.y(points[0].value)
-        return f'<polyline class="{css}" points="{x - 5},{y} {x + 5},{y}"/>'
-    return f'<polyline class="{css}" points="{frame.path([(p.fraction, p.value) for p in points])}"/>'
+        return element("polyline", css=css, points=f"{x - 5},{y} {x + 5},{y}")
+    return element("polyline", css=css, points=frame.path((p.fraction, p.value) for p in points))
 
 
-def _dot(frame: Frame, p: Point) -> str:
-    css = "dot" if p.status in ("published", "expired") else "dot-held"
-    text = (
-        f"version {p.version}, {percent(p.fraction)}: {score(p.value)} ({score(p.low)} to {score(p.high)}), {p.status}"
-    )
-    return (
-        f'<circle class="{css}" cx="{frame.x(p.fraction)}" cy="{frame.y(p.value)}" r="4.5">'
-        f"<title>{escape(text)}</title></circle>"
-    )
+def _dot(frame: Frame, point: Point) -> Markup:
+    published = point.status in ("published", "expired")
+    value = score_interval(point.value, point.low, point.high)
+    title = element("title", f"version {point.version}, {percent(point.fraction)}: {value}, {point.status}")
+    at = {"cx": frame.x(point.fraction), "cy": frame.y(point.value), "r": 4.5}
+    return element("circle", title, css="dot" if published else "dot-held", **at)
 
 
-def _labels(frame: Frame, x: float, labels: Sequence[tuple[float, str, str]]) -> list[str]:
+def _captions(
+    frame: Frame, curve: MeasuredCurve, predicted: Sequence[Prediction], arms: dict[str, MetricValue]
+) -> list[Markup]:
+    """What each line is, at its right end."""
+    last = curve.points[-1]
+    at_margin = [Label(arm.value, f"{name}/{name} {score(arm.value)}", f"t-{name}") for name, arm in arms.items()]
+    if predicted:
+        at_margin.append(Label(predicted[-1].value, f"predicted {score(predicted[-1].value)}", "t-guess"))
+    at_curve = [Label(last.value, f"calibrated {score(last.value)}", "t-curve")]
+    if curve.uncalibrated:
+        plain = curve.uncalibrated[-1].value
+        at_curve.append(Label(plain, f"uncalibrated {score(plain)}", "t-plain"))
+    # A curve that ends early is labelled where it ends; one that reaches the right edge shares the arms' margin.
+    if last.fraction > 0.6:
+        return _labels(frame, RIGHT, at_margin + at_curve)
+    return _labels(frame, RIGHT, at_margin) + _labels(frame, frame.x(last.fraction), at_curve)
+
+
+def _labels(frame: Frame, x: float, labels: Sequence[Label]) -> list[Markup]:
     """Texts right of `x`, each tied to its own height by a leader."""
-    heights = [frame.y(value) for value, _, _ in labels]
+    heights = [frame.y(label.value) for label in labels]
     parts = []
-    for (_, text, css), y, placed in zip(labels, heights, spread(heights, LABEL_GAP, TOP, BOTTOM), strict=True):
-        parts.append(f'<polyline class="leader" points="{x + 7},{y} {x + 15},{placed:.1f}"/>')
-        parts.append(f'<text class="{css}" x="{x + 18}" y="{placed + 4:.1f}">{escape(text)}</text>')
+    for label, y, placed in zip(labels, heights, spread(heights, LABEL_GAP, TOP, BOTTOM), strict=True):
+        parts.append(element("polyline", css="leader", points=f"{x + 7},{y} {x + 15},{placed:.1f}"))
+        parts.append(element("text", label.text, css=label.css, x=x + 18, y=f"{placed + 4:.1f}"))
     return parts

@@ -15,7 +15,7 @@ from fastfill_ray.report.prediction import (
     promises,
 )
 from fastfill_ray.report.text import prediction_note
-from tests.report.test_report import metric, plan, version
+from tests.report.logs import metric, plan, version
 
 FRACTIONS = (0.1, 0.5, 1.0)
 
@@ -41,8 +41,8 @@ def state(*, versions: int = 3, old: bool = True, end: float = 1.0, new: float =
     fractions = (*FRACTIONS[:-1], end)
     made = tuple(version(i, f, metrics=m) for i, (f, m) in enumerate(zip(fractions, measured, strict=True)))
     made = (*made[:2], made[2].model_copy(update={"final": True}))[:versions]
-    told = plan(baselines=arms, waves=(0.5, end), prediction=promised((0.44, 0.64, 0.8)))
-    return State(plans=(told,), versions=made)
+    with_promise = plan(baselines=arms, waves=(0.5, end), prediction=promised((0.44, 0.64, 0.8)))
+    return State(plans=(with_promise,), versions=made)
 
 
 def shares(of: State, scope: str) -> list[float | None]:
@@ -100,10 +100,10 @@ def test_one_version_is_too_few_for_an_error() -> None:
 def test_a_gain_goes_up() -> None:
     assert gain(0.5, 0.5) is None
     assert gain(None, 0.5) is None
-    found = gain(0.2, 0.6)
-    assert found is not None
-    assert found.share(0.3) == pytest.approx(0.25)
-    assert found.value(0.25) == pytest.approx(0.3)
+    rise = gain(0.2, 0.6)
+    assert rise is not None
+    assert rise.share(0.3) == pytest.approx(0.25)
+    assert rise.value(0.25) == pytest.approx(0.3)
 
 
 def test_the_note_names_the_error_once_the_plan_is_finished() -> None:

@@ -1,0 +1,139 @@
+"""The tables of the report's page: cells as text, still without markup."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fastfill_ray.log.records import FlipValue, Plan
+from fastfill_ray.log.state import State
+from fastfill_ray.report.choice import HEADINGS as TRIAL_HEADINGS
+from fastfill_ray.report.choice import trial_rows
+from fastfill_ray.report.flips import AGAINST, flips_of, group_metrics
+from fastfill_ray.report.model import HEADINGS, MeasuredCurve, objective_curve, status, table_rows
+from fastfill_ray.report.prediction import SCOPES, promises
+from fastfill_ray.report.wording import MISSING, SCOPE_WORDS, metric_name, percent, score, score_interval
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cells of one line of a table; `mark` says that it is an arm, a held version or neither."""
+
+    cells: tuple[str, ...]
+    mark: Literal["", "arm", "held"] = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings; `words`: the headings of the columns that hold words, all others hold figures."""
+
+    headings: tuple[str, ...]
+    rows: tuple[Row, ...]
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """A table of one metric by one relevance. `where`: on what it was measured, in words."""
+
+    metric: str
+    relevance: str
+    table: Table
+    where: str = ""
+
+
+def versions_table(state: State) -> Table:
+    """The version table with two more columns; the gate's reasons stand in full among the remarks."""
+    versions = {str(version.version): version for version in state.plan_versions}
+    rows = []
+    for cells in table_rows(state):
+        version = versions.get(cells[0])
+        if version is None:
+            rows.append(Row((*cells[:-1], MISSING, MISSING, cells[-1]), "arm"))
+            continue
+        held = status(state, version) == "held"
+        counts = (f"{version.quarantined:,}", f"{version.absent:,}")
+        rows.append(Row((*cells[:-1], *counts, "held" if held else cells[-1]), "held" if held else ""))
+    return Table((*HEADINGS[:-1], "quarantined", "absent", HEADINGS[-1]), tuple(rows), words=HEADINGS[-1:])
+
+
+def flips_table(state: State) -> MetricTable | None:
+    """Per version the shares of queries that got worse and better, against the old system and the version before."""
+    flips = {version.version: flips_of(state, version) for version in state.plan_versions}
+    first = next((value for values in flips.values() for value in values.values()), None)
+    if first is None:
+        return None
+    columns = ("NFR", "PFR", "mean loss", "mean gain")
+    headings = ("version", *(f"{column}, {against}" for against in AGAINST for column in columns))
+    rows = (
+        Row((str(number), *(cell for against in AGAINST for cell in _flip_cells(values.get(against)))))
+        for number, values in flips.items()
+    )
+    table = Table(headings, tuple(rows))
+    return MetricTable(metric_name(first.metric), first.relevance, table, where=SCOPE_WORDS[first.scope])
+
+
+def _flip_cells(value: FlipValue | None) -> tuple[str, ...]:
+    """Shares of the queries that got worse and better, and by how much on average."""
+    if value is None:
+        return (MISSING,) * 4
+    shares = ((value.nfr, value.nfr_low, value.nfr_high), (value.pfr, value.pfr_low, value.pfr_high))
+    written = (f"{100 * share:.1f} % ({100 * low:.1f} to {100 * high:.1f})" for share, low, high in shares)
+    return (*written, score(value.mean_loss), score(value.mean_gain))
+
+
+def groups_table(state: State, plan: Plan) -> MetricTable | None:
+    """The objective per group of the queries and version, and the gap between the groups."""
+    best = objective_curve(state)
+    if best is None:
+        return None
+    place = (best.scope, best.relevance, best.metric)
+    versions = {str(v.version): group_metrics(v.metrics).get(place, {}) for v in state.plan_versions}
+    names = dict.fromkeys(name for groups in versions.values() for name in groups)
+    if not names:
+        return None
+    arms = {arm: group_metrics(plan.baselines.get(arm, ())).get(place, {}) for arm in ("old/old", "new/new")}
+    columns = {"old/old": arms["old/old"], **versions, "new/new": arms["new/new"]}
+    columns = {heading: groups for heading, groups in columns.items() if groups}
+    rows = []
+    for name in names:
+        queries = max(groups[name].queries for groups in columns.values() if name in groups)
+        values = (groups[name].value if name in groups else None for groups in columns.values())
+        rows.append(Row((name, f"{queries:,}", *map(score, values))))
+    spans = ([m.value for m in groups.values()] for groups in columns.values())
+    rows.append(Row(("gap", MISSING, *(score(max(values) - min(values)) for values in spans)), "arm"))
+    table = Table(("group", "queries", *columns), tuple(rows), words=("group",))
+    return MetricTable(metric_name(best.metric), best.relevance, table)
+
+
+def predictions_table(state: State) -> MetricTable | None:
+    """Per version what was predicted and what was measured, as values and as shares of the gain."""
+    made = promises(state)
+    if not made:
+        return None
+    rows = []
+    for p in made:
+        values = [p.prediction, *(p.measured.get(scope) for scope in SCOPES)]
+        shares = [p.share, *(p.shares.get(scope) for scope in SCOPES)]
+        cells = [MISSING if p.version is None else str(p.version), percent(p.prediction.fraction)]
+        cells += [MISSING if v is None else score_interval(v.value, v.low, v.high) for v in values]
+        cells += [MISSING if share is None else percent(share) for share in shares]
+        rows.append(Row(tuple(cells)))
+    headings = ("version", "fraction", "predicted", *SCOPES, "share predicted", *SCOPES)
+    first = made[0].prediction
+    return MetricTable(metric_name(first.metric), first.relevance, Table(headings, tuple(rows)))
+
+
+def areas_table(curves: tuple[MeasuredCurve, ...]) -> Table:
+    rows = []
+    for curve in curves:
+        arms = (None if arm is None else arm.value for arm in (curve.old, curve.new))
+        values = (curve.area, curve.area_uncalibrated, *arms)
+        rows.append(Row((f"{metric_name(curve.metric)} by {curve.relevance}", curve.scope, *map(score, values))))
+    return Table(("metric", "scope", "calibrated", "uncalibrated", "old/old", "new/new"), tuple(rows), words=("scope",))
+
+
+def trials_table(plan: Plan) -> Table | None:
+    """The best candidates of the last stage of the choice."""
+    rows = tuple(Row(cells) for cells in trial_rows(plan))
+    return Table(TRIAL_HEADINGS, rows, words=("stale mode", "policy", "calibration", "outcome")) if rows else None
