@@ -200,20 +200,17 @@ def test_nothing_is_fitted_and_compared_on_the_same_query(monkeypatch: pytest.Mo
     assert sorted(sizes) == sorted(used)
 
 
-NOISE_POLICIES: tuple[Policy, ...] = ("random", "uncertainty", "entropy")
-
-
 def noise_views(items: PairedItems, seed: int) -> dict[MapView, View]:
-    """A map with errors of one size everywhere, and orders that know nothing: no candidate is better than another."""
+    """A map with errors of one size everywhere: no calibration betters it, so what a fit gains is noise."""
     rng = np.random.default_rng([seed, 2])
     aligned = items.new + np.float32(0.7) * rng.normal(size=items.new.shape).astype(np.float32)
-    return {GOOD: View(aligned, {p: rng.random(len(items.ids)).astype(np.float32) for p in NOISE_POLICIES})}
+    return {GOOD: View(aligned, {"random": rng.random(len(items.ids)).astype(np.float32)})}
 
 
-def test_what_a_choice_among_noise_expects_it_gets_on_fresh_items_and_a_choice_in_sample_does_not() -> None:
+def test_where_a_fit_gains_but_noise_the_expected_area_is_that_of_fresh_items_and_an_in_sample_one_is_not() -> None:
     objective = replace(NEW_MODEL_MAP, metric="cmc@1")
-    allowed = Allowed([GOOD], NOISE_POLICIES, (1.0,), ("identity", "scale_offset_by_wave"))
-    candidates = [Candidate(GOOD, 1.0, policy, form) for policy in NOISE_POLICIES for form in allowed.forms]
+    allowed = Allowed([GOOD], ["random"], (1.0,), ("identity", "scale_offset_by_wave"))
+    plain, rich = (Candidate(GOOD, 1.0, "random", form) for form in allowed.forms)
     cutoffs = published_cutoffs(40, POINTS)
 
     def area(candidate: Candidate, fitted_on: HeldOut, traced_on: HeldOut) -> float:
@@ -226,16 +223,14 @@ def test_what_a_choice_among_noise_expects_it_gets_on_fresh_items_and_a_choice_i
     for seed in range(40):
         here, fresh = (split_of(number, queries=24, items=40, make_views=noise_views) for number in (seed, 1000 + seed))
         # What nothing is fitted for differs between two splits by their own luck alone.
-        luck = area(candidates[0], here, here) - area(candidates[0], fresh, fresh)
+        luck = area(plain, here, here) - area(plain, fresh, fresh)
         choice = choose(here, allowed, objective, 0)
         cross_fitted.append(choice.expected.value - area(choice.winner, here, fresh) - luck)
-        own = {candidate: area(candidate, here, here) for candidate in candidates}
-        best = max(own, key=lambda candidate: own[candidate])
-        in_sample.append(own[best] - area(best, here, fresh) - luck)
+        in_sample.append(area(rich, here, here) - area(rich, here, fresh) - luck)
     bias, optimism = (np.array(values) for values in (cross_fitted, in_sample))
     error_of_bias, error_of_optimism = (values.std(ddof=1) / np.sqrt(len(values)) for values in (bias, optimism))
     assert abs(bias.mean()) < 3 * error_of_bias, (bias.mean(), error_of_bias)
-    assert optimism.mean() > 5 * error_of_optimism, (optimism.mean(), error_of_optimism)
+    assert optimism.mean() > 3 * error_of_optimism, (optimism.mean(), error_of_optimism)
     assert optimism.mean() > 2 * abs(bias.mean()), (optimism.mean(), bias.mean())
 
 
