@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from fastfill_ray.alignment.maps import Method
-from fastfill_ray.alignment.pairs import Classifier, TrainingPairs
+from fastfill_ray.alignment.pairs import training_pairs
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.errors import ConfigError
-from fastfill_ray.inputs.pairs import PairsTable
-from fastfill_ray.ordering.ids import hash_ids
+from fastfill_ray.experiment.items import PairedItems
+from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.policies import random_priority
 from fastfill_ray.simulation import simulate
 
@@ -41,7 +41,7 @@ def two_models(images: Vectors, labels: NDArray[np.int64]) -> tuple[NDArray[np.f
 
 
 @pytest.fixture(scope="module")
-def pairs() -> PairsTable:
+def pairs() -> PairedItems:
     """Train pairs and a gallery with no calibration split; one class has a single item in the gallery."""
     images, labels = load_digits(return_X_y=True)
     chosen = np.random.default_rng(0).permutation(len(labels))
@@ -50,20 +50,21 @@ def pairs() -> PairsTable:
     old, new = two_models(images, labels)
     ids = np.arange(len(labels))
     split = np.array(["train"] * TRAIN + ["audit"] * GALLERY, object)
-    return PairsTable(ids.astype(object), hash_ids(ids), old, new, split, labels.astype(object))
+    return PairedItems(ids.astype(object), old, new, split, labels.astype(object))
 
 
-def classifier(pairs: PairsTable) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def classifier(pairs: PairedItems) -> Classifier:
     """Nearest class mean as a linear classifier, of the new vectors."""
     train = pairs.part("train")
     assert train.labels is not None
     seen = [train.new[train.labels == c] for c in range(10)]
     means = np.stack([rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1]) for rows in seen])
-    return means.astype(np.float32), (-np.square(means).sum(axis=1) / 2).astype(np.float32)
+    bias = (-np.square(means).sum(axis=1) / 2).astype(np.float32)
+    return Classifier.of_class_numbers(means.astype(np.float32), bias)
 
 
 @pytest.fixture(scope="module")
-def found(pairs: PairsTable) -> dict[str, Any]:
+def report(pairs: PairedItems) -> dict[str, Any]:
     return simulate(
         pairs, protocol="authors", methods=METHODS, classifier=classifier(pairs), seed=SEED, stream=io.StringIO()
     ).data
@@ -83,19 +84,19 @@ def distances(queries: Vectors, gallery: Vectors) -> list[list[float]]:
 def evaluate(table: list[list[float]], labels: list[int]) -> dict[str, float]:
     """The three figures of one state, in which `table` holds each query's distance to each item."""
     sums = dict.fromkeys(METRICS, 0.0)
-    asked = 0
+    answered = 0
     for query, row in enumerate(table):
         others = [item for item in range(len(labels)) if item != query]
         others.sort(key=lambda item: row[item])
         matches = [labels[item] == labels[query] for item in others]
         if not any(matches):
             continue
-        asked += 1
+        answered += 1
         sums["cmc@1"] += matches[0]
         sums["cmc@5"] += any(matches[:5])
         precisions = [sum(matches[:place]) / place for place, match in enumerate(matches, 1) if match]
         sums["map"] += sum(precisions) / len(precisions)
-    return {metric: total / asked for metric, total in sums.items()}
+    return {metric: total / answered for metric, total in sums.items()}
 
 
 def curve(
@@ -112,23 +113,19 @@ def curve(
     return points
 
 
-def aligned(pairs: PairsTable, method: Method) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    train, gallery = pairs.part("train"), pairs.part("audit")
-    assert train.labels is not None
-    labelled = method == "fastfill"
-    labels = train.labels.astype(np.int64) if labelled else None
-    head = Classifier(*classifier(pairs)) if labelled else None
-    fit = Fit(method, "default", TrainingPairs(train.old, train.new, labels, head), seed=SEED)
+def aligned(pairs: PairedItems, method: Method) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    train = training_pairs(pairs.part("train"), method, classifier(pairs))
+    fit = Fit(method, "default", train, seed=SEED)
     while fit.epoch < fit.epochs:
         fit.step()
-    return fit.finish()(gallery.old)
+    return fit.finish()(pairs.part("audit").old)
 
 
 # They agree
 
 
 def test_the_arms_are_the_published_figures_of_old_and_new_vectors_alone(
-    pairs: PairsTable, found: dict[str, Any]
+    pairs: PairedItems, report: dict[str, Any]
 ) -> None:
     gallery = pairs.part("audit")
     assert gallery.labels is not None
@@ -136,14 +133,14 @@ def test_the_arms_are_the_published_figures_of_old_and_new_vectors_alone(
         plain = vectors.astype(np.float64)
         expected = evaluate(distances(plain, plain), gallery.labels.tolist())
         for metric in METRICS:
-            told = found["arms"][arm][f"label/{metric}"]
-            assert told["value"] == pytest.approx(expected[metric], abs=1e-6)
-            assert told["queries"] == GALLERY - 1  # the only item of its class has no match
+            reported = report["arms"][arm][f"label/{metric}"]
+            assert reported["value"] == pytest.approx(expected[metric], abs=1e-6)
+            assert reported["queries"] == GALLERY - 1  # the only item of its class has no match
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_point_of_both_curves_and_their_areas_agree_with_plain_loops(
-    pairs: PairsTable, found: dict[str, Any], method: Method
+    pairs: PairedItems, report: dict[str, Any], method: Method
 ) -> None:
     gallery = pairs.part("audit")
     assert gallery.labels is not None
@@ -155,29 +152,36 @@ def test_every_point_of_both_curves_and_their_areas_agree_with_plain_loops(
     for policy, priority in priorities.items():
         order = sorted(range(GALLERY), key=lambda item: -float(priority[item]))
         expected = curve(new, stale, order, labels)
-        (told,) = [c for c in found["curves"] if (c["method"], c["policy"]) == (method, policy)]
-        assert (told["stale_mode"], told["calibration"]) == ("aligned", "identity")
-        assert told["fractions"] == pytest.approx([math.floor(i * GALLERY / 21) / GALLERY for i in range(22)], abs=1e-6)
+        (reported,) = [c for c in report["curves"] if (c["method"], c["policy"]) == (method, policy)]
+        assert (reported["stale_mode"], reported["calibration"]) == ("aligned", "identity")
+        assert reported["fractions"] == pytest.approx(
+            [math.floor(i * GALLERY / 21) / GALLERY for i in range(22)], abs=1e-6
+        )
         for metric in METRICS:
             values = [point[metric] for point in expected]
-            assert told["values"][f"label/{metric}"]["curve"] == pytest.approx(values, abs=1e-6)
-            assert told["values"][f"label/{metric}"]["area"] == pytest.approx(sum(values) / 22, abs=1e-6)
+            assert reported["values"][f"label/{metric}"]["curve"] == pytest.approx(values, abs=1e-6)
+            assert reported["values"][f"label/{metric}"]["area"] == pytest.approx(sum(values) / 22, abs=1e-6)
 
 
-def test_a_curve_runs_from_all_aligned_to_all_new_and_gains_on_the_way(found: dict[str, Any]) -> None:
-    for told in found["curves"]:
-        values = told["values"]["label/map"]
-        assert values["curve"][-1] == found["arms"]["new/new"]["label/map"]["value"]
+def test_a_curve_runs_from_all_aligned_to_all_new_and_gains_on_the_way(report: dict[str, Any]) -> None:
+    for reported in report["curves"]:
+        values = reported["values"]["label/map"]
+        assert values["curve"][-1] == report["arms"]["new/new"]["label/map"]["value"]
         assert values["curve"][0] < values["curve"][-1]
 
 
-def test_nothing_is_chosen_and_both_orders_of_every_map_are_told(found: dict[str, Any]) -> None:
-    assert (found["protocol"], found["objective"], found["choice"], found["metric"]) == ("authors", None, None, "l2")
-    told = [(c["method"], c["policy"]) for c in found["curves"]]
-    assert told == [(method, policy) for method in METHODS for policy in ("random", "uncertainty")]
+def test_nothing_is_chosen_and_both_orders_of_every_map_are_reported(report: dict[str, Any]) -> None:
+    assert (report["protocol"], report["objective"], report["choice"], report["metric"]) == (
+        "authors",
+        None,
+        None,
+        "l2",
+    )
+    reported = [(c["method"], c["policy"]) for c in report["curves"]]
+    assert reported == [(method, policy) for method in METHODS for policy in ("random", "uncertainty")]
 
 
 @pytest.mark.parametrize("option", [{"objective": "label/map"}, {"queries": "q.parquet"}, {"policies": ["random"]}])
-def test_what_the_protocol_has_no_place_for_is_refused(pairs: PairsTable, option: dict[str, Any]) -> None:
+def test_what_the_protocol_has_no_place_for_is_refused(pairs: PairedItems, option: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"protocol authors: {next(iter(option))} has no place"):
         simulate(pairs, protocol="authors", methods=["ridge"], **option)

@@ -14,17 +14,24 @@ import pyarrow.parquet as pq
 import pytest
 
 import fastfill_ray
-from fastfill_ray.alignment.maps import Method
+from fastfill_ray.alignment.maps import Alignment, Method
+from fastfill_ray.alignment.pairs import classifier_for
 from fastfill_ray.cli import main
 from fastfill_ray.errors import AlignmentFailed, ConfigError
+from fastfill_ray.experiment.candidate import WEIGHTS, Objective
+from fastfill_ray.experiment.experiment import Question, run_experiment
+from fastfill_ray.experiment.heldout import Evidence
+from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.pairs import PairsTable, QueriesTable, read_pairs
+from fastfill_ray.inputs.pairs import read_pairs
+from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.policies import Policy
 from fastfill_ray.retrieval.calibration import FORMS
 from fastfill_ray.retrieval.metrics import METRICS
-from fastfill_ray.simulation import Simulation, class_numbers, simulate
+from fastfill_ray.simulation import Simulation, in_order, simulate, train_maps
 from fastfill_ray.types import SPLITS
 from tests import synthetic
+from tests.experiment.test_experiment import same_findings
 
 N = 400
 COUNTS = {"train": 280, "calibration": 60, "audit": 60}
@@ -58,23 +65,44 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def table(pairs: str) -> PairsTable:
-    return read_pairs(InputStore(), pairs, metric="cosine", seed=0)
+def items(pairs: str) -> PairedItems:
+    return read_pairs(InputStore(), pairs, metric="cosine", seed=0)[0]
 
 
-def quiet(pairs: str | PairsTable, **options: Any) -> Simulation:
+def quiet(pairs: str | PairedItems, **options: Any) -> Simulation:
     return simulate(pairs, **{"methods": CHEAP, "policies": TWO, "stream": io.StringIO(), **options})
 
 
-@pytest.fixture(scope="module")
-def asked() -> QueriesTable:
-    """Few queries, labelled, without old vectors: nothing is fused, which makes a simulation short."""
-    x, classes = synthetic.latent(30, seed=4)
-    return QueriesTable(vectors(x)[1], None, np.array([f"class-{c}" for c in classes], object), None, None)
+def users_of(count: int, *, old: bool = False) -> Queries:
+    """Users' queries with labels."""
+    x, classes = synthetic.latent(count, seed=4)
+    theirs, new = vectors(x)
+    ids, labels = (
+        np.array([f"{kind}-{n}" for n in numbers], object)
+        for kind, numbers in (("query", range(count)), ("class", classes))
+    )
+    return Queries(ids, new, theirs if old else None, labels)
 
 
 @pytest.fixture(scope="module")
-def found(pairs: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Simulation, Path, str]:
+def users() -> Queries:
+    """As few queries as may decide, without old vectors: nothing is fused, which makes a simulation short."""
+    return users_of(60)
+
+
+def close(one: Any, other: Any) -> bool:
+    """Whether two pieces of JSON are the same but for the last digits of their numbers."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(close(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return one == pytest.approx(other, abs=1e-5)
+    return bool(one == other)
+
+
+@pytest.fixture(scope="module")
+def report(pairs: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Simulation, Path, str]:
     out, stream = tmp_path_factory.mktemp("out") / "new" / "folder", io.StringIO()
     return quiet(pairs, policies=None, methods=["kernel"], out=out, stream=stream), out, stream.getvalue()
 
@@ -82,8 +110,8 @@ def found(pairs: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Simulat
 # The report
 
 
-def test_simulation_json_is_valid_and_holds_what_is_returned(found: tuple[Simulation, Path, str]) -> None:
-    simulation, out, _ = found
+def test_simulation_json_is_valid_and_holds_what_is_returned(report: tuple[Simulation, Path, str]) -> None:
+    simulation, out, _ = report
 
     def no_constant(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
@@ -93,15 +121,17 @@ def test_simulation_json_is_valid_and_holds_what_is_returned(found: tuple[Simula
     assert [path.name for path in out.iterdir()] == ["simulation.json"]
 
 
-def test_the_report_says_what_was_simulated_on_what(found: tuple[Simulation, Path, str]) -> None:
-    data = found[0].data
+def test_the_report_says_what_was_simulated_on_what(report: tuple[Simulation, Path, str]) -> None:
+    data = report[0].data
     assert set(data) == {
         "protocol", "objective", "arms", "curves", "choice", "seed", "metric", "seconds", "preset", "items", "dropped",
+        "maps",
     }  # fmt: skip
     assert (data["protocol"], data["objective"], data["metric"], data["preset"]) == (
         None, "label/map", "cosine", "default",
     )  # fmt: skip
     assert (data["items"], data["dropped"], data["seed"]) == (COUNTS, 1, 0)
+    assert data["maps"] == "trained here, preset default, seed 0"
     names = {f"{relevance}/{metric}" for relevance in ("label", "new_model") for metric in METRICS}
     assert set(data["arms"]) == {"old/old", "new/new"}
     for arm in data["arms"].values():
@@ -111,13 +141,13 @@ def test_the_report_says_what_was_simulated_on_what(found: tuple[Simulation, Pat
 
 
 def test_every_curve_has_22_points_of_every_relevance_and_metric_overall_and_per_group(
-    found: tuple[Simulation, Path, str],
+    report: tuple[Simulation, Path, str],
 ) -> None:
-    data = found[0].data
+    data = report[0].data
     names = {f"{relevance}/{metric}" for relevance in ("label", "new_model") for metric in METRICS}
     for curve in data["curves"]:
         assert set(curve) == {
-            "method", "stale_mode", "weight", "policy", "calibration", "fractions", "values", "groups",
+            "method", "norms_kept", "stale_mode", "weight", "policy", "calibration", "fractions", "values", "groups",
         }  # fmt: skip
         assert curve["fractions"] == pytest.approx([60 * i // 21 / 60 for i in range(22)], abs=1e-6)
         assert set(curve["values"]) == names
@@ -131,8 +161,8 @@ def test_every_curve_has_22_points_of_every_relevance_and_metric_overall_and_per
             assert all(len(values) == 22 for values in by_group.values())
 
 
-def test_every_order_and_calibration_is_among_the_curves(found: tuple[Simulation, Path, str]) -> None:
-    curves = found[0].data["curves"]
+def test_every_order_and_calibration_is_among_the_curves(report: tuple[Simulation, Path, str]) -> None:
+    curves = report[0].data["curves"]
     orders = {"random", "uncertainty", "entropy", "expected_gain", "class_margin", "class_loss"}
     assert {c["policy"] for c in curves if (c["stale_mode"], c["calibration"]) == ("aligned", "offset")} == orders
     assert {c["stale_mode"] for c in curves} == {"aligned"}, "no user's query is known to have an old vector"
@@ -141,10 +171,12 @@ def test_every_order_and_calibration_is_among_the_curves(found: tuple[Simulation
     assert len(set(keys)) == len(keys)
 
 
-def test_the_choice_has_a_runner_up_a_margin_and_all_that_was_tried(found: tuple[Simulation, Path, str]) -> None:
-    data = found[0].data
+def test_the_choice_has_a_runner_up_a_margin_and_all_that_was_tried(report: tuple[Simulation, Path, str]) -> None:
+    data = report[0].data
     choice = data["choice"]
-    assert set(choice) == {"winner", "runner_up", "margin", "trials"}
+    assert set(choice) == {"objective", "winner", "runner_up", "margin", "expected", "trials"}
+    assert choice["objective"] == "label/map"
+    assert choice["expected"]["low"] <= choice["expected"]["value"] <= choice["expected"]["high"]
     assert choice["runner_up"] != choice["winner"]
     curves = [next(c for c in data["curves"] if choice[who].items() <= c.items()) for who in ("winner", "runner_up")]
     areas = [curve["values"]["label/map"]["area"] for curve in curves]
@@ -153,13 +185,15 @@ def test_the_choice_has_a_runner_up_a_margin_and_all_that_was_tried(found: tuple
     assert margin["low"] <= margin["value"] <= margin["high"]
     assert margin["queries"] == 60
     for last in (True, False):
-        tried = [trial["area"] for trial in choice["trials"] if (trial["stage"] == "calibration") == last]
-        assert tried == sorted(tried, reverse=True)
+        tried = [
+            (-trial["queries"], -trial["area"]) for trial in choice["trials"] if (trial["stage"] == "final") == last
+        ]
+        assert tried == sorted(tried)
     assert any(choice["winner"].items() <= trial.items() for trial in choice["trials"])
 
 
-def test_the_table_shows_arms_the_best_curves_and_the_choice(found: tuple[Simulation, Path, str]) -> None:
-    simulation = found[0]
+def test_the_table_shows_arms_the_best_curves_and_the_choice(report: tuple[Simulation, Path, str]) -> None:
+    simulation = report[0]
     lines = simulation.table().splitlines()
     assert lines[0].startswith("Arms, and areas under the curves")
     assert lines[1].split() == ["label/map", "label/cmc@1", "new_model/recall@10", "at", "0", "%", "to", "95", "%"]
@@ -173,23 +207,20 @@ def test_the_table_shows_arms_the_best_curves_and_the_choice(found: tuple[Simula
     assert max(map(len, lines[:-2])) <= 120
 
 
-def test_progress_tells_what_is_left_out_trained_and_compared(found: tuple[Simulation, Path, str]) -> None:
-    told = found[2].splitlines()
-    assert told[0] == "1 pairs are left out; the first: row 400, old: non_finite"
-    assert told[1].startswith("trained kernel on 280 pairs in ")
-    assert told[2] == "choosing among 1 maps and 6 orders"
+def test_progress_tells_what_is_left_out_trained_and_compared(report: tuple[Simulation, Path, str]) -> None:
+    lines = report[2].splitlines()
+    assert lines[0] == "1 pairs are left out; the first: row 400, old: non_finite"
+    assert lines[1].startswith("trained kernel on 280 pairs in ")
+    assert lines[2] == "choosing among 1 maps"
 
 
-def test_two_runs_with_one_seed_report_the_same_and_another_seed_another(
-    table: PairsTable, asked: QueriesTable
-) -> None:
-    told = []
-    for seed in (3, 3, 4):
-        data = dict(quiet(table, queries=asked, seed=seed).data)
-        del data["seconds"], data["seed"]
-        told.append(json.dumps(data))
-    assert told[0] == told[1]
-    assert told[0] != told[2]
+def test_two_runs_with_one_seed_report_the_same_and_another_seed_another(items: PairedItems, users: Queries) -> None:
+    first, second, other = (quiet(items, queries=users, seed=seed).data for seed in (3, 3, 4))
+    for name in ("arms", "curves", "maps", "items"):
+        assert close(first[name], second[name])
+    for name in ("winner", "runner_up", "margin", "expected"):
+        assert close(first["choice"][name], second["choice"][name])
+    assert not close(first["curves"], other["curves"])
 
 
 def test_the_public_names_are_these() -> None:
@@ -199,42 +230,43 @@ def test_the_public_names_are_these() -> None:
 # Variants of the input
 
 
-def test_without_labels_the_new_models_own_neighbours_are_the_objective(table: PairsTable, asked: QueriesTable) -> None:
-    data = quiet(replace(table, labels=None, groups=None), queries=asked, policies=None, methods=["ridge"]).data
+def test_without_labels_the_new_models_own_neighbours_are_the_objective(items: PairedItems, users: Queries) -> None:
+    data = quiet(replace(items, labels=None, groups=None), queries=users, policies=None, methods=["ridge"]).data
     assert data["objective"] == "new_model/recall@10"
     assert {curve["policy"] for curve in data["curves"]} == {"random", "uncertainty", "expected_gain"}
     assert all(name.startswith("new_model/") for name in data["arms"]["new/new"])
     assert all("groups" not in curve for curve in data["curves"])
 
 
-def test_labels_that_name_single_items_leave_entropy_out(table: PairsTable, asked: QueriesTable) -> None:
-    single = replace(table, labels=table.ids)
-    data = quiet(single, queries=asked, policies=None, methods=["ridge"], objective="new_model/recall@10").data
+def test_labels_that_name_single_items_leave_entropy_out(items: PairedItems, users: Queries) -> None:
+    single = replace(items, labels=items.ids)
+    data = quiet(single, queries=users, policies=None, methods=["ridge"], objective="new_model/recall@10").data
     assert "entropy" not in {curve["policy"] for curve in data["curves"]}
 
 
-def test_one_map_and_one_order_without_old_queries_have_no_runner_up(table: PairsTable, asked: QueriesTable) -> None:
-    simulation = quiet(table, queries=asked, methods=["ridge"], policies=["random"])
+def test_one_map_and_one_order_without_old_queries_have_no_runner_up(items: PairedItems, users: Queries) -> None:
+    simulation = quiet(items, queries=users, methods=["ridge"], policies=["random"])
     choice = simulation.data["choice"]
     assert (choice["runner_up"], choice["margin"]) == (None, None)
     assert set(simulation.data["arms"]) == {"new/new"}
     assert {curve["stale_mode"] for curve in simulation.data["curves"]} == {"aligned"}
-    assert simulation.data["arms"]["new/new"]["label/map"]["queries"] == 30
+    assert simulation.data["arms"]["new/new"]["label/map"]["queries"] == 60
     assert simulation.table().splitlines()[-1].startswith("Chosen on the calibration split: ridge, aligned, random")
 
 
-def test_queries_and_judgements_from_files_are_an_objective_too(pairs: str, tmp_path: Path, table: PairsTable) -> None:
-    rows = np.concatenate([np.flatnonzero(table.split == split)[:20] for split in ("calibration", "audit")])
+def test_queries_and_judgements_from_files_are_an_objective_too(pairs: str, tmp_path: Path, items: PairedItems) -> None:
+    rows = np.concatenate([np.flatnonzero(items.split == split) for split in ("calibration", "audit")])
     old, new = vectors(synthetic.latent(N + 1)[0])
     names = [f"q{i}" for i in range(len(rows))]
     noise = np.random.default_rng(0).normal(size=(len(rows), synthetic.NEW_DIM)).astype("f4") * 0.02
-    asked, qrels = tmp_path / "queries.parquet", tmp_path / "qrels.parquet"
-    pq.write_table(pa.table({"id": names, "new": list(new[rows] + noise), "old": list(old[rows])}), asked)
-    pq.write_table(pa.table({"query_id": names, "item_id": table.ids[rows].tolist()}), qrels)
-    options: dict[str, Any] = {"queries": str(asked), "qrels": str(qrels), "methods": ["ridge"], "policies": ["random"]}
+    users, qrels = tmp_path / "queries.parquet", tmp_path / "qrels.parquet"
+    pq.write_table(pa.table({"id": names, "new": list(new[rows] + noise), "old": list(old[rows])}), users)
+    pq.write_table(pa.table({"query_id": names, "item_id": items.ids[rows].tolist()}), qrels)
+    options: dict[str, Any] = {"queries": str(users), "qrels": str(qrels), "methods": ["ridge"], "policies": ["random"]}
     data = quiet(pairs, objective="qrels/mrr", **options).data
     assert data["objective"] == "qrels/mrr"
-    assert data["arms"]["new/new"]["qrels/mrr"] == pytest.approx({"value": 1, "low": 1, "high": 1, "queries": 20})
+    assert data["arms"]["new/new"]["qrels/mrr"] == pytest.approx({"value": 1, "low": 1, "high": 1, "queries": 60})
+    assert data["choice"]["objective"] == "qrels/mrr"
     assert data["arms"]["old/old"]["qrels/mrr"]["value"] == 1
     assert {curve["stale_mode"] for curve in data["curves"]} == {"aligned", "fused"}, "these queries have old vectors"
     assert not any(name.startswith("label/") for name in data["arms"]["new/new"])
@@ -244,53 +276,122 @@ def test_queries_and_judgements_from_files_are_an_objective_too(pairs: str, tmp_
         quiet(pairs, objective="qrels/mrr", **options)
 
 
-def test_equal_weights_change_nothing_and_others_the_order(table: PairsTable, asked: QueriesTable) -> None:
-    told = [
-        quiet(replace(table, weights=weights), queries=asked, methods=["ridge"], policies=["uncertainty"]).data[
+def test_equal_weights_change_nothing_and_others_the_order(items: PairedItems, users: Queries) -> None:
+    curves = [
+        quiet(replace(items, weights=weights), queries=users, methods=["ridge"], policies=["uncertainty"]).data[
             "curves"
         ]
         for weights in (None, np.full(N, 2, np.float32), np.arange(N, dtype=np.float32) % 2)
     ]
-    assert told[0] == told[1]
-    assert told[0] != told[2]
+    assert close(curves[0], curves[1])
+    assert not close(curves[0], curves[2])
 
 
-def test_a_map_that_cannot_be_fitted_is_told_and_the_others_go_on(table: PairsTable) -> None:
-    flat = replace(table, old=np.repeat(table.old[:1], N, axis=0))
+def test_where_no_map_can_be_fitted_every_reason_is_given(items: PairedItems) -> None:
+    flat = replace(items, old=np.repeat(items.old[:1], N, axis=0))
     with pytest.raises(AlignmentFailed, match=r"ridge: .* are the same.*; procrustes: "):
         quiet(flat)
+
+
+# The run's own choice
+
+
+@pytest.fixture(scope="module")
+def maps(items: PairedItems) -> dict[Method, Alignment]:
+    return train_maps(items, CHEAP, "default", None, seed=5, stream=io.StringIO())
+
+
+@pytest.mark.parametrize(
+    ("queries", "objective", "policies"),
+    [
+        (None, Objective("label", "map"), ("random", "class_margin", "entropy")),
+        (users_of(80, old=True), Objective("label", "cmc@1"), ("random", "uncertainty")),
+        (users_of(80), Objective("new_model", "recall@10"), None),
+        (users_of(59), Objective("label", "map"), TWO),
+    ],
+    ids=["items", "old", "orders", "few"],
+)
+def test_on_a_runs_pairs_queries_maps_and_waves_the_choice_is_the_runs(
+    items: PairedItems,
+    maps: dict[Method, Alignment],
+    queries: Queries | None,
+    objective: Objective,
+    policies: tuple[Policy, ...] | None,
+) -> None:
+    waves, weights = (0.05, 0.3, 1.0), WEIGHTS if queries is not None and queries.old is not None else (1.0,)
+    evidence = Evidence(items, queries, "cosine", in_order(maps), classifier_for(None, items.part("train")), 5)
+    of_run = run_experiment(evidence, Question(objective, weights, policies, fractions=waves))
+    simulation = quiet(
+        items, queries=queries, alignments=maps, waves=waves, objective=str(objective), policies=policies, seed=5
+    )
+    assert simulation.findings is not None
+    same_findings(simulation.findings, of_run)
+    assert len(of_run.predicted) == len(waves)
+    assert simulation.data["maps"] == "given"
+
+
+def test_the_order_of_the_rows_of_a_file_changes_nothing(
+    items: PairedItems, maps: dict[Method, Alignment], users: Queries
+) -> None:
+    rng = np.random.default_rng(1)
+    moved = items.take(rng.permutation(N)), users.take(rng.permutation(len(users.ids)))
+    first, second = (
+        quiet(pairs, queries=queries, alignments=maps, waves=(0.1, 1.0)) for pairs, queries in ((items, users), moved)
+    )
+    assert first.findings is not None
+    assert second.findings is not None
+    same_findings(first.findings, second.findings)
+
+
+def test_below_sixty_answered_queries_the_new_model_decides_and_the_report_says_so(
+    items: PairedItems, maps: dict[Method, Alignment]
+) -> None:
+    for count, by in ((59, "new_model/map"), (60, "label/map")):
+        simulation = quiet(items, queries=users_of(count), alignments=maps, objective="label/map")
+        assert simulation.findings is not None
+        assert str(simulation.findings.chosen_by) == simulation.data["choice"]["objective"] == by
+        assert simulation.data["objective"] == "label/map"
+
+
+@pytest.mark.parametrize("split", ["calibration", "audit"])
+def test_an_objective_that_no_query_of_a_split_can_answer_is_refused(
+    items: PairedItems, users: Queries, maps: dict[Method, Alignment], split: str
+) -> None:
+    labels = np.where(items.split == split, "other", items.labels)
+    with pytest.raises(ConfigError, match=f"objective label/map: no query has a relevant item in split '{split}'"):
+        quiet(replace(items, labels=labels), queries=users, alignments=maps, objective="label/map")
 
 
 # Refused
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"objective": "label"}, "objective label/: relevance label, qrels or new_model, a slash, and one of"),
+        ({"objective": "label"}, "objective label: relevance label, qrels or new_model, a slash, and one of"),
         ({"objective": "label/f1"}, "objective label/f1: "),
         ({"objective": "clicks/map"}, "objective clicks/map: "),
         ({"objective": "qrels/map"}, "objective qrels/map: queries with qrels are needed"),
         ({"qrels": "qrels.parquet"}, "qrels are given without queries"),
-        ({"methods": ["spline"]}, "method spline is unknown; kernel, fastfill, fct, ridge, procrustes are expected"),
+        ({"methods": ["spline"]}, "method spline is unknown; procrustes, ridge, kernel, fct, fastfill are expected"),
         ({"policies": ["newest"]}, "policy newest is unknown; random, uncertainty"),
         ({"classifier": "nothing.npz"}, "nothing.npz"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused_before_anything_is_trained(
-    table: PairsTable, options: dict[str, Any], told: str
+    items: PairedItems, options: dict[str, Any], message: str
 ) -> None:
     stream = io.StringIO()
-    with pytest.raises(ConfigError, match=told):
-        quiet(table, stream=stream, **options)
+    with pytest.raises(ConfigError, match=message):
+        quiet(items, stream=stream, **options)
     assert stream.getvalue() == ""
 
 
-def test_what_needs_labels_is_refused_without(table: PairsTable) -> None:
-    bare = replace(table, labels=None)
+def test_what_needs_labels_is_refused_without(items: PairedItems) -> None:
+    bare = replace(items, labels=None)
     with pytest.raises(ConfigError, match="objective label/map: a column 'label' in pairs and queries are needed"):
         quiet(bare, objective="label/map")
-    with pytest.raises(ConfigError, match="policy class_margin: pairs need a column 'label'"):
+    with pytest.raises(ConfigError, match="policy class_margin: it reads the items' labels; name their column"):
         quiet(bare, policies=["class_margin"])
     with pytest.raises(ConfigError, match="policy entropy: it needs the new model's classifier"):
         quiet(bare, policies=["entropy"])
@@ -298,32 +399,22 @@ def test_what_needs_labels_is_refused_without(table: PairsTable) -> None:
         quiet(bare, policies=None, protocol="authors")
 
 
-def test_labels_beside_a_classifier_must_be_its_class_numbers(table: PairsTable) -> None:
-    classifier = np.ones((synthetic.CLASSES, synthetic.NEW_DIM), np.float32), np.zeros(synthetic.CLASSES, np.float32)
-    with pytest.raises(ConfigError, match=r"label 'class-.' is no class number"):
-        quiet(table, classifier=classifier, methods=["fastfill"])
+def test_labels_beside_a_classifier_must_be_its_class_numbers(items: PairedItems) -> None:
+    weight, bias = np.ones((synthetic.CLASSES, synthetic.NEW_DIM), np.float32), np.zeros(synthetic.CLASSES, np.float32)
+    classifier = Classifier.of_class_numbers(weight, bias)
+    with pytest.raises(ConfigError, match=r"a label is no class number: .*'class-.'"):
+        quiet(items, classifier=classifier, methods=["fastfill"])
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_splits_that_are_too_small_are_refused(table: PairsTable, split: str) -> None:
-    kept = np.flatnonzero(table.split == split)[:31]
-    marks = table.split.copy()
-    marks[table.split == split] = next(other for other in SPLITS if other != split)
+def test_splits_that_are_too_small_are_refused(items: PairedItems, split: str) -> None:
+    least = {"train": 32, "calibration": 16, "audit": 16}[split]
+    kept = np.flatnonzero(items.split == split)[: least - 1]
+    marks = items.split.copy()
+    marks[items.split == split] = next(other for other in SPLITS if other != split)
     marks[kept] = split
-    with pytest.raises(ConfigError, match=f"31 items in split '{split}', at least 32 are needed"):
-        quiet(replace(table, split=marks))
-
-
-def test_labels_become_numbers_or_nothing_where_one_is_unknown() -> None:
-    def numbers(values: list[Any], *, given: bool = False) -> list[int] | None:
-        found = class_numbers(np.array(values, object), given=given)
-        return None if found is None else found.tolist()
-
-    assert numbers(["b", "a", "b"]) == [1, 0, 1]
-    assert numbers([7, 3, 7], given=True) == [7, 3, 7]
-    assert numbers(["7", "3"], given=True) == [7, 3]
-    assert numbers(["a", None]) is None
-    assert class_numbers(None, given=False) is None
+    with pytest.raises(ConfigError, match=f"{least - 1} items in split '{split}', at least {least} are needed"):
+        quiet(replace(items, split=marks))
 
 
 # The command
@@ -332,13 +423,13 @@ def test_labels_become_numbers_or_nothing_where_one_is_unknown() -> None:
 def test_the_command_prints_the_table_and_writes_the_report(
     pairs: str,
     tmp_path: Path,
-    asked: QueriesTable,
+    users: Queries,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(simulate, "__kwdefaults__", {**(simulate.__kwdefaults__ or {}), "methods": ("ridge",)})
     queries = tmp_path / "queries.parquet"
-    pq.write_table(pa.table({"new": list(asked.new)}), queries)
+    pq.write_table(pa.table({"new": list(users.new)}), queries)
     command = ["simulate", "--pairs", pairs, "--out", str(tmp_path / "out")]
     assert main([*command, "--protocol", "authors", "--seed", "2"]) == 0
     printed = capsys.readouterr()
@@ -350,13 +441,13 @@ def test_the_command_prints_the_table_and_writes_the_report(
     assert "trained ridge on 280 pairs" in printed.err
     options = ["--queries", str(queries), "--metric", "ip", "--objective", "new_model/ndcg@10", "--json"]
     assert main([*command, *options]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["metric"], told["objective"]) == ("ip", "new_model/ndcg@10")
-    assert told == json.loads((tmp_path / "out" / "simulation.json").read_text())
+    printed_json = json.loads(capsys.readouterr().out)
+    assert (printed_json["metric"], printed_json["objective"]) == ("ip", "new_model/ndcg@10")
+    assert printed_json == json.loads((tmp_path / "out" / "simulation.json").read_text())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--objective", "label/best"], "ConfigError: objective label/best: "),
         (
@@ -366,10 +457,10 @@ def test_the_command_prints_the_table_and_writes_the_report(
     ],
 )
 def test_a_command_that_asks_for_the_impossible_exits_2_and_writes_nothing(
-    pairs: str, tmp_path: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    pairs: str, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["simulate", "--pairs", pairs, "--out", str(tmp_path / "out"), *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert told in printed.err
+    assert message in printed.err
     assert not (tmp_path / "out").exists()

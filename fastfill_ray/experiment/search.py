@@ -58,6 +58,7 @@ class Trial:
 class Choice:
     """The winner, the runner-up and everything that was tried, the last comparison first and the best first in it.
 
+    runner_up: the best that differs in more than the form; None where nothing else is allowed.
     expected: the winner's cross-fitted area over all queries, with its 95 % interval.
     """
 
@@ -100,8 +101,8 @@ class Race:
 
     @property
     def last_level(self) -> int:
-        """The level at which all queries are used."""
-        return max(0, int(np.ceil(np.log2(max(len(self._queries.ids), 1) / FIRST_QUERIES))))
+        """The level at which all queries are used; 1 at least, since level 0 looks at coarse curves."""
+        return max(1, int(np.ceil(np.log2(max(len(self._queries.ids), 1) / FIRST_QUERIES))))
 
     def areas(self, candidate: Candidate, level: int, stage: str) -> F64:
         """The candidate's cross-fitted area per query (Q,) on the first FIRST_QUERIES * 2**level queries."""
@@ -178,23 +179,24 @@ def choose(split: HeldOut, allowed: Allowed, objective: Objective, seed: int) ->
         split: the calibration split.
     """
     race = Race(split, objective, seed)
-    finalists = _shortlist(race, allowed, has_old=split.queries.old is not None)
-    alive, level, stage = finalists, min(1, race.last_level), "final"
+    alive, dropped = _shortlist(race, allowed, has_old=split.queries.old is not None)
+    level, stage = 1, "final"
     while True:
         ranked = race.ranked(alive, level, stage)
         alive = race.hopeful(ranked, level, stage)[:MOST_RIVALS]
+        dropped = [*(c for c in ranked if c not in alive), *dropped]  # who stayed longer stands before who left early
         if level == race.last_level or len(alive) == 1:
             break
         level += 1
     winner = _simplest(race, alive, level, stage, allowed)
-    others = [c for c in ranked if not c.same_but_form(winner)]
+    others = [c for c in [*alive, *dropped] if not c.same_but_form(winner)]
     expected = mean_interval(race.areas(winner, race.last_level, stage), seed=seed)
     trials = sorted(race.trials, key=lambda trial: (trial.stage != stage, -trial.queries, -trial.area))
     return Choice(winner, others[0] if others else None, expected, tuple(trials))
 
 
-def _shortlist(race: Race, allowed: Allowed, *, has_old: bool) -> list[Candidate]:
-    """The candidates of the final: few maps, modes and orders, each with every form."""
+def _shortlist(race: Race, allowed: Allowed, *, has_old: bool) -> tuple[list[Candidate], list[Candidate]]:
+    """The candidates of the final, few maps, modes and orders with every form; and the other orders, best first."""
     weights = [weight for weight in allowed.weights if weight == 1 or has_old]
     first = 1.0 if 1.0 in weights else max(weights)
     simple: Form = "offset" if "offset" in allowed.forms else allowed.forms[0]
@@ -228,7 +230,8 @@ def _shortlist(race: Race, allowed: Allowed, *, has_old: bool) -> list[Candidate
     best_forms = list(best_form.values())
     hopeful = race.hopeful(best_forms, 0, "order") + race.hopeful(sure(best_forms), 0, "order")
     orders = [c for c in kept(best_forms, KEPT_ORDERS) if c in hopeful]
-    return [replace(c, form=form) for c in orders for form in allowed.forms]
+    finalists = [replace(c, form=form) for c in orders for form in allowed.forms]
+    return finalists, [c for c in best_forms if c not in orders]
 
 
 def _simplest(race: Race, alive: Sequence[Candidate], level: int, stage: str, allowed: Allowed) -> Candidate:

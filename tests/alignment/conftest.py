@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
-from fastfill_ray.alignment.pairs import Classifier, TrainingPairs
+from fastfill_ray.alignment.pairs import TrainingPairs
+from fastfill_ray.ordering.classifier import Classifier
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def digits() -> Digits:
     old_model = MLPClassifier((32,), max_iter=60, random_state=0, tol=0.01).fit(images[half], labels[half])
     new_model = MLPClassifier((64,), max_iter=60, random_state=0, tol=0.01).fit(images[train], labels[train])
     old, new = _hidden(old_model, images), _hidden(new_model, images)
-    classifier = Classifier(new_model.coefs_[1].T.astype(np.float32), new_model.intercepts_[1].astype(np.float32))
+    weight, bias = new_model.coefs_[1].T.astype(np.float32), new_model.intercepts_[1].astype(np.float32)
+    classifier = Classifier.of_class_numbers(weight, bias)
     return Digits(
         train=TrainingPairs(old[:900], new[:900], labels[:900], classifier),
         old=old[900:],

@@ -8,8 +8,9 @@ import safetensors.torch
 from numpy.typing import NDArray
 
 from fastfill_ray.alignment.maps import PRESETS, Preset
-from fastfill_ray.alignment.pairs import HEAD_PENALTY, Classifier, TrainingPairs, softmax_head
+from fastfill_ray.alignment.pairs import CLASSIFIER_PENALTY, TrainingPairs, softmax_classifier
 from fastfill_ray.alignment.training import Fit
+from fastfill_ray.ordering.classifier import Classifier
 
 ROWS, OLD, NEW, CLASSES = 40, 6, 8, 3
 Weights = dict[str, NDArray[np.float64]]
@@ -18,7 +19,8 @@ Weights = dict[str, NDArray[np.float64]]
 def make(kind: str) -> TrainingPairs:
     rng = np.random.default_rng(0)
     old, new = (rng.normal(size=(ROWS, dim)).astype(np.float32) for dim in (OLD, NEW))
-    classifier = Classifier(rng.normal(size=(CLASSES, NEW)).astype(np.float32), np.ones(CLASSES, np.float32))
+    weight, bias = rng.normal(size=(CLASSES, NEW)).astype(np.float32), np.ones(CLASSES, np.float32)
+    classifier = Classifier.of_class_numbers(weight, bias)
     labels = np.arange(ROWS) % CLASSES
     return TrainingPairs(
         old, new * 4, labels if kind != "neither" else None, classifier if kind == "classifier" else None
@@ -69,11 +71,12 @@ def test_one_step_has_the_published_loss_and_the_published_gradient(kind: str, m
     else:
         # The model's own classifier reads vectors in its own units, a fitted one scaled vectors.
         scale = np.sqrt(np.square(pairs.new, dtype=np.float64).mean())
-        fitted = pairs.classifier or softmax_head(new, pairs.labels, CLASSES)
-        matrix = fitted.weight * (scale if pairs.classifier else 1.0)
+        own = pairs.classifier
+        weight, bias = (own.weight, own.bias) if own else softmax_classifier(new, pairs.labels, CLASSES)
+        matrix = weight * (scale if own else 1.0)
         target = np.full((ROWS, CLASSES), 0.1 / CLASSES)
         target[np.arange(ROWS), pairs.labels] += 0.9
-        log_p = log_softmax(h @ matrix.T + fitted.bias)
+        log_p = log_softmax(h @ matrix.T + bias)
         discriminative = -(target * log_p).sum(axis=1)
         gradient_h = gradient_h + mu * (np.exp(log_p) - target) @ matrix
     each = squared + mu * discriminative
@@ -114,10 +117,10 @@ def test_the_paper_trains_in_batches_of_1024_for_80_epochs_and_freezes_batch_nor
     assert losses[-1] < losses[0]
 
 
-def test_the_fitted_head_is_the_optimum_of_penalised_cross_entropy() -> None:
+def test_the_fitted_classifier_is_the_optimum_of_penalised_cross_entropy() -> None:
     rng = np.random.default_rng(2)
     x, labels = rng.normal(size=(200, NEW)), rng.integers(0, CLASSES, 200)
-    head = softmax_head(x, labels, CLASSES)
-    excess = np.exp(log_softmax(x @ head.weight.T + head.bias)) - np.eye(CLASSES)[labels]
-    assert np.abs(excess.T @ x / 200 + HEAD_PENALTY * head.weight).max() < 1e-3
+    weight, bias = softmax_classifier(x, labels, CLASSES)
+    excess = np.exp(log_softmax(x @ weight.T + bias)) - np.eye(CLASSES)[labels]
+    assert np.abs(excess.T @ x / 200 + CLASSIFIER_PENALTY * weight).max() < 1e-3
     assert np.abs(excess.mean(axis=0)).max() < 1e-3

@@ -10,32 +10,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fastfill_ray.experiment.candidate import Candidate
+from fastfill_ray.experiment.candidate import Candidate, MapView, Objective, views_of
 from fastfill_ray.experiment.curves import (
     KNOTS,
+    Backfill,
     Curve,
-    arm,
+    FittedCalibrations,
     backfill_order,
-    fit_knots,
     last_crossing,
-    positions,
     published_cutoffs,
-    trace,
 )
-from fastfill_ray.experiment.shadow import Scene, fuse_scores, old_scale_of
+from fastfill_ray.experiment.shadow import Shadow
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.waves import order_key
-from fastfill_ray.retrieval.calibration import OrderCalibration, fit_calibration, interpolate
+from fastfill_ray.retrieval.calibration import MixedScores, OrderCalibration, fit_calibration
 from fastfill_ray.retrieval.metrics import METRICS, per_query
 from fastfill_ray.retrieval.ranking import rank_hits
 from fastfill_ray.retrieval.relevance import RelevantItems
 
 Q, N = 9, 30
 SEEDS = st.integers(0, 2**32 - 1)
+LABEL_MAP = Objective("label", "map")
 
 
-def scene_of(seed: int = 0) -> tuple[Scene, NDArray[np.float32], dict[str, NDArray[np.bool_]]]:
-    """A scene with old scores and groups, stale scores (Q, N), and the relevances as dense matrices."""
+def backfill_of(seed: int = 0) -> tuple[Backfill, dict[str, NDArray[np.bool_]]]:
+    """A backfill with old scores and groups in an order drawn by the seed, and its relevances as dense matrices."""
     rng = np.random.default_rng(seed)
     new = rng.integers(0, 9, (Q, N)).astype(np.float32)
     new[np.arange(Q), np.arange(Q)] = -np.inf
@@ -47,9 +46,8 @@ def scene_of(seed: int = 0) -> tuple[Scene, NDArray[np.float32], dict[str, NDArr
     old, stale = (rng.integers(0, 9, (Q, N)).astype(np.float32) for _ in range(2))
     old[np.isneginf(new)] = stale[np.isneginf(new)] = -np.inf
     groups = np.array(["a", "b", None] * 3, object)
-    truths = {"new_model": RelevantItems.top(new), "label": RelevantItems.of(relevant)}
-    scene = Scene(new, old, truths, hash_ids(np.arange(N)), groups, 1.5)
-    return scene, stale, {"new_model": top & np.isfinite(new), "label": relevant}
+    shadow = Shadow(new, old, {"new_model": RelevantItems.top(new), "label": RelevantItems.of(relevant)}, groups)
+    return Backfill(shadow, stale, rng.permutation(N)), {"new_model": top & np.isfinite(new), "label": relevant}
 
 
 # Orders
@@ -74,8 +72,9 @@ def test_equal_priorities_are_ordered_by_the_hash_and_not_by_place() -> None:
 
 
 def test_positions_are_places_in_the_order() -> None:
+    backfill, _ = backfill_of()
     order = np.array([2, 0, 3, 1])
-    assert positions(order).tolist() == [0.25, 0.75, 0.0, 0.5]
+    assert replace(backfill, order=order).positions.tolist() == [0.25, 0.75, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("size", [21, 22, 100, 599, 1797])
@@ -86,68 +85,61 @@ def test_the_published_cutoffs_are_floors_of_twenty_firsts(size: int) -> None:
     assert published_cutoffs(size, 3) == [0, size // 2, size]
 
 
-# Fused scores
-
-
-@pytest.mark.parametrize("weight", [1.0, 0.8, 0.5, 0.0])
-def test_fused_scores_are_the_weighted_sum_and_excluded_items_stay_excluded(weight: float) -> None:
-    scene, stale, _ = scene_of()
-    assert scene.old is not None
-    found = fuse_scores(scene, stale, weight)
-    for query in range(Q):
-        for item in range(N):
-            if query == item:
-                assert np.isneginf(found[query, item])
-            else:
-                expected = weight * stale[query, item] + (1 - weight) * 1.5 * scene.old[query, item]
-                assert found[query, item] == pytest.approx(expected, abs=1e-5)
-
-
-def test_without_old_query_vectors_only_the_aligned_score_can_be_served() -> None:
-    scene, stale, _ = scene_of()
-    scene = replace(scene, old=None)
-    assert fuse_scores(scene, stale, 1.0) is stale
-    with pytest.raises(ValueError, match="no old vectors"):
-        fuse_scores(scene, stale, 0.9)
-
-
-def test_the_old_scale_brings_old_scores_to_the_spread_of_new_ones() -> None:
-    rng = np.random.default_rng(0)
-    old, new = rng.normal(size=(5, 40)).astype("f4"), 7 * rng.normal(size=(5, 40)).astype("f4")
-    old[0, 0] = new[0, 0] = -np.inf
-    seen = np.isfinite(old)
-    assert (old_scale_of(old, new, "ip") * old[seen]).std() == pytest.approx(new[seen].std(), rel=1e-5)
-    assert old_scale_of(old, new, "cosine") == 1
-    assert old_scale_of(None, new, "l2") == 1
-    assert old_scale_of(np.zeros_like(old), new, "l2") == 1
+# Candidates
 
 
 @pytest.mark.parametrize(("weight", "mode"), [(1.0, "aligned"), (0.9, "fused"), (0.0, "fused")])
 def test_a_candidate_that_keeps_some_of_the_old_score_is_fused(weight: float, mode: str) -> None:
-    assert Candidate("ridge", weight, "random", "identity").stale_mode == mode
+    assert Candidate(MapView("ridge"), weight, "random", "identity").stale_mode == mode
+
+
+def test_candidates_that_differ_in_nothing_but_the_form_are_the_same_but_for_it() -> None:
+    one = Candidate(MapView("ridge"), 1.0, "random", "identity")
+    assert one.same_but_form(replace(one, form="offset"))
+    others = (replace(one, policy="entropy"), replace(one, weight=0.5), replace(one, view=MapView("ridge", True)))
+    assert not any(one.same_but_form(replace(other, form="offset")) for other in others)
+
+
+def test_a_candidate_in_words() -> None:
+    fused = Candidate(MapView("kernel", norms_kept=True), 0.8, "expected_gain", "scale_offset")
+    assert str(fused) == "kernel, norms kept, fused 0.8, expected_gain, scale_offset"
+    assert str(replace(fused, view=MapView("kernel"), weight=1.0)) == "kernel, aligned, expected_gain, scale_offset"
+
+
+def test_norms_are_kept_or_matched_but_under_cosine_they_do_not_count() -> None:
+    assert views_of("ridge", "cosine") == (MapView("ridge"),)
+    assert views_of("ridge", "l2") == views_of("ridge", "ip") == (MapView("ridge"), MapView("ridge", norms_kept=True))
+
+
+# Calibrations along the order
+
+
+@pytest.mark.parametrize(
+    ("at", "offset"), [(0.0, 10.0), (0.2, 10.0), (0.3, 15.0), (0.4, 20.0), (0.7, 5.0), (0.8, 0.0), (1.0, 0.0)]
+)
+def test_parameters_between_knots_are_interpolated_and_beyond_them_the_nearest(at: float, offset: float) -> None:
+    fits = tuple(OrderCalibration(offset=value) for value in (10.0, 20.0, 0.0))
+    assert FittedCalibrations((0.2, 0.4, 0.8), fits).at(at).offset == pytest.approx(offset)
+
+
+def test_without_any_fit_stale_scores_stay_as_they_are() -> None:
+    assert FittedCalibrations().at(0.5) == OrderCalibration()
 
 
 # Curves
 
 
-def brute(
-    scene: Scene,
-    stale: NDArray[np.float32],
-    order: list[int],
-    served: list[OrderCalibration],
-    cutoff: int,
-    sampled: set[int],
-) -> NDArray[np.float32]:
+def brute(backfill: Backfill, fitted: FittedCalibrations, cutoff: int, sampled: set[int]) -> NDArray[np.float32]:
     """Scores (Q, N) of one state, item by item."""
-    at = interpolate(list(KNOTS), served, cutoff / N)
+    at = fitted.at(cutoff / N)
     scores = np.empty((Q, N), np.float32)
-    for place, item in enumerate(order):
+    for place, item in enumerate(backfill.order.tolist()):
         for query in range(Q):
             if place < cutoff or item in sampled:
-                scores[query, item] = scene.new[query, item]
+                scores[query, item] = backfill.shadow.new[query, item]
             else:
                 shift = np.float32(at.offset) + np.float32(at.slope) * np.float32(place / N)
-                scores[query, item] = np.float32(at.scale) * stale[query, item] + shift
+                scores[query, item] = np.float32(at.scale) * backfill.stale[query, item] + shift
     return scores
 
 
@@ -156,49 +148,52 @@ def brute(
 def test_a_curve_is_at_every_cutoff_what_the_state_built_item_by_item_gives(
     seed: int, calibrated: bool, some_sampled: bool
 ) -> None:
-    scene, stale, relevant = scene_of(seed)
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(N)
-    served = [OrderCalibration(*rng.normal(1, 0.3, 3).tolist()) for _ in KNOTS] if calibrated else []
+    backfill, relevant = backfill_of(seed)
+    rng = np.random.default_rng([seed, 1])
+    fits = tuple(OrderCalibration(*rng.normal(1, 0.3, 3).tolist()) for _ in KNOTS)
+    fitted = FittedCalibrations(KNOTS, fits) if calibrated else FittedCalibrations()
     sampled = rng.random(N) < 0.2 if some_sampled else None
     new_from_start = set() if sampled is None else set(np.flatnonzero(sampled).tolist())
     cutoffs = published_cutoffs(N)
-    curve = trace(scene, stale, order, served, cutoffs, sampled=sampled)
+    curve = backfill.trace(fitted, cutoffs, sampled=sampled)
     assert curve.fractions.tolist() == [cutoff / N for cutoff in cutoffs]
     assert set(curve.values) == {(relevance, metric) for relevance in relevant for metric in METRICS}
     for point, cutoff in enumerate(cutoffs):
-        scores = brute(scene, stale, order.tolist(), served, cutoff, new_from_start)
+        scores = brute(backfill, fitted, cutoff, new_from_start)
         for relevance, matrix in relevant.items():
             expected = per_query(rank_hits(scores, matrix), matrix.sum(axis=1))
             for metric in METRICS:
-                np.testing.assert_allclose(curve.values[relevance, metric][point], expected[metric], atol=1e-12)
+                values = curve.values[relevance, metric][point]  # type: ignore[index]
+                np.testing.assert_allclose(values, expected[metric], atol=1e-12)
 
 
 def test_a_curve_ends_where_everything_is_new_whatever_the_calibration() -> None:
-    scene, stale, _ = scene_of()
-    curve = trace(scene, stale, np.arange(N), [OrderCalibration(3.0, -1.0, 2.0)] * len(KNOTS), [0, N])
-    for key, values in arm(scene.new, scene).items():
+    backfill, _ = backfill_of()
+    fitted = FittedCalibrations(KNOTS, (OrderCalibration(3.0, -1.0, 2.0),) * len(KNOTS))
+    curve, plain = backfill.trace(fitted, [0, N]), backfill.trace(FittedCalibrations(), [0])
+    for key, values in backfill.shadow.arms()["new/new"].items():
         np.testing.assert_array_equal(curve.values[key][-1], values)
-    for key, values in arm(stale, scene).items():
-        plain = trace(scene, stale, np.arange(N), [], [0])
+    for key, values in backfill.shadow.measure(backfill.stale).items():
         np.testing.assert_array_equal(plain.values[key][0], values)
 
 
 def test_only_the_relevances_asked_for_are_traced() -> None:
-    scene, stale, _ = scene_of()
-    curve = trace(scene, stale, np.arange(N), [], [0, N], relevances=["label"])
+    backfill, _ = backfill_of()
+    curve = backfill.trace(FittedCalibrations(), [0, N], relevances=["label"])
     assert {relevance for relevance, _ in curve.values} == {"label"}
 
 
 def test_means_and_areas_leave_out_queries_without_an_answer() -> None:
     values = np.array([[0.0, np.nan, 1.0], [0.5, np.nan, 1.0], [1.0, np.nan, 1.0]])
-    curve = Curve(np.array([0.0, 0.5, 1.0]), {("label", "map"): values, ("none", "map"): values * np.nan})
-    assert curve.mean("label", "map").tolist() == [0.5, 0.75, 1.0]
-    area = curve.area("label", "map")
+    curve = Curve(np.array([0.0, 0.5, 1.0]), {("label", "map"): values, ("qrels", "map"): values * np.nan})
+    assert curve.mean(LABEL_MAP).tolist() == [0.5, 0.75, 1.0]
+    np.testing.assert_array_equal(curve.area_per_query(LABEL_MAP), [0.5, np.nan, 1.0])
+    area = curve.area(LABEL_MAP)
     assert (area.value, area.queries) == (0.75, 2)
     assert area.low <= 0.75 <= area.high
-    assert np.isnan(curve.mean("none", "map")).all()
-    assert curve.area("none", "map").queries == 0
+    nothing = Objective("qrels", "map")
+    assert np.isnan(curve.mean(nothing)).all()
+    assert curve.area(nothing).queries == 0
 
 
 @pytest.mark.parametrize(
@@ -223,39 +218,27 @@ def test_a_level_is_reached_where_the_curve_never_falls_below_it_again(
 
 
 def test_calibrations_are_fitted_at_each_knot_under_this_order_each_from_the_one_before() -> None:
-    scene, stale, _ = scene_of()
-    order = np.random.default_rng(1).permutation(N)
-    found = fit_knots(scene, stale, order, "label", "map", "scale_offset", seed=0)
-    place, before = positions(order), ()
-    for knot, served in zip(KNOTS, found, strict=True):
-        is_new = np.isin(np.arange(N), order[: int(np.ceil(knot * N - 1e-6))])
-        expected = fit_calibration(stale, scene.new, is_new, place, scene.truths["label"], "map", "scale_offset", before)
-        assert served == expected
-        before = (served,)
-    assert fit_knots(scene, stale, order, "label", "map", "identity", seed=0) == [OrderCalibration()] * len(KNOTS)
+    backfill, _ = backfill_of()
+    fitted = backfill.fit(LABEL_MAP, "scale_offset")
+    assert fitted.knots == KNOTS
+    before: tuple[OrderCalibration, ...] = ()
+    for knot, calibration in zip(KNOTS, fitted.calibrations, strict=True):
+        is_new = np.isin(np.arange(N), backfill.order[: int(np.ceil(knot * N - 1e-6))])
+        state = MixedScores(backfill.stale, backfill.shadow.new, is_new, backfill.positions)
+        relevant = backfill.shadow.relevant["label"]
+        assert calibration == fit_calibration(state, relevant, "map", "scale_offset", before)
+        before = (calibration,)
+    assert backfill.fit(LABEL_MAP, "identity").calibrations == (OrderCalibration(),) * len(KNOTS)
+    assert backfill.fit(LABEL_MAP, "offset", (0.3, 0.6)).knots == (0.3, 0.6)
 
 
-def test_a_scene_asked_by_some_queries_gives_their_rows() -> None:
-    scene, stale, _ = scene_of()
-    rows = np.array([1, 4, 8])
-    part = scene.take(rows)
-    assert part.groups is not None
-    assert part.groups.tolist() == ["b", "b", None]
-    whole, some = (trace(s, v, np.arange(N), [], [7]).values for s, v in ((scene, stale), (part, stale[rows])))
+def test_the_first_queries_see_the_same_backfill_as_all_of_them() -> None:
+    backfill, _ = backfill_of()
+    part = backfill.first(4)
+    assert part.shadow.groups is not None
+    assert part.shadow.groups.tolist() == ["a", "b", None, "a"]
+    whole, some = (b.trace(FittedCalibrations(), [7]).values for b in (backfill, part))
     for key, values in some.items():
-        np.testing.assert_array_equal(values, whole[key][:, rows])
-
-
-def test_queries_are_sampled_once_ascending_and_by_the_seed() -> None:
-    scene, _, _ = scene_of()
-    assert scene.sample(100, 0).tolist() == list(range(Q))
-    drawn = scene.sample(4, 3)
-    assert len(set(drawn.tolist())) == 4
-    assert drawn.tolist() == sorted(drawn.tolist()) == scene.sample(4, 3).tolist()
-    assert any(scene.sample(4, seed).tolist() != drawn.tolist() for seed in range(5))
-
-
-def test_answerable_counts_queries_with_a_relevant_item() -> None:
-    scene, _, relevant = scene_of()
-    assert scene.answerable("label") == int(relevant["label"].any(axis=1).sum()) < Q
-    assert scene.answerable("qrels") == 0
+        np.testing.assert_array_equal(values, whole[key][:, :4])
+    assert backfill.first(Q) is backfill
+    assert len(backfill.first(100).stale) == Q

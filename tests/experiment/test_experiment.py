@@ -4,80 +4,76 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from fastfill_ray.experiment.candidate import Candidate, View
-from fastfill_ray.experiment.curves import backfill_order, published_cutoffs, trace
-from fastfill_ray.experiment.experiment import Findings, Split, authors_curve, investigate, predicted
-from fastfill_ray.experiment.results import candidate_json, findings_json, words
-from fastfill_ray.experiment.search import Allowed, carry
-from fastfill_ray.experiment.shadow import Scene
-from fastfill_ray.ordering.ids import hash_ids
+from fastfill_ray.errors import ConfigError
+from fastfill_ray.experiment.candidate import Candidate, MapView, Objective, policies_allowed
+from fastfill_ray.experiment.curves import Backfill, FittedCalibrations, published_cutoffs
+from fastfill_ray.experiment.experiment import MIN_QUERIES, Findings, Question, run_experiment, stand_for_pairs
+from fastfill_ray.experiment.heldout import Evidence, hold_out
+from fastfill_ray.experiment.items import PairedItems, Queries
+from fastfill_ray.experiment.published import published_curve
+from fastfill_ray.experiment.results import candidate_result, choice_result, findings_json
+from fastfill_ray.experiment.shadow import make_shadow
+from fastfill_ray.ordering.policies import POLICIES, Policy
+from fastfill_ray.retrieval.calibration import FORMS
 from fastfill_ray.retrieval.intervals import mean_interval
 from fastfill_ray.retrieval.metrics import METRICS, measure
-from fastfill_ray.retrieval.relevance import RelevantItems
-from tests.experiment.test_search import WEIGHTS, Q, scene_of, views_of
+from fastfill_ray.types import Relevance
+from tests.experiment.evidence import COUNTS, evidence_of, pairs_of, users_of
 
-ALLOWED = Allowed(["good", "bad"], ["random", "uncertainty"], WEIGHTS, ("identity", "offset", "scale_offset"))
-
-
-def split_of(seed: int, *, old: bool = True, size: int = 50) -> Split:
-    """With labels that few queries have, and groups."""
-    scene = scene_of(seed, old=old, size=size)
-    relevant = np.random.default_rng(seed).random(scene.new.shape) < 0.05
-    relevant[::2] = False
-    groups = np.array(["a", None] * (Q // 2), object)
-    scene = replace(scene, truths={**scene.truths, "label": RelevantItems.of(relevant)}, groups=groups)
-    return Split(scene, views_of(scene, seed))
+NEW_MODEL_MAP, LABEL_MAP = Objective("new_model", "map"), Objective("label", "map")
+WEIGHTS = (1.0, 0.5, 0.0)
+BOTH: tuple[Policy, ...] = ("random", "uncertainty")
+QUESTION = Question(NEW_MODEL_MAP, WEIGHTS, BOTH, ("identity", "offset", "scale_offset"), report_all=True)
+BRIEF = replace(QUESTION, report_all=False)
 
 
 @pytest.fixture(scope="module")
-def splits() -> tuple[Split, Split]:
-    return split_of(0), split_of(1, size=44)
+def evidence() -> Evidence:
+    return evidence_of(users_of())
 
 
 @pytest.fixture(scope="module")
-def findings(splits: tuple[Split, Split]) -> Findings:
-    return investigate(*splits, ALLOWED, "new_model", "map", seed=0, everything=True)
+def findings(evidence: Evidence) -> Findings:
+    return run_experiment(evidence, QUESTION)
+
+
+# The choice is reported on the other split
 
 
 def test_what_is_reported_is_the_audit_split_under_fits_of_the_calibration_split(
-    splits: tuple[Split, Split], findings: Findings
+    evidence: Evidence, findings: Findings
 ) -> None:
-    calibration, audit = splits
-    for candidate in (findings.choice.winner, Candidate("bad", 1.0, "random", "offset")):
-        method = candidate.method
-        plain, _ = carry(
-            (calibration.scene, calibration.views[method]),
-            (audit.scene, audit.views[method]),
-            candidate,
-            "new_model",
-            "map",
-            seed=0,
+    calibration, audit = (hold_out(evidence, split, BOTH) for split in ("calibration", "audit"))
+    for candidate in (findings.choice.winner, Candidate(MapView("procrustes"), 1.0, "random", "offset")):
+        fitting, tracing = (
+            split.backfill(candidate, split.queries, split.shadow(split.queries)) for split in (calibration, audit)
         )
-        found = findings.curve(candidate)
-        assert found.fractions.tolist() == [cutoff / 44 for cutoff in published_cutoffs(44)]
-        for key, values in plain.values.items():
-            np.testing.assert_array_equal(found.values[key], values)
+        fitted = fitting.fit(NEW_MODEL_MAP, candidate.form)
+        expected = tracing.trace(fitted, published_cutoffs(COUNTS["audit"]))
+        curve = findings.curve(candidate)
+        assert curve.fractions.tolist() == expected.fractions.tolist()
+        for key, values in expected.values.items():
+            np.testing.assert_allclose(curve.values[key], values, atol=1e-6)
 
 
-def test_the_arms_are_all_old_and_all_new(splits: tuple[Split, Split], findings: Findings) -> None:
-    scene = splits[1].scene
-    assert findings.old is not None
-    assert scene.old is not None
-    for found, scores in ((findings.new, scene.new), (findings.old, scene.old)):
-        for relevance, metrics in measure(scores, scene.truths).items():
+def test_the_arms_are_all_old_and_all_new_items_of_the_audit_split(evidence: Evidence, findings: Findings) -> None:
+    shadow = make_shadow(evidence.pairs.part("audit"), users_of().shuffled(0), "cosine")
+    assert shadow.old is not None
+    for arm, scores in (("new/new", shadow.new), ("old/old", shadow.old)):
+        for relevance, metrics in measure(scores, shadow.relevant).items():
             for metric, values in metrics.items():
-                np.testing.assert_array_equal(found[relevance, metric], values)
+                np.testing.assert_allclose(findings.arms[arm][relevance, metric], values, atol=1e-6)
 
 
 def test_the_margin_is_the_paired_difference_of_areas_to_the_runner_up(findings: Findings) -> None:
     winner, runner_up = findings.choice.winner, findings.choice.runner_up
     assert runner_up is not None
-    areas = [findings.curve(c).area_per_query("new_model", "map") for c in (winner, runner_up)]
+    areas = [findings.curve(c).area_per_query(NEW_MODEL_MAP) for c in (winner, runner_up)]
     assert findings.margin == mean_interval(areas[0] - areas[1], seed=0)
 
 
@@ -85,148 +81,264 @@ def test_everything_reports_each_map_with_each_order_and_the_winner_with_one_thi
     reported, winner = [r.candidate for r in findings.reported], findings.choice.winner
     assert len(set(reported)) == len(reported)
     assert reported[:2] == [winner, findings.choice.runner_up]
-    for method in ALLOWED.methods:
-        for policy in ALLOWED.policies:
-            assert Candidate(method, 1.0, policy, "offset") in reported
-    assert {replace(winner, form=form) for form in ALLOWED.forms} <= set(reported)
-    assert {replace(winner, weight=weight) for weight in ALLOWED.weights} <= set(reported)
-    assert {replace(winner, policy=policy) for policy in ALLOWED.policies} <= set(reported)
+    for method in ("ridge", "procrustes"):
+        for policy in BOTH:
+            assert Candidate(MapView(method), 1.0, policy, "offset") in reported
+    assert {replace(winner, form=form) for form in QUESTION.forms} <= set(reported)
+    assert {replace(winner, weight=weight) for weight in WEIGHTS} <= set(reported)
+    assert {replace(winner, policy=policy) for policy in BOTH} <= set(reported)
 
 
-def test_else_winner_and_runner_up_alone_are_reported_at_as_many_points_as_asked_for(
-    splits: tuple[Split, Split], findings: Findings
+def test_else_winner_and_runner_up_alone_are_reported_and_the_choice_is_the_same(
+    evidence: Evidence, findings: Findings
 ) -> None:
-    found = investigate(*splits, ALLOWED, "new_model", "map", seed=0, everything=False, points=5)
-    assert found.choice == findings.choice
-    assert [r.candidate for r in found.reported] == [found.choice.winner, found.choice.runner_up]
-    assert all(len(r.curve.fractions) == 5 for r in found.reported)
+    brief = run_experiment(evidence, BRIEF)
+    assert [r.candidate for r in brief.reported] == [findings.choice.winner, findings.choice.runner_up]
+    assert [t.candidate for t in brief.choice.trials] == [t.candidate for t in findings.choice.trials]
 
 
 def test_without_old_query_vectors_there_is_no_old_arm_and_nothing_is_fused() -> None:
-    found = investigate(
-        split_of(0, old=False), split_of(1, old=False), ALLOWED, "label", "map", seed=0, everything=True
-    )
-    assert found.old is None
-    assert {r.candidate.weight for r in found.reported} == {1.0}
+    findings = run_experiment(evidence_of(users_of(old=False)), QUESTION)
+    assert set(findings.arms) == {"new/new"}
+    assert {r.candidate.weight for r in findings.reported} == {1.0}
 
 
-def test_where_no_calibration_query_has_an_answer_the_new_model_itself_decides(splits: tuple[Split, Split]) -> None:
-    calibration, audit = splits
-    truths = {"new_model": calibration.scene.truths["new_model"]}
-    unanswered = Split(replace(calibration.scene, truths=truths), calibration.views)
-    found = investigate(unanswered, audit, ALLOWED, "label", "map", seed=0, everything=False)
-    expected = investigate(calibration, audit, ALLOWED, "new_model", "map", seed=0, everything=False)
-    assert found.choice == expected.choice
-    assert found.margin is not None
-    assert found.margin.queries == audit.scene.answerable("label") < Q
+@pytest.mark.parametrize(("kind", "with_users"), [("pairs", False), ("pairs", True), ("queries", True)])
+def test_the_order_of_the_rows_changes_nothing(kind: str, with_users: bool) -> None:
+    question = Question(LABEL_MAP, (1.0, 0.5), ("random", "expected_gain", "class_margin"), fractions=(0.1, 0.5, 1.0))
+    queries = users_of() if with_users else None
+    expected = run_experiment(evidence_of(queries), question)
+    moved = evidence_of(queries)
+    if kind == "pairs":
+        moved = replace(moved, pairs=moved.pairs.take(np.random.default_rng(1).permutation(len(moved.pairs.ids))))
+    elif queries is not None:
+        moved = replace(moved, queries=queries.take(np.random.default_rng(1).permutation(len(queries.ids))))
+    same_findings(run_experiment(moved, question), expected)
 
 
-def test_where_no_audit_query_has_an_answer_no_margin_is_told(splits: tuple[Split, Split]) -> None:
-    calibration, audit = splits
-    nothing = RelevantItems.of(np.zeros(audit.scene.new.shape, bool))
-    scene = replace(audit.scene, truths={**audit.scene.truths, "label": nothing})
-    found = investigate(calibration, Split(scene, audit.views), ALLOWED, "label", "map", seed=0, everything=False)
-    assert found.margin is None
-    told = findings_json(found, scene, "label", "map", seed=0)
-    assert all("label/map" not in curve["values"] for curve in told["curves"])
-    json.dumps(told, allow_nan=False)
+def same_findings(one: Findings, other: Findings) -> None:
+    """The same choice, trials, areas and prediction."""
+    assert (one.choice.winner, one.choice.runner_up) == (other.choice.winner, other.choice.runner_up)
+    assert (one.chosen_by, one.predicted_by) == (other.chosen_by, other.predicted_by)
+    assert one.old_scale == pytest.approx(other.old_scale, rel=1e-5)
+    first, second = ({(t.candidate, t.stage, t.queries): t.area for t in f.choice.trials} for f in (one, other))
+    assert set(first) == set(second)
+    for trial, area in first.items():
+        assert area == pytest.approx(second[trial], abs=1e-6)
+    assert one.choice.expected == pytest.approx(other.choice.expected, abs=1e-6)
+    assert len(one.predicted) == len(other.predicted)
+    for mine, theirs in zip(one.predicted, other.predicted, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-6)
+    if one.margin is not None:
+        assert one.margin == pytest.approx(other.margin, abs=1e-6)
 
 
-# Telling
+# Too few answers
 
 
-def test_findings_as_json_hold_the_curves_their_areas_and_where_the_gain_is_reached(
-    splits: tuple[Split, Split], findings: Findings
+def with_answers(queries: Queries, count: int) -> Queries:
+    """The queries, of which so many have a label that items have."""
+    assert queries.labels is not None
+    labels = queries.labels.copy()
+    labels[count:] = "no item has this label"
+    return replace(queries, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("answers", "by"), [(MIN_QUERIES, "label"), (MIN_QUERIES - 1, "new_model"), (1, "new_model"), (0, "new_model")]
+)
+def test_below_sixty_answered_queries_the_new_model_decides(answers: int, by: Relevance) -> None:
+    assert MIN_QUERIES == 60
+    question = Question(LABEL_MAP, (1.0,), BOTH, ("identity", "offset"), fractions=(0.1, 1.0))
+    findings = run_experiment(evidence_of(with_answers(users_of(), answers)), question)
+    assert findings.chosen_by == findings.predicted_by == Objective(by, "map")
+    assert choice_result(findings).objective == f"{by}/map"
+    queries = answers if by == "label" else len(users_of().ids)
+    assert findings.choice.expected.queries == queries
+    assert findings.margin is not None
+    assert findings.margin.queries == queries
+    if by == "new_model":
+        expected = run_experiment(evidence_of(users_of()), replace(question, objective=NEW_MODEL_MAP))
+        same_findings(findings, expected)
+
+
+def test_each_split_needs_its_own_answers() -> None:
+    evidence = evidence_of()
+    pairs = evidence.pairs
+    assert pairs.labels is not None
+    unlabelled = replace(pairs, labels=np.where(pairs.split == "audit", None, pairs.labels))
+    question = Question(LABEL_MAP, (1.0,), BOTH, ("identity",), fractions=(0.1, 1.0))
+    findings = run_experiment(replace(evidence, pairs=unlabelled), question)
+    assert (findings.chosen_by, findings.predicted_by) == (LABEL_MAP, NEW_MODEL_MAP)
+    report = findings_json(findings, seed=0)
+    assert all("label/map" not in curve["values"] for curve in report["curves"])
+    json.dumps(report, allow_nan=False)
+
+
+def test_a_query_without_an_answer_is_never_looked_at() -> None:
+    users = with_answers(users_of(), 65)
+    findings = run_experiment(evidence_of(users), Question(LABEL_MAP, (1.0,), BOTH, ("offset",)))
+    expected = run_experiment(evidence_of(users.first(65)), Question(LABEL_MAP, (1.0,), BOTH, ("offset",)))
+    same_findings(findings, expected)
+    assert {len(values) for values in findings.arms["new/new"].values()} == {65}
+
+
+# What may be chosen
+
+
+def test_what_may_be_chosen_follows_from_the_data_and_the_relevance() -> None:
+    def allowed(relevance: Relevance, *, labelled: bool = True, classified: bool = True) -> set[str]:
+        return set(policies_allowed(None, relevance, labelled=labelled, classified=classified))
+
+    free = {"random", "uncertainty", "expected_gain"}
+    assert allowed("label") == set(POLICIES)
+    assert allowed("new_model") == allowed("qrels") == free | {"entropy"}
+    assert allowed("label", classified=False) == free | {"class_margin"}
+    assert allowed("label", labelled=False) == free | {"entropy"}
+    assert allowed("label", labelled=False, classified=False) == free
+
+
+def test_the_orders_asked_for_are_those_and_one_that_reads_what_is_not_there_is_refused() -> None:
+    assert policies_allowed(["class_loss", "random"], "new_model", labelled=True, classified=True) == [
+        "class_loss",
+        "random",
+    ]
+    with pytest.raises(ConfigError, match="policy entropy: it needs the new model's classifier"):
+        policies_allowed(["random", "entropy"], "label", labelled=True, classified=False)
+    with pytest.raises(ConfigError, match="policy class_margin: it reads the items' labels; name their column"):
+        policies_allowed(["class_margin"], "label", labelled=False, classified=True)
+    with pytest.raises(ConfigError, match="policy entropy: it needs the new model's classifier"):
+        run_experiment(evidence_of(), replace(QUESTION, policies=("entropy",)))
+
+
+# Reporting
+
+
+def test_findings_as_json_hold_the_curves_their_areas_and_where_the_gain_is_reached(findings: Findings) -> None:
+    report = json.loads(json.dumps(findings_json(findings, seed=0), allow_nan=False))
+    assert set(report["arms"]) == {"new/new", "old/old"}
+    assert len(report["curves"]) == len(findings.reported)
+    relevances: tuple[Relevance, ...] = ("new_model", "label")
+    assert findings.groups is not None
+    of_group = findings.groups == "a"
+    for curve, reported in zip(report["curves"], findings.reported, strict=True):
+        fields = candidate_result(reported.candidate).model_dump(mode="json")
+        assert {key: curve[key] for key in fields} == fields
+        assert set(curve["values"]) == {f"{r}/{m}" for r in relevances for m in METRICS}
+        for relevance in relevances:
+            for metric in METRICS:
+                name, values = f"{relevance}/{metric}", curve["values"][f"{relevance}/{metric}"]
+                mean = reported.curve.mean(Objective(relevance, metric))
+                assert values["curve"] == pytest.approx(mean.tolist(), abs=1e-6)
+                assert values["area"] == pytest.approx(mean.mean(), abs=1e-6)
+                assert values["low"] <= values["area"] <= values["high"]
+                assert values["at_0"] == values["curve"][0]
+                base = report["arms"]["old/old"][name]["value"]
+                gain = report["arms"]["new/new"][name]["value"] - base
+                if gain > 1e-6:
+                    assert 0 <= values["to_95"] <= values["to_99"] <= 1
+                    after = reported.curve.fractions >= values["to_95"]
+                    assert (mean[after] >= base + 0.95 * gain - 1e-5).all()
+                elif gain < -1e-6:
+                    assert values["to_95"] is values["to_99"] is None
+        by_group = reported.curve.values["new_model", "map"][:, of_group].mean(axis=1)
+        assert set(curve["groups"]["new_model/map"]) == {"a", "b"}
+        assert curve["groups"]["new_model/map"]["a"] == pytest.approx(by_group.tolist(), abs=1e-6)
+
+
+def test_the_record_of_a_choice_holds_both_candidates_the_margin_what_is_expected_and_every_trial(
+    findings: Findings,
 ) -> None:
-    scene = splits[1].scene
-    told = json.loads(json.dumps(findings_json(findings, scene, "new_model", "map", seed=0), allow_nan=False))
-    assert told["objective"] == "new_model/map"
-    assert set(told["arms"]) == {"new/new", "old/old"}
-    assert len(told["curves"]) == len(findings.reported)
-    for curve, reported in zip(told["curves"], findings.reported, strict=True):
-        assert {key: curve[key] for key in candidate_json(reported.candidate)} == candidate_json(reported.candidate)
-        assert set(curve["values"]) == {f"{r}/{m}" for r in ("new_model", "label") for m in METRICS}
-        for name, values in curve["values"].items():
-            relevance, _, metric = name.partition("/")
-            mean = reported.curve.mean(relevance, metric)
-            assert values["curve"] == pytest.approx(mean.tolist(), abs=1e-6)
-            assert values["area"] == pytest.approx(mean.mean(), abs=1e-6)
-            assert values["low"] <= values["area"] <= values["high"]
-            assert values["at_0"] == values["curve"][0]
-            base = told["arms"]["old/old"][name]["value"]
-            gain = told["arms"]["new/new"][name]["value"] - base
-            if gain > 1e-6:
-                assert 0 <= values["to_95"] <= values["to_99"] <= 1
-                after = reported.curve.fractions >= values["to_95"]
-                assert (mean[after] >= base + 0.95 * gain - 1e-5).all()
-            elif gain < -1e-6:
-                assert values["to_95"] is values["to_99"] is None
-        mine = reported.curve.values["new_model", "map"][:, ::2].mean(axis=1)
-        assert curve["groups"]["new_model/map"] == {"a": pytest.approx(mine.tolist(), abs=1e-6)}
-    choice = told["choice"]
-    assert choice["winner"] == candidate_json(findings.choice.winner)
-    assert choice["margin"]["queries"] == Q
-    assert len(choice["trials"]) == len(findings.choice.trials)
+    choice, record = findings.choice, choice_result(findings)
+    assert choice.runner_up is not None
+    assert findings.margin is not None
+    assert record.margin is not None
+    assert record.expected is not None
+    assert record.objective == "new_model/map"
+    assert record.winner == candidate_result(choice.winner)
+    assert record.runner_up == candidate_result(choice.runner_up)
+    assert (record.margin.value, record.margin.queries) == (pytest.approx(findings.margin.value, abs=1e-6), 75)
+    assert record.expected.value == pytest.approx(choice.expected.value, abs=1e-6)
+    for trial, tried in zip(record.trials, choice.trials, strict=True):
+        assert (trial.stage, trial.queries) == (tried.stage, tried.queries)
+        assert trial.area == pytest.approx(tried.area, abs=1e-6)
+        assert trial.model_dump(exclude={"stage", "queries", "area"}) == candidate_result(tried.candidate).model_dump()
+    assert type(record).model_validate_json(record.model_dump_json()) == record
+    assert findings_json(findings, seed=0)["choice"] == record.model_dump(mode="json")
 
 
-def test_without_an_old_arm_the_gain_starts_at_nothing_re_embedded() -> None:
-    audit = split_of(1, old=False)
-    found = investigate(split_of(0, old=False), audit, ALLOWED, "new_model", "map", seed=0, everything=False)
-    told = findings_json(found, audit.scene, "new_model", "map", seed=0)
-    assert set(told["arms"]) == {"new/new"}
-    values = told["curves"][0]["values"]["new_model/map"]
-    assert 0 < values["to_95"] <= values["to_99"] <= 1
-
-
-def test_a_candidate_in_words_and_as_json() -> None:
-    fused = Candidate("kernel", 0.8, "expected_gain", "scale_offset")
-    assert words(fused) == "kernel, fused 0.8, expected_gain, scale_offset"
-    assert words(replace(fused, weight=1.0)) == "kernel, aligned, expected_gain, scale_offset"
-    assert candidate_json(fused) == {
+def test_the_record_of_a_candidate_says_what_it_is() -> None:
+    fused = Candidate(MapView("kernel", norms_kept=True), 0.8, "expected_gain", "scale_offset")
+    expected: dict[str, Any] = {
         "method": "kernel",
+        "norms_kept": True,
         "stale_mode": "fused",
         "weight": 0.8,
         "policy": "expected_gain",
         "calibration": "scale_offset",
     }
+    assert candidate_result(fused).model_dump(mode="json") == expected
+
+
+def test_without_an_old_arm_the_gain_starts_at_nothing_re_embedded() -> None:
+    report = findings_json(run_experiment(evidence_of(users_of(old=False)), BRIEF), seed=0)
+    assert set(report["arms"]) == {"new/new"}
+    values = report["curves"][0]["values"]["new_model/map"]
+    assert 0 < values["to_95"] <= values["to_99"] <= 1
 
 
 # Predicting
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1])
-def test_a_prediction_is_the_curve_at_the_runs_own_fractions_pairs_included(
-    splits: tuple[Split, Split], share: float
-) -> None:
-    calibration, audit = splits
-    candidate, size = Candidate("bad", 1.0, "uncertainty", "identity"), 44
-    sampled = np.random.default_rng(0).random(size) < share
-    fractions = [float(sampled.mean()), 0.25, 0.5, 1.0]
-    found = predicted(calibration, audit, candidate, ("new_model", "label"), "map", fractions, sampled, 0)
-    view, scene = audit.views["bad"], audit.scene
-    order = backfill_order(view.priorities["uncertainty"], scene.id_hash)
-    for fraction, interval in zip(fractions, found, strict=True):
+@pytest.mark.parametrize("with_users", [True, False])
+def test_a_prediction_is_the_curve_at_the_runs_own_fractions_pairs_included(share: float, with_users: bool) -> None:
+    evidence = evidence_of(users_of() if with_users else None)
+    question = Question(LABEL_MAP, (1.0,), ("uncertainty",), ("identity",), fractions=(share, 0.25, 0.5, 1.0))
+    findings = run_experiment(evidence, question)
+    audit = hold_out(evidence, "audit", BOTH)
+    queries = audit.answered("label")
+    shadow, winner = audit.shadow(queries), findings.choice.winner
+    stale, size = audit.stale_scores(queries, shadow, winner.view, 1.0), COUNTS["audit"]
+    sampled = stand_for_pairs(audit.items.id_hash, share, evidence.seed)
+    assert sampled.mean() == pytest.approx(share, abs=0.1)
+    assert len(findings.predicted) == 4
+    for fraction, interval in zip(question.fractions, findings.predicted, strict=True):
         is_new = sampled.copy()
-        for item in order:
+        for item in audit.order(winner):
             if is_new.sum() >= round(fraction * size):
                 break
             is_new[item] = True
-        scores = np.where(is_new[None, :], scene.new, view.stale)
-        plain = measure(scores, {"label": scene.truths["label"]})["label"]["map"]
-        assert interval == mean_interval(plain, seed=0)
+        scores = np.where(is_new[None, :], shadow.new, stale)
+        plain = measure(scores, {"label": shadow.relevant["label"]})["label"]["map"]
+        assert interval == pytest.approx(mean_interval(plain, seed=0), abs=1e-6)
+
+
+def test_nothing_is_predicted_where_no_fractions_are_given(findings: Findings) -> None:
+    assert findings.predicted == ()
 
 
 # The published evaluation
 
 
-def test_the_authors_curve_is_raw_scores_in_the_order_of_priority_alone() -> None:
+@pytest.mark.parametrize("with_users", [True, False])
+def test_the_published_curve_is_raw_l2_scores_in_the_order_of_priority_alone(with_users: bool) -> None:
     rng = np.random.default_rng(0)
-    new: NDArray[np.float32] = rng.normal(size=(12, 50)).astype(np.float32)
-    scene = Scene(new, None, {"new_model": RelevantItems.top(new)}, hash_ids(np.arange(50)))
-    priority = rng.integers(0, 5, 50).astype(np.float32)
-    view = View(rng.normal(size=new.shape).astype(np.float32), {"uncertainty": priority})
-    order = np.array(sorted(range(50), key=lambda i: -priority[i]))  # equal ones stay in the order of the rows
-    found = authors_curve(scene, view, "uncertainty")
-    expected = trace(scene, view.stale, order, [], published_cutoffs(50))
+    items: PairedItems = pairs_of().part("audit")
+    queries = users_of() if with_users else None
+    shadow = make_shadow(items, queries or items.as_queries(), "l2")
+    aligned = rng.normal(size=items.new.shape).astype(np.float32)
+    priority = rng.integers(0, 5, len(items.ids)).astype(np.float32)
+    order = np.array(sorted(range(len(priority)), key=lambda i: -priority[i]))  # equal ones stay in the rows' order
+    curve = published_curve(items, shadow, aligned, priority, policy="uncertainty", seed=0, queries=queries)
+    squared = np.square((queries or items.as_queries()).new[:, None, :] - aligned[None, :, :]).sum(axis=2)
+    stale = np.where(np.isfinite(shadow.new), -squared, -np.inf).astype(np.float32)
+    expected = Backfill(shadow, stale, order).trace(FittedCalibrations(), published_cutoffs(len(order)))
     for key, values in expected.values.items():
-        np.testing.assert_array_equal(found.values[key], values)
+        np.testing.assert_allclose(curve.values[key], values, atol=1e-6)
+
+
+def test_nothing_but_the_forms_of_the_question_is_tried() -> None:
+    for forms in (("identity",), ("scale_offset_by_wave", "identity"), FORMS):
+        findings = run_experiment(evidence_of(users_of()), Question(NEW_MODEL_MAP, (1.0,), ("random",), forms))
+        assert {trial.candidate.form for trial in findings.choice.trials} == set(forms)

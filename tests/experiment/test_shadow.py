@@ -1,43 +1,49 @@
-"""Scenes and views against plain loops over the vectors."""
+"""The shadow gallery against plain loops over the vectors."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastfill_ray.experiment.items import Asked, Items, items_as_queries
-from fastfill_ray.experiment.shadow import make_scene, make_view, old_scale_of, own_items
-from fastfill_ray.ordering.classifier import Classifier
-from fastfill_ray.ordering.ids import hash_ids
-from fastfill_ray.ordering.policies import (
-    Reference,
-    class_loss,
-    class_margin,
-    entropy,
-    expected_gain,
-    random_priority,
-    weighted,
-)
-from fastfill_ray.ordering.proxies import make_proxies, with_thresholds
+from fastfill_ray.experiment.items import PairedItems, Queries
+from fastfill_ray.experiment.shadow import Shadow, make_shadow, own_items, scores_of
+from fastfill_ray.retrieval.metrics import measure
+from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.types import Metric
 
 N, OLD, NEW = 30, 4, 6
 
 
-def items(seed: int = 0) -> Items:
+def objects(values: list[Any]) -> NDArray[np.object_]:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+def items_of(seed: int = 0) -> PairedItems:
     rng = np.random.default_rng(seed)
-    labels = np.array([["cat", "dog", None][i % 3] for i in range(N)], object)
-    return Items(
-        hash_ids(np.arange(N)),
-        rng.normal(size=(N, OLD)).astype(np.float32),
-        rng.normal(size=(N, NEW)).astype(np.float32),
-        labels,
-        np.array([f"g{i % 2}" for i in range(N)], object),
+    return PairedItems(
+        ids=objects(list(range(100, 100 + N))),
+        old=rng.normal(size=(N, OLD)).astype(np.float32),
+        new=rng.normal(size=(N, NEW)).astype(np.float32),
+        split=objects(["audit"] * N),
+        labels=objects([["cat", "dog", None][i % 3] for i in range(N)]),
+        groups=objects([f"g{i % 2}" for i in range(N)]),
     )
+
+
+def users_of(items: PairedItems, **columns: Any) -> Queries:
+    """Three queries that are no items, without old vectors."""
+    return Queries(objects(["q0", "q1", "q2"]), items.new[:3] + 1, **columns)
+
+
+def relevant_to(relevant: RelevantItems, query: int) -> list[int]:
+    return relevant.items[relevant.starts[query] : relevant.starts[query + 1]].tolist()
 
 
 def score(a: NDArray[np.float32], b: NDArray[np.float32], metric: Metric) -> float:
@@ -48,125 +54,110 @@ def score(a: NDArray[np.float32], b: NDArray[np.float32], metric: Metric) -> flo
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
-def test_a_scene_holds_the_scores_of_every_query_and_item_but_a_querys_own(metric: Metric) -> None:
-    gallery, rows = items(), np.array([3, 0, 29])
-    scene = make_scene(gallery, items_as_queries(gallery, rows), metric)
-    assert scene.old is not None
-    for found, vectors in ((scene.new, gallery.new), (scene.old, gallery.old)):
+def test_a_shadow_holds_the_scores_of_every_query_and_item_but_a_querys_own(metric: Metric) -> None:
+    items, rows = items_of(), np.array([3, 0, 29])
+    shadow = make_shadow(items, items.as_queries().take(rows), metric)
+    assert shadow.old is not None
+    for scores, vectors in ((shadow.new, items.new), (shadow.old, items.old)):
         for (query, row), item in itertools.product(enumerate(rows.tolist()), range(N)):
             expected = -np.inf if row == item else score(vectors[row], vectors[item], metric)
-            assert found[query, item] == pytest.approx(expected, abs=1e-4)
-    assert scene.old_scale == pytest.approx(old_scale_of(scene.old, scene.new, metric))
-    assert scene.groups is not None
-    assert scene.groups.tolist() == ["g1", "g0", "g1"]
-    assert scene.id_hash is gallery.id_hash
+            assert scores[query, item] == pytest.approx(expected, abs=1e-4)
+    assert shadow.groups is not None
+    assert shadow.groups.tolist() == ["g1", "g0", "g1"]
 
 
 def test_relevance_by_label_is_the_same_known_label_and_never_the_query_itself() -> None:
-    gallery, rows = items(), np.arange(N)
-    truth = make_scene(gallery, items_as_queries(gallery, rows), "ip").truths["label"]
-    assert gallery.labels is not None
+    items = items_of()
+    relevant = make_shadow(items, items.as_queries(), "ip").relevant["label"]
+    assert items.labels is not None
     for query in range(N):
-        label = gallery.labels[query]
-        expected = [i for i in range(N) if i != query and label is not None and gallery.labels[i] == label]
-        assert truth.items[truth.starts[query] : truth.starts[query + 1]].tolist() == expected
+        label = items.labels[query]
+        expected = [i for i in range(N) if i != query and label is not None and items.labels[i] == label]
+        assert relevant_to(relevant, query) == expected
 
 
 def test_relevance_by_the_new_model_is_its_own_first_ten() -> None:
-    gallery, rows = items(), np.arange(5)
-    scene = make_scene(gallery, items_as_queries(gallery, rows), "l2")
-    truth = scene.truths["new_model"]
+    items = items_of()
+    shadow = make_shadow(items, items.as_queries().first(5), "l2")
     for query in range(5):
-        best = sorted((i for i in range(N) if i != query), key=lambda i: -float(scene.new[query, i]))[:10]
-        assert truth.items[truth.starts[query] : truth.starts[query + 1]].tolist() == sorted(best)
+        best = sorted((i for i in range(N) if i != query), key=lambda i: -float(shadow.new[query, i]))[:10]
+        assert relevant_to(shadow.relevant["new_model"], query) == sorted(best)
 
 
-def test_relevance_by_judgements_is_what_was_judged() -> None:
-    gallery = items()
-    asked = Asked(gallery.new[:3] + 1, judged=np.array([[0, 7], [2, 1], [2, 0], [2, 1]]))
-    scene = make_scene(gallery, asked, "cosine")
-    assert set(scene.truths) == {"new_model", "qrels"}
-    assert scene.truths["qrels"].items.tolist() == [7, 0, 1]
-    assert scene.truths["qrels"].counts.tolist() == [1, 0, 2]
-    assert scene.old is None
-    assert scene.groups is None
+def test_where_fewer_than_ten_items_are_left_all_of_them_are_relevant_to_the_new_model() -> None:
+    few = items_of().take(np.arange(4))
+    queries = items_of().as_queries().first(6)
+    relevant = make_shadow(few, queries, "cosine").relevant["new_model"]
+    assert relevant.counts.tolist() == [3] * 4 + [4] * 2
+
+
+def test_relevance_by_judgements_is_what_was_judged_of_this_split() -> None:
+    items = items_of()
+    queries = users_of(items, judged=((0, 107), (2, 101), (2, 100), (2, 101), (1, 99), (0, "107")))
+    shadow = make_shadow(items, queries, "cosine")
+    assert set(shadow.relevant) == {"new_model", "qrels"}
+    assert shadow.relevant["qrels"].items.tolist() == [7, 0, 1]
+    assert shadow.relevant["qrels"].counts.tolist() == [1, 0, 2]
+    assert shadow.answered("qrels").tolist() == [True, False, True]
+    assert shadow.old is None
+    assert shadow.groups is None
 
 
 def test_a_label_that_no_item_has_and_unknown_ones_have_no_answer() -> None:
-    gallery = items()
-    asked = Asked(gallery.new[:3], labels=np.array(["eel", None, "cat"], object))
-    assert make_scene(gallery, asked, "ip").truths["label"].counts.tolist() == [0, 0, 10]
-    assert "label" not in make_scene(replace(gallery, labels=None), asked, "ip").truths
+    items = items_of()
+    queries = users_of(items, labels=objects(["eel", None, "cat"]))
+    shadow = make_shadow(items, queries, "ip")
+    assert shadow.relevant["label"].counts.tolist() == [0, 0, 10]
+    assert shadow.answered("label").tolist() == [False, False, True]
+    assert "label" not in make_shadow(replace(items, labels=None), queries, "ip").relevant
+    assert "label" not in make_shadow(items, replace(queries, labels=None), "ip").relevant
+    assert shadow.answered("new_model").all()
+    assert not shadow.answered("qrels").any()
 
 
-def test_a_query_that_is_no_item_meets_itself_nowhere() -> None:
-    asked = Asked(np.zeros((3, NEW), np.float32), own=np.array([-1, 4, -1]))
-    assert np.argwhere(own_items(asked, N)).tolist() == [[1, 4]]
-    assert not own_items(replace(asked, own=None), N).any()
+def test_a_query_that_is_no_item_of_the_split_meets_itself_nowhere() -> None:
+    items = items_of()
+    queries = items.as_queries().take(np.array([0, 4, 7]))
+    here = items.take(np.array([3, 4, 0]))
+    assert own_items(here, queries).tolist() == [2, 1, -1]
+    assert own_items(here, replace(queries, are_items=False)).tolist() == [-1, -1, -1]
+    scores = scores_of(queries.new, here.new, "ip", own_items(here, queries))
+    assert np.argwhere(np.isneginf(scores)).tolist() == [[0, 2], [1, 1]]
 
 
 def test_float64_vectors_give_float64_scores() -> None:
-    gallery = items()
-    wide = replace(gallery, old=gallery.old.astype(np.float64), new=gallery.new.astype(np.float64))  # type: ignore[arg-type]
-    scene = make_scene(wide, items_as_queries(wide, np.arange(3)), "l2")
-    assert scene.new.dtype == np.float64
+    items = items_of()
+    wide = replace(items, old=items.old.astype(np.float64), new=items.new.astype(np.float64))  # type: ignore[arg-type]
+    assert make_shadow(wide, wide.as_queries().first(3), "l2").new.dtype == np.float64
 
 
-# Views
+def test_the_first_queries_of_a_shadow_are_the_shadow_of_the_first_queries() -> None:
+    items = items_of()
+    shadow = make_shadow(items, items.as_queries(), "ip")
+    first = shadow.first(4)
+    expected = make_shadow(items, items.as_queries().first(4), "ip")
+    assert first.old is not None
+    assert first.groups is not None
+    assert expected.groups is not None
+    np.testing.assert_allclose(first.new, expected.new, atol=1e-5)
+    assert first.old.shape == (4, N)
+    assert first.groups.tolist() == expected.groups.tolist()
+    for relevance, relevant in expected.relevant.items():
+        assert [relevant_to(first.relevant[relevance], q) for q in range(4)] == [
+            relevant_to(relevant, q) for q in range(4)
+        ]
+    assert len(shadow.first(N + 5).new) == N
 
 
-@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
-@pytest.mark.parametrize("norm", [None, 3.0])
-def test_a_view_scores_aligned_vectors_brought_to_the_norm(metric: Metric, norm: float | None) -> None:
-    gallery, rows = items(), np.array([2, 5])
-    aligned = np.random.default_rng(1).normal(size=(N, NEW)).astype(np.float32)
-    asked = items_as_queries(gallery, rows)
-    log_variance = np.arange(N, dtype=np.float32)
-    view = make_view(
-        gallery, asked, aligned, log_variance, metric, norm=norm, reference=Reference(), policies=[], seed=0
-    )
-    for (query, row), item in itertools.product(enumerate(rows.tolist()), range(N)):
-        vector = aligned[item] * np.float32(norm / np.linalg.norm(aligned[item]) if norm else 1)
-        expected = -np.inf if row == item else score(gallery.new[row], vector, metric)
-        assert view.stale[query, item] == pytest.approx(expected, abs=1e-4)
-    assert list(view.priorities) == ["random"]
-
-
-@pytest.mark.parametrize("traffic", [False, True])
-def test_a_view_has_the_priorities_of_every_policy_asked_for(traffic: bool) -> None:
-    gallery, rng = items(), np.random.default_rng(2)
-    weights = rng.random(N).astype(np.float32) if traffic else None
-    gallery = replace(gallery, weights=weights)
-    aligned, log_variance = rng.normal(size=(N, NEW)).astype("f4"), rng.normal(size=N).astype("f4")
-    train_new, train_old = rng.normal(size=(12, NEW)).astype("f4"), rng.normal(size=(12, OLD)).astype("f4")
-    labels = np.array(["cat", "dog"] * 6, object)
-    head = Classifier(rng.normal(size=(2, NEW)).astype("f4"), np.zeros(2, np.float32), np.array(["cat", "dog"]))
-    proxies = make_proxies(
-        train_new, train_old, "ip", items_new=gallery.new, items_old=gallery.old, items_aligned=aligned
-    )
-    view = make_view(
-        gallery,
-        items_as_queries(gallery, np.arange(4)),
-        aligned,
-        log_variance,
-        "ip",
-        norm=None,
-        reference=Reference(train_new, labels, head, proxies),
-        policies=["uncertainty", "entropy", "expected_gain", "class_margin", "class_loss"],
-        seed=3,
-    )
-    assert gallery.labels is not None
-    expected = {
-        "uncertainty": log_variance,
-        "entropy": entropy(aligned, head),
-        "expected_gain": expected_gain(gallery.old, aligned, with_thresholds(proxies, gallery.old, aligned)),
-        "class_margin": class_margin(aligned, gallery.labels, train_new, labels),
-        "class_loss": class_loss(aligned, gallery.labels, head),
-        "random": random_priority(gallery.id_hash, 3),
-    }
-    assert list(view.priorities) == list(expected)
-    for policy, priority in expected.items():
-        plain = priority
-        if weights is not None:
-            plain = weighted(policy, priority, weights, Reference(new=train_new))  # type: ignore[arg-type]
-        np.testing.assert_allclose(view.priorities[policy], plain, rtol=1e-6)
+def test_arms_are_the_states_with_all_items_old_and_all_new() -> None:
+    items = items_of()
+    shadow = make_shadow(items, items.as_queries(), "cosine")
+    assert shadow.old is not None
+    arms = shadow.arms()
+    for name, scores in (("old/old", shadow.old), ("new/new", shadow.new)):
+        plain = measure(scores, shadow.relevant)
+        assert set(arms[name]) == {(relevance, metric) for relevance, metrics in plain.items() for metric in metrics}
+        for (relevance, metric), values in arms[name].items():
+            np.testing.assert_array_equal(values, plain[relevance][metric])
+    assert set(Shadow(shadow.new, None, shadow.relevant).arms()) == {"new/new"}
+    assert {relevance for relevance, _ in shadow.only(["label"]).arms()["new/new"]} == {"label"}

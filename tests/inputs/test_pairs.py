@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastfill_ray.errors import ConfigError, FastfillError, InputError
+from fastfill_ray.experiment.items import Queries
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.pairs import QueriesTable, read_pairs, read_queries
+from fastfill_ray.inputs.pairs import read_pairs, read_queries
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.types import SPLITS
 
@@ -50,27 +51,27 @@ def test_every_column_is_read_row_by_row(path: Path) -> None:
         side=pa.array([[float(i), 1.0] for i in range(N)], pa.list_(pa.float64())),
         split=[SPLITS[i % 3] for i in range(N)],
     )
-    found = read_pairs(InputStore(), write(path, values), metric="cosine", seed=0)
-    np.testing.assert_array_equal(found.ids.tolist(), values["id"])
-    np.testing.assert_array_equal(found.id_hash, hash_ids(values["id"]))
-    np.testing.assert_array_equal(found.old, np.stack(values["old"]))
-    np.testing.assert_array_equal(found.new, np.stack(values["new"]))
-    assert found.labels is not None
-    assert found.groups is not None
-    assert found.weights is not None
-    assert found.side is not None
-    assert found.labels.tolist() == values["label"]
-    assert found.groups.tolist() == values["group"]
-    assert found.weights.tolist() == list(range(N))
-    assert found.side.tolist() == [[i, 1] for i in range(N)]
-    assert found.split.tolist() == values["split"]
-    assert {found.old.dtype, found.new.dtype, found.side.dtype, found.weights.dtype} == {np.dtype(np.float32)}
-    assert found.dropped == ()
+    result, left_out = read_pairs(InputStore(), write(path, values), metric="cosine", seed=0)
+    np.testing.assert_array_equal(result.ids.tolist(), values["id"])
+    np.testing.assert_array_equal(result.id_hash, hash_ids(values["id"]))
+    np.testing.assert_array_equal(result.old, np.stack(values["old"]))
+    np.testing.assert_array_equal(result.new, np.stack(values["new"]))
+    assert result.labels is not None
+    assert result.groups is not None
+    assert result.weights is not None
+    assert result.side is not None
+    assert result.labels.tolist() == values["label"]
+    assert result.groups.tolist() == values["group"]
+    assert result.weights.tolist() == list(range(N))
+    assert result.side.tolist() == [[i, 1] for i in range(N)]
+    assert result.split.tolist() == values["split"]
+    assert {result.old.dtype, result.new.dtype, result.side.dtype, result.weights.dtype} == {np.dtype(np.float32)}
+    assert left_out == ()
 
 
 def test_what_the_file_does_not_hold_is_none(path: Path) -> None:
-    found = read_pairs(InputStore(), write(path, columns()), metric="cosine", seed=0)
-    assert (found.labels, found.groups, found.weights, found.side) == (None, None, None, None)
+    result, _ = read_pairs(InputStore(), write(path, columns()), metric="cosine", seed=0)
+    assert (result.labels, result.groups, result.weights, result.side) == (None, None, None, None)
 
 
 def test_string_ids_and_a_folder_of_files_are_read_alike(tmp_path: Path) -> None:
@@ -78,10 +79,10 @@ def test_string_ids_and_a_folder_of_files_are_read_alike(tmp_path: Path) -> None
     values = columns(id=names)
     for part, rows in enumerate((slice(0, 15), slice(15, N))):
         write(tmp_path / f"{part}.parquet", {name: column[rows] for name, column in values.items()})
-    found = read_pairs(InputStore(), str(tmp_path), metric="cosine", seed=0)
-    assert found.ids.tolist() == names
-    np.testing.assert_array_equal(found.id_hash, hash_ids(names))
-    np.testing.assert_array_equal(found.new, np.stack(values["new"]))
+    result, _ = read_pairs(InputStore(), str(tmp_path), metric="cosine", seed=0)
+    assert result.ids.tolist() == names
+    np.testing.assert_array_equal(result.id_hash, hash_ids(names))
+    np.testing.assert_array_equal(result.new, np.stack(values["new"]))
 
 
 def test_a_part_holds_the_rows_of_its_split_in_every_column(path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_part_holds_the_rows_of_its_split_in_every_column(path: Path) -> None:
         side=[[float(i)] for i in range(N)],
         split=[SPLITS[i % 3] for i in range(N)],
     )
-    whole = read_pairs(InputStore(), write(path, values), metric="ip", seed=0)
+    whole, _ = read_pairs(InputStore(), write(path, values), metric="ip", seed=0)
     for number, split in enumerate(SPLITS):
         part, rows = whole.part(split), np.arange(number, N, 3)
         assert set(part.split.tolist()) == {split}
@@ -103,14 +104,14 @@ def test_a_part_holds_the_rows_of_its_split_in_every_column(path: Path) -> None:
 def test_without_a_split_items_are_drawn_70_15_15_by_id_and_seed_alone(path: Path) -> None:
     rows = 6000
     values = columns(rows)
-    first = read_pairs(InputStore(), write(path, values), metric="cosine", seed=0)
+    first, _ = read_pairs(InputStore(), write(path, values), metric="cosine", seed=0)
     shares = [(first.split == split).mean() for split in SPLITS]
     assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.02)
     order = np.random.default_rng(1).permutation(rows)
     shuffled = {name: [column[i] for i in order] for name, column in values.items()}
-    again = read_pairs(InputStore(), write(path, shuffled), metric="cosine", seed=0)
+    again, _ = read_pairs(InputStore(), write(path, shuffled), metric="cosine", seed=0)
     assert dict(zip(again.ids, again.split, strict=True)) == dict(zip(first.ids, first.split, strict=True))
-    other = read_pairs(InputStore(), str(path), metric="cosine", seed=1)
+    other, _ = read_pairs(InputStore(), str(path), metric="cosine", seed=1)
     assert (other.split != again.split).mean() > 0.3
 
 
@@ -127,8 +128,8 @@ def test_rows_with_an_unusable_vector_are_left_out_with_the_reason(path: Path) -
     values["side"][9] = [np.inf, 0.0]
     values["old"] = pa.array(values["old"], pa.list_(pa.float32()))
     values["new"] = pa.array(values["new"], pa.list_(pa.float32()))
-    found = read_pairs(InputStore(), write(path, values), metric="cosine", seed=0)
-    assert dict(found.dropped) == {
+    result, left_out = read_pairs(InputStore(), write(path, values), metric="cosine", seed=0)
+    assert dict(left_out) == {
         3: "old: null_vector",
         5: f"new: wrong_dim: found 2, expected {NEW}",
         6: "new: non_finite",
@@ -136,18 +137,19 @@ def test_rows_with_an_unusable_vector_are_left_out_with_the_reason(path: Path) -
         9: "side: non_finite",
     }
     kept = [i for i in range(N) if i not in (3, 5, 6, 7, 9)]
-    assert found.ids.tolist() == [7 * i for i in kept]
-    assert found.labels is not None
-    assert found.labels.tolist() == [f"label-{i}" for i in kept]
-    for column in (found.id_hash, found.old, found.new, found.split, found.weights, found.side):
+    assert result.ids.tolist() == [7 * i for i in kept]
+    assert result.labels is not None
+    assert result.labels.tolist() == [f"label-{i}" for i in kept]
+    for column in (result.id_hash, result.old, result.new, result.split, result.weights, result.side):
         assert column is not None
         assert len(column) == len(kept)
     # A zero vector has no direction, but it has a place.
-    assert 7 not in dict(read_pairs(InputStore(), str(path), metric="l2", seed=0).dropped)
+    _, left_out = read_pairs(InputStore(), str(path), metric="l2", seed=0)
+    assert 7 not in dict(left_out)
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "told"),
+    ("change", "error", "message"),
     [
         ({"id": None}, ConfigError, "column 'id' is not in"),
         ({"old": None}, ConfigError, "column 'old' is not in"),
@@ -165,10 +167,10 @@ def test_rows_with_an_unusable_vector_are_left_out_with_the_reason(path: Path) -
     ],
 )
 def test_pairs_that_cannot_be_used_are_refused(
-    path: Path, change: dict[str, Any], error: type[FastfillError], told: str
+    path: Path, change: dict[str, Any], error: type[FastfillError], message: str
 ) -> None:
     write(path, columns(**change))
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         read_pairs(InputStore(), str(path), metric="cosine", seed=0)
 
 
@@ -183,29 +185,39 @@ def test_no_rows_and_no_file_are_refused(path: Path) -> None:
 # Queries
 
 
-def queries(path: Path, values: dict[str, Any], qrels: dict[str, Any] | None = None) -> QueriesTable:
+def queries(path: Path, values: dict[str, Any], qrels: dict[str, Any] | None = None) -> Queries:
     judged = None if qrels is None else write(path.with_name("qrels.parquet"), qrels)
     return read_queries(InputStore(), write(path, values), judged, metric="cosine", new_dim=NEW, old_dim=OLD)
 
 
 def test_queries_need_their_new_vectors_alone(path: Path) -> None:
     values = columns(8)
-    found = queries(path, {"new": values["new"]})
-    np.testing.assert_array_equal(found.new, np.stack(values["new"]))
-    assert (found.old, found.labels, found.groups, found.judged) == (None, None, None, None)
+    result = queries(path, {"new": values["new"]})
+    np.testing.assert_array_equal(result.new, np.stack(values["new"]))
+    assert (result.old, result.labels, result.groups, result.judged) == (None, None, None, None)
+    assert not result.are_items
+
+
+def test_queries_are_called_by_their_id_and_without_one_by_their_row(path: Path) -> None:
+    values = columns(4)
+    assert queries(path, values).ids.tolist() == ["0", "7", "14", "21"]
+    assert queries(path, values, {"query_id": [0], "item_id": [0]}).ids.tolist() == ["0", "7", "14", "21"]
+    bare = columns(4, id=None)
+    bare["new"][1] = np.full(NEW, np.nan, np.float32)
+    assert queries(path, bare).ids.tolist() == ["0", "2", "3"]
 
 
 def test_old_vectors_labels_groups_and_judgements_of_queries_are_read(path: Path) -> None:
     values = columns(4, id=["q0", "q1", "q2", "q3"], label=list("abca"), group=["x", None, "y", "x"])
     qrels = {"query_id": ["q2", "q0", "q2", "q9", "q2"], "item_id": [14, 7, 21, 7, 14]}
-    found = queries(path, values, qrels)
-    assert found.old is not None
-    assert found.labels is not None
-    assert found.groups is not None
-    np.testing.assert_array_equal(found.old, np.stack(values["old"]))
-    assert found.labels.tolist() == list("abca")
-    assert found.groups.tolist() == ["x", None, "y", "x"]
-    assert found.judged == ((2, 14), (0, 7), (2, 21))  # each once; of unknown queries none
+    result = queries(path, values, qrels)
+    assert result.old is not None
+    assert result.labels is not None
+    assert result.groups is not None
+    np.testing.assert_array_equal(result.old, np.stack(values["old"]))
+    assert result.labels.tolist() == list("abca")
+    assert result.groups.tolist() == ["x", None, "y", "x"]
+    assert result.judged == ((2, 14), (0, 7), (2, 21))  # each once; of unknown queries none
 
 
 def test_query_ids_that_are_numbers_meet_judgements_in_either_type(path: Path) -> None:
@@ -217,16 +229,16 @@ def test_queries_without_usable_vectors_are_left_out_and_judgements_follow(path:
     values = columns(4, label=list("abcd"))
     values["new"][0] = np.full(NEW, np.nan, np.float32)
     values["old"][2] = np.zeros(OLD, np.float32)
-    found = queries(path, values, {"query_id": [0, 7, 14, 21], "item_id": [1, 2, 3, 4]})
-    assert found.labels is not None
-    assert found.labels.tolist() == ["b", "d"]
-    assert found.judged == ((0, 2), (1, 4))
-    assert found.old is not None
-    assert len(found.new) == len(found.old) == 2
+    result = queries(path, values, {"query_id": [0, 7, 14, 21], "item_id": [1, 2, 3, 4]})
+    assert result.labels is not None
+    assert result.labels.tolist() == ["b", "d"]
+    assert result.judged == ((0, 2), (1, 4))
+    assert result.old is not None
+    assert len(result.new) == len(result.old) == 2
 
 
 @pytest.mark.parametrize(
-    ("values", "qrels", "error", "told"),
+    ("values", "qrels", "error", "message"),
     [
         ({"old": [[1.0] * OLD]}, None, ConfigError, "column 'new' is not in"),
         ({"new": [[1.0] * (NEW + 1)]}, None, InputError, "column 'new' has 6 dims, the pairs' 'new' has 5"),
@@ -247,7 +259,7 @@ def test_queries_without_usable_vectors_are_left_out_and_judgements_follow(path:
     ],
 )
 def test_queries_that_cannot_be_used_are_refused(
-    path: Path, values: dict[str, Any], qrels: dict[str, Any] | None, error: type[FastfillError], told: str
+    path: Path, values: dict[str, Any], qrels: dict[str, Any] | None, error: type[FastfillError], message: str
 ) -> None:
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         queries(path, values, qrels)

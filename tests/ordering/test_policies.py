@@ -16,6 +16,8 @@ from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.policies import (
     POLICIES,
+    ItemColumns,
+    Policy,
     Reference,
     class_loss,
     class_margin,
@@ -134,13 +136,14 @@ def test_class_margin_does_not_depend_on_how_many_items_come_at_a_time() -> None
 # entropy and class_loss
 
 
-def log_shares(item: NDArray[np.float32], head: Classifier) -> list[float]:
-    logits = [float(item.astype("f8") @ w.astype("f8")) + float(b) for w, b in zip(head.weight, head.bias, strict=True)]
+def log_shares(item: NDArray[np.float32], classifier: Classifier) -> list[float]:
+    rows = zip(classifier.weight.astype("f8"), classifier.bias.tolist(), strict=True)
+    logits = [float(item.astype("f8") @ weight) + bias for weight, bias in rows]
     total = math.log(sum(math.exp(logit - max(logits)) for logit in logits)) + max(logits)
     return [logit - total for logit in logits]
 
 
-def head_with(weight: NDArray[np.float32], bias: NDArray[np.float32] | None = None) -> Classifier:
+def classifier_with(weight: NDArray[np.float32], bias: NDArray[np.float32] | None = None) -> Classifier:
     """Classes "c0", "c1", ..."""
     names = np.array([f"c{row}" for row in range(len(weight))])
     return Classifier(weight, np.zeros(len(weight), np.float32) if bias is None else bias, names)
@@ -152,18 +155,18 @@ def test_entropy_equals_a_loop_over_classes(items: int, classes: int, spread: fl
     rng = np.random.default_rng(seed)
     aligned, weight = rng.normal(size=(items, 3)).astype("f4"), spread * rng.normal(size=(classes, 3)).astype("f4")
     bias = rng.normal(size=classes).astype("f4")
-    head = head_with(weight, bias)
-    found = entropy(aligned, head)
+    classifier = classifier_with(weight, bias)
+    found = entropy(aligned, classifier)
     assert found.dtype == np.float32
     for item, value in enumerate(found):
-        logs = log_shares(aligned[item], head)
+        logs = log_shares(aligned[item], classifier)
         assert value == pytest.approx(-sum(math.exp(log) * log for log in logs), abs=1e-4)
 
 
 def test_entropy_is_greatest_where_classes_are_even_and_is_zero_where_one_is_sure() -> None:
     weight = np.eye(4, dtype=np.float32)
     aligned = np.array([[1, 1, 1, 1], [999, 0, 0, 0], [50, 50, 0, 0]], "f4")
-    even, sure, torn = entropy(aligned, head_with(weight))
+    even, sure, torn = entropy(aligned, classifier_with(weight))
     assert even == pytest.approx(math.log(4))
     assert sure == 0
     assert torn == pytest.approx(math.log(2))
@@ -181,11 +184,13 @@ def test_class_loss_is_the_cross_entropy_also_for_unknown_classes_and_missing_la
 ) -> None:
     rng = np.random.default_rng(seed)
     aligned = rng.normal(size=(len(labels), 3)).astype("f4")
-    head = head_with(spread * rng.normal(size=(classes, 3)).astype("f4"), rng.normal(size=classes).astype("f4"))
-    found = class_loss(aligned, objects(labels), head)
+    classifier = classifier_with(
+        spread * rng.normal(size=(classes, 3)).astype("f4"), rng.normal(size=classes).astype("f4")
+    )
+    found = class_loss(aligned, objects(labels), classifier)
     assert found.dtype == np.float32
     for item, label, value in zip(aligned, labels, found, strict=True):
-        logs = dict(zip(head.classes.tolist(), log_shares(item, head), strict=True))
+        logs = dict(zip(classifier.classes.tolist(), log_shares(item, classifier), strict=True))
         expected = -sum(math.exp(log) * log for log in logs.values())
         if label is not None:
             expected = -logs.get(label, min(logs.values()))
@@ -193,10 +198,10 @@ def test_class_loss_is_the_cross_entropy_also_for_unknown_classes_and_missing_la
 
 
 def test_class_loss_takes_numbers_for_the_rows_of_a_classifier_that_names_none() -> None:
-    head = Classifier(np.eye(3, dtype=np.float32), np.zeros(3, np.float32), np.arange(3).astype(str))
+    classifier = Classifier.of_class_numbers(np.eye(3, dtype=np.float32), np.zeros(3, np.float32))
     aligned = np.array([[9, 0, 0]] * 3, np.float32)
-    numbers, words = (class_loss(aligned, objects(labels), head) for labels in ([0, 1, 7], ["0", "1", "7"]))
-    np.testing.assert_array_equal(numbers, words)
+    numbers, words = (class_loss(aligned, objects(labels), classifier) for labels in ([0, 1, 7], ["0", "1", "7"]))
+    np.testing.assert_allclose(numbers, words, rtol=1e-6)
     assert numbers[0] < 0.001
     assert numbers[1] == pytest.approx(9, abs=0.001)
     assert numbers[2] == numbers[1]
@@ -347,32 +352,67 @@ def test_equal_weights_keep_the_order_and_a_weight_of_zero_puts_an_item_last(pol
         assert found.argmin() == priority.argmax()
 
 
-def test_each_policy_gives_its_own_priorities_from_the_columns() -> None:
+def everything() -> tuple[ItemColumns, Reference, dict[Policy, NDArray[np.float32]]]:
+    """Columns and reference that have all that policies read, and each policy's own priorities of them."""
     old, new, aligned = vectors(3)
     rng = np.random.default_rng(3)
     labels, hashes = objects(rng.choice(["a", "b"], 40).tolist()), HASHES[:40]
-    head = Classifier(rng.normal(size=(2, 5)).astype("f4"), np.zeros(2, "f4"), np.array(["a", "b"]))
+    classifier = Classifier(rng.normal(size=(2, 5)).astype("f4"), np.zeros(2, "f4"), np.array(["a", "b"]))
     proxies = with_thresholds(proxies_of("l2"), old, aligned)
-    reference = Reference(new[:9], labels[:9], head, proxies)
+    reference = Reference(new[:9], labels[:9], classifier, proxies)
     log_variance = rng.normal(size=40).astype("f4")
-    expected = {
+    expected: dict[Policy, NDArray[np.float32]] = {
         "random": random_priority(hashes, 5),
         "uncertainty": log_variance,
-        "entropy": entropy(aligned, head),
+        "entropy": entropy(aligned, classifier),
         "expected_gain": expected_gain(old, aligned, proxies),
         "class_margin": class_margin(aligned, labels, new[:9], labels[:9]),
-        "class_loss": class_loss(aligned, labels, head),
+        "class_loss": class_loss(aligned, labels, classifier),
     }
+    return ItemColumns(hashes, old, aligned, log_variance, labels), reference, expected
+
+
+def test_each_policy_gives_its_own_priorities_from_the_columns_times_the_traffic() -> None:
+    columns, reference, expected = everything()
+    traffic = np.linspace(0.5, 2, 40, dtype=np.float32)
     assert set(expected) == set(POLICIES)
     for policy in POLICIES:
-        found = priority_of(
-            policy,
-            reference,
-            id_hash=hashes,
-            old=old,
-            aligned=aligned,
-            log_variance=log_variance,
-            labels=labels,
-            seed=5,
+        np.testing.assert_allclose(priority_of(policy, columns, reference, seed=5), expected[policy], rtol=1e-6)
+        np.testing.assert_allclose(
+            priority_of(policy, replace(columns, weights=traffic), reference, seed=5),
+            weighted(policy, expected[policy], traffic, reference),
+            rtol=1e-6,
         )
-        np.testing.assert_array_equal(found, expected[policy])
+
+
+@pytest.mark.parametrize(
+    ("policy", "lacking"),
+    [
+        ("entropy", {"classifier"}),
+        ("expected_gain", {"proxies"}),
+        ("class_margin", {"new"}),
+        ("class_margin", {"labels"}),
+        ("class_loss", {"classifier"}),
+    ],
+)
+def test_a_policy_whose_reference_is_missing_is_an_error_and_not_another_order(
+    policy: Policy, lacking: set[str]
+) -> None:
+    columns, reference, _ = everything()
+    with pytest.raises(ValueError, match=f"policy '{policy}': labels, a classifier, proxies or reference pairs"):
+        priority_of(policy, columns, replace(reference, **dict.fromkeys(lacking)), seed=5)
+
+
+@pytest.mark.parametrize("policy", ["class_margin", "class_loss"])
+def test_a_policy_that_reads_labels_is_an_error_without_them(policy: Policy) -> None:
+    columns, reference, _ = everything()
+    with pytest.raises(ValueError, match=f"policy '{policy}': labels"):
+        priority_of(policy, replace(columns, labels=None), reference, seed=5)
+
+
+def test_expected_gain_without_thresholds_is_an_error() -> None:
+    columns, reference, _ = everything()
+    assert reference.proxies is not None
+    bare = replace(reference, proxies=replace(reference.proxies, thresholds=None))
+    with pytest.raises(ValueError, match="thresholds of its proxy queries are not measured yet"):
+        priority_of("expected_gain", columns, bare, seed=5)

@@ -1,4 +1,4 @@
-"""Metrics from ranks alone equal those of the full ranking in ``core.metrics``: ties, exclusions, no answer."""
+"""Metrics from ranks alone equal those of the full ranking in ``retrieval.metrics``: ties, exclusions, no answer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def some(seed: int, queries: int, items: int, levels: int) -> tuple[NDArray[np.f
     return scores, relevant
 
 
-def dense(truth: RelevantItems, items: int) -> NDArray[np.bool_]:
-    relevant = np.zeros((len(truth.counts), items), bool)
-    for query, count in enumerate(truth.counts):
-        relevant[query, truth.items[truth.starts[query] :][:count]] = True
-    return relevant
+def dense(relevant: RelevantItems, items: int) -> NDArray[np.bool_]:
+    matrix = np.zeros((len(relevant.counts), items), bool)
+    for query, count in enumerate(relevant.counts):
+        matrix[query, relevant.items[relevant.starts[query] :][:count]] = True
+    return matrix
 
 
 @given(SEEDS, st.integers(1, 8), st.integers(1, 40), st.sampled_from([1, 2, 5, 1000]))
@@ -54,18 +54,18 @@ def test_ranks_are_places_in_a_stable_descending_sort(seed: int, queries: int, i
     scores, relevant = some(seed, queries, items, levels)
     place = np.empty(scores.shape, np.int64)
     np.put_along_axis(place, rank(scores), np.arange(1, items + 1)[None, :], axis=1)
-    truth = RelevantItems.of(relevant)
-    np.testing.assert_array_equal(ranks_of(scores, {"": truth})[""], place[np.nonzero(relevant)])
+    sparse = RelevantItems.of(relevant)
+    np.testing.assert_array_equal(ranks_of(scores, {"": sparse})[""], place[np.nonzero(relevant)])
 
 
 @given(SEEDS, st.integers(0, 6), st.integers(1, 20))
 @settings(max_examples=100, deadline=None)
-def test_a_truth_holds_the_relevant_items_of_each_query(seed: int, queries: int, items: int) -> None:
+def test_relevant_items_are_those_of_each_query(seed: int, queries: int, items: int) -> None:
     relevant = some(seed, queries, items, 3)[1]
-    truth = RelevantItems.of(relevant)
-    np.testing.assert_array_equal(dense(truth, items), relevant)
-    np.testing.assert_array_equal(truth.counts, relevant.sum(axis=1))
-    assert (len(truth.starts), truth.items.dtype) == (queries + 1, np.int64)
+    sparse = RelevantItems.of(relevant)
+    np.testing.assert_array_equal(dense(sparse, items), relevant)
+    np.testing.assert_array_equal(sparse.counts, relevant.sum(axis=1))
+    assert (len(sparse.starts), sparse.items.dtype) == (queries + 1, np.int64)
 
 
 @given(SEEDS, st.integers(1, 6), st.integers(1, 30), st.integers(1, 12), st.sampled_from([1, 3, 1000]))
@@ -89,13 +89,13 @@ def test_taking_queries_is_taking_rows(seed: int, rows: list[int]) -> None:
 
 def test_scores_that_differ_in_the_last_bits_of_float64_are_told_apart() -> None:
     scores = np.array([[1.0, 1.0 + 1e-15]])
-    truth = RelevantItems.of(np.array([[True, False]]))
-    assert ranks_of(scores, {"": truth})[""].tolist() == [2]  # type: ignore[arg-type]
+    relevant = RelevantItems.of(np.array([[True, False]]))
+    assert ranks_of(scores, {"": relevant})[""].tolist() == [2]  # type: ignore[arg-type]
 
 
 def test_queries_without_a_relevant_item_have_no_value() -> None:
-    truth = RelevantItems.of(np.zeros((3, 4), bool))
-    for values in metrics_of(truth, np.empty(0, np.int64)).values():
+    relevant = RelevantItems.of(np.zeros((3, 4), bool))
+    for values in metrics_of(relevant, np.empty(0, np.int64)).values():
         assert np.isnan(values).all()
         assert len(values) == 3
 

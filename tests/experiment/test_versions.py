@@ -1,0 +1,123 @@
+"""The versions of a run on the shadow gallery against brute force, query by query."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fastfill_ray.experiment import versions as module
+from fastfill_ray.experiment.candidate import Objective
+from fastfill_ray.experiment.items import PairedItems
+from fastfill_ray.experiment.shadow import Measured, make_shadow, own_items, scores_of
+from fastfill_ray.experiment.versions import ShadowVersions
+from fastfill_ray.ordering.waves import wave_middles
+from fastfill_ray.retrieval.calibration import MixedScores, OrderCalibration, fit_calibration
+from fastfill_ray.retrieval.metrics import METRICS
+from fastfill_ray.retrieval.similarity import similarity
+from fastfill_ray.types import Metric, Relevance
+from tests.retrieval.test_metrics import reference
+
+N, DIM, WAVES = 40, 5, 3
+RNG = np.random.default_rng(0)
+OLD, NEW = RNG.normal(size=(2, N, DIM)).astype(np.float32)
+ALIGNED = (NEW + 0.5 * RNG.normal(size=(N, DIM))).astype(np.float32)
+LABELS = RNG.integers(0, 4, N)
+ORDER = RNG.integers(1, WAVES + 2, N).astype(np.int16)
+SAMPLED = RNG.random(N) < 0.2
+MIDDLES = wave_middles((0.3, 0.6, 0.9), 0.1)
+ITEMS = PairedItems(np.arange(N).astype(object), OLD, NEW, np.array(["audit"] * N, object), LABELS.astype(object))
+LABEL_MAP = Objective("label", "map")
+
+
+def versions(metric: Metric = "cosine", **changes: Any) -> ShadowVersions:
+    """Items that query each other: an item is not a hit of its own."""
+    queries = ITEMS.as_queries()
+    stale = scores_of(NEW, ALIGNED, metric, own_items(ITEMS, queries))
+    made = ShadowVersions(make_shadow(ITEMS, queries, metric), stale, ORDER, MIDDLES, SAMPLED)
+    return replace(made, **changes)
+
+
+def measured(made: ShadowVersions, wave: int, calibration: OrderCalibration) -> Measured:
+    return made.shadow.measure(made.state(wave).under(calibration))
+
+
+def brute_force(scores: NDArray[np.float64], relevant: list[set[int]]) -> list[dict[str, float]]:
+    """`scores` (Q, N) ranked by loops; query q is item q."""
+    values = []
+    for q, row in enumerate(scores.tolist()):
+        others = sorted((n for n in range(N) if n != q), key=lambda n: (-row[n], n))
+        values.append(reference([n in relevant[q] for n in others], len(relevant[q])))
+    return values
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+@pytest.mark.parametrize("wave", range(WAVES + 2))
+def test_a_version_of_the_shadow_equals_brute_force(metric: Metric, wave: int) -> None:
+    calibration = OrderCalibration(scale=0.9, offset=0.05, slope=0.1)
+    new = similarity(NEW, NEW, metric)
+    middle = np.array([0.0, 1 / 9, 7 / 18, 13 / 18, 17 / 18], np.float32)[ORDER]
+    stale = np.float32(0.9) * similarity(NEW, ALIGNED, metric) + np.float32(0.05) + np.float32(0.1) * middle
+    mixed = np.where(wave >= ORDER, new, stale)
+    same_label = [{n for n in range(N) if n != q and LABELS[n] == LABELS[q]} for q in range(N)]
+    top = [set(sorted((n for n in range(N) if n != q), key=lambda n: -new[q, n])[:10]) for q in range(N)]
+    values = measured(versions(metric), wave, calibration)
+    relevances: dict[Relevance, list[set[int]]] = {"label": same_label, "new_model": top}
+    for relevance, relevant in relevances.items():
+        for q, expected in enumerate(brute_force(mixed, relevant)):
+            for name in METRICS:
+                assert values[relevance, name][q] == pytest.approx(expected[name], nan_ok=True, abs=1e-9)
+
+
+def test_the_last_wave_is_the_new_model_itself_whatever_the_calibration() -> None:
+    values = measured(versions(), WAVES + 1, OrderCalibration(scale=3, offset=-7))
+    assert (values["new_model", "recall@10"] == 1).all()
+    assert (values["new_model", "map"] == 1).all()
+
+
+def test_a_querys_own_item_is_excluded_from_every_state() -> None:
+    made = versions()
+    assert made.shadow.old is not None
+    for scores in (made.shadow.old, made.shadow.new, made.state(1).under(OrderCalibration(2.0, 9.0, 1.0))):
+        assert (np.diag(scores) == -np.inf).all()
+        assert np.isfinite(scores).sum() == N * (N - 1)
+
+
+@pytest.mark.parametrize("wave", range(WAVES + 2))
+def test_the_items_that_stand_for_the_pairs_are_new_where_a_calibration_is_fitted_and_nowhere_else(wave: int) -> None:
+    made = versions()
+    assert made.state(wave).is_new.tolist() == (wave >= ORDER).tolist()
+    assert made.state(wave, with_pairs=True).is_new.tolist() == ((wave >= ORDER) | SAMPLED).tolist()
+    for state in (made.state(wave), made.state(wave, with_pairs=True)):
+        np.testing.assert_array_equal(state.position, MIDDLES[ORDER])
+
+
+def test_the_calibration_is_fitted_with_the_sampled_items_counted_as_new() -> None:
+    made = versions()
+    relevant = made.shadow.relevant["label"]
+    for wave in range(WAVES + 1):
+        state = MixedScores(made.stale, made.shadow.new, (wave >= ORDER) | SAMPLED, MIDDLES[ORDER])
+        expected = fit_calibration(state, relevant, "map", "scale_offset_by_wave")
+        assert made.fit(wave, LABEL_MAP, "scale_offset_by_wave") == expected
+    assert replace(made, sampled=np.zeros(N, bool)).fit(0, LABEL_MAP, "offset") == OrderCalibration()
+
+
+def test_a_fit_looks_at_the_first_queries_that_have_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.where(np.arange(N) % 3 == 0, -1 - np.arange(N), LABELS)  # every third item is alone in its class
+    items = replace(ITEMS, labels=labels.astype(object))
+    made = versions(shadow=make_shadow(items, items.as_queries(), "cosine"))
+    has_answer = np.flatnonzero(made.shadow.answered("label"))
+    assert 10 < len(has_answer) < N
+    monkeypatch.setattr(module, "MAX_QUERIES", 10)
+    rows = has_answer[:10]
+    state = MixedScores(made.stale[rows], made.shadow.new[rows], (ORDER <= 1) | SAMPLED, MIDDLES[ORDER])
+    expected = fit_calibration(state, made.shadow.relevant["label"].take(rows), "map", "scale_offset")
+    assert made.fit(1, LABEL_MAP, "scale_offset") == expected
+
+
+def test_the_middles_of_waves_are_places_in_the_order_of_all_items_but_the_pairs() -> None:
+    np.testing.assert_allclose(wave_middles((0.3, 0.6, 0.9), 0.1), [0, 1 / 9, 7 / 18, 13 / 18, 17 / 18], rtol=1e-6)
+    np.testing.assert_allclose(wave_middles((1.0,), 0.5), [0, 0.5, 1.0])
