@@ -14,7 +14,14 @@ import numpy as np
 
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.retrieval.metrics import measure
-from fastfill_ray.retrieval.relevance import RelevantItems
+from fastfill_ray.retrieval.relevance import (
+    RelevantItems,
+    judged_relevant,
+    judged_rows,
+    label_codes,
+    number_labels,
+    same_label,
+)
 from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.types import F32, F64, I64, Bools, Metric, Objects, Relevance
 
@@ -77,13 +84,12 @@ def make_shadow(items: PairedItems, queries: Queries, metric: Metric) -> Shadow:
     old = None if queries.old is None else scores_of(queries.old, items.old, metric, own)
     relevant: dict[Relevance, RelevantItems] = {"new_model": RelevantItems.top(new)}
     if queries.labels is not None and items.labels is not None:
-        relevant["label"] = RelevantItems.of(_same_label(queries.labels, items.labels) & np.isfinite(new))
+        numbers = number_labels(queries.labels)
+        same = same_label(label_codes(queries.labels, numbers), label_codes(items.labels, numbers))
+        relevant["label"] = RelevantItems.of(same & np.isfinite(new))
     if queries.judged is not None:
         row_of = {value: row for row, value in enumerate(items.ids.tolist())}
-        judged = np.zeros(new.shape, bool)
-        for query, item in queries.judged:
-            if item in row_of:
-                judged[query, row_of[item]] = True
+        judged = judged_relevant(judged_rows(queries.judged, row_of), *new.shape)
         relevant["qrels"] = RelevantItems.of(judged & np.isfinite(new))
     return Shadow(new, old, relevant, queries.groups)
 
@@ -102,12 +108,3 @@ def scores_of(queries: F32, items: F32, metric: Metric, own: I64) -> F32:
     rows = np.flatnonzero(own >= 0)
     scores[rows, own[rows]] = -np.inf
     return scores
-
-
-def _same_label(queries: Objects, items: Objects) -> Bools:
-    """(Q, N): equal labels. An unknown one equals none, not even another unknown one."""
-    number = {label: i for i, label in enumerate(dict.fromkeys(queries.tolist())) if label is not None}
-    of_queries = np.array([number.get(label, -1) for label in queries.tolist()], np.int64)
-    of_items = np.array([number.get(label, -2) for label in items.tolist()], np.int64)
-    same: Bools = of_queries[:, None] == of_items[None, :]
-    return same

@@ -5,7 +5,6 @@ Q queries, K hits, D old dim, E new dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,39 +25,13 @@ from fastfill_ray.index.segment import (
 )
 from fastfill_ray.log.records import Init, Segment, Version
 from fastfill_ray.log.state import State
-from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.retrieval.fusion import Fusion
+from fastfill_ray.retrieval.merging import Hits, merge_hits
 from fastfill_ray.storage.arrow import id_array, read_table
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.refs import get_verified
-from fastfill_ray.types import F32, I64, Metric
-
-
-def merge_hits(
-    scores: Sequence[F32], rows: Sequence[I64], calibrations: Sequence[Calibration], k: int
-) -> tuple[F32, I64, I64]:
-    """The k best hits over all segments by scale * score + offset.
-
-    Args:
-        scores: per segment (Q, k_i), larger is better, -inf where missing.
-        rows: per segment (Q, k_i), -1 where missing.
-        calibrations: one per segment.
-        k: hits per query.
-
-    Returns:
-        calibrated scores (Q, k), number of the segment (Q, k), row in it (Q, k); best first, equal scores in the order
-        of segments and then rows; -inf, -1, -1 where there are fewer than k hits.
-    """
-    served = [c.scale * s.astype(np.float64) + c.offset for s, c in zip(scores, calibrations, strict=True)]
-    numbers = [np.where(r < 0, -1, number) for number, r in enumerate(rows)]
-    padding = [(0, 0), (0, k)]
-    score = np.pad(np.concatenate(served, axis=1), padding, constant_values=-np.inf)
-    number = np.pad(np.concatenate(numbers, axis=1), padding, constant_values=-1)
-    row = np.pad(np.concatenate(rows, axis=1), padding, constant_values=-1)
-    order = np.lexsort((row, number, -score), axis=1)[:, :k]
-    best = np.take_along_axis(score, order, axis=1).astype(np.float32)
-    return best, np.take_along_axis(number, order, axis=1), np.take_along_axis(row, order, axis=1)
+from fastfill_ray.types import F32, Metric
 
 
 @dataclass(frozen=True)
@@ -147,24 +120,24 @@ class Index:
         snapshot = self._snapshot
         new = prepare_queries(queries, self.dim, self.metric)
         old = self._old_queries(snapshot, old_queries, len(new)) if snapshot.needs_old_queries else None
-        asked: dict[Fusion | None, F32] = {}
+        vectors: dict[Fusion | None, F32] = {}  # the queries in each space that segments are in
         assignments: dict[tuple[str, Fusion | None], Assignment | None] = {}
         scores, rows = [], []
         for segment, loaded in zip(snapshot.version.segments, snapshot.segments, strict=True):
-            if segment.fusion not in asked:
-                asked[segment.fusion] = segment_queries(segment, new, old, self.metric)
-            here, assignment = asked[segment.fusion], None
+            if segment.fusion not in vectors:
+                vectors[segment.fusion] = segment_queries(segment, new, old, self.metric)
+            in_space, assignment = vectors[segment.fusion], None
             if loaded.template is not None:
                 shared = loaded.template, segment.fusion
                 if shared not in assignments:
-                    assignments[shared] = coarse(loaded.index, here, nprobe)
+                    assignments[shared] = coarse(loaded.index, in_space, nprobe)
                 assignment = assignments[shared]
-            found = search_segment(loaded.index, here, k, self.metric, assignment)
-            scores.append(found[0])
-            rows.append(found[1])
+            segment_scores, segment_rows = search_segment(loaded.index, in_space, k, self.metric, assignment)
+            scores.append(segment_scores)
+            rows.append(segment_rows)
         calibrations = [segment.calibration for segment in snapshot.version.segments]
-        best, numbers, places = merge_hits(scores, rows, calibrations, k)
-        return best, self._ids(snapshot, numbers, places)
+        hits = merge_hits(scores, rows, calibrations, k)
+        return hits.scores, self._ids(snapshot, hits)
 
     def _old_queries(self, snapshot: _Snapshot, old_queries: NDArray[Any] | None, count: int) -> F32:
         if old_queries is None:
@@ -211,15 +184,16 @@ class Index:
             raise CorruptFile(f"{name}: holds {len(column):,} ids, the record says {segment.rows:,} rows.")
         return _Loaded(_key(segment), index, id_array(column, self._init.id_type), template_key(index))
 
-    def _ids(self, snapshot: _Snapshot, numbers: I64, places: I64) -> NDArray[Any]:
-        """The ids behind (segment number, row), both (Q, K)."""
+    def _ids(self, snapshot: _Snapshot, hits: Hits) -> NDArray[Any]:
+        """The ids of hits (Q, K)."""
         if self._init.id_type == "int64":
-            ids = np.full(numbers.shape, -1, np.int64)
+            ids = np.full(hits.rows.shape, -1, np.int64)
         else:
-            ids = np.full(numbers.shape, None, object)
-        for number in np.unique(numbers[numbers >= 0]):
-            hit = numbers == number
-            ids[hit] = snapshot.segments[number].ids.take(pa.array(places[hit])).to_numpy(zero_copy_only=False)
+            ids = np.full(hits.rows.shape, None, object)
+        for number in np.unique(hits.segments[hits.segments >= 0]):
+            of_segment = hits.segments == number
+            rows = pa.array(hits.rows[of_segment])
+            ids[of_segment] = snapshot.segments[number].ids.take(rows).to_numpy(zero_copy_only=False)
         return ids
 
 

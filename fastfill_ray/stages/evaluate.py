@@ -1,6 +1,6 @@
 """A version searched with every query: its segments, the old index, and the shadow gallery of the audit items.
 
-Legend: Q queries, N gallery items, K hits kept per segment.
+Legend: Q queries, n items of a segment, K hits per query of a segment or of all, J judged pairs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import pyarrow as pa
 
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.experiment.staged import Shadow, make_shadow
@@ -25,8 +24,9 @@ from fastfill_ray.ordering.policies import random_priority
 from fastfill_ray.ordering.waves import order_wave
 from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.retrieval.fusion import Fusion
-from fastfill_ray.retrieval.metrics import per_query_by_relevance
-from fastfill_ray.retrieval.ranking import rank
+from fastfill_ray.retrieval.merging import HitMerger, Hits
+from fastfill_ray.retrieval.metrics import METRICS, per_query
+from fastfill_ray.retrieval.relevance import judged_rows, label_codes, number_labels, same_label
 from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.stages.queries import MAX_QUERIES
 from fastfill_ray.stages.runtime import run_tasks
@@ -34,161 +34,220 @@ from fastfill_ray.stages.score import Scorer
 from fastfill_ray.storage.arrow import objects, read_table
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.refs import get_verified
-from fastfill_ray.types import F64, Metric
+from fastfill_ray.types import F32, F64, I64, Bools, Metric, Objects
 
-# A ranking is complete up to this many scores per version; beyond, the first _DEPTH ranks of each segment decide.
+# A ranking is complete up to this many scores per version; beyond, it is judged by its first _DEPTH ranks.
 _COMPLETE_SCORES = 1 << 25
 _DEPTH = 1000
+# Scores that are merged and judged at a time: the queries' rankings do not depend on one another.
+_BLOCK_SCORES = 1 << 22
 
+PerRelevance = dict[str, dict[str, F64]]
+"""{relevance: {metric: (Q,)}}"""
 Place = tuple[Chunk, PinnedFile]
 
 
 @dataclass(frozen=True)
-class Hits:
-    """What one part of the gallery says to all queries.
-
-    scores: (Q, K) float32. relevant: {relevance: (Q, K) bool}. num_relevant: {relevance: (Q,) int64} in the whole part.
-    """
-
-    scores: np.ndarray
-    relevant: dict[str, np.ndarray]
-    num_relevant: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Ask:
-    """The queries as segment tasks need them, with their new and their old vectors: each space is asked in its own."""
+class GallerySearch:
+    """What a part of the gallery is searched with, and to which depth it is judged."""
 
     queries: Queries
     metric: Metric
     depth: int
 
+    @property
+    def num_hits(self) -> int:
+        """Hits kept per query: one more than is judged where a query's own item may be among them."""
+        return self.depth + self.queries.are_items
+
+
+@dataclass(frozen=True)
+class SegmentHits:
+    """The raw hits of all queries in one segment of n items, and what they are judged by.
+
+    scores: (Q, K) float32, as the segment gives them, -inf where missing. rows: (Q, K) int64, -1 where missing.
+    own_rows: (Q,) the row of the item that a query itself is, -1 for none.
+    label_codes: (n,) of ``retrieval.relevance``, -1 throughout where there are no labels.
+    num_same_label: (Q,) items with the query's label, itself left out; None where there are no labels.
+    judged: (J, 2) query and row of relevant items, itself left out; None where nothing is judged.
+    """
+
+    scores: F32
+    rows: I64
+    own_rows: I64
+    label_codes: I64
+    num_same_label: I64 | None
+    judged: I64 | None
+
 
 def complete_depth(rows: int, num_queries: int) -> int:
-    """Hits kept per segment: all, while the scores of a version fit into memory; else the first ranks."""
+    """Ranks that are judged: all, while the scores of a version fit into memory; else the first ones."""
     return rows if rows * num_queries <= _COMPLETE_SCORES else min(rows, _DEPTH)
 
 
 def search_segments(
-    files: Files, segments: Sequence[Segment], ask: Ask, calibrations: Sequence[bool]
-) -> list[dict[str, dict[str, F64]]]:
-    """Every segment searched with every query, as Ray tasks, and merged.
+    files: Files, segments: Sequence[Segment], search: GallerySearch, calibrated: Sequence[bool]
+) -> list[PerRelevance]:
+    """Every segment searched with every query, as Ray tasks, and merged in the order of `segments`.
 
     Returns:
-        {relevance: {metric: (Q,)}} per entry of `calibrations`: as served (True), or with raw scores (False).
+        {relevance: {metric: (Q,)}} per entry of `calibrated`: as the version serves (True), or with raw scores (False).
     """
-    rankings = [Ranking(ask.depth) for _ in calibrations]
-    work = partial(_search_one, files, ask)
+    rankings = [GalleryRanking(search) for _ in calibrated]
+    work = partial(search_one_segment, files, search)
     for segment, hits in run_tasks(work, segments, name="search segment", ordered=True):
-        for served, ranking in zip(calibrations, rankings, strict=True):
-            ranking.add(hits, segment.calibration if served else Calibration())
+        for with_calibration, ranking in zip(calibrated, rankings, strict=True):
+            ranking.add(hits, segment.calibration if with_calibration else Calibration())
     return [ranking.per_query() for ranking in rankings]
 
 
-def _search_one(files: Files, ask: Ask, segment: Segment) -> Hits:
+def search_one_segment(files: Files, search: GallerySearch, segment: Segment) -> SegmentHits:
+    """One segment, read and searched with every query."""
     data = get_verified(files, segment.index)
-    index = load_index(data, dim=segment.dim, metric=ask.metric, rows=segment.rows, name=segment.index.path)
+    index = load_index(data, dim=segment.dim, metric=search.metric, rows=segment.rows, name=segment.index.path)
     table = read_table(get_verified(files, segment.ids), name=segment.ids.path)
-    new, old = ask.queries.new, ask.queries.old
-    vectors = segment_queries(segment, prepare_queries(new, new.shape[1], ask.metric), old, ask.metric)
-    scores, rows = search_segment(index, vectors, min(ask.depth, segment.rows), ask.metric)
-    return _judge(ask.queries, objects(table.column("id")), _labels(table), scores, rows)
+    new, old = search.queries.new, search.queries.old
+    vectors = segment_queries(segment, prepare_queries(new, new.shape[1], search.metric), old, search.metric)
+    scores, rows = search_segment(index, vectors, min(search.num_hits, segment.rows), search.metric)
+    labels = objects(table.column("label")) if "label" in table.column_names else None
+    return hits_of(search.queries, scores, rows, objects(table.column("id")), labels)
 
 
-def _labels(table: pa.Table) -> np.ndarray | None:
-    return objects(table.column("label")) if "label" in table.column_names else None
+def search_old(source: Source, buckets: Sequence[Sequence[Place]], search: GallerySearch) -> PerRelevance:
+    """The old index as users have it, by brute force over the gallery's old vectors: {relevance: {metric: (Q,)}}.
 
-
-def search_old(source: Source, buckets: Sequence[Sequence[Place]], ask: Ask) -> dict[str, dict[str, F64]]:
-    """The old index as users have it, by brute force over the gallery's old vectors: {relevance: {metric: (Q,)}}."""
-    ranking = Ranking(ask.depth)
-    for _, hits in run_tasks(
-        partial(_search_old_bucket, source, ask), buckets, name="search old vectors", ordered=True
-    ):
+    Raises:
+        ValueError: the queries have no old vectors.
+    """
+    if search.queries.old is None:
+        raise ValueError("the queries have no old vectors: the old index cannot be searched with them")
+    ranking = GalleryRanking(search)
+    work = partial(_search_old_bucket, source, search, search.queries.old)
+    for _, hits in run_tasks(work, buckets, name="search old vectors", ordered=True):
         ranking.add(hits, Calibration())
     return ranking.per_query()
 
 
-def _search_old_bucket(source: Source, ask: Ask, places: Sequence[Place]) -> Hits:
-    ranking = Ranking(ask.depth)
-    for chunk, file in places:
-        ranking.add(_search_old_chunk(source, ask, chunk, file), Calibration())
-    return ranking.hits()
+def _search_old_bucket(source: Source, search: GallerySearch, old: F32, places: Sequence[Place]) -> SegmentHits:
+    """The usable rows of a bucket as one segment; a chunk's scores are dropped as soon as they are merged."""
+    merger = HitMerger(min(search.num_hits, sum(chunk.rows for chunk, _ in places)))
+    ids, labels, start = [], [], 0
+    for place in places:
+        chunk_ids, chunk_labels, vectors = _read_old_chunk(source, *place)
+        scores = similarity(old, vectors, source.metric)
+        rows = np.arange(len(vectors))
+        merger.add(scores, np.broadcast_to(rows, scores.shape), Calibration(), start + rows)
+        start += len(rows)
+        ids.append(chunk_ids)
+        labels.append(chunk_labels)
+    hits, rows_in_bucket = merger.best()
+    has_labels = source.config.label_column is not None
+    return hits_of(
+        search.queries,
+        hits.scores,
+        rows_in_bucket,
+        np.concatenate(ids),
+        np.concatenate(labels) if has_labels else None,
+    )
 
 
-def _search_old_chunk(source: Source, ask: Ask, chunk: Chunk, file: PinnedFile) -> Hits:
+def _read_old_chunk(source: Source, chunk: Chunk, file: PinnedFile) -> tuple[Objects, Objects, F32]:
+    """Ids, labels (None without a label column) and old vectors of a chunk's usable rows."""
     config = source.config
     names = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
     table = read_rows(source.store, file, names, start=chunk.start, rows=chunk.rows)
     old, unusable = old_vectors(table, source)
-    kept = np.array([row for row in range(chunk.rows) if row not in unusable], dtype=np.int64)
-    assert ask.queries.old is not None
-    scores = similarity(ask.queries.old, old[kept], source.metric)
-    ids = read_ids(table, config.id_column, source.id_type).astype(object)[kept]
-    labels = objects(table.column(config.label_column))[kept] if config.label_column is not None else None
-    return _judge(ask.queries, ids, labels, scores, np.broadcast_to(np.arange(len(kept)), scores.shape))
+    usable = np.array([row for row in range(chunk.rows) if row not in unusable], dtype=np.int64)
+    ids = read_ids(table, config.id_column, source.id_type).astype(object)[usable]
+    labels = np.full(chunk.rows, None) if config.label_column is None else objects(table.column(config.label_column))
+    return ids, labels[usable], old[usable]
 
 
-def _judge(queries: Queries, ids: np.ndarray, labels: np.ndarray | None, scores: np.ndarray, rows: np.ndarray) -> Hits:
-    """Mark which hits are relevant; a query's own item scores -inf and counts for nothing."""
-    count = len(queries.ids)
+def hits_of(queries: Queries, scores: F32, rows: I64, ids: Objects, labels: Objects | None) -> SegmentHits:
+    """Raw hits with what they are judged by.
+
+    Args:
+        scores, rows: (Q, K) of a search. ids, labels: (n,) of the segment.
+    """
     row_of = {value: row for row, value in enumerate(ids.tolist())}
-    scores = scores.astype(np.float32, copy=True)
-    scores[rows < 0] = -np.inf
-    own = np.full(count, -1)
+    own_rows = np.full(len(queries.ids), -1, np.int64)
     if queries.are_items:
-        own = np.array([row_of.get(value, -1) for value in queries.ids.tolist()])
-        scores[(rows == own[:, None]) & (own >= 0)[:, None]] = -np.inf
-    relevant: dict[str, np.ndarray] = {}
-    num_relevant: dict[str, np.ndarray] = {}
+        own_rows = np.array([row_of.get(value, -1) for value in queries.ids.tolist()], np.int64)
+    codes, num_same_label = np.full(len(ids), -1, np.int64), None
     if labels is not None and queries.labels is not None:
-        # Class numbers instead of objects: a ranking compares millions of labels. -1 is a class that nobody asks for.
-        number = {label: i for i, label in enumerate(dict.fromkeys(queries.labels.tolist())) if label is not None}
-        asked = np.array([number.get(label, -2) for label in queries.labels.tolist()])
-        here = np.array([number.get(label, -1) for label in labels.tolist()], dtype=np.int64)
-        relevant["label"] = (here[rows] == asked[:, None]) & np.isfinite(scores)
-        counts = np.bincount(here[here >= 0], minlength=len(number) + 1)
-        num_relevant["label"] = np.where(asked >= 0, counts[np.maximum(asked, 0)] - (own >= 0), 0)
+        numbers = number_labels(queries.labels)
+        codes, wanted = label_codes(labels, numbers), label_codes(queries.labels, numbers)
+        counts = np.bincount(codes[codes >= 0], minlength=len(numbers) + 1)
+        is_own = np.append(codes, -1)[own_rows] == wanted  # -1 where a query is no item of this segment
+        num_same_label = np.where(wanted >= 0, counts[wanted] - is_own, 0)
+    judged = None
     if queries.judged is not None:
-        flags, totals = np.zeros(scores.shape, bool), np.zeros(count, np.int64)
-        for query, item in queries.judged:
-            if item in row_of:
-                flags[query] |= rows[query] == row_of[item]
-                totals[query] += 1
-        relevant["qrels"], num_relevant["qrels"] = flags & np.isfinite(scores), totals
-    return Hits(scores, relevant, num_relevant)
+        judged = judged_rows(queries.judged, row_of)
+        judged = judged[judged[:, 1] != own_rows[judged[:, 0]]]
+    return SegmentHits(scores, rows, own_rows, codes, num_same_label, judged)
 
 
-class Ranking:
-    """Hits of many parts merged under their calibrations; holds at most `depth` of them per query, best first."""
+class GalleryRanking:
+    """The gallery ranked by every query, segment after segment, and judged: what its metrics are made of."""
 
-    def __init__(self, depth: int) -> None:
-        self._depth = depth
-        self._parts: list[Hits] = []
+    def __init__(self, search: GallerySearch) -> None:
+        count, labels = len(search.queries.ids), search.queries.labels
+        self._search = search
+        self._labels = np.full(count, -1) if labels is None else label_codes(labels, number_labels(labels))
+        self._merger = HitMerger(search.num_hits)
+        self._num_segments = 0
+        self._own = np.full((count, 2), -1, np.int64)  # segment and row of the item that a query is
+        self._judged: list[I64] = []  # query, segment, row
+        self._num_relevant: dict[str, I64] = {}
 
-    def add(self, hits: Hits, calibration: Calibration) -> None:
-        """Parts must come in a fixed order: among equal scores the earlier part is first."""
-        served = np.float32(calibration.scale) * hits.scores + np.float32(calibration.offset)
-        self._parts.append(replace(hits, scores=served))
-        if sum(part.scores.shape[1] for part in self._parts) > 2 * self._depth:
-            self._parts = [self.hits()]
+    def add(self, hits: SegmentHits, calibration: Calibration) -> None:
+        """The next segment of the version."""
+        number, count = self._num_segments, len(self._own)
+        self._num_segments += 1
+        self._merger.add(hits.scores, hits.rows, calibration, hits.label_codes)
+        there = hits.own_rows >= 0
+        self._own[there] = np.stack([np.full(count, number), hits.own_rows], axis=1)[there]
+        if hits.num_same_label is not None:
+            self._num_relevant["label"] = self._num_relevant.get("label", 0) + hits.num_same_label
+        if hits.judged is not None:
+            self._judged.append(np.insert(hits.judged, 1, number, axis=1))
+            found = np.bincount(hits.judged[:, 0], minlength=count)
+            self._num_relevant["qrels"] = self._num_relevant.get("qrels", 0) + found
 
-    def hits(self) -> Hits:
-        """The best `depth` so far; relevant items are counted in everything that was added."""
-        scores = np.concatenate([part.scores for part in self._parts], axis=1)
-        names = list(self._parts[0].relevant)
-        relevant = {name: np.concatenate([part.relevant[name] for part in self._parts], axis=1) for name in names}
-        totals = {name: np.sum([part.num_relevant[name] for part in self._parts], axis=0) for name in names}
-        if scores.shape[1] > self._depth:
-            best = rank(scores)[:, : self._depth]
-            scores = np.take_along_axis(scores, best, axis=1)
-            relevant = {name: np.take_along_axis(flags, best, axis=1) for name, flags in relevant.items()}
-        return Hits(scores, relevant, totals)
-
-    def per_query(self) -> dict[str, dict[str, F64]]:
+    def per_query(self) -> PerRelevance:
         """{relevance: {metric: (Q,)}}."""
-        hits = self.hits()
-        return per_query_by_relevance(hits.scores, hits.relevant, hits.num_relevant)
+        count = len(self._own)
+        step = max(1, _BLOCK_SCORES // self._search.num_hits)
+        blocks = [self._block(slice(start, min(start + step, count))) for start in range(0, count, step)]
+        return {
+            name: {metric: np.concatenate([block[name][metric] for block in blocks]) for metric in METRICS}
+            for name in self._num_relevant
+        }
+
+    def _block(self, queries: slice) -> PerRelevance:
+        hits, codes = self._merger.best(queries)
+        own = (hits.segments == self._own[queries, :1]) & (hits.rows == self._own[queries, 1:]) & (hits.rows >= 0)
+        # Without its own item, which is a hit like any other until here, a query's next hits move up.
+        others = np.argsort(own, axis=1, kind="stable")[:, : self._search.depth]
+        return {
+            name: per_query(
+                np.take_along_axis(self._relevant(name, queries, hits, codes) & ~own, others, axis=1),
+                num_relevant[queries],
+            )
+            for name, num_relevant in self._num_relevant.items()
+        }
+
+    def _relevant(self, relevance: str, queries: slice, hits: Hits, codes: I64) -> Bools:
+        """Which hits (Q, K) are relevant; `codes` (Q, K): of their labels."""
+        if relevance == "label":
+            return same_label(self._labels[queries], codes)
+        judged = np.concatenate(self._judged)
+        relevant = np.zeros(hits.rows.shape, bool)
+        # Segment and row in one number, for isin.
+        places, wanted = hits.segments << 32 | hits.rows, judged[:, 1] << 32 | judged[:, 2]
+        for line, query in enumerate(range(queries.start, queries.stop)):
+            relevant[line] = np.isin(places[line], wanted[judged[:, 0] == query])
+        return relevant
 
 
 def audit_queries(pairs: PairedItems, seed: int) -> Queries:

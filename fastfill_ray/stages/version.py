@@ -23,7 +23,7 @@ from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.stages import evaluate, measure
 from fastfill_ray.stages.build import BucketWork, BuildJob, build, train_templates
 from fastfill_ray.stages.embed import Unit
-from fastfill_ray.stages.evaluate import Ask
+from fastfill_ray.stages.evaluate import GallerySearch
 from fastfill_ray.stages.measure import PerQuery
 from fastfill_ray.stages.prepare import Prepared
 from fastfill_ray.stages.progress import Progress
@@ -121,8 +121,8 @@ def _measure_arms(
                 [(chunk, files_of[chunk.file]) for chunk in bucket]
                 for bucket in cut_buckets(ready.snapshot.chunks, segment_rows=config.index.segment_rows)
             ]
-            ask = Ask(ready.queries, config.new_model.metric, depth["gallery"])
-            merged = evaluate.search_old(ready.scorer.source, buckets, ask)
+            search = GallerySearch(ready.queries, config.new_model.metric, depth["gallery"])
+            merged = evaluate.search_old(ready.scorer.source, buckets, search)
             values |= {("gallery", name, True): found for name, found in merged.items()}
         arms["old/old"] = _means(config, ready, values)
         data = measure.query_table(values, ready.queries.fingerprint)
@@ -323,9 +323,9 @@ class VersionMaker:
                 values |= {("gallery", name, calibrated): found for name, found in merged.items()}
         return values
 
-    def _search(self, segments: Sequence[Segment], calibrations: Sequence[bool]) -> list[dict[str, dict[str, F64]]]:
-        ask = Ask(self.ready.queries, self.config.new_model.metric, _depths(self.ready)["gallery"])
-        return evaluate.search_segments(self.files, segments, ask, calibrations)
+    def _search(self, segments: Sequence[Segment], calibrated: Sequence[bool]) -> list[dict[str, dict[str, F64]]]:
+        search = GallerySearch(self.ready.queries, self.config.new_model.metric, _depths(self.ready)["gallery"])
+        return evaluate.search_segments(self.files, segments, search, calibrated)
 
     def _flips(self, state: State, values: PerQuery) -> tuple[FlipValue, ...]:
         """Against old/old and the version before in this plan, where their values per query are known."""

@@ -6,12 +6,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished, SpaceMismatch
-from fastfill_ray.index.reader import merge_hits, open_index
+from fastfill_ray.index.reader import open_index
 from fastfill_ray.index.segment import build_index, train_template
 from fastfill_ray.log.records import Expire, FileRef, Init, Plan, Publish, Segment, Verdict, Version
 from fastfill_ray.ordering.ids import combine_digests
@@ -63,9 +61,11 @@ class Root:
             )
         )  # fmt: skip
 
-    def segment(self, items: NDArray[np.float32], ids: Any, calibration: Calibration | None = None) -> Segment:
+    def segment(
+        self, items: NDArray[np.float32], ids: Any, calibration: Calibration | None = None, labels: Any = None
+    ) -> Segment:
         number = self.count = self.count + 1
-        table = pa.table({"id": id_array(ids, self.id_type)})
+        table = pa.table({"id": id_array(ids, self.id_type)} | ({} if labels is None else {"label": labels}))
         return Segment(
             bucket=0, wave=0, state="new" if calibration is None else "stale",
             space="new" if calibration is None else "aligned", dim=DIM, rows=len(items), ids_digest="",
@@ -75,13 +75,18 @@ class Root:
         )  # fmt: skip
 
     def fused(
-        self, old: NDArray[np.float32], aligned: NDArray[np.float32], ids: Any, calibration: Calibration
+        self,
+        old: NDArray[np.float32],
+        aligned: NDArray[np.float32],
+        ids: Any,
+        calibration: Calibration,
+        labels: Any = None,
     ) -> Segment:
         """A stale segment of old vectors (N, OLD_DIM) and aligned ones (N, DIM)."""
         assert self.fusion is not None
         items = fuse(old, aligned, self.fusion, self.metric)
         data = build_index(self.fused_template, items, self.metric)
-        made = self.segment(aligned, ids, calibration)
+        made = self.segment(aligned, ids, calibration, labels)
         index = put_file(self.files, f"index/{self.count}-fused.faiss", data)
         changes = {"space": "fused", "fusion": self.fusion, "dim": items.shape[1], "index": index}
         return Segment.model_validate({**made.model_dump(), **changes})
@@ -103,50 +108,6 @@ class Root:
         if publish:
             self.log.append(Publish(version=number))
         return number
-
-
-Hits = list[tuple[float, int, int]]
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(0, 4),
-            st.sampled_from([0.5, 1.0, 2.0]),
-            st.sampled_from([-1.0, 0.0, 0.5]),
-        ),
-        min_size=1,
-        max_size=5,
-    ),
-    st.integers(1, 12),
-    st.integers(0, 3),
-    st.integers(0, 2**32 - 1),
-)
-@settings(max_examples=150, deadline=None)
-def test_merging_equals_sorting_all_calibrated_hits(
-    shapes: list[tuple[int, float, float]], k: int, num_queries: int, seed: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    scores, rows, calibrations = [], [], []
-    expected: list[Hits] = [[] for _ in range(num_queries)]
-    for number, (width, scale, offset) in enumerate(shapes):
-        # Few distinct values, so that there are ties within and between segments; some hits are missing.
-        score = rng.integers(-2, 3, size=(num_queries, width)).astype(np.float32)
-        row = np.array([rng.permutation(width) for _ in range(num_queries)], np.int64).reshape(num_queries, width)
-        missing = rng.random(row.shape) < 0.2
-        score[missing], row[missing] = -np.inf, -1
-        for q, i in zip(*np.nonzero(~missing), strict=True):
-            expected[q].append((scale * float(score[q, i]) + offset, number, int(row[q, i])))
-        scores.append(score)
-        rows.append(row)
-        calibrations.append(Calibration(scale=scale, offset=offset))
-    found = merge_hits(scores, rows, calibrations, k)
-    assert [array.shape for array in found] == [(num_queries, k)] * 3
-    assert found[0].dtype == np.float32
-    for q in range(num_queries):
-        best = sorted(expected[q], key=lambda hit: (-hit[0], hit[1], hit[2]))[:k]
-        best += [(-np.inf, -1, -1)] * (k - len(best))
-        assert list(zip(*(array[q].tolist() for array in found), strict=True)) == best
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])

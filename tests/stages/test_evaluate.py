@@ -1,17 +1,22 @@
-"""What counts as a hit, and how hits of many parts become one ranking."""
+"""What counts as a hit, and that the measured ranking of a version is the one that a search of it returns."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import pytest
 
 from fastfill_ray.experiment.items import Queries
+from fastfill_ray.index.reader import open_index
+from fastfill_ray.log.records import Segment
 from fastfill_ray.retrieval.calibration import Calibration
-from fastfill_ray.retrieval.metrics import per_query_by_relevance
-from fastfill_ray.stages.evaluate import Hits, Ranking, _judge
+from fastfill_ray.retrieval.fusion import Fusion, fusion_of
+from fastfill_ray.retrieval.metrics import per_query
+from fastfill_ray.stages.evaluate import GalleryRanking, GallerySearch, PerRelevance, hits_of, search_one_segment
+from fastfill_ray.types import F32, I64, Metric
+from tests.index.test_reader import DIM, OLD_DIM, Root
 
 
 def objects(*values: Any) -> np.ndarray:
@@ -29,46 +34,148 @@ def queries(labels: np.ndarray | None = None, judged: Any = None, ids: np.ndarra
 ITEMS, SCORES, ROWS = objects("a", "b", "c"), np.array([[3.0, 2.0, 1.0]] * 2, np.float32), np.array([[0, 1, 2]] * 2)
 
 
+def measured(asked: Queries, labels: np.ndarray | None) -> PerRelevance:
+    ranking = GalleryRanking(GallerySearch(asked, "ip", depth=3))
+    ranking.add(hits_of(asked, SCORES, ROWS, ITEMS, labels), Calibration())
+    return ranking.per_query()
+
+
 def test_a_label_counts_all_its_items_and_none_counts_nothing() -> None:
-    found = _judge(queries(objects("x", None)), ITEMS, objects("x", None, "x"), SCORES, ROWS)
-    assert found.relevant["label"].tolist() == [[True, False, True], [False] * 3]
-    assert found.num_relevant["label"].tolist() == [2, 0]
+    hits = hits_of(queries(objects("x", None)), SCORES, ROWS, ITEMS, objects("x", None, "x"))
+    assert hits.num_same_label is not None
+    assert hits.num_same_label.tolist() == [2, 0]
+    assert hits.label_codes.tolist() == [0, -1, 0]
+    values = measured(queries(objects("x", None)), objects("x", None, "x"))["label"]
+    assert values["map"][0] == pytest.approx((1 + 2 / 3) / 2)
+    assert np.isnan(values["map"][1])
 
 
 def test_queries_without_any_label_are_left_out_and_not_an_error() -> None:
-    found = _judge(queries(objects(None, None)), ITEMS, objects("x", "y", None), SCORES, ROWS)
-    assert found.num_relevant["label"].tolist() == [0, 0]
+    values = measured(queries(objects(None, None)), objects("x", "y", None))["label"]
+    assert all(np.isnan(column).all() for column in values.values())
 
 
 def test_an_item_that_asks_does_not_find_itself_and_an_unlabelled_one_has_no_value() -> None:
-    asked = queries(objects("x", None), ids=objects("a", "b"))
-    found = _judge(asked, ITEMS, objects("x", None, "x"), SCORES, ROWS)
-    assert found.num_relevant["label"].tolist() == [1, 0]
-    assert np.isneginf(found.scores).tolist() == [[True, False, False], [False, True, False]]
-    values = per_query_by_relevance(found.scores, found.relevant, found.num_relevant)["label"]
+    values = measured(queries(objects("x", None), ids=objects("a", "b")), objects("x", None, "x"))["label"]
     assert values["map"][0] == 0.5
     assert all(np.isnan(column[1]) for column in values.values())
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(1, 12), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
-def test_a_ranking_of_many_parts_is_the_ranking_of_all_their_hits(widths: list[int], depth: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    ranking, columns, flags = Ranking(depth), [], []
-    for width in widths:
-        scores = rng.integers(-3, 4, (2, width)).astype(np.float32)
-        relevant = rng.random((2, width)) < 0.5
-        offset = float(rng.integers(-1, 2))
-        ranking.add(Hits(scores, {"label": relevant}, {"label": relevant.sum(axis=1)}), Calibration(offset=offset))
-        columns.append(scores + offset)
-        flags.append(relevant)
-    scores, relevant = np.concatenate(columns, axis=1), np.concatenate(flags, axis=1)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-    found = ranking.hits()
-    best = np.argsort(-found.scores, axis=1, kind="stable")
-    assert (
-        np.take_along_axis(found.scores, best, axis=1)[:, :depth] == np.take_along_axis(scores, order, axis=1)
-    ).all()
-    ranked = np.take_along_axis(found.relevant["label"], best, axis=1)[:, :depth]
-    assert (ranked == np.take_along_axis(relevant, order, axis=1)).all()
-    assert (found.num_relevant["label"] == relevant.sum(axis=1)).all()
+def test_a_judgement_counts_once_and_where_its_item_is_in_the_gallery() -> None:
+    values = measured(queries(judged=[(0, "b"), (0, "b"), (0, "elsewhere"), (1, "elsewhere")]), None)
+    assert list(values) == ["qrels"]
+    assert values["qrels"]["map"].tolist()[:1] == [0.5]
+    assert values["qrels"]["recall@10"][0] == 1
+    assert np.isnan(values["qrels"]["map"][1])
+
+
+ITEM_COUNTS = (30, 20, 40, 5)
+
+
+def whole_numbers(rows: int, dim: int, seed: int) -> F32:
+    """Vectors whose scores every processor computes alike, and of which many are equal."""
+    return np.random.default_rng(seed).integers(-1, 2, (rows, dim)).astype(np.float32)
+
+
+def mixed_version(path: Path, metric: Metric, factory: str) -> tuple[Root, list[Segment], np.ndarray]:
+    """New, aligned and fused segments, the stale ones calibrated; and the items' labels. Ids are 0, 1, ..."""
+    fusion = fusion_of(0.5, "cosine") if metric == "cosine" else Fusion(old=1, new=1)
+    root = Root(path, metric, "int64", factory, fusion)
+    labels = objects(*np.random.default_rng(1).choice(np.array(["x", "y", "z", None]), sum(ITEM_COUNTS)))
+    starts = np.cumsum((0, *ITEM_COUNTS))
+    ids = [range(start, start + count) for start, count in zip(starts, ITEM_COUNTS, strict=False)]
+    names = [labels[list(part)].tolist() for part in ids]
+    vectors = [whole_numbers(count, DIM, seed) for seed, count in enumerate(ITEM_COUNTS)]
+    old = [whole_numbers(count, OLD_DIM, seed + 9) for seed, count in enumerate(ITEM_COUNTS)]
+    if metric == "cosine":
+        vectors = [part + np.float32(0.1) for part in vectors]
+        old = [part + np.float32(0.1) for part in old]
+    segments = [
+        root.segment(vectors[0], ids[0], None, names[0]),
+        root.segment(vectors[1], ids[1], Calibration(scale=2, offset=-1), names[1]),
+        root.fused(old[2], vectors[2], ids[2], Calibration(scale=0.5, offset=2), names[2]),
+        root.fused(old[3], vectors[3], ids[3], Calibration(scale=1, offset=-3), names[3]),
+    ]
+    root.commit(*segments)
+    return root, segments, labels
+
+
+def queries_of(count: int, labels: np.ndarray, *, are_items: bool) -> Queries:
+    rng = np.random.default_rng(2)
+    own = rng.choice(len(labels), count, replace=False)
+    new = whole_numbers(count, DIM, 20)
+    return Queries(
+        fingerprint="f",
+        ids=own.astype(object) if are_items else objects(*(f"q{i}" for i in range(count))),
+        new=new + np.float32(0.2),
+        old=whole_numbers(count, OLD_DIM, 21) + np.float32(0.2),
+        labels=labels[own] if are_items else objects(*rng.choice(np.array(["x", "y", "nowhere", None]), count)),
+        judged=None if are_items else [(int(q), int(i)) for q, i in rng.integers(0, (count, 110), (60, 2))],
+        are_items=are_items,
+    )
+
+
+def by_search(ids: I64, asked: Queries, labels: np.ndarray, depth: int) -> PerRelevance:
+    """Metrics of the ids (Q, K) that a search returned, judged one by one; items have the ids 0, 1, ..."""
+    found = {}
+    judged = set(asked.judged or ())
+    for relevance in ("label", "qrels") if asked.judged is not None else ("label",):
+        hits, totals = np.zeros((len(ids), depth), bool), np.zeros(len(ids), np.int64)
+        for query, name in enumerate(asked.ids.tolist()):
+
+            def relevant(item: int, query: int = query, name: object = name, relevance: str = relevance) -> bool:
+                if item == name or item < 0:
+                    return False
+                label = asked.labels[query] if asked.labels is not None else None
+                return (query, item) in judged if relevance == "qrels" else label is not None and label == labels[item]
+
+            ranked = [relevant(item) for item in ids[query].tolist() if item != name][:depth]
+            hits[query, : len(ranked)] = ranked
+            totals[query] = sum(relevant(item) for item in range(len(labels)))
+        found[relevance] = per_query(hits, totals)
+    return found
+
+
+@pytest.mark.parametrize("are_items", [True, False])
+@pytest.mark.parametrize("depth", [sum(ITEM_COUNTS), 7])
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_every_metric_follows_from_the_hits_that_a_search_returns(
+    tmp_path: Path, metric: Metric, factory: str, depth: int, are_items: bool
+) -> None:
+    root, segments, labels = mixed_version(tmp_path, metric, factory)
+    asked = queries_of(12, labels, are_items=are_items)
+    # Whole numbers again, so that ties within and between segments are ties on every processor.
+    asked = Queries(**{**vars(asked), "new": np.round(asked.new), "old": np.round(asked.old)})
+    search = GallerySearch(asked, metric, depth)
+    ranking = GalleryRanking(search)
+    for segment in segments:
+        ranking.add(search_one_segment(root.files, search, segment), segment.calibration)
+    scores, ids = open_index(str(tmp_path)).search(asked.new, search.num_hits, old_queries=asked.old)
+    assert (np.diff(scores[:, :depth], axis=1) == 0).any(), "there are ties"
+    measured, expected = ranking.per_query(), by_search(ids, asked, labels, depth)
+    assert measured.keys() == expected.keys()
+    for relevance, metrics in expected.items():
+        for name, values in metrics.items():
+            np.testing.assert_allclose(measured[relevance][name], values, rtol=1e-12, err_msg=f"{relevance} {name}")
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_a_search_returns_the_merged_raw_hits(tmp_path: Path, metric: Metric, factory: str) -> None:
+    root, segments, labels = mixed_version(tmp_path, metric, factory)
+    asked = queries_of(12, labels, are_items=False)
+    search = GallerySearch(asked, metric, depth=sum(ITEM_COUNTS))
+    ranking = GalleryRanking(search)
+    for segment in segments:
+        ranking.add(search_one_segment(root.files, search, segment), segment.calibration)
+    hits, _ = ranking._merger.best()
+    scores, ids = open_index(str(tmp_path)).search(asked.new, search.depth, old_queries=asked.old)
+    # Two searches: the same items, with scores that another batch or kernel may round another way.
+    np.testing.assert_allclose(hits.scores, scores, rtol=1e-6, atol=1e-6 * np.abs(scores).max())
+    starts = np.cumsum((0, *ITEM_COUNTS))
+    merged = starts[hits.segments] + hits.rows
+    gaps = np.abs(np.diff(scores, axis=1)) > 1e-4
+    alone = np.pad(gaps, ((0, 0), (1, 0)), constant_values=True) & np.pad(gaps, ((0, 0), (0, 1)), constant_values=True)
+    np.testing.assert_array_equal(merged[alone], ids[alone])
+    assert np.sort(merged, axis=1).tolist() == np.sort(ids, axis=1).tolist()
