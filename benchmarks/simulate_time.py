@@ -11,12 +11,13 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.quality.material import pairs_table
+from benchmarks.quality.material import MAP, items_of
 from benchmarks.sets import load_set
 from fastfill_ray.alignment.maps import Method
-from fastfill_ray.experiment.candidate import Candidate
-from fastfill_ray.experiment.search import carry
-from fastfill_ray.simulation import simulate, splits, train_maps
+from fastfill_ray.experiment.candidate import Candidate, MapView
+from fastfill_ray.experiment.experiment import Report
+from fastfill_ray.experiment.heldout import Evidence, hold_out
+from fastfill_ray.simulation import simulate, train_maps
 
 METHODS: tuple[Method, ...] = ("kernel", "ridge", "fastfill", "fct")
 
@@ -25,21 +26,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate_time", description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, required=True, help="where benchmark sets are kept")
     built = load_set("docstrings", parser.parse_args().cache)
-    table = pairs_table(built, built.split(0))
+    pairs = items_of(built, built.split(0))
     start, used = time.monotonic(), time.process_time()
-    found = simulate(table, methods=METHODS, metric=built.metric)
+    simulation = simulate(pairs, methods=METHODS, metric=built.metric)
     wall, processor = time.monotonic() - start, time.process_time() - used
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(found.table())
-    print(
-        f"{len(found.data['curves'])} curves of {found.data['items']}: {wall:.0f} s, of the processor {processor:.0f} s"
-    )
+    print(simulation.table())
+    curves, items = len(simulation.data["curves"]), simulation.data["items"]
+    print(f"{curves} curves of {items}: {wall:.0f} s, of the processor {processor:.0f} s")
     print(f"peak memory {peak:.1f} GiB")
-    trained = train_maps(table, ("ridge",), "default", None, 0, sys.stderr)
-    both = splits(table, None, trained, ["random"], None, built.metric, 0)
+    maps = train_maps(pairs, ["ridge"], "default", None, seed=0, stream=sys.stderr)
+    evidence = Evidence(pairs, None, built.metric, maps, None, 0)
+    calibration, audit = (hold_out(evidence, split, ["random"]) for split in ("calibration", "audit"))
     start = time.monotonic()
-    pairs = [(split.scene, split.views["ridge"]) for split in both]
-    carry(pairs[0], pairs[1], Candidate("ridge", 1.0, "random", "scale_offset_by_wave"), "label", "map", seed=0)
+    Report(calibration, audit, MAP, MAP).curve(Candidate(MapView("ridge"), 1.0, "random", "scale_offset_by_wave"))
     print(f"one more curve, fitted on calibration and traced on audit: {time.monotonic() - start:.1f} s")
 
 

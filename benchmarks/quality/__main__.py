@@ -4,20 +4,19 @@
     python -m benchmarks.quality --out results --tables > tables.md
 
 A file that exists is not measured again, so a broken run goes on where it stopped, and two processes may share the
-sets or seeds among them. One core is enough (OMP_NUM_THREADS=1): three to ten minutes of it per set and seed.
+sets or seeds among them. Trained maps are kept under `--out`, too. One core is enough (OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import sys
+from functools import partial
 from pathlib import Path
 
 from benchmarks.quality.material import SETS, Limits
 from benchmarks.quality.measure import measure
 from benchmarks.quality.tables import render
+from benchmarks.results import measure_missing, read_results
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,22 +29,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tables", action="store_true", help="measure nothing: print what --out holds as Markdown")
     given = parser.parse_args(arguments)
     if given.tables:
-        found = [json.loads(path.read_text()) for path in sorted(given.out.glob("*-seed*.json"))]
-        print(render([one for one in found if one["set"] in given.sets and one["seed"] in given.seeds]))
+        print(render(read_results(given.out, given.sets, given.seeds)))
         return
     if given.cache is None:
         parser.error("--cache is needed to measure")
-    given.out.mkdir(parents=True, exist_ok=True)
-    for name in given.sets:
-        for seed in given.seeds:
-            path = given.out / f"{name}-seed{seed}.json"
-            if path.exists():
-                print(f"{path} exists", file=sys.stderr)
-                continue
-            found = measure(name, seed, given.cache, Limits(), paper=given.paper)
-            part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-            part.replace(path)
+    measured = partial(measure, cache=given.cache, limits=Limits(), paper=given.paper, folder=given.out / "maps")
+    measure_missing(given.out, given.sets, given.seeds, measured)
 
 
 if __name__ == "__main__":

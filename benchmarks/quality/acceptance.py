@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-Result = dict[str, Any]
+from benchmarks.results import Result
+
 MAP, CMC, OVERLAP, JUDGED = "label/map", "label/cmc@1", "new_model/recall@10", "qrels/recall@1"
 BASELINE = "FastFill + uncertainty"
 AUTO, ALIGNED = "fused or aligned", "aligned only"
@@ -26,12 +27,12 @@ class Line(NamedTuple):
 def acceptance(results: Sequence[Result]) -> str:
     """Markdown: a line per promise and set."""
     lines = ["| promise | where | figure | |", "| --- | --- | --- | --- |"]
-    found: dict[str, list[Result]] = {}
+    by_set: dict[str, list[Result]] = {}
     for result in results:
-        found.setdefault(result["set"], []).append(result)
+        by_set.setdefault(result["set"], []).append(result)
     for check in (half_of_the_gap, all_of_the_gap, never_worse, near_the_best, groups_closed):
-        for name, mine in found.items():
-            for line in check(mine):
+        for name, of_set in by_set.items():
+            for line in check(of_set):
                 verdict = "met" if line.met else "NOT MET"
                 lines.append(f"| {line.promise} | {name}, {line.where} | {line.figure} | {verdict} |")
     return "\n".join(lines)
@@ -103,7 +104,7 @@ def never_worse(results: Sequence[Result]) -> Iterator[Line]:
 
 def near_the_best(results: Sequence[Result]) -> Iterator[Line]:
     """(d): judged on the means over the seeds of the paired difference and of the ends of its interval."""
-    promise = "(d) auto within 0.5 points, or the paired interval, of the best combination tried"
+    promise = "(d) auto within 0.5 points, or the paired interval, of the best of the finalists"
     for row in results[0]["auto"]:
         key = row["objective"], row["track"], row["modes"]
         behind = [_auto(result, *key)["minus_best"] for result in results]
@@ -115,12 +116,12 @@ def near_the_best(results: Sequence[Result]) -> Iterator[Line]:
 
 def groups_closed(results: Sequence[Result]) -> Iterator[Line]:
     """(e)"""
-    found = [result["groups"] for result in results if "groups" in result]
-    if not found:
+    studies = [result["groups"] for result in results if "groups" in result]
+    if not studies:
         return
-    at = found[0]["fractions"].index(0.1)
-    for name in (row["name"] for row in found[0]["rows"] if row["name"].startswith("auto")):
-        closed = [next(row for row in f["rows"] if row["name"] == name)["closed"] for f in found]
+    at = studies[0]["fractions"].index(0.1)
+    for name in (row["name"] for row in studies[0]["rows"] if row["name"].startswith("auto")):
+        closed = [next(row for row in study["rows"] if row["name"] == name)["closed"] for study in studies]
         value, low, high = (statistics.mean(c[at][part] for c in closed) for part in ("value", "low", "high"))
         start = statistics.mean(c[0]["value"] for c in closed)
         # Above 100 % the gap has turned round: the smaller group is ahead by more than under new/new.

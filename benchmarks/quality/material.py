@@ -1,39 +1,34 @@
-"""What every part of the benchmark works on: a set's items drawn and split, the trained maps, and their views.
+"""What every part of the benchmark works on: a set's items drawn and split, the trained maps, the held-out parts.
 
-Legend: N items of a part, Q queries, D old dim, E new dim.
+Legend: N items of a part, Q queries.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from numpy.typing import NDArray
 
+from benchmarks.quality.maps import kept_maps
 from benchmarks.sets import BenchmarkSet, load_set
-from fastfill_ray.alignment.maps import Alignment, Method
-from fastfill_ray.alignment.pairs import head_of
-from fastfill_ray.experiment.candidate import map_of
-from fastfill_ray.experiment.experiment import Split
-from fastfill_ray.experiment.items import Asked, items_as_queries
-from fastfill_ray.experiment.shadow import make_scene, make_views
-from fastfill_ray.inputs.pairs import PairsTable
+from fastfill_ray.alignment.maps import Method
+from fastfill_ray.alignment.pairs import classifier_for
+from fastfill_ray.experiment.candidate import Candidate, Objective, policies_allowed
+from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
+from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.ordering.classifier import Classifier
-from fastfill_ray.ordering.ids import hash_ids
-from fastfill_ray.ordering.policies import Policy, Reference
-from fastfill_ray.simulation import items_of, orders_allowed, references_of, train_maps
-from fastfill_ray.types import SPLITS, Metric
+from fastfill_ray.ordering.policies import LABELLED, Policy
+from fastfill_ray.simulation import in_order
+from fastfill_ray.types import I64, SPLITS, Metric, Split
 
-Floats = NDArray[np.float32]
-Objective = tuple[str, str]
-MAP: Objective = ("label", "map")
-CMC: Objective = ("label", "cmc@1")
-OVERLAP: Objective = ("new_model", "recall@10")
-JUDGED: Objective = ("qrels", "recall@1")
+MAP = Objective("label", "map")
+CMC = Objective("label", "cmc@1")
+OVERLAP = Objective("new_model", "recall@10")
+JUDGED = Objective("qrels", "recall@1")
 
 # Of each benchmark set: the data, and whether its own queries ask (else the items do).
 SETS = {
@@ -43,171 +38,136 @@ SETS = {
     "glyphs": ("glyphs", False),
     "glyphs-biased": ("glyphs-biased", False),
 }
-JUDGED_CALIBRATION = 2000
 
 
 @dataclass(frozen=True)
 class Limits:
-    """At most so many items of each part, drawn uniformly, and queries; ``methods``: the maps that compete."""
+    """At most so many items of each part, drawn uniformly, and queries of each held-out part.
+
+    equal: calibration and audit share what is not train in halves. methods: the maps that compete.
+    """
 
     train: int = 2400
     calibration: int = 800
     audit: int = 2400
-    queries: int = 500
+    queries: int = 800
+    equal: bool = False
     methods: tuple[Method, ...] = ("kernel", "ridge", "procrustes", "fastfill", "fct")
 
 
-@dataclass(frozen=True)
-class Part:
-    """One held-out part: its items and queries, each map's vectors as it gives them, and the product's views."""
-
-    items: PairsTable
-    asked: Asked
-    aligned: Mapping[str, Floats]
-    split: Split
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Material:
     """A set at one seed, ready to be measured.
 
-    table: every drawn item, without side vectors; beside: the same with them, None where the set has none.
-    head: the new model's own classifier, or one fitted on the train pairs.
-    norm: mean norm of the train pairs' new vectors.
+    policies: every order that the data allows. evidence: all drawn items, without side vectors, and the trained maps.
+    calibration, audit: the parts, asked by their own items, or by the set's own queries that seek one of these.
     """
 
     name: str
     built: BenchmarkSet
-    seed: int
     limits: Limits
-    metric: Metric
     objectives: tuple[Objective, ...]
     policies: tuple[Policy, ...]
-    table: PairsTable
-    beside: PairsTable | None
-    head: Classifier | None
-    trained: Mapping[str, Alignment]
-    references: Mapping[str, Reference]
-    norm: float
-    calibration: Part
-    audit: Part
+    evidence: Evidence
+    calibration: HeldOut
+    audit: HeldOut
 
     @property
-    def train(self) -> PairsTable:
-        return self.table.part("train")
+    def seed(self) -> int:
+        return self.evidence.seed
 
     @property
-    def judged(self) -> bool:
-        """Whether the set's own queries ask, and qrels say what is right."""
-        return JUDGED in self.objectives
+    def metric(self) -> Metric:
+        return self.evidence.metric
+
+    @property
+    def train(self) -> PairedItems:
+        return self.evidence.pairs.part("train")
 
     @property
     def both(self) -> tuple[Objective, Objective]:
         """The objective of the relevance that users mean, and the overlap with the full new model."""
         return self.objectives[0], OVERLAP
 
-    def part(self, items: PairsTable, asked: Asked, methods: tuple[str, ...] | None = None) -> Part:
-        """Other items and queries under the trained maps (`methods`: these only)."""
-        wanted = None if methods is None else {map_of(method)[0] for method in methods}
-        trained = {name: a for name, a in self.trained.items() if wanted is None or name in wanted}
-        return make_part(items, asked, trained, self.references, self.policies, self.metric, self.norm, self.seed)
+    def tracks(self, objective: Objective) -> dict[str, list[Policy]]:
+        """The orders of each track: gallery labels are an order's business only where the label is what is right."""
+        label_free = {"label-free": [policy for policy in self.policies if policy not in LABELLED]}
+        return label_free | ({"labelled": list(self.policies)} if objective in (MAP, CMC) else {})
+
+    def rows(self, split: Split) -> I64:
+        """Rows (N,) of the set that a part holds."""
+        rows: I64 = self.evidence.pairs.part(split).ids.astype(np.int64)
+        return rows
+
+    def audit_of(self, rows: I64, candidates: Sequence[Candidate]) -> HeldOut:
+        """Other rows of the set as the audit part, every item asks; with what the candidates read."""
+        pairs = items_of(self.built, {split: self.rows(split) for split in SPLITS} | {"audit": rows})
+        maps = {method: self.evidence.maps[method] for method in dict.fromkeys(c.view.method for c in candidates)}
+        return hold_out(replace(self.evidence, pairs=pairs, maps=maps), "audit", [c.policy for c in candidates])
 
 
-def prepare(name: str, seed: int, cache: Path, limits: Limits, stream: TextIO = sys.stderr) -> Material:
-    """Draw the items of `name`, train the maps and score everything."""
+def prepare(
+    name: str, seed: int, cache: Path, limits: Limits, *, folder: Path | None = None, stream: TextIO = sys.stderr
+) -> Material:
+    """Draw the items of `name`, train the maps, or read them from `folder`, and apply them."""
     data, judged = SETS[name]
-    if judged:  # of the calibration items only some are sought by a query: take all there are
-        limits = replace(limits, calibration=JUDGED_CALIBRATION)
-    return prepare_set(load_set(data, cache), name, seed, limits, judged=judged, stream=stream)
+    return prepare_set(load_set(data, cache), name, seed, limits, judged=judged, folder=folder, stream=stream)
 
 
 def prepare_set(
-    built: BenchmarkSet, name: str, seed: int, limits: Limits, *, judged: bool = False, stream: TextIO = sys.stderr
+    built: BenchmarkSet,
+    name: str,
+    seed: int,
+    limits: Limits,
+    *,
+    judged: bool = False,
+    folder: Path | None = None,
+    stream: TextIO = sys.stderr,
 ) -> Material:
     """As `prepare`, on a set that is at hand."""
+    pairs = items_of(built, draw(built, seed, limits))
+    own = None if built.classifier is None else Classifier.of_class_numbers(*built.classifier)
+    maps = in_order(kept_maps(pairs, limits.methods, own, seed=seed, folder=folder, stream=stream))
+    classifier = classifier_for(own, pairs.part("train"))
+    queries = judged_queries(built) if judged else None
+    evidence = Evidence(pairs, queries, built.metric, maps, classifier, seed)
+    objectives = (JUDGED, OVERLAP) if judged else (MAP, CMC, OVERLAP)
+    policies = policies_allowed(None, objectives[0].relevance, labelled=True, classified=classifier is not None)
+    parts = []
+    for split in ("calibration", "audit"):
+        part = hold_out(evidence, split, policies)
+        asking = part.answered("qrels") if judged else part.queries
+        parts.append(replace(part, queries=asking.first(limits.queries)))
+    return Material(name, built, limits, objectives, tuple(policies), evidence, parts[0], parts[1])
+
+
+def draw(built: BenchmarkSet, seed: int, limits: Limits) -> dict[Split, I64]:
+    """Ascending rows of the set, by part."""
     parts, rng = built.split(seed), np.random.default_rng([seed, 31])
-    rows = {part: np.sort(rng.permutation(parts[part])[: getattr(limits, part)]) for part in SPLITS}
-    table = pairs_table(built, rows)
-    train = table.part("train")
-    trained = train_maps(table, limits.methods, "default", built.classifier, seed, stream)
-    head = head_of(built.classifier, train.new, train.labels)
-    policies = orders_allowed(table, None, "qrels" if judged else "label", has_head=head is not None)
-    norm = float(np.linalg.norm(train.new, axis=1).mean())
-    references = references_of(table, trained, head, built.metric, norm, seed)
-    made = []
-    for part in ("calibration", "audit"):
-        items = table.part(part)
-        asked = judged_queries(built, items, limits.queries, seed) if judged else own_queries(items, limits, seed)
-        made.append(make_part(items, asked, trained, references, policies, built.metric, norm, seed))
-    return Material(
-        name=name,
-        built=built,
-        seed=seed,
-        limits=limits,
-        metric=built.metric,
-        objectives=(JUDGED, OVERLAP) if judged else (MAP, CMC, OVERLAP),
-        policies=tuple(policies),
-        table=table,
-        beside=None if built.side is None else pairs_table(built, rows, side=True),
-        head=head,
-        trained=trained,
-        references=references,
-        norm=norm,
-        calibration=made[0],
-        audit=made[1],
-    )
+    if limits.equal:
+        rest = rng.permutation(np.concatenate([parts["calibration"], parts["audit"]]))
+        parts |= {"calibration": rest[: len(rest) // 2], "audit": rest[len(rest) // 2 :]}
+    return {split: np.sort(rng.permutation(parts[split])[: getattr(limits, split)]) for split in SPLITS}
 
 
-def pairs_table(built: BenchmarkSet, rows: Mapping[str, NDArray[np.int64]], *, side: bool = False) -> PairsTable:
-    """The items in `rows`, by part, as `simulate` reads them; an id is the item's row in the set."""
+def items_of(built: BenchmarkSet, rows: Mapping[Split, I64], *, side: bool = False) -> PairedItems:
+    """The items in `rows`, by part; an id is the item's row in the set."""
     chosen = np.concatenate(list(rows.values()))
-    split = np.repeat(np.array(list(rows), object), [len(part) for part in rows.values()])
-    return PairsTable(
+    return PairedItems(
         ids=chosen.astype(object),
-        id_hash=hash_ids(chosen),
         old=built.old[chosen],
         new=built.new[chosen],
-        split=split,
+        split=np.repeat(np.array(list(rows), object), [len(part) for part in rows.values()]),
         labels=built.labels[chosen].astype(object),
         groups=None if built.groups is None else built.groups[chosen],
         side=built.side[chosen] if side and built.side is not None else None,
     )
 
 
-def own_queries(part: PairsTable, limits: Limits, seed: int) -> Asked:
-    """A uniform sample of the items."""
-    rows = np.sort(np.random.default_rng(seed).permutation(len(part.ids))[: limits.queries])
-    return items_as_queries(items_of(part), rows)
-
-
-def judged_queries(built: BenchmarkSet, part: PairsTable, count: int, seed: int) -> Asked:
-    """Of the set's own queries a uniform sample of those that seek an item of the part."""
-    assert built.query_item is not None
-    assert built.queries_new is not None
-    assert built.queries_old is not None
-    ids = part.ids.astype(np.int64)
-    inside = np.flatnonzero(np.isin(built.query_item, ids))
-    chosen = np.sort(np.random.default_rng(seed).permutation(inside)[:count])
-    place = np.argsort(ids)[np.searchsorted(np.sort(ids), built.query_item[chosen])]
-    judged = np.stack([np.arange(len(chosen)), place], axis=1).astype(np.int64)
-    return Asked(built.queries_new[chosen], built.queries_old[chosen], judged=judged)
-
-
-def make_part(
-    items: PairsTable,
-    asked: Asked,
-    trained: Mapping[str, Alignment],
-    references: Mapping[str, Reference],
-    policies: tuple[Policy, ...] | list[Policy],
-    metric: Metric,
-    norm: float,
-    seed: int,
-) -> Part:
-    """Scene and views, as `simulate` makes them, of any items and queries."""
-    known = items_of(items)
-    if asked.groups is None:
-        known = replace(known, groups=None)
-    mapped = {method: alignment(items.old) for method, alignment in trained.items()}
-    aligned = {method: vectors for method, (vectors, _) in mapped.items()}
-    views = make_views(known, asked, mapped, metric, norm=norm, references=references, policies=policies, seed=seed)
-    return Part(items, asked, aligned, Split(make_scene(known, asked, metric), views))
+def judged_queries(built: BenchmarkSet) -> Queries:
+    """The set's own queries; each seeks one item."""
+    if built.query_item is None or built.queries_new is None:
+        raise ValueError(f"set {built.name!r} has no queries of its own")
+    ids = np.array([f"q{row}" for row in range(len(built.query_item))], object)
+    judged = tuple(enumerate(built.query_item.tolist()))
+    return Queries(ids, built.queries_new, built.queries_old, judged=judged)

@@ -2,176 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from io import StringIO
 from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.material import Floats, Material, Objective, Part
-from benchmarks.quality.orders import FIXED_MAP, TRACKS, with_every_order
+from benchmarks.quality.curves import SHOWN, AuditCurves, asking, audit_curves, figures, published
+from benchmarks.quality.material import Material, items_of
+from benchmarks.quality.orders import FIXED_VIEW, TRACKS, with_every_order
 from fastfill_ray.alignment.maps import Alignment
-from fastfill_ray.experiment.candidate import Candidate, View, map_of
-from fastfill_ray.experiment.curves import Curve
-from fastfill_ray.experiment.experiment import Reported, Split, authors_curve
-from fastfill_ray.experiment.items import items_as_queries
-from fastfill_ray.experiment.results import arms_json, curve_json
-from fastfill_ray.experiment.search import carry
-from fastfill_ray.experiment.shadow import Scene, make_scene, make_view, scores_of
-from fastfill_ray.ordering.policies import Reference
+from fastfill_ray.experiment.candidate import Candidate, MapView, Objective
+from fastfill_ray.experiment.heldout import hold_out
+from fastfill_ray.experiment.results import arms_json
 from fastfill_ray.retrieval.calibration import FORMS
-from fastfill_ray.simulation import items_of, train_maps
+from fastfill_ray.simulation import train_maps
+from fastfill_ray.types import SPLITS
 
-SHOWN = ("label/cmc@1", "label/cmc@5", "label/map", "new_model/recall@10", "qrels/recall@1", "qrels/mrr")
-AUTHORS = (("FCT", "fct", "random"), ("FastFill", "fastfill", "uncertainty"))
-
-
-def told(objective: Objective) -> str:
-    """relevance/metric."""
-    return "/".join(objective)
+PUBLISHED = (("FCT", "fct", "random"), ("FastFill", "fastfill", "uncertainty"))
 
 
-def figures(candidate: Candidate, curve: Curve, scene: Scene, seed: int) -> dict[str, Any]:
-    """``experiment.results.curve_json`` of the metrics that are shown."""
-    plain = replace(scene, groups=None)
-    arms = arms_json(plain, seed=seed)
-    made = curve_json(Reported(candidate, curve), plain, arms, seed=seed)
-    made["values"] = {name: value for name, value in made["values"].items() if name in SHOWN}
-    return made
-
-
-def arms(scene: Scene, seed: int) -> dict[str, Any]:
-    """old/old and new/new of the metrics that are shown."""
+def arms(curves: AuditCurves) -> dict[str, Any]:
+    """old/old and new/new of the metrics that are shown, by the relevance of the objective."""
+    relevance = f"{curves.objective.relevance}/"
     return {
-        name: {metric: value for metric, value in values.items() if metric in SHOWN}
-        for name, values in arms_json(replace(scene, groups=None), seed=seed).items()
+        arm: {name: value for name, value in values.items() if name in SHOWN and name.startswith(relevance)}
+        for arm, values in arms_json(curves.arms, seed=curves.seed).items()
     }
 
 
-def show(
-    fit_on: Split, show_on: Split, candidate: Candidate, objective: Objective, seed: int
-) -> tuple[dict[str, Any], Curve]:
-    """Figures and curve of a candidate under calibrations fitted for an objective."""
-    pairs = [(split.scene, split.views[candidate.method]) for split in (fit_on, show_on)]
-    curve, _ = carry(pairs[0], pairs[1], candidate, *objective, seed=seed)
-    return figures(candidate, curve, show_on.scene, seed), curve
+def published_rows(material: Material, maps: Mapping[str, Alignment], note: str = "") -> list[dict[str, Any]]:
+    """FCT in random order and FastFill by its uncertainty as published.
 
-
-def authors_rows(material: Material, trained: Mapping[str, Alignment], note: str = "") -> list[dict[str, Any]]:
-    """FCT in random order and FastFill by its uncertainty as published: raw L2 on raw vectors, no calibration.
-
-    Every audit item asks (every judged query where the set has queries of its own). ``shared`` holds the areas over the
-    queries that all other rows are measured on, so that differences are paired.
+    ``shared`` holds the areas over the queries that all other rows are measured on, so that differences are paired.
     """
-    part = material.audit.items
-    items = replace(items_of(part), old=part.old.astype(np.float64), new=part.new.astype(np.float64), groups=None)
-    if material.judged:
-        asked, mine = material.audit.asked, np.arange(len(material.audit.asked.new))
-    else:
-        asked, mine = items_as_queries(items, np.arange(len(part.ids))), material.audit.asked.own
-    assert mine is not None
-    scene, rows = make_scene(items, asked, "l2"), []
-    for name, method, policy in AUTHORS:
-        if method not in trained:
+    rows = []
+    for name, method, policy in PUBLISHED:
+        if method not in maps:
             continue
-        aligned, log_variance = trained[method](part.old)
-        view = make_view(
-            items,
-            asked,
-            aligned.astype(np.float64),
-            log_variance,
-            "l2",
-            norm=None,
-            reference=Reference(),
-            policies=["random", "uncertainty"],
-            seed=material.seed,
-        )
-        curve = authors_curve(scene, view, policy)
-        shared = {told(key): float(np.nanmean(curve.area_per_query(*key)[mine])) for key in curve.values}
-        rows.append(
-            {
-                "track": "published",
-                "name": f"{name} + {policy}{note}",
-                "objective": None,
-                "shared": {metric: value for metric, value in shared.items() if metric in SHOWN},
-                **figures(Candidate(method, 1.0, policy, "identity"), curve, scene, material.seed),
-            }
-        )
+        one = published(material, maps[method], policy)
+        shared = {}
+        for relevance, metric in one.curve.values:
+            objective = Objective(relevance, metric)
+            if str(objective) in SHOWN:
+                shared[str(objective)] = float(np.nanmean(one.areas(objective, asking(material.audit, objective))))
+        row = {"track": "published", "name": f"{name} + {policy}{note}", "objective": None, "shared": shared}
+        rows.append(row | figures(one.candidate, one.curve, one.shadow.arms(), material.seed))
     return rows
 
 
 def paper_rows(material: Material) -> list[dict[str, Any]]:
     """The same with maps of the published size and schedule."""
-    methods = [method for _, method, _ in AUTHORS if method in material.limits.methods]
-    trained = train_maps(material.table, methods, "paper", material.built.classifier, material.seed, StringIO())
-    return authors_rows(material, trained, " (paper)")
+    methods = [method for _, method, _ in PUBLISHED if method in material.limits.methods]
+    built = material.built.classifier
+    own = None if built is None else material.evidence.classifier
+    maps = train_maps(material.evidence.pairs, methods, "paper", own, seed=material.seed, stream=StringIO())
+    return published_rows(material, maps, " (paper)")
 
 
 def order_rows(material: Material) -> list[dict[str, Any]]:
     """Every order at the fixed map and the form `offset`, once per objective that the calibration is fitted for."""
     rows = []
     for objective in material.both:
-        calibration, audit = with_every_order(material, objective[0])
+        calibration, audit = with_every_order(material, objective)
+        curves = AuditCurves(calibration, audit, objective, material.seed)
         for order, track in TRACKS.items():
-            if order in audit.views[FIXED_MAP].priorities:
-                found, _ = show(
-                    calibration, audit, Candidate(FIXED_MAP, 1.0, order, "offset"), objective, material.seed
-                )
-                rows.append({"track": track, "name": order, "objective": told(objective), **found})
+            if order in audit.priorities[FIXED_VIEW]:
+                shown = curves.figures(Candidate(FIXED_VIEW, 1.0, order, "offset"))
+                rows.append({"track": track, "name": order, "objective": str(objective), **shown})
     return rows
 
 
-def form_rows(material: Material, chosen: Iterable[tuple[Objective, Candidate]]) -> list[dict[str, Any]]:
+def form_rows(material: Material, chosen: Mapping[Objective, Candidate]) -> list[dict[str, Any]]:
     """Every form of calibration at a candidate's map and order, aligned vectors alone; `raw`: norms not matched."""
     rows = []
-    for objective, candidate in chosen:
-        method, parts = map_of(candidate.method)[0], (material.calibration, material.audit)
-        for form in FORMS:
-            at = Candidate(method, 1.0, candidate.policy, form)
-            found, _ = show(parts[0].split, parts[1].split, at, objective, material.seed)
-            name = "norm only" if form == "identity" else form
-            rows.append({"name": name, "objective": told(objective), **found})
+    for objective, candidate in chosen.items():
+        curves, view = audit_curves(material, objective), MapView(candidate.view.method)
+        compared = {form: Candidate(view, 1.0, candidate.policy, form) for form in FORMS}
+        named = {"norm only" if form == "identity" else str(form): at for form, at in compared.items()}
         if material.metric != "cosine":  # where there is no norm to match, raw is norm only
-            at = Candidate(method, 1.0, candidate.policy, "identity")
-            found, _ = show(*(_raw(material, part, method) for part in parts), at, objective, material.seed)
-            rows.append({"name": "raw", "objective": told(objective), **found})
+            named["raw"] = replace(compared["identity"], view=view._replace(norms_kept=True))
+        rows += [{"name": name, "objective": str(objective), **curves.figures(at)} for name, at in named.items()]
     return rows
-
-
-def _raw(material: Material, part: Part, method: str) -> Split:
-    """The split with scores of the aligned vectors as the map gives them."""
-    scene, view = part.split.scene, part.split.views[method]
-    stale: Floats = scores_of(part.asked.new, part.aligned[method], material.metric, ~np.isfinite(scene.new))
-    return Split(scene, {method: View(stale, view.priorities)})
 
 
 def side_rows(material: Material) -> list[dict[str, Any]]:
     """FCT that reads side vectors against FCT without, in random order."""
-    if material.beside is None or "fct" not in material.trained:
+    if material.built.side is None or "fct" not in material.evidence.maps:
         return []
-    with_side = train_maps(material.beside, ("fct",), "default", None, material.seed, StringIO())["fct"]
+    pairs = items_of(material.built, {split: material.rows(split) for split in SPLITS}, side=True)
+    maps = train_maps(pairs, ["fct"], "default", None, seed=material.seed, stream=StringIO())
+    evidence = replace(material.evidence, pairs=pairs, maps=maps)
+    parts = {"without": (material.calibration, material.audit)}
+    parts["with"] = tuple(
+        replace(hold_out(evidence, split, ["random"]), queries=part.queries)
+        for split, part in zip(SPLITS[1:], parts["without"], strict=True)
+    )
     rows = []
-    for name in ("without", "with"):
-        splits = []
-        for part, at in ((material.calibration, "calibration"), (material.audit, "audit")):
-            split = part.split
-            if name == "with":
-                aligned, log_variance = with_side(part.items.old, material.beside.part(at).side)
-                view = make_view(
-                    items_of(part.items),
-                    part.asked,
-                    aligned,
-                    log_variance,
-                    material.metric,
-                    norm=material.norm,
-                    reference=Reference(),
-                    policies=["random"],
-                    seed=material.seed,
-                )
-                split = Split(part.split.scene, {"fct": view})
-            splits.append(split)
+    for name, (calibration, audit) in parts.items():
         for objective in material.both:
-            found, _ = show(splits[0], splits[1], Candidate("fct", 1.0, "random", "offset"), objective, material.seed)
-            rows.append({"name": f"FCT {name} side information", "objective": told(objective), **found})
+            curves = AuditCurves(calibration, audit, objective, material.seed)
+            shown = curves.figures(Candidate(MapView("fct"), 1.0, "random", "offset"))
+            rows.append({"name": f"FCT {name} side information", "objective": str(objective), **shown})
     return rows

@@ -1,70 +1,58 @@
-"""Three narrower questions: calibration and gallery size, refitting the map on the way, and gaps between groups."""
+"""Three narrower questions: calibration and gallery size, refitting the map on the way, and gaps between groups.
+
+Legend: N items of a part, Q queries.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from io import StringIO
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.quality.material import MAP, Material, Objective, own_queries, pairs_table
-from benchmarks.quality.orders import FIXED_MAP
-from benchmarks.quality.rows import told
-from fastfill_ray.experiment.candidate import Candidate
-from fastfill_ray.experiment.curves import Curve, arm, backfill_order, published_cutoffs
-from fastfill_ray.experiment.experiment import Split
-from fastfill_ray.experiment.items import items_as_queries
-from fastfill_ray.experiment.search import carry
-from fastfill_ray.experiment.shadow import make_view
-from fastfill_ray.ordering.policies import Policy, Reference
+from benchmarks.quality.material import MAP, Material, items_of
+from benchmarks.quality.orders import FIXED_VIEW
+from fastfill_ray.experiment.candidate import Candidate, MapView
+from fastfill_ray.experiment.curves import published_cutoffs
+from fastfill_ray.experiment.experiment import Report
+from fastfill_ray.experiment.heldout import HeldOut, hold_out
+from fastfill_ray.ordering.policies import Policy
 from fastfill_ray.retrieval.calibration import FORMS
-from fastfill_ray.simulation import items_of, train_maps
+from fastfill_ray.simulation import train_maps
+from fastfill_ray.types import F64, I64, SPLITS, Bools
 
 GALLERY_SIZES = (1_000, 10_000)
 SIZE_QUERIES = 300
 REFITS = (0.10, 0.25, 0.50)
 REFIT_POLICIES: tuple[Policy, ...] = ("random", "uncertainty")
+KERNEL = MapView("kernel")
 GROUP_FRACTIONS = (0.0, 0.02, 0.05, 0.10, 0.20, 0.50, 1.0)
 GROUP_QUERIES = 1_000
 GROUP_AUDIT = 12_000
 _RESAMPLES = 500
 
 
-def only(split: Split, relevance: str, method: str) -> Split:
-    """The split with one relevance and one map."""
-    scene = replace(split.scene, truths={relevance: split.scene.truths[relevance]}, groups=None)
-    return Split(scene, {method: split.views[method]})
-
-
-def area(fit_on: Split, show_on: Split, candidate: Candidate, objective: Objective, seed: int) -> float:
-    """Area under the objective's 22 points."""
-    pairs = [(split.scene, split.views[candidate.method]) for split in (fit_on, show_on)]
-    curve, _ = carry(pairs[0], pairs[1], candidate, *objective, seed=seed)
-    return curve.area(*objective).value
-
-
 def gallery_size(
     material: Material, candidate: Candidate, sizes: tuple[int, ...] = GALLERY_SIZES
 ) -> list[dict[str, Any]]:
-    """Calibrations fitted on the calibration split, applied to galleries of other sizes, against ones fitted there.
+    """Calibrations fitted on the calibration part, applied to galleries of other sizes, against ones fitted there.
 
     Fitted on the gallery itself, with its own queries, is the best that any fit could reach; it is no fair rival.
     """
-    objective, method, rows = material.objectives[0], candidate.method, []
-    fit_on = only(material.calibration.split, objective[0], method)
-    taken = np.random.default_rng([material.seed, 43]).permutation(material.built.split(material.seed)["audit"])
+    objective, rows = material.objectives[0], []
+    drawn = np.random.default_rng([material.seed, 43]).permutation(material.built.split(material.seed)["audit"])
     for size in sizes:
-        items = pairs_table(material.built, {"audit": np.sort(taken[:size])})
-        asked = own_queries(items, replace(material.limits, queries=SIZE_QUERIES), material.seed)
-        split = only(material.part(items, replace(asked, groups=None), (method,)).split, objective[0], method)
+        gallery = material.audit_of(np.sort(drawn[:size]), [candidate])
+        gallery = replace(gallery, queries=gallery.queries.first(SIZE_QUERIES))
+        carried, own = (Report(fit_on, gallery, objective, objective) for fit_on in (material.calibration, gallery))
+        about = {"items": len(gallery.items.ids), "fitted_on": len(material.rows("calibration"))}
         for form in FORMS:
-            at = Candidate(method, 1.0, candidate.policy, form)
-            carried = area(fit_on, split, at, objective, material.seed)
-            own = carried if form == "identity" else area(split, split, at, objective, material.seed)
-            told_of = {"items": len(items.ids), "fitted_on": len(material.calibration.items.ids), "form": form}
-            rows.append({**told_of, "objective": told(objective), "carried": carried, "own": own})
+            at = replace(candidate, weight=1.0, form=form)
+            areas = {"carried": carried.curve(at), "own": own.curve(at)}
+            row = {**about, "form": form, "objective": str(objective)}
+            rows.append(row | {name: curve.area(objective).value for name, curve in areas.items()})
     return rows
 
 
@@ -76,87 +64,50 @@ def refit(material: Material, refits: tuple[float, ...] = REFITS) -> list[dict[s
     rows = []
     size = len(material.audit.items.ids)
     cutoffs = published_cutoffs(size)
+    starts = [0, *(int(share * size) for share in refits), size + 1]
     for policy in REFIT_POLICIES:
-        candidate = Candidate("kernel", 1.0, policy, "offset")
-        stages = [(material.calibration.split.views["kernel"], material.audit.split.views["kernel"])]
-        for share in refits:
-            done = _order(stages[-1][1], material, policy)[: int(share * size)]
-            stages.append(_refitted(material, done, policy))
-        starts = [0, *(int(share * size) for share in refits), size + 1]
+        candidate = Candidate(KERNEL, 1.0, policy, "offset")
+        stages = [(material.calibration, material.audit)]
+        for start in starts[1:-1]:
+            stages.append(_refitted(material, stages[-1][1].order(candidate)[:start], policy))
         for objective in material.both:
-            static = _curve(material, stages[0], candidate, objective, cutoffs)
-            parts = [
-                _curve(material, stage, candidate, objective, [c for c in cutoffs if low <= c < high])
-                for stage, low, high in zip(stages, starts[:-1], starts[1:], strict=True)
-                if any(low <= c < high for c in cutoffs)
-            ]
-            joined = np.concatenate([part.values[objective] for part in parts])
-            difference = np.nanmean(joined.mean(axis=0) - static.area_per_query(*objective))
+            static = Report(*stages[0], objective, objective).curve(candidate)
+            points = []
+            for stage, low, high in zip(stages, starts[:-1], starts[1:], strict=True):
+                if within := [cutoff for cutoff in cutoffs if low <= cutoff < high]:
+                    curve = Report(*stage, objective, objective).curve(candidate, within)
+                    points.append(curve.values[objective.relevance, objective.metric])
+            refitted = np.concatenate(points).mean(axis=0)  # (Q,)
             rows.append(
                 {
                     "policy": policy,
-                    "objective": told(objective),
-                    "static": static.area(*objective).value,
-                    "refitted": float(np.nanmean(joined.mean(axis=0))),
-                    "difference": float(difference),
+                    "objective": str(objective),
+                    "static": static.area(objective).value,
+                    "refitted": float(np.nanmean(refitted)),
+                    "difference": float(np.nanmean(refitted - static.area_per_query(objective))),
                 }
             )
     return rows
 
 
-def _order(view: Any, material: Material, policy: str) -> NDArray[np.int64]:
-    return backfill_order(view.priorities[policy], material.audit.items.id_hash)
-
-
-def _refitted(material: Material, done: NDArray[np.int64], policy: Policy) -> tuple[Any, Any]:
-    """The views (calibration, audit) of a map that was fitted on the items `done` as well; those come first."""
-    split = np.where(np.isin(np.arange(len(material.audit.items.ids)), done), "train", "audit").astype(object)
-    train, audit = material.train, material.audit.items
-    table = replace(
-        material.table,
-        ids=np.concatenate([train.ids, audit.ids]),
-        id_hash=np.concatenate([train.id_hash, audit.id_hash]),
-        old=np.concatenate([train.old, audit.old]),
-        new=np.concatenate([train.new, audit.new]),
-        split=np.concatenate([train.split, split]),
-        labels=np.concatenate([train.labels, audit.labels]),
-        groups=None,
-    )
-    alignment = train_maps(table, ("kernel",), "default", None, material.seed, StringIO())["kernel"]
-    views = []
-    for part in (material.calibration, material.audit):
-        aligned, log_variance = alignment(part.items.old)
-        views.append(
-            make_view(
-                items_of(part.items),
-                part.asked,
-                aligned,
-                log_variance,
-                material.metric,
-                norm=material.norm,
-                reference=Reference(),
-                policies=[policy],
-                seed=material.seed,
-            )
-        )
-    first = views[1].priorities[policy].copy()
+def _refitted(material: Material, done: I64, policy: Policy) -> tuple[HeldOut, HeldOut]:
+    """Both parts under kernel ridge fitted on train pairs and the audit items `done`, which stay the first."""
+    rows = {split: material.rows(split) for split in SPLITS}
+    pairs = items_of(material.built, rows | {"train": np.concatenate([rows["train"], rows["audit"][done]])})
+    maps = train_maps(pairs, ["kernel"], "default", None, seed=material.seed, stream=StringIO())
+    evidence = replace(material.evidence, pairs=pairs, maps=maps)
+    calibration, audit = (hold_out(evidence, split, [policy]) for split in ("calibration", "audit"))
+    first = audit.priorities[KERNEL][policy].copy()
     first[done] = first.max() + np.abs(first).max() + 1
-    return views[0], replace(views[1], priorities={policy: first})
-
-
-def _curve(
-    material: Material, views: tuple[Any, Any], candidate: Candidate, objective: Objective, cutoffs: list[int]
-) -> Curve:
-    pairs = []
-    for part, view in zip((material.calibration, material.audit), views, strict=True):
-        split = only(part.split, objective[0], "kernel")
-        pairs.append((split.scene, view))
-    return carry(pairs[0], pairs[1], candidate, *objective, seed=material.seed, cutoffs=cutoffs)[0]
+    return (
+        replace(calibration, queries=material.calibration.queries),
+        replace(audit, queries=material.audit.queries, priorities={KERNEL: {policy: first}}),
+    )
 
 
 def groups(
     material: Material,
-    winners: dict[str, Candidate],
+    winners: Mapping[str, Candidate],
     *,
     most_items: int = GROUP_AUDIT,
     most_queries: int = GROUP_QUERIES,
@@ -167,34 +118,30 @@ def groups(
     differences, in shares of what can be closed. Queries are drawn per group, from a larger audit part.
     """
     seed, rng = material.seed, np.random.default_rng([material.seed, 47])
-    rows = np.sort(rng.permutation(material.built.split(seed)["audit"])[:most_items])
-    items = pairs_table(material.built, {"audit": rows})
-    assert items.groups is not None
-    names, counts = np.unique(items.groups.astype(str), return_counts=True)
-    large, small = (str(names[i]) for i in np.argsort(-counts)[:2])
-    drawn = [rng.permutation(np.flatnonzero(items.groups == name))[:most_queries] for name in (large, small)]
-    asked = items_as_queries(items_of(items), np.sort(np.concatenate(drawn)))
-    curves = {
-        "random": Candidate(FIXED_MAP, 1.0, "random", "offset"),
-        "uncertainty": Candidate(FIXED_MAP, 1.0, "uncertainty", "offset"),
+    compared = {
+        "random": Candidate(FIXED_VIEW, 1.0, "random", "offset"),
+        "uncertainty": Candidate(FIXED_VIEW, 1.0, "uncertainty", "offset"),
         **{f"auto, {track}": winner for track, winner in winners.items()},
     }
-    part = material.part(items, asked, tuple({candidate.method for candidate in curves.values()}))
-    cutoffs = [round(fraction * len(items.ids)) for fraction in GROUP_FRACTIONS]
-    scene = replace(part.split.scene, truths={"label": part.split.scene.truths["label"]})
-    assert scene.groups is not None
-    assert scene.old is not None
-    old, new = arm(scene.old, scene)[MAP], arm(scene.new, scene)[MAP]
-    told_of, in_large = [], scene.groups == large
-    for name, candidate in curves.items():
-        view = part.split.views[candidate.method]
-        fit_on = only(material.calibration.split, "label", candidate.method)
-        fitted = (fit_on.scene, fit_on.views[candidate.method])
-        curve, _ = carry(fitted, (scene, view), candidate, *MAP, seed=seed, cutoffs=cutoffs)
-        values = curve.values[MAP]
+    drawn = np.sort(rng.permutation(material.built.split(seed)["audit"])[:most_items])
+    audit = material.audit_of(drawn, list(compared.values()))
+    items = audit.items
+    if items.groups is None:
+        raise ValueError(f"set {material.name!r} has no groups")
+    names, counts = np.unique(items.groups.astype(str), return_counts=True)
+    large, small = (str(names[i]) for i in np.argsort(-counts)[:2])
+    asking = [rng.permutation(np.flatnonzero(items.groups == name))[:most_queries] for name in (large, small)]
+    queries = items.as_queries().take(np.sort(np.concatenate(asking)))
+    shadow, in_large = audit.shadow(queries).only(["label"]), queries.groups == large
+    old, new = (shadow.arms()[arm]["label", "map"] for arm in ("old/old", "new/new"))
+    report = Report(material.calibration, audit, MAP, MAP)
+    cutoffs, rows = [round(fraction * len(items.ids)) for fraction in GROUP_FRACTIONS], []
+    for name, candidate in compared.items():
+        curve = audit.backfill(candidate, queries, shadow).trace(report.fit(candidate), cutoffs)
+        values = curve.values["label", "map"]
         closed = [_closed(old, at, new, in_large, seed) for at in values]
         gaps = [_gap(at, in_large) for at in values]
-        told_of.append({"name": name, "gaps": gaps, "closed": closed, "overall": curve.mean(*MAP).tolist()})
+        rows.append({"name": name, "gaps": gaps, "closed": closed, "overall": curve.mean(MAP).tolist()})
     return {
         "groups": [large, small],
         "queries": [int(in_large.sum()), int((~in_large).sum())],
@@ -202,17 +149,15 @@ def groups(
         "fractions": list(GROUP_FRACTIONS),
         "old": _gap(old, in_large),
         "new": _gap(new, in_large),
-        "rows": told_of,
+        "rows": rows,
     }
 
 
-def _gap(values: NDArray[np.float64], in_large: NDArray[np.bool_]) -> float:
+def _gap(values: F64, in_large: Bools) -> float:
     return float(np.nanmean(values[in_large]) - np.nanmean(values[~in_large]))
 
 
-def _closed(
-    old: NDArray[np.float64], at: NDArray[np.float64], new: NDArray[np.float64], in_large: NDArray[np.bool_], seed: int
-) -> dict[str, float]:
+def _closed(old: F64, at: F64, new: F64, in_large: Bools, seed: int) -> dict[str, float]:
     """The closed share with its 95 % bootstrap interval: queries are redrawn within their group."""
     kept = ~np.isnan(old) & ~np.isnan(new)
     stacked, rng = np.stack([old, at, new]), np.random.default_rng(seed)

@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.quality.acceptance import ALIGNED, AUTO, BASELINE, acceptance
 from benchmarks.quality.material import SETS
+from benchmarks.results import Result, markdown
 
-Result = dict[str, Any]
 NAMES = {
     "label/cmc@1": "CMC@1",
     "label/cmc@5": "CMC@5",
@@ -28,9 +28,9 @@ def render(results: Sequence[Result]) -> str:
     parts = ["# Quality benchmark", "All figures in per cent; areas are means over the 22 published points."]
     parts += ["## Summary", _summary(results)]
     for name in SETS:
-        mine = [result for result in results if result["set"] == name]
-        if mine:
-            parts += _of_set(name, mine)
+        of_set = [result for result in results if result["set"] == name]
+        if of_set:
+            parts += _of_set(name, of_set)
     parts += ["## Acceptance", acceptance(results)]
     return "\n\n".join(parts)
 
@@ -41,8 +41,8 @@ def _summary(results: Sequence[Result]) -> str:
     head += [f"auto {track}, {modes}" for track, modes in AUTOS] + ["new/new"]
     lines = []
     for name in SETS:
-        mine = [result for result in results if result["set"] == name]
-        lines += [_summary_line(mine, o) for o in MAIN_OBJECTIVES if mine and o in mine[0]["objectives"]]
+        of_set = [result for result in results if result["set"] == name]
+        lines += [_summary_line(of_set, o) for o in MAIN_OBJECTIVES if of_set and o in of_set[0]["objectives"]]
     return markdown(head, lines)
 
 
@@ -106,7 +106,16 @@ def _main(results: list[Result], objective: str) -> str:
 
 
 def _auto(results: list[Result]) -> str:
-    head = ["objective", "track", "stale modes", "winner", "runner-up", "margin", "best of those tried", "auto - best"]
+    head = [
+        "objective",
+        "track",
+        "stale modes",
+        "winner",
+        "runner-up",
+        "margin",
+        "best of the finalists",
+        "auto - best",
+    ]
     lines = []
     for entries in _together([r["auto"] for r in results]):
         row = entries[0]
@@ -116,20 +125,13 @@ def _auto(results: list[Result]) -> str:
                 row["track"],
                 row["modes"],
                 _distinct(e["winner"] for e in entries),
-                _distinct(_runner_up(e["runner_up"]) for e in entries),
+                _distinct(e["runner_up"] or "none" for e in entries),
                 interval([e["margin"] for e in entries]),
-                _distinct(f"{e['best']} (of {e['reported']})" for e in entries),
+                _distinct(f"{e['best']} (of {e['rivals']})" for e in entries),
                 interval([e["minus_best"] for e in entries]),
             ]
         )
     return markdown(head, lines)
-
-
-def _runner_up(told: dict[str, Any] | None) -> str:
-    if told is None:
-        return "none"
-    mode = "aligned" if told["weight"] == 1 else f"fused {told['weight']:g}"
-    return f"{told['method']}, {mode}, {told['policy']}, {told['calibration']}"
 
 
 def _areas(results: list[Result], key: str) -> str:
@@ -163,13 +165,15 @@ def _refit(results: list[Result]) -> str:
 
 
 def _groups(results: list[Result]) -> str:
-    found = [result["groups"] for result in results]
-    large, small = found[0]["groups"]
-    head = [f"{large} - {small}", *(f"{fraction:.0%}" for fraction in found[0]["fractions"]), "closed at 10 %"]
+    studies = [result["groups"] for result in results]
+    large, small = studies[0]["groups"]
+    head = [f"{large} - {small}", *(f"{fraction:.0%}" for fraction in studies[0]["fractions"]), "closed at 10 %"]
     blank = [""] * len(head[2:])
-    lines = [[arm, cell([f[key] for f in found]), *blank] for arm, key in (("old/old", "old"), ("new/new", "new"))]
-    at = found[0]["fractions"].index(0.1)
-    for entries in _together([f["rows"] for f in found]):
+    lines = [
+        [arm, cell([study[key] for study in studies]), *blank] for arm, key in (("old/old", "old"), ("new/new", "new"))
+    ]
+    at = studies[0]["fractions"].index(0.1)
+    for entries in _together([study["rows"] for study in studies]):
         gaps = [cell([e["gaps"][i] for e in entries]) for i in range(len(entries[0]["gaps"]))]
         lines.append([entries[0]["name"], *gaps, interval([e["closed"][at] for e in entries])])
     return markdown(head, lines)
@@ -177,12 +181,12 @@ def _groups(results: list[Result]) -> str:
 
 def _together(per_seed: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
     """Rows that are the same but for the seed, in the order of the first that has them."""
-    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    same: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for rows in per_seed:
         for row in rows:
             key = tuple(row.get(name) for name in ("name", "track", "modes", "objective"))
-            found.setdefault(key, []).append(row)
-    return list(found.values())
+            same.setdefault(key, []).append(row)
+    return list(same.values())
 
 
 def cell(values: Iterable[float | None]) -> str:
@@ -205,8 +209,3 @@ def interval(values: Iterable[dict[str, float] | None]) -> str:
 
 def _distinct(texts: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(texts))
-
-
-def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

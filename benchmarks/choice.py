@@ -1,0 +1,209 @@
+"""What the choice is worth: its winner on the audit items, and whether it brings what the choice expected.
+
+    python -m benchmarks.choice --cache sets --out results/choice [--sets digits ...] [--seeds 0 1 2 3 4]
+    python -m benchmarks.choice --out results/choice --tables
+
+One JSON file per set and seed; what exists is not measured again. Trained maps are kept under --out, too. One core is
+enough (OMP_NUM_THREADS=1). Calibration and audit have the same number of items, and no query in common. Stale vectors
+may be fused where users' queries ask, as in `simulate`.
+
+Legend: Q queries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any, TextIO
+
+import numpy as np
+
+from benchmarks.quality.autos import best_of, finalists
+from benchmarks.quality.curves import AuditCurves, audit_curves, published
+from benchmarks.quality.material import SETS, Limits, Material, prepare
+from benchmarks.results import Result, markdown, measure_missing, read_results
+from fastfill_ray.experiment.candidate import WEIGHTS, Allowed, Candidate, Objective
+from fastfill_ray.experiment.curves import published_cutoffs
+from fastfill_ray.experiment.search import COARSE_POINTS, POINTS, Choice, Race, choose
+from fastfill_ray.ordering.policies import Policy
+from fastfill_ray.retrieval.intervals import Interval, mean_interval
+from fastfill_ray.types import F64
+
+LIMITS = Limits(calibration=1000, audit=1000, queries=1000, equal=True)
+# Of the items only some are sought by a query of the set's own.
+JUDGED_LIMITS = Limits(calibration=2000, audit=2000, queries=1000, equal=True)
+WIDTH = 1.96  # standard errors on either side of a 95 % interval
+PUBLISHED_MAP = "fastfill"
+
+
+def measure(
+    name: str,
+    seed: int,
+    *,
+    cache: Path,
+    limits: Limits | None = None,
+    folder: Path | None = None,
+    stream: TextIO = sys.stderr,
+) -> Result:
+    """Every choice on one set at one seed.
+
+    Args:
+        cache: where the benchmark sets are. folder: where trained maps are kept.
+    """
+    limits = limits or (JUDGED_LIMITS if SETS[name][1] else LIMITS)
+    material = prepare(name, seed, cache, limits, folder=folder, stream=stream)
+    cases = []
+    for objective in material.objectives:
+        curves = audit_curves(material, objective)
+        for track, policies in material.tracks(objective).items():
+            start = time.process_time()
+            cases.append({"track": track, **_case(material, curves, policies)})
+            cases[-1]["seconds"] = round(time.process_time() - start, 1)
+            print(f"{name}, seed {seed}, {objective}, {track}: {cases[-1]['winner']}", file=stream, flush=True)
+    counted = {"calibration": material.calibration, "audit": material.audit}
+    return {
+        "set": name,
+        "seed": seed,
+        "items": {split: len(part.items.ids) for split, part in counted.items()},
+        "queries": {split: len(part.queries.ids) for split, part in counted.items()},
+        "cases": cases,
+    }
+
+
+def _case(material: Material, curves: AuditCurves, policies: list[Policy]) -> dict[str, Any]:
+    """One choice. minus_...: area of the winner minus another's, paired over the audit queries."""
+    objective, seed = curves.objective, curves.seed
+    weights = (1.0,) if material.evidence.queries is None else WEIGHTS
+    allowed = Allowed(material.evidence.views, policies, weights)
+    choice = choose(material.calibration, allowed, objective, seed)
+    last = finalists(choice)
+    best, area = best_of(curves, last), curves.areas(choice.winner)
+    as_published = published(material, material.evidence.maps[PUBLISHED_MAP]).areas(objective, curves.queries)
+    others = {"best": curves.areas(best), "published": as_published}
+    if choice.runner_up is not None:
+        others["runner_up"] = curves.areas(choice.runner_up)
+    gains = gains_on_calibration(material, choice, objective), gains_on_audit(material, curves, choice.winner)
+    return {
+        "objective": str(objective),
+        "winner": str(choice.winner),
+        "runner_up": None if choice.runner_up is None else str(choice.runner_up),
+        "best": str(best),
+        "finalists": len(last),
+        "expected": choice.expected._asdict(),
+        "area": mean_interval(area, seed=seed)._asdict(),
+        "new_new": {
+            "calibration": choice.expected.value - float(np.nanmean(gains[0])),
+            "audit": float(np.nanmean(curves.constant("new/new"))),
+        },
+        "published": mean_interval(as_published, seed=seed)._asdict(),
+        **{f"minus_{name}": mean_interval(area - other, seed=seed)._asdict() for name, other in others.items()},
+        "optimism": independent_difference(*gains)._asdict(),
+    }
+
+
+def gains_on_calibration(material: Material, choice: Choice, objective: Objective) -> F64:
+    """Cross-fitted area (Q,) of the winner minus new/new, per calibration query: the mean is what was expected.
+
+    ``Race.areas`` gives the queries of one fold after those of the other.
+    """
+    race = Race(material.calibration, objective, material.seed)
+    areas = race.areas(choice.winner, race.last_level, "")
+    queries = material.calibration.answered(objective.relevance)
+    rows = np.arange(len(queries.ids))
+    queries = queries.take(np.concatenate([rows[0::2], rows[1::2]]))
+    shadow = material.calibration.shadow(queries).only([objective.relevance])
+    return areas - shadow.measure(shadow.new)[objective.relevance, objective.metric]
+
+
+def gains_on_audit(material: Material, curves: AuditCurves, winner: Candidate) -> F64:
+    """Area (Q,) of the winner minus new/new per audit query, at as many points as the choice looked at."""
+    last_level = Race(material.calibration, curves.objective, material.seed).last_level
+    points = POINTS if last_level else COARSE_POINTS
+    cutoffs = published_cutoffs(len(material.audit.items.ids), points)
+    return curves.report.curve(winner, cutoffs).area_per_query(curves.objective) - curves.constant("new/new")
+
+
+def independent_difference(first: F64, second: F64) -> Interval:
+    """Mean of the first minus mean of the second of two independent samples, with its normal 95 % interval."""
+    samples = [sample[~np.isnan(sample)] for sample in (first, second)]
+    value = float(samples[0].mean() - samples[1].mean())
+    error = float(np.sqrt(sum(sample.var(ddof=1) / len(sample) for sample in samples)))
+    return Interval(value, value - WIDTH * error, value + WIDTH * error, min(len(sample) for sample in samples))
+
+
+def render(results: list[Result]) -> str:
+    """A line per set, objective and track, then the share of the cases whose optimism is within its interval."""
+    head = ["set (seeds)", "objective", "track", "winners", "expected", "area", "new/new", "published"]
+    head += ["- runner-up", "- best finalist", "- published", "optimism", "inside"]
+    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        for case in result["cases"]:
+            rows.setdefault((result["set"], case["objective"], case["track"]), []).append(case)
+    lines = [[f"{name} ({len(same)})", *about, *_cells(same)] for (name, *about), same in rows.items()]
+    everything = [case for same in rows.values() for case in same]
+    inside = sum(map(_inside, everything))
+    share = f"{inside / len(everything):.0%}" if everything else "none"
+    return "\n\n".join(
+        [
+            "Areas in per cent, means over the seeds; differences with 95 % intervals, pooled as if seeds were "
+            "independent (they draw from the same set). Optimism: (expected - new/new on calibration) - (area - "
+            "new/new on audit).",
+            markdown(head, lines),
+            f"Optimism within its 95 % interval: {inside} of {len(everything)} cases ({share}).",
+        ]
+    )
+
+
+def _cells(same: list[dict[str, Any]]) -> list[str]:
+    """The cells of one line: the same case at several seeds."""
+    winners = Counter(case["winner"] for case in same)
+    new_new = (mean(case["new_new"][split] for case in same) for split in ("calibration", "audit"))
+    return [
+        "; ".join(f"{count} x {winner}" for winner, count in winners.most_common()),
+        *(f"{100 * mean(case[key]['value'] for case in same):.1f}" for key in ("expected", "area")),
+        " / ".join(f"{100 * value:.1f}" for value in new_new),
+        f"{100 * mean(case['published']['value'] for case in same):.1f}",
+        *(pooled([case.get(f"minus_{key}") for case in same]) for key in ("runner_up", "best", "published")),
+        pooled([case["optimism"] for case in same]),
+        f"{sum(map(_inside, same))}/{len(same)}",
+    ]
+
+
+def _inside(case: dict[str, Any]) -> bool:
+    return bool(case["optimism"]["low"] <= 0 <= case["optimism"]["high"])
+
+
+def pooled(intervals: list[dict[str, float] | None]) -> str:
+    """Mean of independent differences with its 95 % interval, in points; a dash where there are none."""
+    known = [interval for interval in intervals if interval is not None]
+    if not known:
+        return "-"
+    value = 100 * mean(interval["value"] for interval in known)
+    half = 100 * float(np.sqrt(sum(((i["high"] - i["low"]) / 2) ** 2 for i in known))) / len(known)
+    return f"{value:+.1f} [{value - half:+.1f}, {value + half:+.1f}]"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.choice", description=__doc__.splitlines()[0])
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--cache", type=Path, help="where benchmark sets are kept; built there if missing")
+    parser.add_argument("--out", type=Path, required=True, help="where the JSON files are kept")
+    parser.add_argument("--tables", action="store_true", help="measure nothing: print what --out holds as Markdown")
+    given = parser.parse_args(arguments)
+    if given.tables:
+        print(render(read_results(given.out, given.sets, given.seeds)))
+        return
+    if given.cache is None:
+        parser.error("--cache is needed to measure")
+    measured = partial(measure, cache=given.cache, folder=given.out / "maps")
+    measure_missing(given.out, given.sets, given.seeds, measured)
+
+
+if __name__ == "__main__":
+    main()

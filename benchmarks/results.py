@@ -1,0 +1,45 @@
+"""Results as one JSON file per set and seed: written whole, and never measured again once they exist."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def measure_missing(
+    folder: Path, sets: Iterable[str], seeds: Sequence[int], measure: Callable[[str, int], Result]
+) -> None:
+    """Measure each (set, seed) whose file is not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sets:
+        for seed in seeds:
+            path = folder / f"{name}-seed{seed}.json"
+            if path.exists():
+                print(f"{path} exists", file=sys.stderr)
+            else:
+                write_whole(path, json.dumps(measure(name, seed), indent=1, allow_nan=False).encode() + b"\n")
+
+
+def read_results(folder: Path, sets: Sequence[str], seeds: Sequence[int]) -> list[Result]:
+    """The results that are there, in the order of `sets`, then of `seeds`."""
+    paths = [folder / f"{name}-seed{seed}.json" for name in sets for seed in seeds]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """The file appears with all of its content or not at all, also beside other processes."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
