@@ -127,8 +127,8 @@ def same_findings(one: Findings, other: Findings) -> None:
         assert area == pytest.approx(second[trial], abs=1e-6)
     assert one.choice.expected == pytest.approx(other.choice.expected, abs=1e-6)
     assert len(one.predicted) == len(other.predicted)
-    for mine, theirs in zip(one.predicted, other.predicted, strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-6)
+    for own, theirs in zip(one.predicted, other.predicted, strict=True):
+        assert own == pytest.approx(theirs, abs=1e-6)
     if one.margin is not None:
         assert one.margin == pytest.approx(other.margin, abs=1e-6)
 
