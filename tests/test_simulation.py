@@ -357,7 +357,9 @@ def test_below_sixty_answered_queries_the_new_model_decides_and_the_report_says_
 def test_an_objective_that_no_query_of_a_split_can_answer_is_refused(
     items: PairedItems, users: Queries, maps: dict[Method, Alignment], split: str
 ) -> None:
-    labels = np.where(items.split == split, "other", items.labels)
+    assert items.labels is not None
+    labels = items.labels.copy()
+    labels[items.split == split] = "other"
     with pytest.raises(ConfigError, match=f"objective label/map: no query has a relevant item in split '{split}'"):
         quiet(replace(items, labels=labels), queries=users, alignments=maps, objective="label/map")
 

@@ -43,46 +43,52 @@ def fitted(pairs: TrainingPairs) -> Alignment:
 
 def test_the_kernel_is_gaussian_in_the_distance() -> None:
     x, landmarks = toy(5)[0], toy(4, seed=1)[0]
-    found = gaussian(x, landmarks, 0.7)
+    result = gaussian(x, landmarks, 0.7)
     for i in range(5):
         for j in range(4):
-            assert found[i, j] == pytest.approx(np.exp(-0.7 * ((x[i] - landmarks[j]) ** 2).sum()), abs=1e-12)
+            assert result[i, j] == pytest.approx(np.exp(-0.7 * ((x[i] - landmarks[j]) ** 2).sum()), abs=1e-12)
     assert gaussian(x, x, 3.0).max() <= 1
 
 
 @pytest.mark.parametrize("noise", [0.05, 1.0])
 def test_with_every_row_a_landmark_it_is_kernel_ridge_regression(noise: float) -> None:
     x, y = toy(70, noise=noise)
-    found, _ = kernel_ridge(x, y, seed=0)
-    among = gaussian(x, x, found.gamma)
-    dual = np.linalg.solve(among + found.strength * np.eye(70), y - y.mean(axis=0))
+    result, _ = kernel_ridge(x, y, seed=0)
+    among = gaussian(x, x, result.gamma)
+    dual = np.linalg.solve(among + result.strength * np.eye(70), y - y.mean(axis=0))
     unseen = toy(40, seed=5)[0]
-    expected = gaussian(unseen, x, found.gamma) @ dual + y.mean(axis=0)
-    np.testing.assert_allclose(found(unseen), expected, atol=1e-3)
-    assert sorted(map(tuple, found.landmarks.tolist())) == sorted(map(tuple, x.tolist()))
+    expected = gaussian(unseen, x, result.gamma) @ dual + y.mean(axis=0)
+    np.testing.assert_allclose(result(unseen), expected, atol=1e-3)
+    assert sorted(map(tuple, result.landmarks.tolist())) == sorted(map(tuple, x.tolist()))
 
 
 def test_with_fewer_landmarks_it_is_the_least_squares_problem_of_nystroem() -> None:
     x, y = toy(90)
-    found, _ = kernel_ridge(x, y, seed=0, max_landmarks=20)
-    assert found.landmarks.shape == (20, 3)
-    assert {tuple(row) for row in found.landmarks.tolist()} <= {tuple(row) for row in x.tolist()}
-    rows, among = gaussian(x, found.landmarks, found.gamma), gaussian(found.landmarks, found.landmarks, found.gamma)
+    result, _ = kernel_ridge(x, y, seed=0, max_landmarks=20)
+    assert result.landmarks.shape == (20, 3)
+    assert {tuple(row) for row in result.landmarks.tolist()} <= {tuple(row) for row in x.tolist()}
+    rows, among = (
+        gaussian(x, result.landmarks, result.gamma),
+        gaussian(result.landmarks, result.landmarks, result.gamma),
+    )
     targets = y - y.mean(axis=0)
-    weight = np.linalg.solve(rows.T @ rows + found.strength * among, rows.T @ targets)
-    np.testing.assert_allclose(rows @ found.weight, rows @ weight, atol=1e-4)
+    weight = np.linalg.solve(rows.T @ rows + result.strength * among, rows.T @ targets)
+    np.testing.assert_allclose(rows @ result.weight, rows @ weight, atol=1e-4)
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.5, 3.0])
 @pytest.mark.parametrize("landmarks", [15, 60])
 def test_left_out_predictions_are_those_of_fits_without_the_row(noise: float, landmarks: int) -> None:
     x, y = toy(60, noise=noise)
-    found, left_out = kernel_ridge(x, y, seed=0, max_landmarks=landmarks)
-    rows, among = gaussian(x, found.landmarks, found.gamma), gaussian(found.landmarks, found.landmarks, found.gamma)
+    result, left_out = kernel_ridge(x, y, seed=0, max_landmarks=landmarks)
+    rows, among = (
+        gaussian(x, result.landmarks, result.gamma),
+        gaussian(result.landmarks, result.landmarks, result.gamma),
+    )
     expected = np.empty_like(y)
     for row in range(len(x)):  # the landmarks stay: they carry no target
         rest = np.arange(len(x)) != row
-        normal = rows[rest].T @ rows[rest] + found.strength * among
+        normal = rows[rest].T @ rows[rest] + result.strength * among
         normal += 1e-9 * np.diag(normal).mean() * np.eye(len(normal))
         bias = y[rest].mean(axis=0)
         expected[row] = rows[row] @ np.linalg.solve(normal, rows[rest].T @ (y[rest] - bias)) + bias
@@ -94,7 +100,7 @@ def test_left_out_predictions_are_those_of_fits_without_the_row(noise: float, la
 
 def test_width_and_strength_are_those_of_least_generalised_cross_validation_error() -> None:
     x, y = toy(50)
-    found, _ = kernel_ridge(x, y, seed=0)
+    result, _ = kernel_ridge(x, y, seed=0)
     spread = 2 * np.square(x - x.mean(axis=0)).sum(axis=1).mean()
     targets, best = y - y.mean(axis=0), (np.inf, 0.0, 0.0)
     for width in module.WIDTHS:
@@ -105,7 +111,7 @@ def test_width_and_strength_are_those_of_least_generalised_cross_validation_erro
             freedom = 1 - (np.trace(hat) + 1) / 50
             if freedom > 1e-3:
                 best = min(best, (np.square(targets - hat @ targets).sum() / freedom**2, width / spread, strength))
-    assert (found.gamma, found.strength) == (pytest.approx(best[1]), pytest.approx(best[2]))
+    assert (result.gamma, result.strength) == (pytest.approx(best[1]), pytest.approx(best[2]))
 
 
 def test_it_beats_ridge_on_a_function_that_bends() -> None:
@@ -128,8 +134,8 @@ def test_many_rows_are_fitted_on_a_sample_of_landmarks_drawn_by_the_seed(monkeyp
 def test_few_and_repeated_rows_are_fitted_without_nan(rows: int) -> None:
     x, y = toy(rows)
     x[1] = x[0]
-    found, left_out = kernel_ridge(x, y, seed=0)
-    assert np.isfinite(found(x)).all()
+    result, left_out = kernel_ridge(x, y, seed=0)
+    assert np.isfinite(result(x)).all()
     assert np.isfinite(left_out).all()
 
 
@@ -138,12 +144,12 @@ def test_few_and_repeated_rows_are_fitted_without_nan(rows: int) -> None:
 
 def test_the_map_computes_in_float32_what_the_fit_says_in_float64() -> None:
     x, y = toy(300)
-    found, _ = kernel_ridge(x, y, seed=0)
+    result, _ = kernel_ridge(x, y, seed=0)
     unseen = toy(50, seed=5)[0].astype(np.float32)
-    aligned, log_variance = KernelMap.of(found)(torch.from_numpy(unseen))
+    aligned, log_variance = KernelMap.of(result)(torch.from_numpy(unseen))
     assert log_variance is None
     assert aligned.dtype == torch.float32
-    np.testing.assert_allclose(aligned.numpy(), found(unseen), atol=2e-3)
+    np.testing.assert_allclose(aligned.numpy(), result(unseen), atol=2e-3)
 
 
 def test_a_row_equal_to_a_landmark_has_kernel_one_however_large_it_is() -> None:
@@ -158,8 +164,8 @@ def test_scaled_old_and_side_vectors_are_read_as_one_input() -> None:
     assert pairs.side is not None
     scales = [np.sqrt(np.square(v, dtype=np.float64).mean()) for v in (pairs.old, pairs.side, pairs.new)]
     inputs = np.concatenate([pairs.old / scales[0], pairs.side / scales[1]], axis=1).astype(np.float32)
-    found, _ = kernel_ridge(inputs, (pairs.new / scales[2]).astype(np.float32), seed=1)
-    np.testing.assert_allclose(fitted(pairs)(pairs.old, pairs.side)[0], found(inputs) * scales[2], atol=2e-2)
+    result, _ = kernel_ridge(inputs, (pairs.new / scales[2]).astype(np.float32), seed=1)
+    np.testing.assert_allclose(fitted(pairs)(pairs.old, pairs.side)[0], result(inputs) * scales[2], atol=2e-2)
 
 
 def test_its_log_variance_tells_held_out_errors_on_average() -> None:
@@ -175,8 +181,8 @@ def test_a_saved_kernel_map_gives_the_same_vectors(side: bool) -> None:
     alignment = fitted(pairs)
     again = Alignment.load(*alignment.save())
     assert (again.method, again.side_dim) == ("kernel", 2 if side else None)
-    for found, expected in zip(again(pairs.old, pairs.side), alignment(pairs.old, pairs.side), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    for result, expected in zip(again(pairs.old, pairs.side), alignment(pairs.old, pairs.side), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
     assert again.save() == alignment.save()
 
 
@@ -194,10 +200,10 @@ def test_a_restored_fit_ends_where_an_unbroken_one_ends(after: int, side: bool) 
     assert restored.epoch == after
     if not after:
         restored.step()
-    for found, expected in zip(
+    for result, expected in zip(
         restored.finish()(pairs.old, pairs.side), fitted(pairs)(pairs.old, pairs.side), strict=True
     ):
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 def test_more_rows_than_landmarks_are_saved_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,10 +224,10 @@ def test_the_report_is_the_left_out_error() -> None:
     report = Fit("kernel", "default", pairs, seed=1).step()
     scales = [np.sqrt(np.square(v, dtype=np.float64).mean()) for v in (pairs.old, pairs.new)]
     scaled = (pairs.new / scales[1]).astype(np.float32)
-    found, left_out = kernel_ridge((pairs.old / scales[0]).astype(np.float32), scaled, seed=1)
+    result, left_out = kernel_ridge((pairs.old / scales[0]).astype(np.float32), scaled, seed=1)
     assert report["squared_error"] == report["loss"]
     assert report["loss"] == pytest.approx(np.square(left_out - scaled).mean())
-    assert report["strength"] == pytest.approx(found.strength)
+    assert report["strength"] == pytest.approx(result.strength)
 
 
 @pytest.mark.parametrize("change", ["missing", "scalar", "narrow", "nan"])

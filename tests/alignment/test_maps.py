@@ -44,9 +44,9 @@ def test_the_published_map_has_the_published_layers() -> None:
 def test_a_saved_alignment_gives_the_same_vectors(alignment: Alignment) -> None:
     weights, info = alignment.save()
     again = Alignment.load(weights, {**info, "old_space": "added by the run"})
-    for found, expected in zip(again(vectors(50)), alignment(vectors(50)), strict=True):
-        assert found.dtype == np.float32
-        assert np.allclose(found, expected, rtol=1e-6, atol=1e-6)
+    for result, expected in zip(again(vectors(50)), alignment(vectors(50)), strict=True):
+        assert result.dtype == np.float32
+        assert np.allclose(result, expected, rtol=1e-6, atol=1e-6)
     assert again.save()[0] == weights
     assert info["direction"] == "old->new"
 
@@ -65,9 +65,9 @@ def test_threads_and_repetitions_give_the_same_vectors(alignment: Alignment) -> 
     old = vectors(500)
     expected = alignment(old)
     with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(alignment, [old] * 8):
-            assert np.allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
-            assert np.allclose(found[1], expected[1], rtol=1e-5, atol=1e-5)
+        for result in pool.map(alignment, [old] * 8):
+            assert np.allclose(result[0], expected[0], rtol=1e-5, atol=1e-5)
+            assert np.allclose(result[1], expected[1], rtol=1e-5, atol=1e-5)
 
 
 def test_one_row_no_row_and_doubles_are_mapped(alignment: Alignment) -> None:

@@ -75,8 +75,8 @@ def test_procrustes_has_no_place_for_side_vectors_and_ignores_them() -> None:
     pairs = make()
     with_side, without = fitted("procrustes", pairs), fitted("procrustes", replace(pairs, side=None))
     assert with_side.side_dim is None
-    for found, expected in zip(with_side(pairs.old, pairs.side), without(pairs.old), strict=True):
-        assert np.allclose(found, expected, rtol=1e-6, atol=1e-6)
+    for result, expected in zip(with_side(pairs.old, pairs.side), without(pairs.old), strict=True):
+        assert np.allclose(result, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", READERS)
@@ -84,10 +84,10 @@ def test_the_units_of_the_side_do_not_matter(method: Method) -> None:
     pairs = make(60)
     assert pairs.side is not None
     scaled = replace(pairs, side=pairs.side * np.float32(1024))
-    for found, expected in zip(
+    for result, expected in zip(
         fitted(method, scaled)(scaled.old, scaled.side), fitted(method, pairs)(pairs.old, pairs.side), strict=True
     ):
-        assert np.allclose(found, expected, atol=1e-4)
+        assert np.allclose(result, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -100,10 +100,10 @@ def test_a_restored_fit_with_side_vectors_ends_where_an_unbroken_one_ends(method
             state = broken.state()
             broken = Fit(method, "default", pairs, seed=1)
             broken.restore(state)
-    for found, expected in zip(
+    for result, expected in zip(
         broken.finish()(pairs.old, pairs.side), fitted(method, pairs)(pairs.old, pairs.side), strict=True
     ):
-        assert np.allclose(found, expected, atol=1e-6)
+        assert np.allclose(result, expected, atol=1e-6)
 
 
 def test_a_checkpoint_of_other_side_vectors_is_refused() -> None:
@@ -121,10 +121,10 @@ def test_a_saved_alignment_reads_the_side_and_gives_the_same_vectors(alignment: 
     again = Alignment.load(weights, info)
     assert again.side_dim == alignment.side_dim
     assert ("side_dim" in info) == ("side_scale" in info) == (alignment.method != "procrustes")
-    for found, expected in zip(again(pairs.old, pairs.side), alignment(pairs.old, pairs.side), strict=True):
-        assert np.allclose(found, expected, rtol=1e-6, atol=1e-6)
-    found, expected = again.second_opinion(pairs.old, pairs.side), alignment.second_opinion(pairs.old, pairs.side)
-    assert np.allclose(found, expected, rtol=1e-6, atol=1e-6)
+    for result, expected in zip(again(pairs.old, pairs.side), alignment(pairs.old, pairs.side), strict=True):
+        assert np.allclose(result, expected, rtol=1e-6, atol=1e-6)
+    result, expected = again.second_opinion(pairs.old, pairs.side), alignment.second_opinion(pairs.old, pairs.side)
+    assert np.allclose(result, expected, rtol=1e-6, atol=1e-6)
     assert again.save() == (weights, info)
 
 

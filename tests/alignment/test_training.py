@@ -81,8 +81,8 @@ def test_a_restored_fit_ends_where_an_unbroken_one_ends(method: Method) -> None:
         broken.step()
     last = Fit(method, "default", pairs, seed=3)
     last.restore(broken.state())
-    for found, reference in zip(last.finish()(pairs.old), expected, strict=True):
-        assert np.allclose(found, reference, atol=1e-6)
+    for result, reference in zip(last.finish()(pairs.old), expected, strict=True):
+        assert np.allclose(result, reference, atol=1e-6)
 
 
 def test_the_seed_decides_everything_and_the_global_generator_nothing() -> None:

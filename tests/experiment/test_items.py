@@ -51,7 +51,7 @@ def queries_of(rows: int = N) -> Queries:
 
 def rows_of(part: PairedItems | Queries) -> list[int]:
     """Which rows of the whole these are, once every column says the same."""
-    rows = part.new[:, 0].astype(int).tolist()
+    rows: list[int] = part.new[:, 0].astype(int).tolist()
     assert part.old is not None
     assert part.old[:, 0].astype(int).tolist() == rows
     assert part.ids.tolist() == [f"item-{row}" for row in rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,13 +24,13 @@ BOTH: tuple[Policy, ...] = ("random", "uncertainty")
 ALLOWED = Allowed([GOOD, BAD], BOTH, WEIGHTS)
 
 
-def choice_of(split: HeldOut, seed: int = 0, **allowed: Sequence[object]) -> Choice:
+def choice_of(split: HeldOut, seed: int = 0, **allowed: Any) -> Choice:
     """The choice among all views of the split, both orders, all weights and forms, unless `allowed` says otherwise."""
     everything: dict[str, Any] = {"views": list(split.aligned), "policies": BOTH, "weights": WEIGHTS, **allowed}
     return choose(split, Allowed(**everything), NEW_MODEL_MAP, seed)
 
 
-def chosen(split: HeldOut, **allowed: Sequence[object]) -> Candidate:
+def chosen(split: HeldOut, **allowed: Any) -> Candidate:
     return choice_of(split, **allowed).winner
 
 
@@ -245,7 +244,7 @@ def queries_of_rivals(choice: Choice) -> int:
 def test_rivals_that_are_close_get_more_queries_and_far_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "FIRST_QUERIES", 40)
     split = split_of(queries=640)
-    one_map = {"views": [GOOD], "weights": (1.0,), "forms": ("identity",)}
+    one_map: dict[str, Any] = {"views": [GOOD], "weights": (1.0,), "forms": ("identity",)}
     far = choice_of(split, **one_map)
     assert far.winner.policy == "uncertainty"
     assert queries_of_rivals(far) <= 80

@@ -43,7 +43,8 @@ def users_of(items: PairedItems, **columns: Any) -> Queries:
 
 
 def relevant_to(relevant: RelevantItems, query: int) -> list[int]:
-    return relevant.items[relevant.starts[query] : relevant.starts[query + 1]].tolist()
+    items: list[int] = relevant.items[relevant.starts[query] : relevant.starts[query + 1]].tolist()
+    return items
 
 
 def score(a: NDArray[np.float32], b: NDArray[np.float32], metric: Metric) -> float:
@@ -127,7 +128,7 @@ def test_a_query_that_is_no_item_of_the_split_meets_itself_nowhere() -> None:
 
 def test_float64_vectors_give_float64_scores() -> None:
     items = items_of()
-    wide = replace(items, old=items.old.astype(np.float64), new=items.new.astype(np.float64))  # type: ignore[arg-type]
+    wide = replace(items, old=items.old.astype(np.float64), new=items.new.astype(np.float64))
     assert make_shadow(wide, wide.as_queries().first(3), "l2").new.dtype == np.float64
 
 

@@ -20,10 +20,12 @@ def test_log_probabilities_are_those_of_a_softmax_also_where_logits_are_huge(
     seed: int, items: int, classes: int, spread: float
 ) -> None:
     rng = np.random.default_rng(seed)
-    weight, bias = spread * rng.normal(size=(classes, 3)).astype("f4"), rng.normal(size=classes).astype("f4")
+    weight = (spread * rng.normal(size=(classes, 3))).astype(np.float32)
+    bias = rng.normal(size=classes).astype(np.float32)
     vectors = rng.normal(size=(items, 3)).astype("f4")
     logs = Classifier.of_class_numbers(weight, bias).log_probabilities(vectors)
-    assert (logs.shape, logs.dtype) == ((items, classes), np.float32)
+    assert logs.shape == (items, classes)
+    assert logs.dtype == np.float32
     for vector, row in zip(vectors.astype("f8"), logs, strict=True):
         logits = [float(vector @ w) + float(b) for w, b in zip(weight.astype("f8"), bias, strict=True)]
         total = max(logits) + math.log(sum(math.exp(logit - max(logits)) for logit in logits))

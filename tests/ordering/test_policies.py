@@ -104,13 +104,13 @@ def test_class_margin_equals_a_loop_also_for_unknown_classes_and_missing_labels(
     rng = np.random.default_rng(seed)
     aligned = rng.normal(size=(len(labels), 3)).astype(np.float32)
     reference = rng.normal(size=(len(reference_labels), 3)).astype(np.float32)
-    found = class_margin(aligned, objects(labels), reference, objects(reference_labels))
-    assert found.dtype == np.float32
+    result = class_margin(aligned, objects(labels), reference, objects(reference_labels))
+    assert result.dtype == np.float32
     plain = [
         margin_of(item, label, reference.astype(np.float64), reference_labels)
         for item, label in zip(aligned.astype(np.float64), labels, strict=True)
     ]
-    np.testing.assert_allclose(found, plain, atol=1e-4)
+    np.testing.assert_allclose(result, plain, atol=1e-4)
 
 
 def test_class_margin_puts_an_item_near_another_class_before_one_near_its_own() -> None:
@@ -156,9 +156,9 @@ def test_entropy_equals_a_loop_over_classes(items: int, classes: int, spread: fl
     aligned, weight = rng.normal(size=(items, 3)).astype("f4"), spread * rng.normal(size=(classes, 3)).astype("f4")
     bias = rng.normal(size=classes).astype("f4")
     classifier = classifier_with(weight, bias)
-    found = entropy(aligned, classifier)
-    assert found.dtype == np.float32
-    for item, value in enumerate(found):
+    result = entropy(aligned, classifier)
+    assert result.dtype == np.float32
+    for item, value in enumerate(result):
         logs = log_shares(aligned[item], classifier)
         assert value == pytest.approx(-sum(math.exp(log) * log for log in logs), abs=1e-4)
 
@@ -187,9 +187,9 @@ def test_class_loss_is_the_cross_entropy_also_for_unknown_classes_and_missing_la
     classifier = classifier_with(
         spread * rng.normal(size=(classes, 3)).astype("f4"), rng.normal(size=classes).astype("f4")
     )
-    found = class_loss(aligned, objects(labels), classifier)
-    assert found.dtype == np.float32
-    for item, label, value in zip(aligned, labels, found, strict=True):
+    result = class_loss(aligned, objects(labels), classifier)
+    assert result.dtype == np.float32
+    for item, label, value in zip(aligned, labels, result, strict=True):
         logs = dict(zip(classifier.classes.tolist(), log_shares(item, classifier), strict=True))
         expected = -sum(math.exp(log) * log for log in logs.values())
         if label is not None:
@@ -235,20 +235,20 @@ def similar(a: NDArray[np.float32], b: NDArray[np.float32], metric: Metric) -> f
 def test_expected_gain_is_the_sum_of_chances_to_be_among_each_proxys_first_ten(metric: Metric) -> None:
     proxies = proxies_of(metric)
     old, _, aligned = vectors(1)
-    found = expected_gain(old, aligned, with_thresholds(proxies, old, aligned))
+    result = expected_gain(old, aligned, with_thresholds(proxies, old, aligned))
     expected = np.zeros(len(old))
-    for query, asked in zip(proxies.new, proxies.old, strict=True):
+    for query, query_old in zip(proxies.new, proxies.old, strict=True):
         evidence = [
             GAIN_EVIDENCE * similar(query, aligned[i], metric)
-            + (1 - GAIN_EVIDENCE) * proxies.old_scale * similar(asked, old[i], metric)
+            + (1 - GAIN_EVIDENCE) * proxies.old_scale * similar(query_old, old[i], metric)
             for i in range(len(old))
         ]
         threshold = sorted(evidence, reverse=True)[GAIN_DEPTH - 1]
         expected += norm.cdf((np.array(evidence) - threshold) / proxies.spread)
-    assert found.dtype == np.float32
+    assert result.dtype == np.float32
     # The logistic function is within 0.01 of Phi, for each of the proxies.
-    assert np.abs(found - expected).max() < 0.01 * len(proxies.new)
-    assert np.corrcoef(found, expected)[0, 1] > 0.999
+    assert np.abs(result - expected).max() < 0.01 * len(proxies.new)
+    assert np.corrcoef(result, expected)[0, 1] > 0.999
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
@@ -258,8 +258,8 @@ def test_proxies_know_how_far_their_evidence_is_off(metric: Metric) -> None:
     errors = [
         similar(query, new[i], metric)
         - GAIN_EVIDENCE * similar(query, aligned[i], metric)
-        - (1 - GAIN_EVIDENCE) * proxies.old_scale * similar(asked, old[i], metric)
-        for query, asked in zip(proxies.new, proxies.old, strict=True)
+        - (1 - GAIN_EVIDENCE) * proxies.old_scale * similar(query_old, old[i], metric)
+        for query, query_old in zip(proxies.new, proxies.old, strict=True)
         for i in range(len(new))
     ]
     assert proxies.spread == pytest.approx(np.std(errors), rel=1e-4)
@@ -278,9 +278,9 @@ def test_expected_gain_prefers_items_near_proxies() -> None:
     old, _, aligned = vectors(1)
     old[0], aligned[0] = proxies.old[0], proxies.new[0]
     old[1], aligned[1] = -proxies.old.mean(axis=0), -proxies.new.mean(axis=0)
-    found = expected_gain(old, aligned, with_thresholds(proxies, old, aligned))
-    assert found[0] > found[1]
-    assert found[0] > np.median(found)
+    result = expected_gain(old, aligned, with_thresholds(proxies, old, aligned))
+    assert result[0] > result[1]
+    assert result[0] > np.median(result)
 
 
 def test_expected_gain_does_not_depend_on_how_many_items_come_at_a_time() -> None:
@@ -293,8 +293,8 @@ def test_expected_gain_does_not_depend_on_how_many_items_come_at_a_time() -> Non
 
 def test_a_gallery_of_fewer_than_ten_items_still_has_an_order() -> None:
     old, _, aligned = (part[:3] for part in vectors(1))
-    found = expected_gain(old, aligned, with_thresholds(proxies_of("ip"), old, aligned))
-    assert np.isfinite(found).all()
+    result = expected_gain(old, aligned, with_thresholds(proxies_of("ip"), old, aligned))
+    assert np.isfinite(result).all()
 
 
 @given(st.integers(0, 60), st.lists(st.integers(0, 60), max_size=5), st.booleans(), st.integers(0, 2**32 - 1))
@@ -306,9 +306,9 @@ def test_the_top_of_a_gallery_is_the_same_however_it_is_split_into_parts(
     parts = [top_scores(part) for part in np.split(evidence, sorted(min(cut, items) for cut in cuts), axis=1)]
     merged = merge_top(reversed(parts) if backwards else parts)
     assert merged.shape == (4, GAIN_DEPTH)
-    for found, row in zip(merged.tolist(), evidence.tolist(), strict=True):
+    for result, row in zip(merged.tolist(), evidence.tolist(), strict=True):
         best = sorted(row, reverse=True)[:GAIN_DEPTH]
-        assert found == best + [-math.inf] * (GAIN_DEPTH - len(best))
+        assert result == best + [-math.inf] * (GAIN_DEPTH - len(best))
     np.testing.assert_array_equal(merged, top_scores(evidence))
 
 
@@ -327,9 +327,9 @@ def test_a_weight_multiplies_what_the_priority_says(policy: str) -> None:
     weight = rng.random(50).astype("f4") + 0.1
     pairs = rng.normal(size=(40, 3)).astype(np.float32)
     spread = float(((pairs - pairs.mean(axis=0)) ** 2).sum(axis=1).mean())
-    found = weighted(policy, priority.astype("f4"), weight, Reference(new=pairs))  # type: ignore[arg-type]
-    assert found.dtype == np.float32
-    for value, before, times in zip(found.tolist(), priority.tolist(), weight.tolist(), strict=True):
+    result = weighted(policy, priority.astype("f4"), weight, Reference(new=pairs))  # type: ignore[arg-type]
+    assert result.dtype == np.float32
+    for value, before, times in zip(result.tolist(), priority.tolist(), weight.tolist(), strict=True):
         if policy == "uncertainty":
             assert math.exp(value) == pytest.approx(math.exp(before) * times, rel=1e-4)
         elif policy == "class_margin":
@@ -347,9 +347,9 @@ def test_equal_weights_keep_the_order_and_a_weight_of_zero_puts_an_item_last(pol
     for nothing in (0.0, -1.0):
         weight = np.ones(9, np.float32)
         weight[int(priority.argmax())] = nothing
-        found = weighted(policy, priority, weight, reference)  # type: ignore[arg-type]
-        assert np.isfinite(found).all()
-        assert found.argmin() == priority.argmax()
+        result = weighted(policy, priority, weight, reference)  # type: ignore[arg-type]
+        assert np.isfinite(result).all()
+        assert result.argmin() == priority.argmax()
 
 
 def everything() -> tuple[ItemColumns, Reference, dict[Policy, NDArray[np.float32]]]:

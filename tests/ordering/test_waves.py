@@ -232,8 +232,8 @@ def test_thresholds_are_those_of_a_full_sort_however_the_keys_are_split(keys: li
     targets = sorted(data.draw(st.lists(st.integers(0, len(keys)), min_size=1, max_size=5)))
     # Narrow levels, many of them: the same code over histograms small enough for many examples.
     with mock.patch.object(plan, "KEY_LEVELS", (8,) * 8):
-        found = thresholds_of(split(keys, cuts), targets)
-    assert found == sorted_thresholds(keys, targets)
+        result = thresholds_of(split(keys, cuts), targets)
+    assert result == sorted_thresholds(keys, targets)
 
 
 @given(st.lists(st.integers(0, KEY_SPACE - 1) | CLOSE, min_size=1, max_size=60, unique=True), st.data())

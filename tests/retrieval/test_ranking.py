@@ -39,12 +39,12 @@ def test_every_metric_is_that_of_the_full_ranking_also_with_ties_and_exclusions(
 ) -> None:
     scores, relevant = some(seed, queries, items, levels)
     other = np.roll(relevant, 1, axis=0) & np.isfinite(scores)
-    found = measure(scores, {"one": RelevantItems.of(relevant), "other": RelevantItems.of(other)})
-    assert list(found) == ["one", "other"]
+    result = measure(scores, {"one": RelevantItems.of(relevant), "other": RelevantItems.of(other)})
+    assert list(result) == ["one", "other"]
     for name, its in (("one", relevant), ("other", other)):
         expected = per_query(rank_hits(scores, its), its.sum(axis=1))
-        assert tuple(found[name]) == METRICS
-        for metric, values in found[name].items():
+        assert tuple(result[name]) == METRICS
+        for metric, values in result[name].items():
             np.testing.assert_allclose(values, expected[metric], atol=1e-12, err_msg=f"{name} {metric}")
 
 
@@ -103,5 +103,5 @@ def test_queries_without_a_relevant_item_have_no_value() -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_perfect_ranking_is_worth_one(metric: str) -> None:
     scores = np.array([[3.0, 2, 1]], np.float32)
-    found = measure(scores, {"": RelevantItems.of(np.array([[True, False, False]]))})[""][metric]
-    assert found.tolist() == [1.0]
+    result = measure(scores, {"": RelevantItems.of(np.array([[True, False, False]]))})[""][metric]
+    assert result.tolist() == [1.0]
