@@ -19,7 +19,7 @@ from fastfill_ray.experiment.items import MAX_QUERIES
 from fastfill_ray.experiment.search import Choice, choose
 from fastfill_ray.experiment.shadow import Measured
 from fastfill_ray.ordering.policies import Policy, random_priority
-from fastfill_ray.retrieval.calibration import FORMS, Form
+from fastfill_ray.retrieval.calibration import FORMS, Form, fit_queries
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
 from fastfill_ray.types import U64, Bools, Objects, Relevance
 
@@ -117,12 +117,12 @@ def run_experiment(evidence: Evidence, question: Question) -> Findings:
 
 
 class Report:
-    """Candidates on the audit split, under calibrations fitted on all calibration queries that answer."""
+    """Candidates on the audit split, under calibrations that are fitted on the calibration queries, both folds."""
 
     def __init__(self, calibration: HeldOut, audit: HeldOut, fitted_by: Objective, shown_by: Objective) -> None:
         self.fitted_by, self.shown_by = fitted_by, shown_by
         self._calibration, self._audit = calibration, audit
-        self._fit_queries = calibration.answered(fitted_by.relevance).first(MAX_QUERIES)
+        self._fit_queries = calibration.answered(fitted_by.relevance).first(fit_queries(fitted_by.metric))
         self._fit_shadow = calibration.shadow(self._fit_queries).only([fitted_by.relevance])
         self._queries = audit.answered(shown_by.relevance).first(MAX_QUERIES)
         self.shadow = audit.shadow(self._queries)

@@ -70,12 +70,12 @@ class Evidence:
         train = self.pairs.part("train")
         proxies = None
         if "expected_gain" in policies:
-            chosen = train.as_queries().sample(MAX_PROXIES, self.seed)
+            chosen = train.sample(MAX_PROXIES, self.seed)
             unseen = self.pairs.part("calibration")
             aligned = self.as_indexed(view, self.maps[view.method](unseen.old, unseen.side)[0])
             proxies = make_proxies(
                 chosen.new,
-                train.old if chosen.old is None else chosen.old,
+                chosen.old,
                 self.metric,
                 items_new=unseen.new,
                 items_old=unseen.old,
@@ -94,8 +94,8 @@ class Evidence:
         if self.metric == "cosine":
             return 1.0
         items = self.pairs.part("calibration")
-        some = items.as_queries().sample(_SPREAD_QUERIES, self.seed)
-        old = similarity(items.old if some.old is None else some.old, items.old, self.metric)
+        some = items.sample(_SPREAD_QUERIES, self.seed)
+        old = similarity(some.old, items.old, self.metric)
         new = similarity(some.new, items.new, self.metric)
         return float(new.std()) / float(old.std()) if old.std() > 0 else 1.0
 

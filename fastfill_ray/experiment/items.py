@@ -17,16 +17,37 @@ from fastfill_ray.types import F32, I64, U64, Objects, Split
 
 # Queries that one measured state looks at: more move no mean, only the clock.
 MAX_QUERIES = 1000
+# Seeds of hashes are used for several things; this one must not be that of the order `random`.
+_SHUFFLE = 3
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Columns of one length; None where there is no such column."""
+    """Columns of one length; None where there is no such column. ids: (N,)."""
+
+    ids: Objects
 
     def take(self, rows: I64) -> Self:
         """Some of the rows, in the order given."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: value[rows] for name, value in columns.items() if isinstance(value, np.ndarray)})
+
+    @cached_property
+    def id_hash(self) -> U64:
+        """``hash_ids`` of the ids (N,)."""
+        return hash_ids(self.ids)
+
+    def shuffled(self, seed: int) -> Self:
+        """The same rows in the order of a seeded hash of their ids: the first n are a uniform sample of any size."""
+        return self.take(np.argsort(seeded_hash(self.id_hash, seed + _SHUFFLE), kind="stable"))
+
+    def first(self, count: int) -> Self:
+        """At most so many of the rows, from the beginning."""
+        return self if len(self.ids) <= count else self.take(np.arange(count))
+
+    def sample(self, count: int, seed: int) -> Self:
+        """At most `count` of the rows, uniformly, in the order of ``shuffled``."""
+        return self.shuffled(seed).first(count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +58,6 @@ class PairedItems(_Rows):
     of any type, None where unknown. weights: (N,), side: (N, S) float32. fingerprint: names what they were made from.
     """
 
-    ids: Objects
     old: F32
     new: F32
     split: Objects
@@ -46,11 +66,6 @@ class PairedItems(_Rows):
     weights: F32 | None = None
     side: F32 | None = None
     fingerprint: str = ""
-
-    @cached_property
-    def id_hash(self) -> U64:
-        """``hash_ids`` of the ids (N,)."""
-        return hash_ids(self.ids)
 
     def part(self, split: Split) -> PairedItems:
         """The items of one split."""
@@ -81,7 +96,6 @@ class Queries(_Rows):
     gallery item of its id, which is left out of its own ranking. fingerprint: names the queries and their gallery.
     """
 
-    ids: Objects
     new: F32
     old: F32 | None = None
     labels: Objects | None = None
@@ -97,15 +111,3 @@ class Queries(_Rows):
             return chosen
         place = {row: i for i, row in enumerate(rows.tolist())}
         return replace(chosen, judged=tuple((place[row], item) for row, item in self.judged if row in place))
-
-    def shuffled(self, seed: int) -> Queries:
-        """The same queries in the order of a seeded hash of their ids: the first n are a uniform sample of any size."""
-        return self.take(np.argsort(seeded_hash(hash_ids(self.ids), seed), kind="stable"))
-
-    def first(self, count: int) -> Queries:
-        """At most so many of the queries, from the beginning."""
-        return self if len(self.ids) <= count else self.take(np.arange(count))
-
-    def sample(self, count: int, seed: int) -> Queries:
-        """At most `count` of the queries, uniformly, in the order of ``shuffled``."""
-        return self.shuffled(seed).first(count)

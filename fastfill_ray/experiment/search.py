@@ -11,27 +11,24 @@ Legend: Q queries, N items of the split.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from fastfill_ray.experiment.candidate import Allowed, Candidate, MapView, Objective
 from fastfill_ray.experiment.curves import KNOTS, Backfill, published_cutoffs
+from fastfill_ray.experiment.curves import POINTS as POINTS_OF_REPORTS
 from fastfill_ray.experiment.heldout import HeldOut
 from fastfill_ray.experiment.items import Queries
 from fastfill_ray.experiment.shadow import Shadow
-from fastfill_ray.retrieval.calibration import FORMS, Form
+from fastfill_ray.retrieval.calibration import FORMS, Form, fit_queries
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
 from fastfill_ray.types import F32, F64
 
 # What the first comparisons look at: they only have to keep the best among the kept.
 FIRST_QUERIES, COARSE_POINTS, COARSE_KNOTS = 200, 6, (0.1, 0.4, 0.8)
 POINTS = 10
-# A fit looks at no more queries of the other fold: more make the parameters no better, only later.
-FIT_QUERIES = 500
 KEPT_MAPS, KEPT_MODES, KEPT_ORDERS = 3, 3, 6
-# The forms that orders are compared under at first. The others refine these: they join for the orders that are kept.
-FIRST_FORMS: tuple[Form, ...] = ("identity", "offset", "scale_offset")
 # Rivals behind the best by more standard errors than this get no more queries; of the others, so many at the most.
 _HOPELESS, MOST_RIVALS = 2.0, 16
 # `fused` asks users for the old model's query vectors until the end: it has to be worth more than this.
@@ -105,13 +102,20 @@ class Race:
         return max(1, int(np.ceil(np.log2(max(len(self._queries.ids), 1) / FIRST_QUERIES))))
 
     def areas(self, candidate: Candidate, level: int, stage: str) -> F64:
-        """The candidate's cross-fitted area per query (Q,) on the first FIRST_QUERIES * 2**level queries."""
+        """The candidate's cross-fitted area per query (Q,) on the first FIRST_QUERIES * 2**level queries.
+
+        One fold stands after the other: areas of one level are paired, their order is not that of the queries.
+        """
         key = level, candidate
         if key not in self._areas:
             self._areas[key] = self._measure(candidate, level)
             at = self._level(level)
             self.trials.append(Trial(candidate, float(np.nanmean(self._areas[key])), stage, at.count))
         return self._areas[key]
+
+    def expected(self, candidate: Candidate) -> F64:
+        """The candidate's cross-fitted area per query (Q,) over all queries, at the published points."""
+        return self._measure(candidate, self.last_level, POINTS_OF_REPORTS)
 
     def ranked(self, candidates: Iterable[Candidate], level: int, stage: str) -> list[Candidate]:
         """Best first, handicaps counted; equal ones in the order given."""
@@ -149,13 +153,14 @@ class Race:
             )  # fmt: skip
         return self._levels[level]
 
-    def _measure(self, candidate: Candidate, level: int) -> F64:
+    def _measure(self, candidate: Candidate, level: int, points: int | None = None) -> F64:
+        """One fold after the other; `points` of the curves, None for those of the level."""
         at = self._level(level)
         folds = [self._backfill(candidate, level, fold) for fold in (0, 1)]
-        cutoffs = published_cutoffs(len(folds[0].order), at.points)
+        cutoffs = published_cutoffs(len(folds[0].order), points or at.points)
         areas = []
         for fitted_on, measured_on in ((folds[1], folds[0]), (folds[0], folds[1])):
-            few = fitted_on.first(FIT_QUERIES)
+            few = fitted_on.first(fit_queries(self._objective.metric))
             fitted = few.fit(self._objective, candidate.form, at.knots)
             areas.append(measured_on.trace(fitted, cutoffs).area_per_query(self._objective))
         return np.concatenate(areas)
@@ -173,7 +178,7 @@ def choose(split: HeldOut, allowed: Allowed, objective: Objective, seed: int) ->
     """The candidate whose backfill serves the objective best on the way, the simplest one within the noise.
 
     Stages: maps (random order, so that nothing but the map speaks) -> how much of the old score to keep -> orders
-    together with forms of calibration -> the best of those with all forms, on ever more queries.
+    together with forms of calibration -> the best of those on ever more queries.
 
     Args:
         split: the calibration split.
@@ -190,13 +195,13 @@ def choose(split: HeldOut, allowed: Allowed, objective: Objective, seed: int) ->
         level += 1
     winner = _simplest(race, alive, level, stage, allowed)
     others = [c for c in [*alive, *dropped] if not c.same_but_form(winner)]
-    expected = mean_interval(race.areas(winner, race.last_level, stage), seed=seed)
+    expected = mean_interval(race.expected(winner), seed=seed)
     trials = sorted(race.trials, key=lambda trial: (trial.stage != stage, -trial.queries, -trial.area))
     return Choice(winner, others[0] if others else None, expected, tuple(trials))
 
 
 def _shortlist(race: Race, allowed: Allowed, *, has_old: bool) -> tuple[list[Candidate], list[Candidate]]:
-    """The candidates of the final, few maps, modes and orders with every form; and the other orders, best first."""
+    """The candidates of the final: few maps, modes and orders, with their hopeful forms; and the others, best first."""
     weights = [weight for weight in allowed.weights if weight == 1 or has_old]
     first = 1.0 if 1.0 in weights else max(weights)
     simple: Form = "offset" if "offset" in allowed.forms else allowed.forms[0]
@@ -218,20 +223,13 @@ def _shortlist(race: Race, allowed: Allowed, *, has_old: bool) -> tuple[list[Can
     maps = kept(by_map, KEPT_MAPS)
     weighed = (Candidate(c.view, weight, "random", form_of(weight)) for c in maps for weight in weights)
     modes = list(dict.fromkeys([*race.ranked(weighed, 0, "stale mode")[:KEPT_MODES], *maps]))
-    forms = [form for form in allowed.forms if form in FIRST_FORMS] or list(allowed.forms)
-    ordered = race.ranked(
-        (Candidate(c.view, c.weight, policy, form) for c in modes for policy in allowed.policies for form in forms),
-        0,
-        "order",
-    )
-    best_form: dict[Candidate, Candidate] = {}
-    for candidate in ordered:
-        best_form.setdefault(replace(candidate, form=forms[0]), candidate)
-    best_forms = list(best_form.values())
-    hopeful = race.hopeful(best_forms, 0, "order") + race.hopeful(sure(best_forms), 0, "order")
-    orders = [c for c in kept(best_forms, KEPT_ORDERS) if c in hopeful]
-    finalists = [replace(c, form=form) for c in orders for form in allowed.forms]
-    return finalists, [c for c in best_forms if c not in orders]
+    orders = [(c, policy) for c in modes for policy in allowed.policies]
+    formed = (Candidate(c.view, c.weight, policy, form) for c, policy in orders for form in allowed.forms)
+    ranked = race.ranked(formed, 0, "order")
+    hopeful = set(race.hopeful(ranked, 0, "order") + race.hopeful(sure(ranked), 0, "order"))
+    best_forms = kept([c for i, c in enumerate(ranked) if not any(map(c.same_but_form, ranked[:i]))], KEPT_ORDERS)
+    finalists = [c for c in ranked if c in hopeful and any(map(c.same_but_form, best_forms))]
+    return finalists, [c for c in ranked if c not in finalists]
 
 
 def _simplest(race: Race, alive: Sequence[Candidate], level: int, stage: str, allowed: Allowed) -> Candidate:

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfill_ray.experiment.candidate import Objective
-from fastfill_ray.experiment.items import MAX_QUERIES
 from fastfill_ray.experiment.shadow import Shadow
-from fastfill_ray.retrieval.calibration import Form, MixedScores, OrderCalibration, fit_calibration
+from fastfill_ray.retrieval.calibration import Form, MixedScores, OrderCalibration, fit_calibration, fit_queries
 from fastfill_ray.types import F32, Bools
 
 
@@ -47,9 +46,13 @@ class ShadowVersions:
         """The calibration of that state for an objective, on the first queries that have an answer.
 
         In the real index the pairs are new as well, whatever their priority. So that it is fitted at the version's own
-        fraction, as large a share of the shadow items counts as new here.
+        fraction, as large a share of the shadow items counts as new here. The identity where no query has an answer.
         """
-        rows = np.flatnonzero(self.shadow.answered(objective.relevance))[:MAX_QUERIES]
+        rows = np.flatnonzero(self.shadow.answered(objective.relevance))[: fit_queries(objective.metric)]
+        if len(rows) == 0:
+            return OrderCalibration()
         state = self.state(wave, with_pairs=True)
-        asked = MixedScores(state.stale[rows], state.new[rows], state.is_new, state.position)
-        return fit_calibration(asked, self.shadow.relevant[objective.relevance].take(rows), objective.metric, form)
+        of_answered = MixedScores(state.stale[rows], state.new[rows], state.is_new, state.position)
+        return fit_calibration(
+            of_answered, self.shadow.relevant[objective.relevance].take(rows), objective.metric, form
+        )

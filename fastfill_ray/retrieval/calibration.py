@@ -30,9 +30,19 @@ _STEP, _FACTOR, _HALVINGS = 1.0, 1.4, 2
 # A change must better the objective by this much: noise on a plateau must not carry the parameters away.
 _LEAST_GAIN = 1e-4
 
+# Queries that a fit looks at: more move the parameters no further, only the clock. Where a query says yes or no, or
+# little more, it takes more of them.
+_FIT_QUERIES, _FIT_QUERIES_YES_OR_NO = 300, 1000
+_YES_OR_NO = ("cmc@1", "cmc@5", "recall@1", "mrr")
+
+
+def fit_queries(metric: str) -> int:
+    """How many queries a fit for a metric looks at, at the most."""
+    return _FIT_QUERIES_YES_OR_NO if metric in _YES_OR_NO else _FIT_QUERIES
+
 
 class Calibration(Model):
-    """OrderCalibration score = scale * score + offset."""
+    """Served score = scale * score + offset."""
 
     scale: float = Field(default=1.0, gt=0)
     offset: float = 0.0

@@ -77,26 +77,26 @@ def curve_area(fractions: Sequence[float], values: Sequence[float]) -> float:
     return float(np.sum((y[1:] + y[:-1]) / 2 * np.diff(x)) / (x[-1] - x[0]))
 
 
-def metrics_of(truth: RelevantItems, ranks: I64) -> dict[str, F64]:
+def metrics_of(relevant: RelevantItems, ranks: I64) -> dict[str, F64]:
     """Every metric of ``retrieval.metrics.METRICS`` per query (Q,); NaN where a query has no relevant item.
 
     Args:
         ranks: (P,) of ``ranks_of``.
     """
-    counts = truth.counts
+    counts = relevant.counts
     count = len(counts)
     some = counts > 0
     owner = np.repeat(np.arange(count), counts)
     ordered = ranks[np.lexsort((ranks, owner))]
-    position = np.arange(len(ranks)) - np.repeat(truth.starts[:-1], counts) + 1
-    relevant = np.where(some, counts, np.nan).astype(np.float64)
+    position = np.arange(len(ranks)) - np.repeat(relevant.starts[:-1], counts) + 1
+    num_relevant = np.where(some, counts, np.nan).astype(np.float64)
 
     def total(values: F64) -> F64:
         sums = np.bincount(owner, weights=values, minlength=count).astype(np.float64)
         return np.where(some, sums, np.nan)
 
     first = np.full(count, np.nan)
-    first[some] = ordered[truth.starts[:-1][some]]
+    first[some] = ordered[relevant.starts[:-1][some]]
     ideal = np.concatenate([[np.nan], np.cumsum(1 / np.log2(np.arange(2, 12)))])[np.minimum(counts, 10)]
 
     def cmc(depth: int) -> F64:
@@ -105,18 +105,18 @@ def metrics_of(truth: RelevantItems, ranks: I64) -> dict[str, F64]:
     return {
         "cmc@1": cmc(1),
         "cmc@5": cmc(5),
-        "map": total(position / ordered) / relevant,
-        "recall@1": total((ordered <= 1).astype(np.float64)) / relevant,
-        "recall@10": total((ordered <= 10).astype(np.float64)) / relevant,
+        "map": total(position / ordered) / num_relevant,
+        "recall@1": total((ordered <= 1).astype(np.float64)) / num_relevant,
+        "recall@10": total((ordered <= 10).astype(np.float64)) / num_relevant,
         "mrr": 1 / first,
         "ndcg@10": total(np.where(ordered <= 10, 1 / np.log2(ordered + 1), 0.0)) / ideal,
     }
 
 
-def measure(scores: F32, truths: Mapping[Name, RelevantItems]) -> dict[Name, dict[str, F64]]:
+def measure(scores: F32, relevances: Mapping[Name, RelevantItems]) -> dict[Name, dict[str, F64]]:
     """{relevance: {metric: (Q,)}} of one state's scores (Q, N)."""
-    ranks = ranks_of(scores, truths)
-    return {name: metrics_of(truth, ranks[name]) for name, truth in truths.items()}
+    ranks = ranks_of(scores, relevances)
+    return {name: metrics_of(relevant, ranks[name]) for name, relevant in relevances.items()}
 
 
 def mean_metric(scores: F32, relevant: RelevantItems, metric: str) -> float:

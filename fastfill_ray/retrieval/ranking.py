@@ -31,12 +31,12 @@ def rank_hits(scores: NDArray[np.floating], relevant: Bools) -> Bools:
     return np.take_along_axis(relevant & np.isfinite(scores), rank(scores), axis=1)
 
 
-def ranks_of(scores: F32, truths: Mapping[Name, RelevantItems]) -> dict[Name, I64]:
+def ranks_of(scores: F32, relevances: Mapping[Name, RelevantItems]) -> dict[Name, I64]:
     """The rank, from 1, of every relevant item.
 
     Args:
         scores: (Q, N), larger is better; -inf excludes an item from a query.
-        truths: relevances by name, Q queries each.
+        relevances: relevances by name, Q queries each.
 
     Returns:
         (P,) per relevance, in the order of `RelevantItems.items`; equal scores are ranked by column.
@@ -48,14 +48,14 @@ def ranks_of(scores: F32, truths: Mapping[Name, RelevantItems]) -> dict[Name, I6
     line = np.arange(len(scores), dtype=np.uint64) << np.uint64(32)
     keys = (ascending.astype(np.uint64) | line[:, None]).ravel()
     found: dict[Name, I64] = {}
-    for name, truth in truths.items():
-        owner = np.repeat(np.arange(len(scores)), truth.counts)
-        own = ordered[owner, truth.items].astype(np.uint64) | line[owner]
+    for name, relevant in relevances.items():
+        owner = np.repeat(np.arange(len(scores)), relevant.counts)
+        own = ordered[owner, relevant.items].astype(np.uint64) | line[owner]
         after = keys.searchsorted(own, side="right")
         ranks = (owner + 1) * size - after + 1
         tied = np.flatnonzero(after - keys.searchsorted(own, side="left") > 1)
         for pair in tied.tolist():
-            query, item = owner[pair], truth.items[pair]
+            query, item = owner[pair], relevant.items[pair]
             ranks[pair] += int((ordered[query, :item] == ordered[query, item]).sum())
         found[name] = ranks.astype(np.int64)
     return found

@@ -47,7 +47,7 @@ class RelevantItems:
         return np.diff(self.starts)
 
     def take(self, queries: I64) -> RelevantItems:
-        """The truth of some queries, renumbered."""
+        """The relevant of some queries, renumbered."""
         parts = [self.items[self.starts[q] : self.starts[q + 1]] for q in queries.tolist()]
         starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
         return RelevantItems(np.concatenate(parts) if parts else self.items[:0], starts)

@@ -158,7 +158,7 @@ def grouped(groups: dict[str, float]) -> State:
 
 def candidate(method: str, area: float, stage: str = "calibration", weight: float = 1.0) -> dict[str, object]:
     fields = {"method": method, "stale_mode": "aligned" if weight == 1 else "fused", "weight": weight}
-    return {**fields, "policy": "expected_gain", "calibration": "offset", "area": area, "stage": stage}
+    return {**fields, "policy": "expected_gain", "calibration": "offset", "area": area, "stage": stage, "queries": 400}
 
 
 def predicted(**changes: object) -> State:
@@ -177,8 +177,8 @@ def predicted(**changes: object) -> State:
         "choices": {"alignment.method": "kernel: best label/map", "runner-up": "kernel, fused 0.8; ahead by +0.0100"},
         "choice": {
             "objective": "label/map",
-            "winner": {k: v for k, v in trials[0].items() if k not in ("area", "stage")},
-            "runner_up": {k: v for k, v in trials[1].items() if k not in ("area", "stage")},
+            "winner": {k: v for k, v in trials[0].items() if k not in ("area", "stage", "queries")},
+            "runner_up": {k: v for k, v in trials[1].items() if k not in ("area", "stage", "queries")},
             "margin": {"value": 0.01, "low": -0.002, "high": 0.022, "queries": 450},
             "trials": [*trials, candidate("ridge", 0.9, stage="map")],
         },
