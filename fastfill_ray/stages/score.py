@@ -22,6 +22,7 @@ from fastfill_ray.ordering.policies import LABELLED, Policy, Reference, priority
 from fastfill_ray.ordering.proxies import merge_top, top_scores
 from fastfill_ray.ordering.waves import Histogram, find_thresholds, key_histogram, order_key, wave_of
 from fastfill_ray.retrieval.similarity import match_norms
+from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed, run_tasks
 from fastfill_ray.stages.snapshot import Snapshot
@@ -121,7 +122,7 @@ class _Work(Model):
 
 
 def score(
-    scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]], limit: int, progress: Progress
+    context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]], limit: int
 ) -> Scores:
     """Score all chunks that have no receipt yet.
 
@@ -132,7 +133,7 @@ def score(
     Raises:
         InputError: more unusable old vectors than `limit`; names the first rows and reasons.
     """
-    files, name = scorer.files, _scores_name(scorer, snapshot)
+    files, name, progress = context.files, _scores_name(scorer, snapshot), context.progress
     scorer = _with_thresholds(scorer, snapshot, pair_offsets, name, progress)
     folder = stage_folder("scores", name)
     if (finished := read_receipt(files, stage_receipt("scores", name))) is not None:

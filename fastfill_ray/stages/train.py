@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ import ray.train
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from fastfill_ray.alignment.maps import Alignment, Method
+from fastfill_ray.alignment.maps import Alignment, Method, PresetName
 from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, check_pairs
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.errors import AlignmentFailed, ConfigError, SpaceMismatch
@@ -31,6 +31,7 @@ from fastfill_ray.inputs.kinds import vectors_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import hash_ids
+from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors
 from fastfill_ray.storage.arrow import vector_column
@@ -51,7 +52,7 @@ class TrainJob:
 
     files: Files
     method: Method
-    preset: Literal["default", "paper"]
+    preset: PresetName
     classifier: tuple[np.ndarray, np.ndarray] | None
     seed: int
     use_gpu: bool
@@ -67,6 +68,53 @@ class TrainedAlignment:
     fingerprint: str
     weights: FileRef
     info: FileRef
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a run's maps are trained. classifier: the new model's own; spaces: {"old": fingerprint, "new": ...}."""
+
+    preset: PresetName
+    classifier: tuple[np.ndarray, np.ndarray] | None
+    seed: int
+    use_gpu: bool
+    spaces: dict[str, str]
+
+
+def train_maps(
+    context: Context, methods: Sequence[Method], training: Training, pairs: PairedItems
+) -> dict[Method, TrainedAlignment]:
+    """The maps that could be fitted; why one could not is said.
+
+    Raises:
+        AlignmentFailed: none could be fitted.
+    """
+    jobs = []
+    for method in methods:
+        classifier = training.classifier if method == "fastfill" else None
+        jobs.append(
+            TrainJob(
+                files=context.files,
+                method=method,
+                preset=training.preset,
+                classifier=classifier,
+                seed=training.seed,
+                use_gpu=training.use_gpu,
+                fingerprint=alignment_fingerprint(
+                    pairs.fingerprint, method, training.preset, classifier, training.seed
+                ),
+                spaces=training.spaces,
+                store=context.store,
+            )
+        )
+    outcomes = train_all(jobs, pairs, context.progress)
+    failed = {method: outcome for method, outcome in outcomes.items() if isinstance(outcome, str)}
+    for method, why in failed.items():
+        context.progress.say(f"alignment.method {method} is left out: {why}")
+    if len(failed) == len(outcomes):
+        reasons = "; ".join(f"{method}: {why}" for method, why in failed.items())
+        raise AlignmentFailed(f"no map can be fitted: {reasons}")
+    return {method: outcome for method, outcome in outcomes.items() if not isinstance(outcome, str)}
 
 
 def alignment_fingerprint(
