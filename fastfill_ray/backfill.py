@@ -1,49 +1,63 @@
 """The run, top to bottom: ``next_step(state)`` decides, ``run_backfill()`` acts and appends.
 
-    config -> snapshot -> pairs -> train -> score -> choose -> PLAN -> version 0 -> wave 1 -> ... -> wave W (or stop)
+    config -> snapshot -> pairs -> train -> choose -> score -> PLAN -> version 0 -> wave 1 -> ... -> wave W (or stop)
+    a version = build segments -> evaluate -> VERSION (metrics, verdict) -> PUBLISH, unless held
+    a wave    = embed its chunks (receipts) -> a version
 
-Resuming is calling it again: what is done is known from the log and the receipts, and nothing else.
+The choice comes before the scores: maps, orders and calibrations are compared on the pairs alone, then the winner
+scores the gallery once. A stage that is done has left a receipt and does nothing. Resuming is calling it again: what
+is done is known from the log and the receipts, and nothing else.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from fastfill_ray.config import BackfillConfig, load_config
-from fastfill_ray.errors import ConfigError, InputChanged, InputError, PlanMismatch, SpaceMismatch
+from fastfill_ray.alignment.maps import METHODS, Method
+from fastfill_ray.alignment.pairs import classifier_for
+from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings
+from fastfill_ray.errors import ConfigError, InputChanged, PlanMismatch, SpaceMismatch
+from fastfill_ray.experiment.heldout import Evidence
+from fastfill_ray.inputs.classifier import read_classifier
+from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import check_pin
 from fastfill_ray.log.next_step import Step, next_step
-from fastfill_ray.log.records import Init, Plan, Publish
+from fastfill_ray.log.records import Init, Publish
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide
+from fastfill_ray.ordering.classifier import Classifier
+from fastfill_ray.ordering.partition import sample_pairs
+from fastfill_ray.ordering.policies import CLASSIFIED
+from fastfill_ray.ordering.waves import wave_targets
 from fastfill_ray.report.text import version_table
 from fastfill_ray.report.write import write_report
-from fastfill_ray.stages.prepare import Prepared, check_request, old_space_of, prepare, spaces_of
+from fastfill_ray.stages import choose, preflight
+from fastfill_ray.stages.basis import Basis
+from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.embed import Job, Models, make_job
+from fastfill_ray.stages.plan import Request, make_plan, wave_units
 from fastfill_ray.stages.progress import Progress
+from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.runtime import connected
-from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, take_snapshot
-from fastfill_ray.stages.version import VersionMaker, make_plan
+from fastfill_ray.stages.sample import Sample, Sampling, sample
+from fastfill_ray.stages.score import Scorer, score
+from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, take_snapshot
+from fastfill_ray.stages.train import TrainedAlignment, Training, classifier_digest, load_alignment, train_maps
+from fastfill_ray.stages.version import VersionMaker
 from fastfill_ray.stages.waves import Waves, overrun_rows
 from fastfill_ray.storage.commit_log import Log
-from fastfill_ray.storage.files import Files, open_files, probe
-from fastfill_ray.storage.paths import snapshot_path
+from fastfill_ray.storage.files import open_files, probe
+from fastfill_ray.storage.paths import snapshot_path, wave_folder
+from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import fingerprint
 
-# Settings that may change between runs of one plan: the run resumes.
-_OUTSIDE_THE_PLAN: Any = {
-    "resources": True,
-    "quarantine": True,
-    "storage": True,
-    "output": True,
-    "new_model": {"batch_size"},
-    "serving": {"max_regression"},
-    "stop": True,
-}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,152 +134,268 @@ def run_backfill(
     Raises:
         FastfillError: see ``fastfill_ray.errors``; nothing that was written before is harmed by any of them.
     """
-    config = load_config(config, overrides)
+    return _run(load_config(config, overrides), until=until, stream=stream)
+
+
+def _run(config: BackfillConfig, *, until: str | None = None, stream: TextIO | None = None) -> BackfillResult:
     last_wave = parse_until(until, config)
-    progress = Progress(stream)
-    files = open_files(config.output, s3_endpoint=config.storage.s3_endpoint)
-    settings = plan_settings(config)
-    request = fingerprint([plan_settings(config, exclude_defaults=True), input_pins(config)])
-    log = Log(files)
-    state = log.read()
-    step = _step(files, state, settings, request, last_wave, config)
-    if step.do == "publish":
-        log.claim()
-        state = log.append(Publish(version=state.plan_versions[-1].version))
-        write_report(files, state)
-        step = _step(files, state, settings, request, last_wave, config)
-    if step.do == "stop":
-        if state.plan is not None:
+    endpoint = config.storage.s3_endpoint
+    files, store = open_files(config.output, s3_endpoint=endpoint), InputStore(endpoint)
+    return _Run(config, Context(files, store, Progress(stream)), last_wave).act()
+
+
+class _Run:
+    """One call of ``run_backfill``: the stages in the order of the figure, each handed its part of the config."""
+
+    def __init__(self, config: BackfillConfig, context: Context, last_wave: int | None) -> None:
+        self.config, self.context, self.last_wave = config, context, last_wave
+        self.models = Models(config.new_model, config.old_model)
+        self.log = Log(context.files)
+        pins = preflight.input_pins(context.store, input_paths(config))
+        named = fingerprint([plan_settings(config, exclude_defaults=True), pins])
+        self.request = Request(named, plan_settings(config))
+
+    def act(self) -> BackfillResult:
+        """Do what is not done yet."""
+        config, context, log = self.config, self.context, self.log
+        files, progress = context.files, context.progress
+        state = log.read()
+        step = self._next(state)
+        if step.do == "publish":
+            log.claim()
+            state = log.append(Publish(version=state.plan_versions[-1].version))
             write_report(files, state)
-        return _result(config, files, state, progress)
-    store = InputStore(config.storage.s3_endpoint)
-    with progress.timed("inspect"):
-        inspected = inspect_gallery(store, config.gallery, config.resources)
-        check_request(config, inspected)
-    with connected():
-        probe(files)
-        snapshot = take_snapshot(files, store, inspected, config.gallery, progress)
-        wanted = _init(config, snapshot)
-        _check_bound(config, state.init, wanted)
-        if state.plan is not None and step.do == "plan":
-            progress.say(f"a new plan, {snapshot.rows:,} items: {_difference(settings, state.plan)}")
-        ready = prepare(config, files, snapshot, progress)
-        # Only now is anything bound: a model that cannot be built, or returns another dim, leaves the root as it was.
-        _check_bound(config, log.initialise(wanted).init, wanted)
-        epoch = log.claim()
-        step = _step(files, log.state, settings, request, last_wave, config)
-        if step.do == "plan":
-            log.append(make_plan(config, files, ready, log.state, request, settings, progress))
-        _make_versions(log, config, files, ready, epoch, request, last_wave, progress)
-    return _result(config, files, log.state, progress)
+            step = self._next(state)
+        if step.do == "stop":
+            if state.plan is not None:
+                write_report(files, state)
+            return self._result(state)
+        inspected = self._preflight()
+        with connected():
+            probe(files)
+            snapshot = take_snapshot(context, inspected, config.gallery)
+            init = self._init(snapshot)
+            self._check_bound(state.init, init)
+            if state.plan is not None and step.do == "plan":
+                changes = preflight.changed_settings(self.request.settings, state.plan.settings)
+                progress.say(f"a new plan, {snapshot.rows:,} items: {changes}")
+            source = Source(
+                context.store, config.gallery, snapshot.id_type, snapshot.old_dim, init.metric, snapshot.side_dim
+            )
+            job = make_job(source, files, config.queries, self.models)
+            sampled = self._sample(snapshot, source, job)
+            trained = self._train(sampled, init)
+            scorer, decision = self._choose(snapshot, source, sampled, trained, init)
+            scores = score(context, scorer, snapshot, sampled.offsets, config.quarantine.limit(snapshot.rows))
+            # Only now is anything bound: a model that cannot be built, or returns another dim, leaves no trace.
+            self._check_bound(log.initialise(init).init, init)
+            epoch = log.claim()
+            basis = Basis(
+                snapshot=snapshot,
+                num_sampled=config.pairs.count,
+                pair_chunks=tuple(sampled.offsets),
+                pairs=sampled.pairs,
+                queries=sampled.queries,
+                decision=decision,
+                scores=scores,
+                objective=config.objective,
+                waves=config.waves,
+                index=config.index,
+            )
+            state = log.state
+            if self._next(state).do == "plan":
+                state = log.append(make_plan(context, basis, self.request, len(state.plans)))
+            if state.plan is not None:
+                maker = VersionMaker(context, basis, state.plan, epoch, config.serving.max_regression)
+                self._make_versions(maker, job, sampled.receipts)
+        return self._result(log.state)
 
-
-def _make_versions(
-    log: Log,
-    config: BackfillConfig,
-    files: Files,
-    ready: Prepared,
-    epoch: int,
-    request: str,
-    last_wave: int | None,
-    progress: Progress,
-) -> None:
-    """Version 0, then the waves as one streaming execution: version k is built while the pool embeds wave k + 1."""
-    plan = log.state.plan
-    assert plan is not None
-    maker = VersionMaker(config, files, ready, plan, epoch, progress)
-    waves: Waves | None = None
-    try:
-        while (step := next_step(log.state, request, last_wave=last_wave, rule=config.stop)).do != "stop":
-            if step.do == "version":
-                if step.wave > 0 and waves is None:
-                    last = len(plan.waves) if last_wave is None else last_wave
-                    units = {wave: maker.units(wave) for wave in range(step.wave, last + 1)}
-                    waves = Waves(config, files, ready, plan, units, progress)
-                receipts = ready.pair_receipts if step.wave == 0 or waves is None else waves.receipts(step.wave)
-                version = maker.make(log.state, step.wave, receipts)
-                decision = decide(plan, (*log.state.plan_versions, version), config.stop)
-                log.append(version.model_copy(update={"stopped": decision.why if decision.stop else None}))
-                verdict = "published" if version.verdict.publish else "held"
-                progress.say(
-                    f"version {version.version}: {version.fraction:.1%} new, {verdict}: "
-                    f"{plan.objective} {version.verdict.reason}" + (f"; {decision.why}" if decision.why else "")
-                )
-            else:
-                log.append(Publish(version=log.state.plan_versions[-1].version))
-            write_report(files, log.state)
-        if waves is not None:
-            waves.drain()
-    finally:
-        if waves is not None:
-            waves.close()
-
-
-def _step(
-    files: Files, state: State, settings: dict[str, Any], request: str, last_wave: int | None, config: BackfillConfig
-) -> Step:
-    """``next_step``, with a mismatch explained by what differs."""
-    try:
-        return next_step(state, request, last_wave=last_wave, rule=config.stop)
-    except PlanMismatch as error:
-        plan = state.plan
-        assert plan is not None
-        if settings != plan.settings:
-            raise PlanMismatch(
-                f"{config.output}: {error}: {_difference(settings, plan)}. "
-                "Put it back to finish the plan, or choose another output."
-            ) from None
-        snapshot = Snapshot.model_validate_json(files.get(snapshot_path(plan.snapshot)))
-        for file in snapshot.gallery.files:
-            check_pin(InputStore(config.storage.s3_endpoint), file)
-        raise InputChanged(
-            f"{config.output}: {error}: files were added to {config.gallery.path}, or the queries, qrels or classifier "
-            "changed. Restore what was planned, or choose another output."
-        ) from None
-
-
-def _difference(settings: Mapping[str, Any], plan: Plan) -> str:
-    """What differs from the settings of a plan, key by key."""
-    now, then = _leaves(settings), _leaves(plan.settings)
-    changed = [
-        f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in {**then, **now} if then.get(key) != now.get(key)
-    ]
-    return "; ".join(changed) or "input files were added or changed"
-
-
-def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _leaves(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
-    return found
-
-
-def plan_settings(config: BackfillConfig, *, exclude_defaults: bool = False) -> dict[str, Any]:
-    """The part of the config that a plan is bound to; models' kwargs, which may hold credentials, as a fingerprint.
-
-    Without the defaults it identifies a request: a later release that adds a key then still knows an older plan.
-    """
-    settings = config.model_dump(mode="json", exclude=_OUTSIDE_THE_PLAN, exclude_defaults=exclude_defaults)
-    for model in ("new_model", "old_model"):
-        if "kwargs" in settings.get(model, {}):
-            settings[model]["kwargs"] = fingerprint(settings[model]["kwargs"])
-    return settings
-
-
-def input_pins(config: BackfillConfig) -> list[list[Any]]:
-    """Path, size and tag of every input file, from listings only."""
-    paths = {"gallery.path": config.gallery.path, "new_model.classifier": config.new_model.classifier}
-    if config.queries is not None:
-        paths |= {"queries.path": config.queries.path, "queries.qrels_path": config.queries.qrels_path}
-    store = InputStore(config.storage.s3_endpoint)
-    pins: list[list[Any]] = []
-    for key, path in paths.items():
+    def _next(self, state: State) -> Step:
+        """``next_step``, with a mismatch explained by what differs."""
+        config, request = self.config, self.request
         try:
-            found = store.find(path) if path is not None else []
-        except InputError as error:
-            raise ConfigError(f"{key}: {error}") from error
-        pins += [[file.path, file.size, file.tag] for file in found]
-    return pins
+            return next_step(state, request.fingerprint, last_wave=self.last_wave, rule=config.stop)
+        except PlanMismatch as error:
+            plan = state.plan
+            if plan is None or request.settings != plan.settings:
+                changes = preflight.changed_settings(request.settings, plan.settings if plan is not None else {})
+                raise PlanMismatch(
+                    f"{config.output}: {error}: {changes}. Put it back to finish the plan, or choose another output."
+                ) from None
+            snapshot = Snapshot.model_validate_json(self.context.files.get(snapshot_path(plan.snapshot)))
+            for file in snapshot.gallery.files:
+                check_pin(self.context.store, file)
+            raise InputChanged(
+                f"{config.output}: {error}: files were added to {config.gallery.path}, or the queries, qrels or "
+                "classifier changed. Restore what was planned, or choose another output."
+            ) from None
+
+    def _preflight(self) -> Snapshot:
+        """The gallery by its footers, once everything that can be refused before anything starts was looked at.
+
+        Raises:
+            ConfigError, InputError: names the key or column, what was found and what is expected.
+        """
+        config, new, store = self.config, self.config.new_model, self.context.store
+        with self.context.progress.timed("inspect"):
+            inspected = inspect_gallery(store, config.gallery, config.resources)
+            preflight.check_output(config.output, config.gallery, config.queries)
+            sample_pairs(inspected.rows, config.pairs.count, config.pairs.split, config.seed)
+            wave_targets(config.waves, inspected.rows, config.pairs.count)
+            preflight.check_index(config.index, new, inspected.old_dim, config.pairs.count, config.serving.stale_mode)
+            if new.classifier is not None:
+                read_classifier(store, new.classifier, dim=new.dim)
+            if config.queries is not None:
+                preflight.check_queries(store, config.queries, config.gallery, new, inspected)
+        return inspected
+
+    def _sample(self, snapshot: Snapshot, source: Source, job: Job) -> Sample:
+        """Pairs and queries with their vectors."""
+        config = self.config
+        sampling = Sampling(
+            config.pairs, config.queries, self.models.fingerprints(), config.quarantine, config.resources, config.seed
+        )
+        return sample(self.context, job, source, snapshot, sampling)
+
+    def _train(self, sampled: Sample, init: Init) -> dict[Method, TrainedAlignment]:
+        """The maps that are asked for, or all that `auto` compares."""
+        config = self.config
+        training = Training(
+            preset=config.alignment.preset,
+            classifier=self._classifier(),
+            seed=config.seed,
+            use_gpu=config.resources.gpus_per_actor > 0,
+            spaces=_directions(init),
+        )
+        return train_maps(self.context, choose.methods_to_train(config.alignment), training, sampled.pairs)
+
+    def _choose(
+        self,
+        snapshot: Snapshot,
+        source: Source,
+        sampled: Sample,
+        trained: Mapping[Method, TrainedAlignment],
+        init: Init,
+    ) -> tuple[Scorer, choose.Decision]:
+        """What every `auto` becomes, and the winner as a scorer of the gallery."""
+        config, files, pairs = self.config, self.context.files, sampled.pairs
+        spaces, own = _directions(init), self._classifier()
+        evidence = Evidence(
+            pairs=pairs,
+            queries=None if sampled.queries.are_items else sampled.queries,
+            metric=init.metric,
+            maps={method: load_alignment(files, trained[method], spaces) for method in METHODS if method in trained},
+            classifier=classifier_for(own, pairs.part("train")),
+            seed=config.seed,
+        )
+        can_fuse = config.serving.stale_mode != "auto" or preflight.can_fuse(
+            config.index, config.queries, self.models, snapshot.old_dim, config.pairs.count
+        )
+        request = choose.ChoiceRequest(
+            alignment=config.alignment,
+            policy=config.policy,
+            serving=config.serving,
+            objective=config.objective,
+            can_fuse=can_fuse,
+            fractions=(len(pairs.ids) / snapshot.rows, *config.waves),
+            classifier=classifier_digest(own),
+        )
+        names = [artefact.fingerprint for artefact in trained.values()]
+        decision = choose.decide(files, evidence, names, request, self.context.progress)
+        for key, why in decision.reasons.items():
+            self.context.progress.say(f"{key}: {why}")
+        scorer = Scorer(
+            files=files,
+            source=source,
+            trained=trained[decision.method],
+            spaces=spaces,
+            policy=decision.policy,
+            norm=None if decision.norms_kept else decision.new_norm,
+            seed=config.seed,
+            reference=evidence.reference(decision.view, [decision.policy]),
+            classifier=classifier_digest(own) if decision.policy in CLASSIFIED else "",
+        )
+        return scorer, decision
+
+    def _make_versions(self, maker: VersionMaker, job: Job, pair_receipts: Mapping[int, Receipt]) -> None:
+        """Version 0, then the waves as one streaming execution: version k is built while the pool embeds wave k + 1."""
+        config, log, plan, progress = self.config, self.log, maker.plan, self.context.progress
+        waves: Waves | None = None
+        try:
+            while (step := self._next(log.state)).do != "stop":
+                if step.do == "version":
+                    if step.wave > 0 and waves is None:
+                        waves = self._begin_waves(maker, job, step.wave)
+                    receipts = pair_receipts if step.wave == 0 or waves is None else waves.receipts(step.wave)
+                    version = maker.make(log.state, step.wave, receipts)
+                    decision = decide(plan, (*log.state.plan_versions, version), config.stop)
+                    log.append(version.model_copy(update={"stopped": decision.why if decision.stop else None}))
+                    verdict = "published" if version.verdict.publish else "held"
+                    progress.say(
+                        f"version {version.version}: {version.fraction:.1%} new, {verdict}: "
+                        f"{plan.objective} {version.verdict.reason}" + (f"; {decision.why}" if decision.why else "")
+                    )
+                else:
+                    log.append(Publish(version=log.state.plan_versions[-1].version))
+                write_report(self.context.files, log.state)
+            if waves is not None:
+                waves.drain()
+        finally:
+            if waves is not None:
+                waves.close()
+
+    def _begin_waves(self, maker: VersionMaker, job: Job, first: int) -> Waves:
+        """Start the pool on all waves that this call makes."""
+        config, plan, files = self.config, maker.plan, self.context.files
+        units = wave_units(files, plan, maker.basis)
+        last = len(plan.waves) if self.last_wave is None else self.last_wave
+        groups = {
+            wave: UnitGroup(files, wave_folder(plan.plan, wave), f"wave {wave}", units[wave], config.quarantine)
+            for wave in range(first, last + 1)
+        }
+        job = replace(job, thresholds=plan.thresholds)
+        return Waves(self.context, job, groups, config.resources, may_stop=config.stop != StopConfig())
+
+    def _classifier(self) -> Classifier | None:
+        """The new model's own, None where none is given."""
+        new = self.config.new_model
+        return None if new.classifier is None else read_classifier(self.context.store, new.classifier, dim=new.dim)
+
+    def _init(self, snapshot: Snapshot) -> Init:
+        new = self.config.new_model
+        return Init(
+            id_type=snapshot.id_type,
+            metric=new.metric,
+            old_dim=snapshot.old_dim,
+            new_dim=new.dim,
+            old_space=old_space_of(self.config.gallery, snapshot.old_dim),
+            new_space=self.models.fingerprints()["new"],
+        )
+
+    def _check_bound(self, bound: Init | None, wanted: Init) -> None:
+        """Refuse a root that is bound to other spaces."""
+        if bound is not None and bound != wanted:
+            have, want = bound.model_dump(), wanted.model_dump()
+            differs = "; ".join(
+                f"{key} is {have[key]!r}, this run has {want[key]!r}" for key in want if have[key] != want[key]
+            )
+            raise SpaceMismatch(
+                f"{self.config.output} is bound to other spaces: {differs} (new_space: the embedder, its kwargs or "
+                "dim; old_space: the old vectors' column or dim). Choose another output."
+            )
+
+    def _result(self, state: State) -> BackfillResult:
+        plan, versions = state.plan, state.plan_versions
+        stopped, overrun = None, 0
+        if plan is not None and (decision := decide(plan, versions, self.config.stop)).stop:
+            stopped, overrun = decision.why, overrun_rows(self.context.files, plan, versions[-1].wave)
+        seconds = dict(self.context.progress.seconds)
+        return BackfillResult(self.config.output, state, state.finished, seconds, stopped, overrun)
+
+
+def _directions(init: Init) -> dict[str, str]:
+    """The spaces that an alignment maps between."""
+    return {"old": init.old_space, "new": init.new_space}
 
 
 def parse_until(until: str | None, config: BackfillConfig) -> int | None:
@@ -278,35 +408,3 @@ def parse_until(until: str | None, config: BackfillConfig) -> int | None:
     if match is None or not 1 <= int(match[1]) <= len(config.waves):
         raise ConfigError(f"--until {until}: plan, version0 or wave:K with K from 1 to {len(config.waves)} is expected")
     return int(match[1])
-
-
-def _init(config: BackfillConfig, snapshot: Snapshot) -> Init:
-    return Init(
-        id_type=snapshot.id_type,
-        metric=config.new_model.metric,
-        old_dim=snapshot.old_dim,
-        new_dim=config.new_model.dim,
-        old_space=old_space_of(config, snapshot),
-        new_space=spaces_of(config)["new"],
-    )
-
-
-def _check_bound(config: BackfillConfig, found: Init | None, wanted: Init) -> None:
-    """Refuse a root that is bound to other spaces."""
-    if found is not None and found != wanted:
-        have, want = found.model_dump(), wanted.model_dump()
-        told = "; ".join(
-            f"{key} is {have[key]!r}, this run has {want[key]!r}" for key in want if have[key] != want[key]
-        )
-        raise SpaceMismatch(
-            f"{config.output} is bound to other spaces: {told} (new_space: the embedder, its kwargs or dim; old_space: "
-            "the old vectors' column or dim). Choose another output."
-        )
-
-
-def _result(config: BackfillConfig, files: Files, state: State, progress: Progress) -> BackfillResult:
-    plan, versions = state.plan, state.plan_versions
-    stopped, overrun = None, 0
-    if plan is not None and (decision := decide(plan, versions, config.stop)).stop:
-        stopped, overrun = decision.why, overrun_rows(files, plan, versions[-1].wave)
-    return BackfillResult(config.output, state, state.finished, dict(progress.seconds), stopped, overrun)

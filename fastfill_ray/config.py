@@ -18,7 +18,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fastfill_ray.errors import ConfigError
-from fastfill_ray.types import Metric, Relevance
+from fastfill_ray.types import Metric, Relevance, fingerprint
 
 _MAX_CONFIG_BYTES = 1 << 20
 # The parser lets the last two out: for dates that do not exist, and for nesting without end.
@@ -259,6 +259,38 @@ class BackfillConfig(Part):
                 "new_model.classifier is set but gallery.label_column is not; the classifier's loss needs labels"
             )
         return self
+
+
+# Settings that may change between runs of one plan: the run resumes.
+_OUTSIDE_THE_PLAN: Any = {
+    "resources": True,
+    "quarantine": True,
+    "storage": True,
+    "output": True,
+    "new_model": {"batch_size"},
+    "serving": {"max_regression"},
+    "stop": True,
+}
+
+
+def plan_settings(config: BackfillConfig, *, exclude_defaults: bool = False) -> dict[str, Any]:
+    """The part of the config that a plan is bound to; models' kwargs, which may hold credentials, as a fingerprint.
+
+    Without the defaults it identifies a request: a later release that adds a key then still knows an older plan.
+    """
+    settings = config.model_dump(mode="json", exclude=_OUTSIDE_THE_PLAN, exclude_defaults=exclude_defaults)
+    for model in ("new_model", "old_model"):
+        if "kwargs" in settings.get(model, {}):
+            settings[model]["kwargs"] = fingerprint(settings[model]["kwargs"])
+    return settings
+
+
+def input_paths(config: BackfillConfig) -> dict[str, str | None]:
+    """{config key: path} of everything that a plan reads."""
+    paths = {"gallery.path": config.gallery.path, "new_model.classifier": config.new_model.classifier}
+    if config.queries is not None:
+        paths |= {"queries.path": config.queries.path, "queries.qrels_path": config.queries.qrels_path}
+    return paths
 
 
 def load_config(

@@ -106,9 +106,12 @@ def test_names_change_only_where_a_side_column_is_set(tmp_path: Path) -> None:
     assert before.fingerprint == fingerprint([before.gallery.model_dump(mode="json"), "id", "embedding"])
     stored = {key: value for key, value in before.model_dump(mode="json").items() if key != "side_dim"}
     assert Snapshot.model_validate(stored) == before
-    assert plan_pairs(plain, before, "new").fingerprint == fingerprint(
+    assert plan_pairs(plain.pairs, plain.gallery, before, "new", plain.seed).fingerprint == fingerprint(
         [before.fingerprint, plain.pairs.model_dump(mode="json"), 0, "new", [("x",), "label"]]
     )
     assert after.fingerprint != before.fingerprint
     same_snapshot = after.model_copy(update={"fingerprint": before.fingerprint})
-    assert plan_pairs(with_side, same_snapshot, "new").fingerprint != plan_pairs(plain, before, "new").fingerprint
+    assert (
+        plan_pairs(with_side.pairs, with_side.gallery, same_snapshot, "new", with_side.seed).fingerprint
+        != plan_pairs(plain.pairs, plain.gallery, before, "new", plain.seed).fingerprint
+    )

@@ -17,15 +17,16 @@ from fastfill_ray.index.segment import build_index, train_template
 from fastfill_ray.inputs.gallery import mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, read_rows
-from fastfill_ray.log.records import FileRef, Segment
-from fastfill_ray.ordering.ids import ids_digest
-from fastfill_ray.ordering.partition import Chunk
+from fastfill_ray.log.records import FileRef, Plan, Segment
+from fastfill_ray.ordering.ids import combine_digests, ids_digest
+from fastfill_ray.ordering.partition import Chunk, cut_buckets
 from fastfill_ray.ordering.waves import wave_of
 from fastfill_ray.retrieval.fusion import Fusion, fuse
 from fastfill_ray.stages.embed import read_vectors
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import run_tasks
-from fastfill_ray.stages.score import Scorer
+from fastfill_ray.stages.score import Scorer, Scores
+from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import segment_paths, template_path
@@ -60,6 +61,85 @@ class BucketWork:
     new_waves: tuple[int, ...]
     stale_waves: tuple[int, ...]
     receipts: dict[int, dict[int, Receipt]]
+
+
+# A run of chunks that shares segments: (chunk, its file, its scores).
+Bucket = tuple[tuple[Chunk, PinnedFile, FileRef], ...]
+
+
+def make_build_job(scorer: Scorer, plan: Plan, epoch: int) -> BuildJob:
+    """What the build tasks of a plan need; epoch: the driver's claim."""
+    return BuildJob(scorer, plan.plan, plan.thresholds, dict(plan.templates), epoch, plan.fusion)
+
+
+def gallery_buckets(snapshot: Snapshot, scores: Scores, segment_rows: int) -> list[Bucket]:
+    """The whole gallery, cut into buckets."""
+    files = snapshot.gallery.files
+    return [
+        tuple((chunk, files[chunk.file], scores.chunks[chunk.index]) for chunk in bucket)
+        for bucket in cut_buckets(snapshot.chunks, segment_rows=segment_rows)
+    ]
+
+
+def build_version(
+    progress: Progress,
+    job: BuildJob,
+    buckets: Sequence[Bucket],
+    wave: int,
+    receipts: Mapping[int, Receipt],
+    before: Sequence[Segment],
+) -> list[Segment]:
+    """The segments of the version after `wave`, ordered by bucket, wave and state.
+
+    Version 0 builds everything; a later one replaces the stale segments of its wave by new ones. A wave with bad rows
+    keeps a residual stale segment of those.
+
+    Args:
+        receipts: {chunk: receipt} of the wave (of the pairs for wave 0).
+        before: the segments of the version before; unused for wave 0.
+    """
+    rest = len(job.thresholds) + 1
+    work = []
+    for number, bucket in enumerate(buckets):
+        done = {chunk.index: receipts[chunk.index] for chunk, _, _ in bucket if chunk.index in receipts}
+        residual = any(receipt.quarantined for receipt in done.values())
+        if wave > 0 and not done:
+            continue
+        work.append(
+            BucketWork(
+                bucket=number,
+                chunks=bucket if wave == 0 else tuple(place for place in bucket if place[0].index in done),
+                new_waves=(wave,),
+                stale_waves=tuple(range(rest + 1)) if wave == 0 else (wave,) if residual else (),
+                receipts={wave: done},
+            )
+        )
+    built = build(job, work, progress, f"build {wave}")
+    if wave == 0:
+        return built
+    kept = [segment for segment in before if (segment.wave, segment.state) != (wave, "stale")]
+    return sorted([*kept, *built], key=lambda segment: (segment.bucket, segment.wave, segment.state))
+
+
+def check_complete(plan: Plan, segments: Sequence[Segment]) -> None:
+    """Every item exactly once: by count, and by digest where no item is absent.
+
+    Raises:
+        CorruptFile: items are missing or held twice.
+    """
+    rows = sum(segment.rows for segment in segments)
+    absent = plan.rows - rows
+    if not 0 <= absent <= plan.unusable_rows:
+        raise CorruptFile(
+            f"plan {plan.plan}: the segments hold {rows} rows, {plan.rows} are planned and at most "
+            f"{plan.unusable_rows} may be absent. Nothing was committed."
+        )
+    digest = combine_digests(segment.ids_digest for segment in segments)
+    if absent == 0 and digest != plan.ids_digest:
+        raise CorruptFile(
+            f"plan {plan.plan}: the segments' ids digest is {digest}, planned is {plan.ids_digest}. "
+            "Nothing was committed."
+        )
 
 
 def train_templates(

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from fastfill_ray.config import ResourcesConfig
+from fastfill_ray.config import NewModelConfig, OldModelConfig, QueriesConfig, ResourcesConfig
 from fastfill_ray.embedders.protocol import Embedder, Role, embed_rows, load_embedder
 from fastfill_ray.errors import EmbedderError, FastfillError, InputError
+from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, read_rows
@@ -31,7 +32,7 @@ from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt
 from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
-from fastfill_ray.types import IdType, Model
+from fastfill_ray.types import IdType, Model, fingerprint
 
 # Read tasks in flight ahead of the pool, at least; one per actor in larger pools. They ask for no CPU: at half a CPU
 # beside actors that hold every core the pipeline starved, and at the actors' own resources Ray fuses them into the
@@ -69,21 +70,58 @@ class Space:
 
 
 @dataclass(frozen=True)
+class Models:
+    """The models that a run can call: the new one, and the old one where it has an embedder."""
+
+    new: NewModelConfig
+    old: OldModelConfig
+
+    def fingerprints(self) -> dict[str, str]:
+        """{"new": ..., "old": ...}: names of the spaces that these models embed into."""
+        named = {"new": fingerprint([self.new.embedder, self.new.kwargs, self.new.dim])}
+        if self.old.embedder is not None:
+            named["old"] = fingerprint([self.old.embedder, self.old.kwargs])
+        return named
+
+    def spaces(self, old_dim: int) -> dict[str, Space]:
+        """The same models as the pool builds them."""
+        new, old = self.new, self.old
+        spaces = {"new": Space(new.embedder, dict(new.kwargs), new.dim, new.metric, new.batch_size)}
+        if old.embedder is not None:
+            spaces["old"] = Space(old.embedder, dict(old.kwargs), old_dim, new.metric, new.batch_size)
+        return spaces
+
+
+@dataclass(frozen=True)
 class Job:
-    """What every worker of the pool needs to know."""
+    """What every worker of the pool needs to know. thresholds: at which waves end, once there is a plan."""
 
     files: Files
+    store: InputStore
     id_column: str
     id_type: IdType
     payload_columns: tuple[str, ...]
     query_payload_columns: tuple[str, ...]
     spaces: dict[str, Space]
-    thresholds: tuple[int, ...]
-    store: InputStore
+    thresholds: tuple[int, ...] = ()
 
     def columns(self, role: Role) -> tuple[str | None, tuple[str, ...]]:
         """The id column (queries go by their row in the file) and the payload columns."""
         return (self.id_column, self.payload_columns) if role == "item" else (None, self.query_payload_columns)
+
+
+def make_job(source: Source, files: Files, queries: QueriesConfig | None, models: Models) -> Job:
+    """What the pool needs before there is a plan."""
+    gallery = source.config
+    return Job(
+        files=files,
+        store=source.store,
+        id_column=gallery.id_column,
+        id_type=source.id_type,
+        payload_columns=gallery.payload_columns,
+        query_payload_columns=queries.payload_columns if queries is not None else (),
+        spaces=models.spaces(source.old_dim),
+    )
 
 
 def embed(

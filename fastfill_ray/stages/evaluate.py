@@ -6,31 +6,24 @@ Legend: Q queries, n items of a segment, K hits per query of a segment or of all
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from fastfill_ray.experiment.items import PairedItems, Queries
-from fastfill_ray.experiment.staged import Shadow, make_shadow
+from fastfill_ray.experiment.items import Queries
 from fastfill_ray.index.segment import load_index, prepare_queries, search_segment, segment_queries
 from fastfill_ray.inputs.gallery import Source, old_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, read_rows
 from fastfill_ray.log.records import Segment
-from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.partition import Chunk
-from fastfill_ray.ordering.policies import random_priority
-from fastfill_ray.ordering.waves import order_wave
 from fastfill_ray.retrieval.calibration import Calibration
-from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.retrieval.merging import HitMerger, Hits
 from fastfill_ray.retrieval.metrics import METRICS, per_query
 from fastfill_ray.retrieval.relevance import judged_rows, label_codes, number_labels, same_label
 from fastfill_ray.retrieval.similarity import similarity
-from fastfill_ray.stages.queries import MAX_QUERIES
 from fastfill_ray.stages.runtime import run_tasks
-from fastfill_ray.stages.score import Scorer
 from fastfill_ray.storage.arrow import objects, read_table
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.refs import get_verified
@@ -248,69 +241,3 @@ class GalleryRanking:
         for line, query in enumerate(range(queries.start, queries.stop)):
             relevant[line] = np.isin(places[line], wanted[judged[:, 0] == query])
         return relevant
-
-
-def audit_queries(pairs: PairedItems, seed: int) -> Queries:
-    """The audit items as queries, each excluded from its own ranking: what is used where no queries are given."""
-    audit = pairs.part("audit")
-    drawn = _draw(len(audit.ids), seed)
-    return Queries(
-        fingerprint=f"audit-{pairs.fingerprint}",
-        ids=audit.ids[drawn],
-        new=audit.new[drawn],
-        old=audit.old[drawn],
-        labels=audit.labels[drawn] if audit.labels is not None else None,
-        judged=None,
-        are_items=True,
-        groups=audit.groups[drawn] if audit.groups is not None else None,
-    )
-
-
-def _draw(items: int, seed: int) -> np.ndarray:
-    """At most ``MAX_QUERIES`` of the items, uniformly: pairs lie in gallery order, which may be by class or by age."""
-    count = min(items, MAX_QUERIES)
-    return np.sort(np.random.default_rng(seed).choice(items, size=count, replace=False))
-
-
-def shadow_of(
-    part: PairedItems,
-    queries: Queries,
-    scorer: Scorer,
-    thresholds: Sequence[int],
-    middles: np.ndarray,
-    pairs_share: float,
-    fusion: Fusion | None = None,
-) -> Shadow:
-    """The shadow gallery of one split of the pairs, asked by the queries (by its own items if queries are items)."""
-    aligned, log_variance = scorer.align(part.old, part.side)
-    ids = part.ids.astype(np.int64) if scorer.source.id_type == "int64" else part.ids
-    _, keys = scorer.keys(ids, part.old, aligned, log_variance, part.labels, part.weights)
-    if queries.are_items:
-        # Held-out splits stay apart: the calibration items ask the calibration shadow, the audit items the audit one.
-        chosen = _draw(len(part.ids), scorer.seed)
-        labels = part.labels[chosen] if part.labels is not None else None
-        queries = replace(queries, new=part.new[chosen], old=part.old[chosen], labels=labels, ids=part.ids[chosen])
-    relevance = {}
-    if queries.labels is not None and part.labels is not None:
-        known = np.array([label is not None for label in queries.labels.tolist()], dtype=bool)
-        relevance["label"] = (queries.labels[:, None] == part.labels[None, :]) & known[:, None]
-    if queries.judged is not None:
-        row_of = {value: row for row, value in enumerate(part.ids.tolist())}
-        relevance["qrels"] = np.zeros((len(queries.new), len(part.ids)), bool)
-        for query, item in queries.judged:
-            if item in row_of:
-                relevance["qrels"][query, row_of[item]] = True
-    return make_shadow(
-        queries_new=queries.new,
-        items_new=part.new,
-        items_aligned=aligned,
-        metric=scorer.source.metric,
-        relevance=relevance,
-        waves=order_wave(keys, thresholds),
-        middles=middles,
-        sampled=random_priority(hash_ids(ids), scorer.seed + 1) < pairs_share,
-        excluded=(queries.ids[:, None] == part.ids[None, :]) & queries.are_items,
-        queries_old=queries.old,
-        items_old=part.old,
-        fusion=fusion,
-    )

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
-from fastfill_ray.config import BackfillConfig, QueriesConfig
+from fastfill_ray.config import QueriesConfig
 from fastfill_ray.errors import InputError
 from fastfill_ray.experiment.items import Queries
+from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.kinds import element_type, vectors_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, TableInput, pin, read_rows
 from fastfill_ray.stages.embed import Unit, read_vectors
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import query_unit, stage_folder
+from fastfill_ray.storage.paths import query_folder, query_unit
 from fastfill_ray.storage.receipts import Receipt
-from fastfill_ray.types import IdType, fingerprint
+from fastfill_ray.types import F32, Objects, fingerprint
 
 MAX_QUERIES = 1000
+
+# A query: (number of its file in the plan, row in the file).
+_Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class QueryPlan:
 
     fingerprint: str
     config: QueriesConfig
-    inputs: TableInput
+    judgements: TableInput | None
     rows: tuple[tuple[PinnedFile, np.ndarray], ...]
     units: dict[str, tuple[Unit, ...]]
 
@@ -54,19 +59,21 @@ def pin_queries(store: InputStore, config: QueriesConfig) -> tuple[TableInput, T
 
 
 def plan_queries(
-    config: BackfillConfig, inputs: TableInput, judgements: TableInput | None, spaces: Mapping[str, str]
+    queries: QueriesConfig,
+    inputs: TableInput,
+    judgements: TableInput | None,
+    spaces: Mapping[str, str],
+    seed: int,
 ) -> QueryPlan:
     """Sample at most ``MAX_QUERIES`` queries and cut their embedding into units, one per file and model.
 
     Args:
         spaces: {"new": fingerprint, "old": fingerprint} of the models that can embed queries.
     """
-    queries = config.queries
-    assert queries is not None
     seen = [inputs.model_dump(mode="json"), judgements.model_dump(mode="json") if judgements else None]
-    name = fingerprint([seen, queries.model_dump(mode="json", exclude={"group_column"}), dict(spaces), config.seed])
+    name = fingerprint([seen, queries.model_dump(mode="json", exclude={"group_column"}), dict(spaces), seed])
     count = min(inputs.rows, MAX_QUERIES)
-    drawn = np.sort(np.random.default_rng(config.seed).choice(inputs.rows, size=count, replace=False))
+    drawn = np.sort(np.random.default_rng(seed).choice(inputs.rows, size=count, replace=False))
     starts = np.cumsum([0, *(file.rows for file in inputs.files)])
     rows = []
     for number, file in enumerate(inputs.files):
@@ -81,7 +88,7 @@ def plan_queries(
         units[model] = tuple(
             Unit(
                 unit=query_unit(number),
-                folder=f"{stage_folder('evaluation', name)}/{model}",
+                folder=query_folder(name, model),
                 file=file,
                 start=0,
                 length=file.rows,
@@ -92,70 +99,57 @@ def plan_queries(
             )
             for number, (file, offsets) in enumerate(rows)
         )
-    return QueryPlan(fingerprint=name, config=queries, inputs=inputs, rows=tuple(rows), units=units)
+    return QueryPlan(fingerprint=name, config=queries, judgements=judgements, rows=tuple(rows), units=units)
 
 
 def load_queries(
     files: Files,
     plan: QueryPlan,
+    receipts: Mapping[str, Mapping[str, Receipt]],
+    source: Source,
     snapshot: str,
-    receipts: Mapping[tuple[str, str], Receipt],
-    judgements: TableInput | None,
-    *,
     new_dim: int,
-    old_dim: int,
-    metric: str,
-    id_type: IdType,
-    store: InputStore,
 ) -> Queries:
     """The queries whose vectors could be made in every space that is used; the others are dropped.
 
     Args:
-        snapshot: fingerprint of the gallery that is asked.
-        receipts: {(folder, unit): receipt} of the plan's units.
+        receipts: {model: {unit: receipt}} of the plan's units.
+        source: the gallery that the queries ask, snapshot: its fingerprint.
 
     Raises:
         InputError: a given vector column has another dimension, or no query is left.
     """
-    config = plan.config
-    needs_ids = judgements is not None
+    config, judgements = plan.config, plan.judgements
     wanted = [config.new_vector_column, config.old_vector_column, config.label_column, config.group_column]
-    columns = [name for name in (*wanted, config.id_column if needs_ids else None) if name is not None]
-    tables = [read_rows(store, file, columns or [config.payload_columns[0]]).take(rows) for file, rows in plan.rows]
+    columns = [name for name in (*wanted, config.id_column if judgements is not None else None) if name is not None]
+    columns = columns or [config.payload_columns[0]]
+    tables = [read_rows(source.store, file, columns).take(rows) for file, rows in plan.rows]
     places = [(number, int(row)) for number, (_, rows) in enumerate(plan.rows) for row in rows]
-    vectors: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+    vectors: dict[str, dict[_Place, F32]] = {}
     for model, dim, column in (
         ("new", new_dim, config.new_vector_column),
-        ("old", old_dim, config.old_vector_column),
+        ("old", source.old_dim, config.old_vector_column),
     ):
-        found: dict[tuple[int, int], np.ndarray] = {}
         if column is not None:
-            for number, ((_, rows), table) in enumerate(zip(plan.rows, tables, strict=True)):
-                kind = element_type(table.schema.field(column))
-                values, unusable = vectors_of(table.column(column), dim, metric=metric, binary_dtype=kind)
-                found |= {(number, int(row)): values[i] for i, row in enumerate(rows) if i not in unusable}
+            vectors[model] = _given_vectors(plan, tables, column, dim, source.metric)
         elif model in plan.units:
-            for number, unit in enumerate(plan.units[model]):
-                receipt = receipts[unit.folder, unit.unit]
-                bad = {fault.row for fault in receipt.quarantined}
-                kept = [row for row in plan.rows[number][1].tolist() if row not in bad]
-                _, values = read_vectors(files, [receipt], dim)
-                found |= {(number, row): values[i] for i, row in enumerate(kept)}
-        else:
-            continue
-        vectors[model] = found
-    usable = [i for i, place in enumerate(places) if all(place in found for found in vectors.values())]
+            vectors[model] = _embedded_vectors(files, plan, model, receipts[model], dim)
+    usable = [i for i, place in enumerate(places) if all(place in known for known in vectors.values())]
     if not usable:
         raise InputError(
             f"queries.path {config.path}: no query could be embedded; see the quarantine reasons in the log"
         )
 
-    def column_of(name: str) -> np.ndarray:
+    def column_of(name: str) -> Objects:
         values = np.empty(len(places), object)
         values[:] = [value for table in tables for value in table.column(name).to_pylist()]
         return values[usable]
 
-    ids = column_of(config.id_column).astype(str) if needs_ids else np.array([f"{n}:{r}" for n, r in places])[usable]
+    if judgements is None:
+        ids, judged = np.array([f"{file}:{row}" for file, row in places])[usable], None
+    else:
+        ids = column_of(config.id_column).astype(str)
+        judged = _judged(source, judgements, config.id_column, ids)
     return Queries(
         # Per-query figures are compared query by query: only those of the same queries, asked of the same gallery.
         fingerprint=fingerprint([plan.fingerprint, snapshot, usable]),
@@ -163,29 +157,56 @@ def load_queries(
         new=np.stack([vectors["new"][places[i]] for i in usable]),
         old=np.stack([vectors["old"][places[i]] for i in usable]) if "old" in vectors else None,
         labels=column_of(config.label_column) if config.label_column is not None else None,
-        judged=_judged(store, judgements, config.id_column, ids, id_type) if judgements is not None else None,
+        judged=judged,
         are_items=False,
         groups=column_of(config.group_column) if config.group_column is not None else None,
     )
 
 
+def _given_vectors(
+    plan: QueryPlan, tables: Sequence[pa.Table], column: str, dim: int, metric: str
+) -> dict[_Place, F32]:
+    """The usable vectors of a column of the query files."""
+    vectors: dict[_Place, F32] = {}
+    for number, ((_, rows), table) in enumerate(zip(plan.rows, tables, strict=True)):
+        kind = element_type(table.schema.field(column))
+        values, unusable = vectors_of(table.column(column), dim, metric=metric, binary_dtype=kind)
+        vectors |= {(number, int(row)): values[i] for i, row in enumerate(rows) if i not in unusable}
+    return vectors
+
+
+def _embedded_vectors(
+    files: Files, plan: QueryPlan, model: str, receipts: Mapping[str, Receipt], dim: int
+) -> dict[_Place, F32]:
+    """The vectors that one model made of the queries; those that it could not embed are left out."""
+    vectors: dict[_Place, F32] = {}
+    for number, unit in enumerate(plan.units[model]):
+        receipt = receipts[unit.unit]
+        bad = {fault.row for fault in receipt.quarantined}
+        _, values = read_vectors(files, [receipt], dim)
+        kept = [row for row in plan.rows[number][1].tolist() if row not in bad]
+        vectors |= {(number, row): values[i] for i, row in enumerate(kept)}
+    return vectors
+
+
 def _judged(
-    store: InputStore, judgements: TableInput, config_column: str, ids: np.ndarray, id_type: IdType
-) -> list[tuple[int, int | str]]:
+    source: Source, judgements: TableInput, id_column: str, ids: np.ndarray
+) -> tuple[tuple[int, int | str], ...]:
+    """(query number, gallery id) of every judgement of a query that is asked."""
     index = {str(value): i for i, value in enumerate(ids)}
     if len(index) < len(ids) or "None" in index:
         raise InputError(
-            f"queries.id_column {config_column!r}: {len(ids)} queries have {len(index)} distinct ids (null counts as "
+            f"queries.id_column {id_column!r}: {len(ids)} queries have {len(index)} distinct ids (null counts as "
             "'None'); judgements need one id per query, and none of them null"
         )
     judged: dict[tuple[int, int | str], None] = {}
     for file in judgements.files:
-        table = read_rows(store, file, ["query_id", "item_id"])
+        table = read_rows(source.store, file, ["query_id", "item_id"])
         for query, item in zip(table.column("query_id").to_pylist(), table.column("item_id").to_pylist(), strict=True):
-            if item is None or isinstance(item, str) != (id_type == "string"):
-                raise InputError(f"{file.path}: item_id {item!r} is not of the gallery's id type {id_type}")
+            if item is None or isinstance(item, str) != (source.id_type == "string"):
+                raise InputError(f"{file.path}: item_id {item!r} is not of the gallery's id type {source.id_type}")
             if str(query) in index:
                 judged[index[str(query)], item] = None  # a pair that is judged twice is one judgement
     if not judged:
         raise InputError(f"{judgements.files[0].path}: no query_id occurs in the queries' id column")
-    return list(judged)
+    return tuple(judged)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.config import BackfillConfig
-from fastfill_ray.errors import ConfigError
-from fastfill_ray.experiment.items import PairedItems
+from fastfill_ray.config import GalleryConfig, PairsConfig, QuarantineConfig, QueriesConfig, ResourcesConfig
+from fastfill_ray.errors import ConfigError, QuarantineExceeded
+from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
 from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import read_rows
 from fastfill_ray.ordering.partition import MIN_SPLIT, sample_pairs
-from fastfill_ray.stages.embed import Unit, read_vectors
+from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.embed import Job, Unit, embed, read_vectors
+from fastfill_ray.stages.progress import Progress
+from fastfill_ray.stages.quarantine import UnitGroup
+from fastfill_ray.stages.queries import load_queries, pin_queries, plan_queries
 from fastfill_ray.stages.runtime import run_tasks
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.storage.arrow import id_array, objects, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import chunk_unit, stage_folder, stage_output, stage_receipt
+from fastfill_ray.storage.paths import chunk_of, chunk_unit, stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
 from fastfill_ray.types import SPLITS, fingerprint
@@ -36,16 +41,76 @@ class PairPlan:
     split_of: dict[str, tuple[str, ...]]
     offsets: dict[int, tuple[int, ...]]
 
+    @property
+    def folder(self) -> str:
+        """Where the units' vectors and receipts lie."""
+        return stage_folder("pairs", self.fingerprint)
 
-def plan_pairs(config: BackfillConfig, snapshot: Snapshot, new_space: str) -> PairPlan:
-    """Sample the pairs. Raises ConfigError if the gallery or a split is too small."""
-    parts = sample_pairs(snapshot.rows, config.pairs.count, config.pairs.split, config.seed)
-    gallery = config.gallery
+
+@dataclass(frozen=True)
+class Sampling:
+    """The config's parts that say what is sampled and how it is embedded. spaces: fingerprints of the models."""
+
+    pairs: PairsConfig
+    queries: QueriesConfig | None
+    spaces: Mapping[str, str]
+    quarantine: QuarantineConfig
+    resources: ResourcesConfig
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pairs and queries with their vectors. offsets, receipts: {chunk: offsets of its pairs, receipt of its pairs}."""
+
+    pairs: PairedItems
+    queries: Queries
+    offsets: dict[int, tuple[int, ...]]
+    receipts: dict[int, Receipt]
+
+
+def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampling: Sampling) -> Sample:
+    """Draw pairs and queries, and embed them in one execution of the pool."""
+    files, new_dim = context.files, job.spaces["new"].dim
+    plan = plan_pairs(sampling.pairs, source.config, snapshot, sampling.spaces["new"], sampling.seed)
+    pair_group = UnitGroup(files, plan.folder, "pairs", plan.units, sampling.quarantine)
+    query_plan, query_groups = None, dict[str, UnitGroup]()
+    if sampling.queries is not None:
+        inputs, judgements = pin_queries(context.store, sampling.queries)
+        query_plan = plan_queries(sampling.queries, inputs, judgements, sampling.spaces, sampling.seed)
+        query_groups = {
+            model: UnitGroup(files, units[0].folder, f"queries, {model} model", units, sampling.quarantine)
+            for model, units in query_plan.units.items()
+        }
+    embed_first(job, pair_group, list(query_groups.values()), sampling.resources, context.progress)
+    pairs = load_pairs(files, plan) or finish_pairs(files, plan, pair_group.receipts, source, new_dim=new_dim)
+    if query_plan is None:
+        queries = audit_queries(pairs, sampling.seed)
+    else:
+        receipts = {model: group.receipts for model, group in query_groups.items()}
+        queries = load_queries(files, query_plan, receipts, source, snapshot.fingerprint, new_dim)
+    by_chunk = {chunk_of(unit): receipt for unit, receipt in pair_group.receipts.items()}
+    return Sample(pairs, queries, plan.offsets, by_chunk)
+
+
+def audit_queries(pairs: PairedItems, seed: int) -> Queries:
+    """A sample of the audit items as queries: what is used where no queries are given."""
+    sampled = pairs.part("audit").as_queries().sample(MAX_QUERIES, seed)
+    return replace(sampled, fingerprint=f"audit-{pairs.fingerprint}")
+
+
+def plan_pairs(pairs: PairsConfig, gallery: GalleryConfig, snapshot: Snapshot, new_space: str, seed: int) -> PairPlan:
+    """Sample the pairs. Raises ConfigError if the gallery or a split is too small.
+
+    Args:
+        new_space: fingerprint of the new model.
+    """
+    parts = sample_pairs(snapshot.rows, pairs.count, pairs.split, seed)
     name = fingerprint(
         [
             snapshot.fingerprint,
-            config.pairs.model_dump(mode="json"),
-            config.seed,
+            pairs.model_dump(mode="json"),
+            seed,
             new_space,
             [
                 gallery.payload_columns,
@@ -67,10 +132,10 @@ def plan_pairs(config: BackfillConfig, snapshot: Snapshot, new_space: str) -> Pa
     owner = np.searchsorted(starts, rows, side="right") - 1
     units, split_of, offsets = [], {}, {}
     for index in np.unique(owner).tolist():
-        chunk, mine = chunks[index], owner == index
+        chunk, inside = chunks[index], owner == index
         unit = chunk_unit(index)
-        split_of[unit] = tuple(splits[mine].tolist())
-        offsets[index] = tuple((rows[mine] - starts[index]).tolist())
+        split_of[unit] = tuple(splits[inside].tolist())
+        offsets[index] = tuple((rows[inside] - starts[index]).tolist())
         units.append(
             Unit(
                 unit=unit,
@@ -78,13 +143,41 @@ def plan_pairs(config: BackfillConfig, snapshot: Snapshot, new_space: str) -> Pa
                 file=snapshot.gallery.files[chunk.file],
                 start=chunk.start,
                 length=chunk.rows,
-                rows=int(mine.sum()),
+                rows=int(inside.sum()),
                 role="item",
                 model="new",
                 offsets=offsets[index],
             )
         )
     return PairPlan(fingerprint=name, units=tuple(units), split_of=split_of, offsets=offsets)
+
+
+def embed_first(
+    job: Job, pairs: UnitGroup, queries: Sequence[UnitGroup], resources: ResourcesConfig, progress: Progress
+) -> None:
+    """Embed what is missing of pairs and queries in one execution of the pool: models load once.
+
+    Raises:
+        QuarantineExceeded: too many rows of the pairs, or of the queries, could not be embedded.
+    """
+    groups = {group.folder: group for group in (pairs, *queries)}
+    missing = [unit for group in groups.values() for unit in group.missing]
+    if not missing:
+        return
+    rows = sum(group.rows for group in groups.values())
+    done = rows - sum(unit.rows for unit in missing)
+    try:
+        with (
+            progress.stage("pairs", rows, "items", done=done) as bar,
+            closing(embed(job, missing, resources)) as stream,
+        ):
+            for unit, receipt in stream:
+                groups[unit.folder].add(unit, receipt)
+                bar.advance(unit.rows)
+    except QuarantineExceeded:
+        for group in groups.values():
+            group.withdraw()
+        raise
 
 
 def load_pairs(files: Files, plan: PairPlan) -> PairedItems | None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +19,11 @@ from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, read_rows
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
-from fastfill_ray.ordering.policies import LABELLED, Policy, Reference, priority_of, weighted
+from fastfill_ray.ordering.policies import LABELLED, ItemColumns, Policy, Reference, priority_of
 from fastfill_ray.ordering.proxies import merge_top, top_scores
 from fastfill_ray.ordering.waves import Histogram, find_thresholds, key_histogram, order_key, wave_of
 from fastfill_ray.retrieval.similarity import match_norms
+from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed, run_tasks
 from fastfill_ray.stages.snapshot import Snapshot
@@ -31,7 +33,9 @@ from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import chunk_unit, stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
-from fastfill_ray.types import Model, fingerprint
+from fastfill_ray.types import F32, U64, Model, fingerprint
+
+T = TypeVar("T")
 
 _SHOWN = 5
 # Score files read by one counting task: keys are 8 bytes a row, so this is some megabytes.
@@ -43,7 +47,7 @@ class Scorer:
     """What turns a chunk's columns into priorities: picklable, the same on every worker.
 
     norm: of new vectors, that aligned ones are brought to; None where they keep their own. reference: what the policy
-    knows of the train pairs. decided: name of the decision that the policy comes from.
+    knows of the train pairs. classifier: digest of the new model's own where the policy reads it, else "".
     """
 
     files: Files
@@ -54,7 +58,7 @@ class Scorer:
     norm: float | None
     seed: int
     reference: Reference
-    decided: str
+    classifier: str
 
     def alignment(self) -> Alignment:
         if self.trained.weights not in _loaded:
@@ -69,30 +73,10 @@ class Scorer:
             return aligned, log_variance
         return match_norms(aligned, self.source.metric, self.norm), log_variance
 
-    def keys(
-        self,
-        ids: np.ndarray,
-        old: np.ndarray,
-        aligned: np.ndarray,
-        log_variance: np.ndarray,
-        labels: np.ndarray | None,
-        weights: np.ndarray | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Priorities (N,) float32 and order keys (N,) uint64 of items."""
-        id_hash = hash_ids(ids)
-        priority = priority_of(
-            self.policy,
-            self.reference,
-            id_hash=id_hash,
-            old=old,
-            aligned=aligned,
-            log_variance=log_variance,
-            labels=labels,
-            seed=self.seed,
-        )
-        if weights is not None:
-            priority = weighted(self.policy, priority, weights, self.reference)
-        return priority, order_key(priority, id_hash)
+    def keys(self, items: ItemColumns) -> tuple[F32, U64]:
+        """Priorities (N,) and order keys (N,) of items."""
+        priority = priority_of(self.policy, items, self.reference, seed=self.seed)
+        return priority, order_key(priority, items.id_hash)
 
 
 # One alignment per worker process, by content: the task's own copy of `files` is a new object each time.
@@ -121,7 +105,7 @@ class _Work(Model):
 
 
 def score(
-    scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]], limit: int, progress: Progress
+    context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]], limit: int
 ) -> Scores:
     """Score all chunks that have no receipt yet.
 
@@ -132,7 +116,7 @@ def score(
     Raises:
         InputError: more unusable old vectors than `limit`; names the first rows and reasons.
     """
-    files, name = scorer.files, _scores_name(scorer, snapshot)
+    files, name, progress = context.files, _scores_name(scorer, snapshot), context.progress
     scorer = _with_thresholds(scorer, snapshot, pair_offsets, name, progress)
     folder = stage_folder("scores", name)
     if (finished := read_receipt(files, stage_receipt("scores", name))) is not None:
@@ -230,9 +214,10 @@ def _scores_name(scorer: Scorer, snapshot: Snapshot) -> str:
             scorer.trained.fingerprint,
             scorer.policy,
             scorer.seed,
-            scorer.decided,
+            scorer.classifier,
             weight,
-            scorer.norm,
+            # Whether, not to which norm: that is a mean over the pairs, which other processors round in another way.
+            scorer.norm is None,
         ]
     )
 
@@ -293,11 +278,12 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
     aligned, log_variance = scorer.align(old, side)
     labels = objects(table.column(config.label_column)) if needs_labels and config.label_column is not None else None
     weights = item_weights(table, scorer.source, work.file.path) if config.weight_column is not None else None
-    priority, keys = scorer.keys(ids, old, aligned, log_variance, labels, weights)
+    items = ItemColumns(hash_ids(ids), old, aligned, log_variance, labels, weights)
+    priority, keys = scorer.keys(items)
     bad = np.array(sorted(unusable), dtype=np.int64)
     if len(bad):
         priority[bad], log_variance[bad] = np.inf, np.inf
-        keys[bad] = order_key(priority[bad], hash_ids(ids[bad]))
+        keys[bad] = order_key(priority[bad], items.id_hash[bad])
     is_pair = np.zeros(work.rows, bool)
     is_pair[list(work.pairs)] = True
     data = table_bytes(
@@ -365,9 +351,34 @@ def count_units(files: Files, scores: Scores, cuts: Sequence[int], num_waves: in
     return counts
 
 
+def pair_keys(files: Files, scores: Scores, chunks: Sequence[int]) -> dict[int | str, int]:
+    """{id: order key} of the pairs, as the score files hold them: computed again, a key may fall into another wave.
+
+    Args:
+        chunks: those that hold pairs.
+    """
+    groups = [[(chunk, scores.chunks[chunk]) for chunk in group] for group in _cut(sorted(chunks))]
+    keys: dict[int | str, int] = {}
+    for _, part in run_tasks(partial(_pair_keys, files=files), groups, name="read pairs' keys"):
+        keys |= part
+    return keys
+
+
+def _pair_keys(group: list[tuple[int, FileRef]], *, files: Files) -> dict[int | str, int]:
+    keys: dict[int | str, int] = {}
+    for _, ref in group:
+        table = read_table(get_verified(files, ref), name=ref.path, columns=["id", "key", "is_pair"])
+        pairs = table.filter(table.column("is_pair"))
+        keys |= dict(zip(pairs.column("id").to_pylist(), pairs.column("key").to_pylist(), strict=True))
+    return keys
+
+
+def _cut(items: Sequence[T]) -> list[list[T]]:
+    return [list(items[i : i + _CHUNKS_PER_TASK]) for i in range(0, len(items), _CHUNKS_PER_TASK)]
+
+
 def _groups(scores: Scores) -> list[list[tuple[int, FileRef]]]:
-    items = sorted(scores.chunks.items())
-    return [items[i : i + _CHUNKS_PER_TASK] for i in range(0, len(items), _CHUNKS_PER_TASK)]
+    return _cut(sorted(scores.chunks.items()))
 
 
 def _keys(files: Files, ref: FileRef) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ Legend: N items of a split, Q queries, W waves.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -35,16 +35,6 @@ class ShadowPlan:
     fusion: Fusion | None
 
 
-def audit_queries(pairs: PairedItems, seed: int) -> Queries:
-    """A sample of the audit items as queries: what is used where no queries are given."""
-    return replace(own_queries(pairs, "audit", seed), fingerprint=f"audit-{pairs.fingerprint}")
-
-
-def own_queries(pairs: PairedItems, split: Split, seed: int) -> Queries:
-    """A sample of a split's own items as its queries, none of which finds itself."""
-    return pairs.part(split).as_queries().sample(MAX_QUERIES, seed)
-
-
 def shadow_versions(
     pairs: PairedItems, split: Split, queries: Queries, scorer: Scorer, plan: ShadowPlan
 ) -> ShadowVersions:
@@ -54,16 +44,16 @@ def shadow_versions(
     order of the pairs is read from the score files, so that an item is in the wave that its real twin is in.
     """
     part, metric = pairs.part(split), scorer.source.metric
-    users = own_queries(pairs, split, scorer.seed) if queries.are_items else queries
+    users = part.as_queries().sample(MAX_QUERIES, scorer.seed) if queries.are_items else queries
     aligned, _ = scorer.align(part.old, part.side)
-    asked, items = users.new, aligned
+    searched, items = users.new, aligned
     if plan.fusion is not None:
-        asked = fuse(users.old, users.new, plan.fusion, metric)
+        searched = fuse(users.old, users.new, plan.fusion, metric)
         items = fuse(part.old, aligned, plan.fusion, metric)
     keys = np.array([plan.keys[value] for value in part.ids.tolist()], np.uint64)
     return ShadowVersions(
         shadow=make_shadow(part, users, metric),
-        stale=scores_of(asked, items, metric, own_items(part, users)),
+        stale=scores_of(searched, items, metric, own_items(part, users)),
         waves=order_wave(keys, plan.thresholds),
         middles=wave_middles(plan.fractions, plan.pairs_share),
         sampled=stand_for_pairs(part.id_hash, plan.pairs_share, scorer.seed),

@@ -16,9 +16,8 @@ from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, TableInput, id_type_of, pin, read_rows, vector_dim_of
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.partition import Chunk, cut_chunks
-from fastfill_ray.stages.progress import Progress
+from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.runtime import original_errors, run_tasks
-from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import snapshot_path
 from fastfill_ray.types import IdType, Model, canonical, fingerprint
 
@@ -64,6 +63,11 @@ def gallery_columns(config: GalleryConfig) -> dict[str, str]:
     return columns | {key: name for key, name in optional.items() if name is not None}
 
 
+def old_space_of(config: GalleryConfig, old_dim: int) -> str:
+    """The old vectors' space, as far as the gallery tells: their column and dimension."""
+    return fingerprint([config.old_vector_column, old_dim])
+
+
 def inspect_gallery(store: InputStore, config: GalleryConfig, resources: ResourcesConfig) -> Snapshot:
     """Footers and a few rows: everything about the gallery that can be known without reading it. Writes nothing.
 
@@ -88,36 +92,36 @@ def inspect_gallery(store: InputStore, config: GalleryConfig, resources: Resourc
     )
 
 
-def take_snapshot(
-    files: Files, store: InputStore, snapshot: Snapshot, config: GalleryConfig, progress: Progress
-) -> Snapshot:
+def take_snapshot(context: Context, snapshot: Snapshot, config: GalleryConfig) -> Snapshot:
     """The stored snapshot of the very files that were inspected, or this one, stored after every id was checked.
 
     Raises:
         InputError: null ids, and ids that occur twice.
     """
-    path = snapshot_path(snapshot.fingerprint)
+    files, path = context.files, snapshot_path(snapshot.fingerprint)
     try:
         return Snapshot.model_validate_json(files.get(path))
     except FileMissing:
         pass
-    _check_ids(store, snapshot, config, progress)
+    _check_ids(context, snapshot, config)
     if not files.put_new(path, canonical(snapshot.model_dump(mode="json"))):
         return Snapshot.model_validate_json(files.get(path))
     return snapshot
 
 
-def _check_ids(store: InputStore, snapshot: Snapshot, config: GalleryConfig, progress: Progress) -> None:
+def _check_ids(context: Context, snapshot: Snapshot, config: GalleryConfig) -> None:
     """Every id present and unique. Tasks exchange hashes by partition: no process ever holds all of them."""
     gallery = [file for file in snapshot.gallery.files if file.rows]
     partitions = max(2, -(-snapshot.rows // _PARTITION_ROWS))
     step = -(-len(gallery) // _ID_GROUPS)
     groups = [gallery[i : i + step] for i in range(0, len(gallery), step)]
-    with progress.stage("snapshot", snapshot.rows, "items") as bar, original_errors():
+    with context.progress.stage("snapshot", snapshot.rows, "items") as bar, original_errors():
         # Nothing else runs yet: these tasks may ask for a CPU each, and Ray bounds how many run at a time.
         hash_group: Any = ray.remote(_hash_group).options(num_cpus=1, num_returns=partitions, name="hash ids")
         find_repeated: Any = ray.remote(_repeated).options(num_cpus=1, name="compare ids")
-        parts = [hash_group.remote(store, group, config.id_column, snapshot.id_type, partitions) for group in groups]
+        parts = [
+            hash_group.remote(context.store, group, config.id_column, snapshot.id_type, partitions) for group in groups
+        ]
         for group, references in zip(groups, parts, strict=True):
             ray.wait(references, num_returns=partitions, fetch_local=False)
             bar.advance(sum(file.rows for file in group))
@@ -126,7 +130,7 @@ def _check_ids(store: InputStore, snapshot: Snapshot, config: GalleryConfig, pro
         return
     # Rare path: look the rows up, so that the message names them, and so that a mere collision of hashes is forgiven.
     places: dict[int | str, list[str]] = {}
-    find = partial(_find_ids, store=store, column=config.id_column, id_type=snapshot.id_type, hashes=repeated)
+    find = partial(_find_ids, store=context.store, column=config.id_column, id_type=snapshot.id_type, hashes=repeated)
     for file, rows in run_tasks(find, gallery, name="find duplicate ids", ordered=True):
         for row, value in rows:
             places.setdefault(value, []).append(f"{file.path} row {row}")

@@ -11,29 +11,26 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs
 import ray
 import ray.train
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from fastfill_ray.alignment.maps import Alignment, Method
-from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, check_pairs
+from fastfill_ray.alignment.maps import Alignment, Method, PresetName
+from fastfill_ray.alignment.pairs import check_pairs, training_pairs
 from fastfill_ray.alignment.training import Fit
-from fastfill_ray.errors import AlignmentFailed, ConfigError, SpaceMismatch
+from fastfill_ray.errors import AlignmentFailed, SpaceMismatch
 from fastfill_ray.experiment.items import PairedItems
-from fastfill_ray.inputs.kinds import vectors_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.log.records import FileRef
-from fastfill_ray.ordering.ids import hash_ids
+from fastfill_ray.ordering.classifier import Classifier
+from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.runtime import original_errors
-from fastfill_ray.storage.arrow import vector_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_failure, stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
@@ -51,8 +48,8 @@ class TrainJob:
 
     files: Files
     method: Method
-    preset: Literal["default", "paper"]
-    classifier: tuple[np.ndarray, np.ndarray] | None
+    preset: PresetName
+    classifier: Classifier | None
     seed: int
     use_gpu: bool
     fingerprint: str
@@ -69,12 +66,61 @@ class TrainedAlignment:
     info: FileRef
 
 
-def alignment_fingerprint(
-    pairs: str, method: Method, preset: str, classifier: tuple[np.ndarray, np.ndarray] | None, seed: int
-) -> str:
+@dataclass(frozen=True)
+class Training:
+    """How a run's maps are trained. classifier: the new model's own; spaces: {"old": fingerprint, "new": ...}."""
+
+    preset: PresetName
+    classifier: Classifier | None
+    seed: int
+    use_gpu: bool
+    spaces: dict[str, str]
+
+
+def train_maps(
+    context: Context, methods: Sequence[Method], training: Training, pairs: PairedItems
+) -> dict[Method, TrainedAlignment]:
+    """The maps that could be fitted; why one could not is said.
+
+    Raises:
+        AlignmentFailed: none could be fitted.
+    """
+    jobs = []
+    for method in methods:
+        classifier = training.classifier if method == "fastfill" else None
+        jobs.append(
+            TrainJob(
+                files=context.files,
+                method=method,
+                preset=training.preset,
+                classifier=classifier,
+                seed=training.seed,
+                use_gpu=training.use_gpu,
+                fingerprint=alignment_fingerprint(
+                    pairs.fingerprint, method, training.preset, classifier, training.seed
+                ),
+                spaces=training.spaces,
+                store=context.store,
+            )
+        )
+    outcomes = train_all(jobs, pairs, context.progress)
+    failed = {method: outcome for method, outcome in outcomes.items() if isinstance(outcome, str)}
+    for method, why in failed.items():
+        context.progress.say(f"alignment.method {method} is left out: {why}")
+    if len(failed) == len(outcomes):
+        reasons = "; ".join(f"{method}: {why}" for method, why in failed.items())
+        raise AlignmentFailed(f"no map can be fitted: {reasons}")
+    return {method: outcome for method, outcome in outcomes.items() if not isinstance(outcome, str)}
+
+
+def alignment_fingerprint(pairs: str, method: Method, preset: str, classifier: Classifier | None, seed: int) -> str:
     """Names the alignment by everything that shapes it."""
-    digest = None if classifier is None else sha256_hex(b"".join(part.tobytes() for part in classifier))
-    return fingerprint([pairs, method, preset, digest, seed])
+    return fingerprint([pairs, method, preset, classifier_digest(classifier), seed])
+
+
+def classifier_digest(given: Classifier | None) -> str:
+    """Names the new model's own classifier, read from the user's file; "" where none is given."""
+    return "" if given is None else sha256_hex(given.weight.tobytes() + given.bias.tobytes())
 
 
 def train(job: TrainJob, pairs: PairedItems, progress: Progress) -> TrainedAlignment:
@@ -105,18 +151,18 @@ def train_all(jobs: Sequence[TrainJob], pairs: PairedItems, progress: Progress) 
         if (found := _finished(job, alone=len(jobs) == 1)) is not None:
             trained[job.method] = found
     pending = [job for job in jobs if job.method not in trained]
-    table = _train_table(pairs.part("train"), pending) if pending else None
+    train = pairs.part("train")
     for job in pending:
-        # What cannot be fitted is told here, before a cluster starts a worker for it (and retries it).
+        # What cannot be fitted is said here, before a cluster starts a worker for it (and retries it).
         try:
-            check_pairs(_training_pairs(job, table))
+            check_pairs(training_pairs(train, job.method, job.classifier))
         except AlignmentFailed as error:
             if len(jobs) == 1:
                 raise
             trained[job.method] = str(error)
     pending = [job for job in pending if job.method not in trained]
-    if table is not None and pending:
-        _run(jobs, pending, table, progress)
+    if pending:
+        _run(jobs, pending, train, progress)
     for job in pending:
         written = _finished(job, alone=len(jobs) == 1)
         if written is None:
@@ -138,51 +184,11 @@ def _finished(job: TrainJob, *, alone: bool) -> TrainedAlignment | str | None:
     return None if failure is None else str(failure.details["reason"])
 
 
-def _train_table(part: PairedItems, jobs: Sequence[TrainJob]) -> pa.Table:
-    """Columns old, new, side where there is one, and label (null: unknown) where labels can be learnt from."""
-    columns: dict[str, pa.Array] = {
-        "old": vector_column(part.old),
-        "new": vector_column(part.new),
-        "key": pa.array(hash_ids_of(part.ids)),
-    }
-    if part.side is not None:
-        columns["side"] = vector_column(part.side)
-    fastfill = [job for job in jobs if job.method == "fastfill"]
-    labelled = part.labelled()
-    if fastfill and part.labels is not None and labelled.labels is not None:
-        known = np.array([label is not None for label in part.labels.tolist()], dtype=bool)
-        numbers = np.zeros(len(known), np.int64)
-        numbers[known] = _class_numbers(labelled.labels, given=fastfill[0].classifier is not None)
-        columns["label"] = pa.array(numbers, mask=~known)
-    # By the ids' hashes: the result must not depend on how the pairs were drawn.
-    return pa.table(columns).sort_by("key").drop_columns("key")
-
-
-def _training_pairs(job: TrainJob, table: pa.Table) -> TrainingPairs:
-    """What one map is fitted on: fastfill learns from the labelled pairs alone, if there are enough of them."""
-    labels = None
-    if job.method == "fastfill" and "label" in table.column_names:
-        table = table.filter(pc.is_valid(table.column("label")))
-        labels = table.column("label").to_numpy()
-
-    def matrix(name: str) -> np.ndarray:
-        column = table.column(name)
-        return vectors_of(column, column.type.list_size, metric="ip")[0]
-
-    return TrainingPairs(
-        old=matrix("old"),
-        new=matrix("new"),
-        labels=labels,
-        classifier=Classifier(*job.classifier) if job.classifier is not None else None,
-        side=matrix("side") if "side" in table.column_names else None,
-    )
-
-
-def _run(jobs: Sequence[TrainJob], pending: Sequence[TrainJob], table: pa.Table, progress: Progress) -> None:
-    with progress.stage("train", table.num_rows, "pairs") as bar, original_errors():
+def _run(jobs: Sequence[TrainJob], pending: Sequence[TrainJob], train: PairedItems, progress: Progress) -> None:
+    with progress.stage("train", len(train.ids), "pairs") as bar, original_errors():
         TorchTrainer(
             _train_worker,
-            train_loop_config={"jobs": list(pending), "alone": len(jobs) == 1, "pairs": ray.put(table)},
+            train_loop_config={"jobs": list(pending), "alone": len(jobs) == 1, "pairs": ray.put(train)},
             scaling_config=ScalingConfig(num_workers=_WORKERS, use_gpu=pending[0].use_gpu),
             run_config=RunConfig(
                 name="train",
@@ -190,7 +196,7 @@ def _run(jobs: Sequence[TrainJob], pending: Sequence[TrainJob], table: pa.Table,
                 **_storage(jobs),
             ),
         ).fit()
-        bar.advance(table.num_rows)
+        bar.advance(len(train.ids))
 
 
 def load_alignment(files: Files, trained: TrainedAlignment, spaces: dict[str, str]) -> Alignment:
@@ -199,23 +205,6 @@ def load_alignment(files: Files, trained: TrainedAlignment, spaces: dict[str, st
     if info.get("spaces") != spaces:
         raise SpaceMismatch(f"{trained.info.path}: maps {info.get('spaces')}, but this run's spaces are {spaces}")
     return Alignment.load(get_verified(files, trained.weights), info)
-
-
-def hash_ids_of(ids: np.ndarray) -> np.ndarray:
-    """``hash_ids`` of an object array of ints or strings."""
-    return hash_ids(ids.astype(np.int64) if len(ids) and isinstance(ids[0], int) else ids)
-
-
-def _class_numbers(labels: np.ndarray, *, given: bool) -> np.ndarray:
-    """Labels as integers: as they are where the new model's classifier defines them, else numbered in sorted order."""
-    if given:
-        try:
-            return np.array([int(label) for label in labels], dtype=np.int64)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"gallery.label_column: {error}; with new_model.classifier labels are the classifier's class numbers"
-            ) from error
-    return np.unique(np.array([str(label) for label in labels]), return_inverse=True)[1].astype(np.int64)
 
 
 def _storage(jobs: Sequence[TrainJob]) -> dict[str, Any]:
@@ -233,16 +222,20 @@ def _storage(jobs: Sequence[TrainJob]) -> dict[str, Any]:
 
 def _train_worker(config: dict[str, Any]) -> None:
     """The jobs in order; what this worker finished before it died and was started again, is skipped."""
-    table = ray.get(config["pairs"])
+    train = ray.get(config["pairs"])
     for job in config["jobs"]:
         if _finished(job, alone=config["alone"]) is None:
-            _train_one(job, table, alone=config["alone"])
+            _train_one(job, train, alone=config["alone"])
 
 
-def _train_one(job: TrainJob, table: pa.Table, *, alone: bool) -> None:
+def _train_one(job: TrainJob, train: PairedItems, *, alone: bool) -> None:
     """One epoch at a time, so that a killed run loses at most ``_CHECKPOINT_EVERY`` of them."""
     fit = Fit(
-        job.method, job.preset, _training_pairs(job, table), seed=job.seed, device="cuda" if job.use_gpu else "cpu"
+        job.method,
+        job.preset,
+        training_pairs(train, job.method, job.classifier),
+        seed=job.seed,
+        device="cuda" if job.use_gpu else "cpu",
     )
     name = f"{job.fingerprint}.safetensors"  # a checkpoint of another map is none for this one
     checkpoint = ray.train.get_checkpoint()

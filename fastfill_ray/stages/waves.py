@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from fastfill_ray.config import BackfillConfig, StopConfig
+from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.errors import EmbedderError, QuarantineExceeded
 from fastfill_ray.log.records import Plan
-from fastfill_ray.stages.embed import Unit, embed, keep_receipt
+from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.embed import Job, embed
 from fastfill_ray.stages.intake import Intake
-from fastfill_ray.stages.prepare import Prepared, Quarantine, known_receipts, make_job, withdraw
-from fastfill_ray.stages.progress import Progress
+from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import wave_folder
+from fastfill_ray.storage.paths import chunk_of, wave_folder
 from fastfill_ray.storage.receipts import Receipt, find_receipts
 
 
@@ -20,35 +20,24 @@ class Waves:
     """Embeds what has no receipt yet, in wave order. ``close`` it in any case: that stops the pool.
 
     Args:
-        units: {wave: its units}, consecutive waves.
+        groups: {wave: its units}, consecutive waves.
+        may_stop: whether a rule can stop the run in the middle of a wave that would go on to the end otherwise.
     """
 
     def __init__(
         self,
-        config: BackfillConfig,
-        files: Files,
-        ready: Prepared,
-        plan: Plan,
-        units: Mapping[int, Sequence[Unit]],
-        progress: Progress,
+        context: Context,
+        job: Job,
+        groups: Mapping[int, UnitGroup],
+        resources: ResourcesConfig,
+        *,
+        may_stop: bool,
     ) -> None:
-        self._files, self._plan, self._units, self._progress = files, plan.plan, units, progress
-        self._rows = {wave: sum(unit.rows for unit in mine) for wave, mine in units.items()}
-        limits = {wave: config.quarantine.limit(rows) for wave, rows in self._rows.items()}
-        self._receipts = {
-            wave: known_receipts(files, wave_folder(plan.plan, wave), mine, limits[wave])
-            for wave, mine in units.items()
-        }
-        self._quarantines = {
-            wave: Quarantine(f"wave {wave}", self._rows[wave], limits[wave], self._receipts[wave].values())
-            for wave in units
-        }
+        self._groups, self._progress = groups, context.progress
         self._handed_over: set[int] = set()
-        missing = [unit for wave, mine in units.items() for unit in mine if unit.unit not in self._receipts[wave]]
-        job = make_job(config, files, ready.snapshot, plan.thresholds)
-        # Only a rule can stop a run in the middle of a wave that goes on to the end otherwise.
-        self._intake = Intake() if config.stop != StopConfig() else None
-        self._stream = embed(job, missing, config.resources, self._intake)
+        missing = [unit for group in groups.values() for unit in group.missing]
+        self._intake = Intake() if may_stop else None
+        self._stream = embed(job, missing, resources, self._intake)
 
     def receipts(self, wave: int) -> dict[int, Receipt]:
         """The receipts {chunk: receipt} of a wave, as soon as its last one is durable; ask in wave order.
@@ -56,27 +45,24 @@ class Waves:
         Raises:
             QuarantineExceeded: of this wave or one that is embedded ahead; the receipts with bad rows are withdrawn.
         """
-        units, receipts = self._units[wave], self._receipts[wave]
-        done = sum(unit.rows for unit in units if unit.unit in receipts)
+        group = self._groups[wave]
+        done = group.rows - sum(unit.rows for unit in group.missing)
         try:
-            with self._progress.stage(f"wave {wave}", self._rows[wave], "items", done=done) as bar:
-                while len(receipts) < len(units):
+            with self._progress.stage(f"wave {wave}", group.rows, "items", done=done) as bar:
+                while len(group.receipts) < len(group.units):
                     received = next(self._stream, None)
                     if received is None:
                         raise EmbedderError(f"wave {wave}: the pool ended before all its receipts came; run again")
                     unit, receipt = received
-                    self._receipts[unit.wave][unit.unit] = receipt
+                    self._groups[unit.wave].add(unit, receipt)
                     if unit.wave == wave:
                         bar.advance(unit.rows)
-                    if receipt.quarantined:
-                        self._quarantines[unit.wave].add(receipt)
-                        keep_receipt(self._files, unit, receipt)
         except QuarantineExceeded:
-            for other in self._units.keys() - self._handed_over:
-                withdraw(self._files, wave_folder(self._plan, other))
+            for other in self._groups.keys() - self._handed_over:
+                self._groups[other].withdraw()
             raise
         self._handed_over.add(wave)
-        return {int(name[1:]): receipt for name, receipt in receipts.items()}
+        return {chunk_of(unit): receipt for unit, receipt in group.receipts.items()}
 
     def drain(self) -> None:
         """Begin nothing more, and wait for the units that have begun: they count when the run goes on.

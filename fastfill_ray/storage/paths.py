@@ -12,6 +12,7 @@ LOG = "log"
 REPORT_HTML = "reports/report.html"
 REPORT_METRICS = "reports/metrics.json"
 _RECORD = re.compile(r"^log/(\d{20})\.json$")
+_CHUNK = re.compile(r"c(\d{8})")
 _UNIT_RECEIPT = re.compile(r"^(?:.*/)?([cq]\d{8})\.receipt\.json$")
 
 
@@ -65,6 +66,19 @@ def units_path(plan: str, digest: str) -> str:
 def chunk_unit(chunk: int) -> str:
     """Unit id of a gallery chunk."""
     return f"c{chunk:08d}"
+
+
+def chunk_of(unit: str) -> int:
+    """The gallery chunk of a unit id that ``chunk_unit`` built. Raises ValueError for another name."""
+    match = _CHUNK.fullmatch(unit)
+    if match is None:
+        raise ValueError(f"{unit!r} is no unit of a gallery chunk")
+    return int(match[1])
+
+
+def query_folder(fingerprint: str, model: Literal["new", "old"]) -> str:
+    """The queries' vectors by one model."""
+    return f"{stage_folder('evaluation', fingerprint)}/{model}"
 
 
 def query_unit(unit: int) -> str:

@@ -12,13 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfill_ray.backfill import BackfillResult, input_pins, parse_until, plan_settings
-from fastfill_ray.config import StopConfig, load_config
+from fastfill_ray.backfill import BackfillResult, parse_until
+from fastfill_ray.config import StopConfig, input_paths, load_config, plan_settings
 from fastfill_ray.errors import ConfigError, PlanMismatch
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.log.envelope import seal, unseal
 from fastfill_ray.log.next_step import Step, next_step
 from fastfill_ray.log.records import Body, Claim, Plan, Publish, Verdict, Version
 from fastfill_ray.log.state import State, apply, fold
+from fastfill_ray.stages.preflight import input_pins
 from tests.log.test_records import INIT, chain, plan, unchain, version
 
 WAVES = (0.2, 0.5, 1.0)
@@ -330,16 +332,16 @@ def test_every_input_file_is_part_of_the_request(tmp_path: Path) -> None:
             new_model={"embedder": "m:M", "dim": 8, "classifier": str(tmp_path / "classifier.npz")},
         )
     )
-    pins = input_pins(given)
+    pins = input_pins(InputStore(), input_paths(given))
     assert {Path(path).relative_to(tmp_path).as_posix() for path, _, _ in pins} == set(names)
-    assert input_pins(given) == pins
+    assert input_pins(InputStore(), input_paths(given)) == pins
     for name in names:
-        before = input_pins(given)
+        before = input_pins(InputStore(), input_paths(given))
         path = tmp_path / name
         os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-        assert input_pins(given) != before
+        assert input_pins(InputStore(), input_paths(given)) != before
     pq.write_table(pa.table({"id": [2]}), tmp_path / "gallery" / "c.parquet")
-    assert len(input_pins(given)) == len(names) + 1
+    assert len(input_pins(InputStore(), input_paths(given))) == len(names) + 1
     (tmp_path / "qrels.parquet").unlink()
     with pytest.raises(ConfigError, match=r"queries\.qrels_path.*does not exist"):
-        input_pins(given)
+        input_pins(InputStore(), input_paths(given))

@@ -23,8 +23,10 @@ def test_a_group_column_gives_the_pairs_another_name_and_none_leaves_the_one_the
     plain, grouped = config(tmp_path), config(tmp_path, group_column="group")
     snapshot = inspect_gallery(InputStore(), plain.gallery, plain.resources)
     before = [snapshot.fingerprint, plain.pairs.model_dump(mode="json"), plain.seed, "space", [("x",), "label"]]
-    assert plan_pairs(plain, snapshot, "space").fingerprint == fingerprint(before)
-    assert plan_pairs(grouped, snapshot, "space").fingerprint != fingerprint(before)
+    assert plan_pairs(plain.pairs, plain.gallery, snapshot, "space", plain.seed).fingerprint == fingerprint(before)
+    assert plan_pairs(grouped.pairs, grouped.gallery, snapshot, "space", grouped.seed).fingerprint != fingerprint(
+        before
+    )
 
 
 def test_without_a_group_column_the_embedded_queries_keep_their_name(tmp_path: Path) -> None:
@@ -37,4 +39,6 @@ def test_without_a_group_column_the_embedded_queries_keep_their_name(tmp_path: P
     keys = plain.queries.model_dump(mode="json")
     del keys["group_column"]
     seen = [inputs.model_dump(mode="json"), judgements.model_dump(mode="json")]
-    assert plan_queries(plain, inputs, judgements, {}).fingerprint == fingerprint([seen, keys, {}, plain.seed])
+    assert plan_queries(plain.queries, inputs, judgements, {}, plain.seed).fingerprint == fingerprint(
+        [seen, keys, {}, plain.seed]
+    )

@@ -1,0 +1,55 @@
+"""What the stages before PLAN came to, as the stages after it need it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastfill_ray.config import IndexConfig, ObjectiveConfig
+from fastfill_ray.experiment.items import PairedItems, Queries
+from fastfill_ray.retrieval.fusion import Fusion
+from fastfill_ray.stages.choose import Decision
+from fastfill_ray.stages.score import Scorer, Scores
+from fastfill_ray.stages.snapshot import Snapshot
+from fastfill_ray.types import Metric
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a plan and every version of it are made from: the outputs of the stages before, and the config's parts.
+
+    num_sampled: items that were sampled as pairs; those that teach nothing are not among `pairs`. pair_chunks: the
+    chunks that they are in.
+    """
+
+    snapshot: Snapshot
+    num_sampled: int
+    pair_chunks: tuple[int, ...]
+    pairs: PairedItems
+    queries: Queries
+    decision: Decision
+    scores: Scores
+    objective: ObjectiveConfig
+    waves: tuple[float, ...]
+    index: IndexConfig
+
+    @property
+    def scorer(self) -> Scorer:
+        return self.scores.scorer
+
+    @property
+    def metric(self) -> Metric:
+        return self.scorer.source.metric
+
+    @property
+    def seed(self) -> int:
+        return self.scorer.seed
+
+    @property
+    def fusion(self) -> Fusion | None:
+        """The factors of fused stale vectors; None in stale mode `aligned`."""
+        return self.decision.fusion(self.metric)
+
+    @property
+    def pairs_share(self) -> float:
+        """The share of the gallery that the pairs are."""
+        return len(self.pairs.ids) / self.snapshot.rows

@@ -1,0 +1,209 @@
+"""What is measured of one plan: its arms, its versions, and whether a version may replace what is served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from fastfill_ray.errors import ConfigError
+from fastfill_ray.experiment.candidate import Objective
+from fastfill_ray.experiment.versions import ShadowVersions
+from fastfill_ray.log.gate import judge
+from fastfill_ray.log.records import FileRef, FlipValue, MetricValue, Plan, Segment, Verdict, Version
+from fastfill_ray.ordering.partition import cut_buckets
+from fastfill_ray.retrieval.calibration import OrderCalibration
+from fastfill_ray.retrieval.metrics import measure as measure_scores
+from fastfill_ray.stages import measure
+from fastfill_ray.stages.basis import Basis
+from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.evaluate import GallerySearch, complete_depth, search_old, search_segments
+from fastfill_ray.stages.measure import PerQuery
+from fastfill_ray.stages.score import pair_keys
+from fastfill_ray.stages.shadows import ShadowPlan, shadow_versions
+from fastfill_ray.storage.paths import stage_output
+from fastfill_ray.storage.refs import put_file, sha256_hex
+from fastfill_ray.types import F32, F64, Split
+
+
+class Evaluator:
+    """Measures on the shadow gallery of the audit items, and on the index with the given queries.
+
+    Args:
+        cuts: the keys at which waves end.
+    """
+
+    def __init__(self, context: Context, basis: Basis, cuts: Sequence[int]) -> None:
+        self._context, self._basis, self._cuts = context, basis, cuts
+        num_audit = int((basis.pairs.split == "audit").sum())
+        in_gallery = complete_depth(basis.snapshot.rows, len(basis.queries.ids))
+        self._depth = {"audit": num_audit, "gallery": in_gallery}
+        self._search = GallerySearch(basis.queries, basis.metric, in_gallery)
+
+    @cached_property
+    def _audit(self) -> ShadowVersions:
+        return self._shadow("audit")
+
+    @cached_property
+    def _calibration(self) -> ShadowVersions:
+        return self._shadow("calibration")
+
+    @cached_property
+    def _plan(self) -> ShadowPlan:
+        basis = self._basis
+        keys = pair_keys(self._context.files, basis.scores, basis.pair_chunks)
+        return ShadowPlan(self._cuts, basis.waves, basis.pairs_share, keys, basis.fusion)
+
+    def _shadow(self, split: Split) -> ShadowVersions:
+        basis = self._basis
+        return shadow_versions(basis.pairs, split, basis.queries, basis.scorer, self._plan)
+
+    def arms(self, plan: str) -> tuple[dict[str, tuple[MetricValue, ...]], FileRef | None]:
+        """The arms' means, and old/old per query.
+
+        old/old is measured in both scopes where queries have old vectors; new/new on the audit shadow (in the gallery
+        it is the last version).
+
+        Raises:
+            ConfigError: no query has a relevant item, so that the objective measures nothing.
+        """
+        basis, shadow = self._basis, self._audit.shadow
+        arms: dict[str, tuple[MetricValue, ...]] = {}
+        per_query = None
+        if shadow.old is not None:
+            old: PerQuery = self._on_audit(shadow.old, calibrated=True)
+            if basis.queries.old is not None and self._has_answers:
+                pinned = basis.snapshot.gallery.files
+                buckets = [
+                    [(chunk, pinned[chunk.file]) for chunk in bucket]
+                    for bucket in cut_buckets(basis.snapshot.chunks, segment_rows=basis.index.segment_rows)
+                ]
+                merged = search_old(basis.scorer.source, buckets, self._search)
+                old |= {("gallery", name, True): values for name, values in merged.items()}
+            arms["old/old"] = self.means(old)
+            per_query = self.keep(old, plan, "old-old.parquet")
+        new: PerQuery = self._on_audit(shadow.new, calibrated=True)
+        arms["new/new"] = self.means(new)
+        self._check_answerable(arms)
+        return arms, per_query
+
+    def fit(self, wave: int, plan: Plan) -> OrderCalibration:
+        """The calibration of a version's stale scores, for the objective or for what stands in for it."""
+        objective = self._basis.objective
+        fitted_by = Objective(plan.fitted_by or objective.relevance, objective.metric)
+        return self._calibration.fit(wave, fitted_by, plan.form)
+
+    def calibrated(self, segments: Sequence[Segment], calibration: OrderCalibration) -> list[Segment]:
+        """The segments as they are served: a stale one's whole wave as the wave's middle is, new ones as they are."""
+        middles = self._calibration.middles
+        return [
+            segment.model_copy(update={"calibration": calibration.at(float(middles[segment.wave]))})
+            if segment.state == "stale"
+            else segment
+            for segment in segments
+        ]
+
+    def measure(self, segments: Sequence[Segment], wave: int, calibration: OrderCalibration) -> PerQuery:
+        """A version per query, in every scope and relevance there is, as served and with raw scores."""
+        values: PerQuery = {}
+        state = self._audit.state(wave)
+        for calibrated, applied in ((True, calibration), (False, OrderCalibration())):
+            values |= self._on_audit(state.under(applied), calibrated=calibrated)
+        if self._has_answers:
+            both = (True, False)
+            merged = search_segments(self._context.files, segments, self._search, both)
+            for calibrated, relevances in zip(both, merged, strict=True):
+                values |= {("gallery", name, calibrated): metrics for name, metrics in relevances.items()}
+        return values
+
+    def _on_audit(self, scores: F32, *, calibrated: bool) -> PerQuery:
+        """One state of the audit shadow by its scores (Q, N)."""
+        by_relevance = measure_scores(scores, self._audit.shadow.relevant)
+        return {("audit", name, calibrated): metrics for name, metrics in by_relevance.items()}
+
+    def means(self, values: PerQuery) -> tuple[MetricValue, ...]:
+        """Over all queries, then per group of the queries."""
+        basis = self._basis
+        per_group = measure.group_values(values, self._depth, basis.seed, basis.queries.groups, basis.objective.metric)
+        return measure.metric_values(values, self._depth, basis.seed) + per_group
+
+    def keep(self, values: PerQuery, plan: str, name: str) -> FileRef:
+        """Store values per query, for comparisons with later versions."""
+        data = measure.query_table(values, self._basis.queries.fingerprint)
+        path = stage_output("evaluation", plan, name, sha256_hex(data))
+        return put_file(self._context.files, path, data)
+
+    def flips(self, plan: Plan, before: Version | None, values: PerQuery) -> tuple[FlipValue, ...]:
+        """Against old/old and the version before in this plan, where their values per query are known."""
+        kept = {"old/old": plan.baseline_queries, "version before": before.query_metrics if before else None}
+        files, queries = self._context.files, self._basis.queries.fingerprint
+        known = {
+            against: measure.read_values(files, reference, queries)
+            for against, reference in kept.items()
+            if reference is not None
+        }
+        return measure.flip_values(values, known, self._basis.seed)
+
+    def judge(self, plan: Plan, serving: Version | None, values: PerQuery, max_regression: float) -> Verdict:
+        """The gate, on the index with the given queries; on the audit shadow where those have no such relevance.
+
+        Args:
+            serving: the version that is published now; None for the first one, which is held against old/old.
+        """
+        objective = self._basis.objective
+        scope = "gallery" if ("gallery", objective.relevance, True) in values else "audit"
+        now = values[scope, objective.relevance, True][objective.metric]
+        if np.isnan(now).all():
+            raise _unanswerable(objective.relevance)
+        against = "old/old" if serving is None else f"version {serving.version}"
+        before = self._before(plan, serving, scope)
+        return judge(now, before, against=against, max_regression=max_regression, seed=self._basis.seed)
+
+    def _before(self, plan: Plan, serving: Version | None, scope: str) -> F64 | None:
+        """The objective per query on what users have; None where that cannot be known.
+
+        A version of an earlier plan was measured on other queries, so it is measured again: its segments are searched
+        with this plan's queries; not if it is fused and they have no old vectors any more. On the audit shadow only a
+        finished one is known: all of it was new.
+        """
+        files, queries, objective = self._context.files, self._basis.queries, self._basis.objective
+        reference = plan.baseline_queries if serving is None else serving.query_metrics
+        if reference is None:
+            return None
+        known = measure.read_objective(files, reference, queries.fingerprint, scope, objective)
+        if known is not None or serving is None:
+            return known
+        if scope == "gallery":
+            if queries.old is None and any(segment.needs_old_queries for segment in serving.segments):
+                return None
+            [merged] = search_segments(files, serving.segments, self._search, [True])
+            return merged[objective.relevance][objective.metric]
+        if serving.new_rows == serving.rows:
+            return self._on_audit(self._audit.shadow.new, calibrated=True)["audit", objective.relevance, True][
+                objective.metric
+            ]
+        return None
+
+    @property
+    def _has_answers(self) -> bool:
+        """Whether the queries say what is right for them in the gallery."""
+        return self._basis.queries.labels is not None or self._basis.queries.judged is not None
+
+    def _check_answerable(self, arms: Mapping[str, Sequence[MetricValue]]) -> None:
+        """Refuse an objective that nothing can be measured by: the gate would publish anything."""
+        relevance, queries, pairs = self._basis.objective.relevance, self._basis.queries, self._basis.pairs
+        answerable = True
+        if relevance == "label" and queries.labels is not None and pairs.labels is not None:
+            answerable = bool((set(queries.labels.tolist()) - {None}) & set(pairs.labels.tolist()))
+        elif relevance == "qrels" and "old/old" in arms:
+            answerable = any(value.relevance == relevance for value in arms["old/old"])
+        if not answerable:
+            raise _unanswerable(relevance)
+
+
+def _unanswerable(relevance: str) -> ConfigError:
+    return ConfigError(
+        f"objective.relevance is {relevance!r}, but no query has a relevant item in the gallery. Check that queries "
+        "and gallery name labels or items alike, or choose another relevance."
+    )

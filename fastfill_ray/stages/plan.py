@@ -1,0 +1,121 @@
+"""From scores to PLAN: the order cut into waves, the work list, the templates, the arms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fastfill_ray.log.records import Plan
+from fastfill_ray.ordering.waves import wave_targets
+from fastfill_ray.stages.basis import Basis
+from fastfill_ray.stages.build import train_templates
+from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.embed import Unit
+from fastfill_ray.stages.evaluator import Evaluator
+from fastfill_ray.stages.score import count_units, thresholds
+from fastfill_ray.storage.arrow import read_table, table_bytes
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.paths import chunk_unit, units_path, wave_folder
+from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.types import fingerprint
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is asked for: the config's part that it is bound to, and the fingerprint of that and the input."""
+
+    fingerprint: str
+    settings: dict[str, Any]
+
+
+def plan_name(basis: Basis, request: Request, number: int) -> str:
+    """The plan's number goes into its name: a request that comes back after another one is a plan of its own."""
+    fusion, mode = None, "aligned"
+    if basis.fusion is not None:
+        fusion, mode = basis.fusion.model_dump(mode="json"), "fused"
+    return fingerprint([basis.scores.fingerprint, request.fingerprint, number, mode, fusion, basis.decision.form])
+
+
+def make_plan(context: Context, basis: Basis, request: Request, number: int) -> Plan:
+    """Cut the order into waves, train the templates, measure the arms.
+
+    Args:
+        number: of the plan under this root, from 0.
+
+    Raises:
+        ConfigError: the first wave ends below the pairs' share, or no query has a relevant item.
+    """
+    files, decision, index = context.files, basis.decision, basis.index
+    name = plan_name(basis, request, number)
+    stale_factory = index.stale_factory or index.factory
+    with context.progress.timed("plan"):
+        targets = wave_targets(basis.waves, basis.snapshot.rows, basis.num_sampled)
+        cuts = thresholds(files, basis.scores, targets)
+        counts = count_units(files, basis.scores, cuts, len(basis.waves))
+        chunks, numbers = np.nonzero(counts)
+        data = table_bytes(pa.table({"chunk": chunks, "wave": numbers, "rows": counts[chunks, numbers]}))
+        units = put_file(files, units_path(name, sha256_hex(data)), data)
+        templates = train_templates(files, basis.pairs, basis.scorer, name, index.factory, stale_factory, basis.fusion)
+    with context.progress.timed("arms"):
+        arms, per_query = Evaluator(context, basis, cuts).arms(name)
+    return Plan(
+        plan=name,
+        request=request.fingerprint,
+        settings=request.settings,
+        snapshot=basis.snapshot.fingerprint,
+        pairs=basis.pairs.fingerprint,
+        alignment=basis.scorer.trained.fingerprint,
+        scores=basis.scores.fingerprint,
+        method=decision.method,
+        policy=decision.policy,
+        stale_mode="aligned" if basis.fusion is None else "fused",
+        fusion=basis.fusion,
+        waves=basis.waves,
+        thresholds=tuple(cuts),
+        wave_rows=tuple(counts.sum(axis=0).tolist()),
+        rows=basis.snapshot.rows,
+        ids_digest=basis.scores.ids_digest,
+        unusable_rows=basis.scores.unusable,
+        factory=index.factory,
+        stale_factory=stale_factory,
+        segment_rows=index.segment_rows,
+        units=units,
+        templates=templates,
+        objective=f"{basis.objective.relevance}/{basis.objective.metric}",
+        baselines=arms,
+        baseline_queries=per_query,
+        choices=decision.reasons,
+        form=decision.form,
+        fitted_by=decision.chosen_by,
+        prediction=decision.prediction,
+        choice=decision.choice,
+    )
+
+
+def wave_units(files: Files, plan: Plan, basis: Basis) -> dict[int, list[Unit]]:
+    """{wave: its units in chunk order} of the plan's work list, the pairs' left out."""
+    table = read_table(get_verified(files, plan.units), name=plan.units.path)
+    snapshot, scores = basis.snapshot, basis.scores
+    chunks = snapshot.chunks
+    units: dict[int, list[Unit]] = {wave: [] for wave in range(1, len(plan.waves) + 1)}
+    for row in table.sort_by("chunk").to_pylist():
+        if row["wave"] in units:
+            chunk = chunks[row["chunk"]]
+            units[row["wave"]].append(
+                Unit(
+                    unit=chunk_unit(chunk.index),
+                    folder=wave_folder(plan.plan, row["wave"]),
+                    file=snapshot.gallery.files[chunk.file],
+                    start=chunk.start,
+                    length=chunk.rows,
+                    rows=row["rows"],
+                    role="item",
+                    model="new",
+                    wave=row["wave"],
+                    scores=scores.chunks[chunk.index],
+                )
+            )
+    return units

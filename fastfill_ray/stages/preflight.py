@@ -1,0 +1,123 @@
+"""Everything about a request that can be refused before anything starts: from the config, listings and footers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastfill_ray.config import GalleryConfig, IndexConfig, NewModelConfig, QueriesConfig
+from fastfill_ray.errors import ConfigError, InputError
+from fastfill_ray.index.segment import check_factory
+from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.inputs.parquet import TableInput, vector_dim_of
+from fastfill_ray.stages.embed import Models
+from fastfill_ray.stages.queries import pin_queries
+from fastfill_ray.stages.snapshot import Snapshot
+
+
+def input_pins(store: InputStore, paths: Mapping[str, str | None]) -> list[list[Any]]:
+    """Path, size and tag of every input file, from listings only.
+
+    Args:
+        paths: {config key: path}.
+
+    Raises:
+        ConfigError: there is nothing at a path; names its key.
+    """
+    pins: list[list[Any]] = []
+    for key, path in paths.items():
+        try:
+            files = store.find(path) if path is not None else []
+        except InputError as error:
+            raise ConfigError(f"{key}: {error}") from error
+        pins += [[file.path, file.size, file.tag] for file in files]
+    return pins
+
+
+def check_output(output: str, gallery: GalleryConfig, queries: QueriesConfig | None) -> None:
+    """Refuse an output folder whose files would be taken for input."""
+    for key, path in (("gallery.path", gallery.path), ("queries.path", queries and queries.path)):
+        if path and f"{output}/".startswith(f"{path.rstrip('/')}/"):
+            raise ConfigError(
+                f"output: {output} lies in {key} {path}; files written there would be taken for input. "
+                "Choose a folder outside of it."
+            )
+
+
+def check_index(index: IndexConfig, new: NewModelConfig, old_dim: int, num_pairs: int, stale_mode: str) -> None:
+    """Refuse index factories that cannot hold the vectors, or be trained on the pairs."""
+    check_factory(index.factory, new.dim, new.metric, 2 * num_pairs)
+    key = "index.stale_factory"
+    if stale_mode == "fused":
+        for dim in _fused_dims(new, old_dim):
+            check_factory(_stale_factory(index), dim, new.metric, num_pairs, f"{key} (of fused vectors)")
+    elif index.stale_factory is not None:
+        check_factory(index.stale_factory, new.dim, new.metric, 2 * num_pairs, key)
+
+
+def can_fuse(index: IndexConfig, queries: QueriesConfig | None, models: Models, old_dim: int, num_pairs: int) -> bool:
+    """Whether `auto` may choose fused: users can ask with old vectors, and the index of stale ones can hold them."""
+    given = queries is not None and queries.old_vector_column is not None
+    if not given and models.old.embedder is None:
+        return False
+    try:
+        for dim in _fused_dims(models.new, old_dim):
+            check_factory(_stale_factory(index), dim, models.new.metric, num_pairs)
+    except ConfigError:
+        return False
+    return True
+
+
+def check_queries(
+    store: InputStore, queries: QueriesConfig, gallery: GalleryConfig, new: NewModelConfig, inspected: Snapshot
+) -> None:
+    """Refuse queries that do not fit the gallery: their labels' type, the dimensions of given vectors.
+
+    Raises:
+        ConfigError, InputError: names the key or column, what was found and what is expected.
+    """
+    inputs, _ = pin_queries(store, queries)
+    _check_label_types(queries, gallery, inputs, inspected)
+    for key, column, dim, source in (
+        ("queries.new_vector_column", queries.new_vector_column, new.dim, "new_model.dim"),
+        ("queries.old_vector_column", queries.old_vector_column, inspected.old_dim, "the gallery's old vectors"),
+    ):
+        if column is not None and (there := vector_dim_of(store, inputs, column)) != dim:
+            raise ConfigError(f"{key}: column {column!r} holds vectors of {there} dims, expected {dim} as {source}")
+
+
+def changed_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
+    """What differs from the settings of a plan, key by key."""
+    now, then = _leaves(now), _leaves(then)
+    changed = [
+        f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in {**then, **now} if then.get(key) != now.get(key)
+    ]
+    return "; ".join(changed) or "input files were added or changed"
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        leaves |= _leaves(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return leaves
+
+
+def _check_label_types(queries: QueriesConfig, gallery: GalleryConfig, inputs: TableInput, inspected: Snapshot) -> None:
+    """Labels are compared as they are: an int never equals a string."""
+    if gallery.label_column is None or queries.label_column is None:
+        return
+    kind, expected = inputs.types[queries.label_column], inspected.gallery.types[gallery.label_column]
+    if ("int" in kind) != ("int" in expected) or ("string" in kind) != ("string" in expected):
+        raise ConfigError(
+            f"queries.label_column: column {queries.label_column!r} is {kind}, but gallery.label_column "
+            f"{gallery.label_column!r} is {expected}; they must be of one type to be compared"
+        )
+
+
+def _stale_factory(index: IndexConfig) -> str:
+    return index.stale_factory or index.factory
+
+
+def _fused_dims(new: NewModelConfig, old_dim: int) -> tuple[int, int]:
+    """Dimensions that fused vectors can have; the second where old vectors alone serve best."""
+    return old_dim + new.dim, old_dim

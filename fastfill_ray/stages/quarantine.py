@@ -1,0 +1,67 @@
+"""Bad rows: a few of them are lived with, too many stop what they are part of before anything of it is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastfill_ray.config import QuarantineConfig
+from fastfill_ray.errors import QuarantineExceeded
+from fastfill_ray.stages.embed import Unit, keep_receipt
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.paths import unit_receipt
+from fastfill_ray.storage.receipts import Receipt, find_receipts
+
+_SHOWN = 5
+
+
+class UnitGroup:
+    """Units that are committed together: the pairs, the queries of one model, or a wave. All lie in one folder.
+
+    Receipts of earlier runs count, unless they hold more bad rows than are allowed by now: then those are withdrawn
+    at once, so that their units are tried again.
+
+    Attributes:
+        receipts: {unit: receipt} of what is done.
+    """
+
+    def __init__(
+        self, files: Files, folder: str, name: str, units: Sequence[Unit], quarantine: QuarantineConfig
+    ) -> None:
+        self.folder, self.units = folder, tuple(units)
+        self.rows = sum(unit.rows for unit in units)
+        self._files, self._name, self._limit = files, name, quarantine.limit(self.rows)
+        names = {unit.unit for unit in units}
+        self.receipts = {unit: receipt for unit, receipt in find_receipts(files, folder).items() if unit in names}
+        if sum(len(receipt.quarantined) for receipt in self.receipts.values()) > self._limit:
+            self.withdraw()
+
+    @property
+    def missing(self) -> list[Unit]:
+        """The units without a receipt, in order."""
+        return [unit for unit in self.units if unit.unit not in self.receipts]
+
+    def add(self, unit: Unit, receipt: Receipt) -> None:
+        """Take a unit's receipt as it comes from the pool; one with bad rows becomes durable only here.
+
+        Raises:
+            QuarantineExceeded: more rows than allowed could not be embedded; names rows and reasons.
+        """
+        self.receipts[unit.unit] = receipt
+        if not receipt.quarantined:
+            return
+        bad = [fault for known in self.receipts.values() for fault in known.quarantined]
+        if len(bad) > self._limit:
+            shown = "; ".join(f"id {fault.id!r} (row {fault.row}): {fault.reason}" for fault in bad[:_SHOWN])
+            raise QuarantineExceeded(
+                f"{self._name}: {len(bad)} of {self.rows} rows could not be embedded, at most {self._limit} are "
+                f"allowed: {shown}. Nothing was committed. Mend the rows or the embedder, or raise "
+                "quarantine.max_rows, and run again."
+            )
+        self.receipts[unit.unit] = keep_receipt(self._files, unit, receipt)
+
+    def withdraw(self) -> None:
+        """Delete the receipts with bad rows: after the mend, the same command tries those units again."""
+        for unit, receipt in find_receipts(self._files, self.folder).items():
+            if receipt.quarantined:
+                self._files.delete(unit_receipt(self.folder, unit))
+        self.receipts = {unit: receipt for unit, receipt in self.receipts.items() if not receipt.quarantined}
