@@ -20,8 +20,8 @@ from fastfill_ray.experiment.experiment import Report, Reported
 from fastfill_ray.experiment.heldout import HeldOut
 from fastfill_ray.experiment.items import MAX_QUERIES, Queries
 from fastfill_ray.experiment.published import published_curve
-from fastfill_ray.experiment.results import arms_json, curve_json
 from fastfill_ray.experiment.shadow import Measured, Shadow, make_shadow
+from fastfill_ray.experiment.summary import arms_json, curve_json
 from fastfill_ray.types import F64
 
 SHOWN = ("label/cmc@1", "label/cmc@5", "label/map", "new_model/recall@10", "qrels/recall@1", "qrels/mrr")

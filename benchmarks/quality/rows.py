@@ -15,7 +15,7 @@ from benchmarks.quality.orders import FIXED_VIEW, TRACKS, with_every_order
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.experiment.candidate import Candidate, MapView, Objective
 from fastfill_ray.experiment.heldout import hold_out
-from fastfill_ray.experiment.results import arms_json
+from fastfill_ray.experiment.summary import arms_json
 from fastfill_ray.retrieval.calibration import FORMS
 from fastfill_ray.simulation import train_maps
 from fastfill_ray.types import SPLITS

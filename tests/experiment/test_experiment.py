@@ -16,8 +16,8 @@ from fastfill_ray.experiment.experiment import MIN_QUERIES, Findings, Question, 
 from fastfill_ray.experiment.heldout import Evidence, hold_out
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.experiment.published import published_curve
-from fastfill_ray.experiment.results import candidate_result, choice_result, findings_json
 from fastfill_ray.experiment.shadow import make_shadow
+from fastfill_ray.experiment.summary import candidate_result, choice_result, findings_json
 from fastfill_ray.ordering.policies import POLICIES, Policy
 from fastfill_ray.retrieval.calibration import FORMS
 from fastfill_ray.retrieval.intervals import mean_interval
