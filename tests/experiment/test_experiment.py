@@ -78,7 +78,7 @@ def test_the_margin_is_the_paired_difference_of_areas_to_the_runner_up(findings:
     winner, runner_up = findings.choice.winner, findings.choice.runner_up
     assert runner_up is not None
     areas = [findings.curve(c).area_per_query("new_model", "map") for c in (winner, runner_up)]
-    assert findings.margin == mean_interval(areas[0] - areas[1], seed=0)
+    assert findings.margin == pytest.approx(mean_interval(areas[0] - areas[1], seed=0))
 
 
 def test_everything_reports_each_map_with_each_order_and_the_winner_with_one_thing_changed(findings: Findings) -> None:
@@ -213,7 +213,7 @@ def test_a_prediction_is_the_curve_at_the_runs_own_fractions_pairs_included(
             is_new[item] = True
         scores = np.where(is_new[None, :], scene.new, view.stale)
         plain = measure(scores, {"label": scene.truths["label"]})["label"]["map"]
-        assert interval == mean_interval(plain, seed=0)
+        assert interval == pytest.approx(mean_interval(plain, seed=0))
 
 
 # The published evaluation

@@ -110,7 +110,7 @@ def test_the_old_arm_is_there_only_where_the_old_model_embeds_queries() -> None:
     assert made.old is not None
     expected = similarity(OLD, OLD, "l2")
     off_diagonal = ~np.eye(N, dtype=bool)
-    np.testing.assert_array_equal(made.old[off_diagonal], expected[off_diagonal])
+    np.testing.assert_allclose(made.old[off_diagonal], expected[off_diagonal], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
@@ -121,7 +121,7 @@ def test_fused_stale_scores_are_the_weighted_sum_of_old_and_aligned_ones(metric:
     off_diagonal = ~np.eye(N, dtype=bool)
     np.testing.assert_allclose(made.stale[off_diagonal], expected[off_diagonal], rtol=1e-4, atol=1e-4)
     assert (np.diag(made.stale) == -np.inf).all()
-    np.testing.assert_array_equal(made.new, shadow(metric).new)
+    np.testing.assert_allclose(made.new, shadow(metric).new, rtol=1e-5, atol=1e-5)
 
 
 def test_a_fusion_with_old_vectors_needs_them() -> None:
