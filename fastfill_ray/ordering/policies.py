@@ -6,7 +6,7 @@ Legend: N items of a chunk, P reference pairs (the train split), D old dim, E ne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from fastfill_ray.ordering.ids import seeded_hash
 from fastfill_ray.ordering.proxies import Proxies
 from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.types import F32, U64, Objects
+
+T = TypeVar("T")
 
 Policy = Literal["random", "uncertainty", "entropy", "expected_gain", "class_margin", "class_loss"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -71,9 +73,12 @@ def expected_gain(old: F32, aligned: F32, proxies: Proxies) -> F32:
 
     Args:
         old: (N, D). aligned: (N, E). proxies: with thresholds.
+
+    Raises:
+        ValueError: proxies without thresholds.
     """
-    assert proxies.thresholds is not None
-    thresholds = np.where(np.isfinite(proxies.thresholds), proxies.thresholds, np.float32(0))
+    best = _needed(proxies.thresholds, "expected_gain", "thresholds of its proxy queries")
+    thresholds = np.where(np.isfinite(best), best, np.float32(0))
     priority = np.empty(len(old), np.float32)
     for start in range(0, len(old), _ROWS_AT_A_TIME):
         part = slice(start, start + _ROWS_AT_A_TIME)
@@ -138,25 +143,35 @@ def priority_of(
     labels: Objects | None,
     seed: int,
 ) -> F32:
-    """The priority (N,) float32 of each item under a policy, from its columns and the reference."""
+    """The priority (N,) float32 of each item under a policy, from its columns and the reference.
+
+    Raises:
+        ValueError: the policy needs labels or a part of the reference that is None.
+    """
     if policy == "random":
         return random_priority(id_hash, seed)
     if policy == "entropy":
-        assert reference.head is not None
-        return entropy(aligned, reference.head)
+        return entropy(aligned, _needed(reference.head, policy, "a classifier"))
     if policy == "expected_gain":
-        assert reference.proxies is not None
-        return expected_gain(old, aligned, reference.proxies)
+        return expected_gain(old, aligned, _needed(reference.proxies, policy, "proxy queries"))
     if policy == "class_margin":
-        assert labels is not None
-        assert reference.new is not None
-        assert reference.labels is not None
-        return class_margin(aligned, labels, reference.new, reference.labels)
+        return class_margin(
+            aligned,
+            _needed(labels, policy, "labels of the items"),
+            _needed(reference.new, policy, "new vectors of the train pairs"),
+            _needed(reference.labels, policy, "labels of the train pairs"),
+        )
     if policy == "class_loss":
-        assert labels is not None
-        assert reference.head is not None
-        return class_loss(aligned, labels, reference.head)
+        head = _needed(reference.head, policy, "a classifier")
+        return class_loss(aligned, _needed(labels, policy, "labels of the items"), head)
     return uncertainty(log_variance)
+
+
+def _needed(part: T | None, policy: Policy, name: str) -> T:
+    """`part`, which a policy cannot do without."""
+    if part is None:
+        raise ValueError(f"policy {policy} needs {name}, which is missing")
+    return part
 
 
 def weighted(policy: Policy, priority: F32, weight: F32, reference: Reference) -> F32:
@@ -170,7 +185,7 @@ def weighted(policy: Policy, priority: F32, weight: F32, reference: Reference) -
         with np.errstate(divide="ignore"):
             return np.maximum(priority + np.log(weight), np.finfo(np.float32).min)
     if policy == "class_margin":
-        assert reference.new is not None
-        spread = float(np.square(reference.new - reference.new.mean(axis=0)).sum(axis=1).mean()) or 1.0
+        new = _needed(reference.new, policy, "new vectors of the train pairs")
+        spread = float(np.square(new - new.mean(axis=0)).sum(axis=1).mean()) or 1.0
         priority = (1 / (1 + np.exp(-np.clip(priority / spread, -60, 60)))).astype(np.float32)
     return priority * weight

@@ -16,6 +16,7 @@ from fastfill_ray.ordering.classifier import Head
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.policies import (
     POLICIES,
+    Policy,
     Reference,
     class_loss,
     class_margin,
@@ -376,3 +377,35 @@ def test_each_policy_gives_its_own_priorities_from_the_columns() -> None:
             seed=5,
         )
         np.testing.assert_allclose(found, expected[policy], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "lacks"),
+    [
+        ("entropy", "a classifier"),
+        ("expected_gain", "proxy queries"),
+        ("class_margin", "labels of the items"),
+        ("class_loss", "a classifier"),
+    ],
+)
+def test_a_policy_says_what_it_lacks(policy: Policy, lacks: str) -> None:
+    old, _, aligned = vectors(3)
+    with pytest.raises(ValueError, match=f"policy {policy} needs {lacks}"):
+        priority_of(
+            policy,
+            Reference(),
+            id_hash=HASHES[:40],
+            old=old,
+            aligned=aligned,
+            log_variance=np.zeros(40, np.float32),
+            labels=None,
+            seed=0,
+        )
+
+
+def test_proxies_without_thresholds_and_margins_without_pairs_are_refused() -> None:
+    old, _, aligned = vectors(3)
+    with pytest.raises(ValueError, match="policy expected_gain needs thresholds of its proxy queries"):
+        expected_gain(old, aligned, proxies_of("ip"))
+    with pytest.raises(ValueError, match="policy class_margin needs new vectors of the train pairs"):
+        weighted("class_margin", np.zeros(2, np.float32), np.ones(2, np.float32), Reference())
