@@ -80,7 +80,7 @@ def features(network: DigitsNetwork, images: NDArray[np.float32]) -> NDArray[np.
 
 
 def train(images: NDArray[np.float32], labels: NDArray[np.int64], dim: int, seed: int) -> DigitsNetwork:
-    """A network for the classes in `labels` (0..c-1), the same bits each time."""
+    """A network for the classes in `labels` (0..c-1), the same ones up to rounding each time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the order of sums would depend on it
     try:
@@ -101,7 +101,7 @@ def train(images: NDArray[np.float32], labels: NDArray[np.int64], dim: int, seed
 
 
 def build_digits(folder: str | Path) -> DigitsInput:
-    """Train both networks and write the gallery; a second build writes the same bytes."""
+    """Train both networks and write the gallery; a second build writes the same up to rounding."""
     folder = Path(folder)
     built = DigitsInput(
         gallery=folder / "gallery",

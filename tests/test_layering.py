@@ -42,8 +42,8 @@ LEVELS = {
 PURE = ("retrieval", "ordering", "experiment", "log")
 # No I/O, clock, global random or engine: what the pure parts may import at all.
 PURE_IMPORTS = {
-    "__future__", "collections", "dataclasses", "functools", "hashlib", "itertools", "json", "math", "re", "typing",
-    "numpy", "pydantic", "fastfill_ray",
+    "__future__", "collections", "dataclasses", "enum", "functools", "hashlib", "itertools", "json", "math", "re",
+    "typing", "numpy", "pydantic", "fastfill_ray",
 }  # fmt: skip
 
 

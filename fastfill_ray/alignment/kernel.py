@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fastfill_ray.alignment.linear import STRENGTHS, Array
+from fastfill_ray.ordering.streams import Stream, generator
 
 # Landmarks: mapping an item costs M (D + E) multiplications; the fit N M^2.
 MAX_LANDMARKS = 4096
@@ -60,7 +61,7 @@ def kernel_ridge(x: Array, y: Array, *, seed: int, max_landmarks: int = MAX_LAND
         Landmarks carry no target, so keeping a row's own one is no leak.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    drawn = np.random.default_rng([seed, 3]).permutation(len(x))
+    drawn = generator(seed, Stream.LANDMARKS).permutation(len(x))
     gamma, strength = _choose(x[np.sort(drawn[:_CHOOSE_ROWS])], y[np.sort(drawn[:_CHOOSE_ROWS])])
     landmarks, bias = x[np.sort(drawn[:max_landmarks])], y.mean(axis=0)
     among = torch.from_numpy(gaussian(landmarks, landmarks, gamma))

@@ -180,8 +180,8 @@ class Alignment:
         Returns:
             h: (N, E) float32 in the new model's own units; log-variance: (N,) float32, the logarithm of the expected
             squared residual per dimension after both spaces are scaled to unit rms (for ``fastfill`` plus the
-            classification loss, as trained). The same bits for the same rows on one machine; rows that are batched
-            differently agree to 1e-5.
+            classification loss, as trained). The same rows agree to rounding (1e-5), not to the bit: processors,
+            threads and batches add in other orders.
 
         Raises:
             SpaceMismatch: rows of another dimension, side vectors that are missing or that the map does not read.

@@ -21,6 +21,7 @@ from fastfill_ray.alignment.maps import PRESETS, Alignment, KernelMap, LinearMap
 from fastfill_ray.alignment.pairs import TrainingPairs, check_pairs, pairs_digest, softmax_classifier
 from fastfill_ray.alignment.uncertainty import MIN_HELD_OUT, ResidualModel, fit_residual_model
 from fastfill_ray.errors import AlignmentFailed, CorruptFile
+from fastfill_ray.ordering.streams import Stream, generator
 
 LEARNING_RATE = 5e-4
 WEIGHT_DECAY = 2.0**-15
@@ -68,7 +69,7 @@ class Fit:
         self.epochs = PRESETS[preset].epochs if learnt else 1
         # Pairs kept aside, that only the model of residuals sees. fastfill as published trains on all, and so it does
         # where a second opinion would have too few to be more than one constant. Linear maps are cross-fitted.
-        shuffled = np.random.default_rng([seed, 0]).permutation(len(old))
+        shuffled = generator(seed, Stream.HELD_OUT).permutation(len(old))
         held = math.ceil(HELD_OUT * len(old)) if learnt else 0
         if method == "fastfill" and (preset == "paper" or held < MIN_HELD_OUT):
             held = 0
@@ -162,7 +163,7 @@ class Fit:
 
     def _learn(self) -> dict[str, float]:
         batches = math.ceil(len(self._x) / self._batch)
-        order = np.random.default_rng([self._seed, 1, self.epoch]).permutation(len(self._x))
+        order = generator(self._seed, Stream.BATCHES, self.epoch).permutation(len(self._x))
         # BatchNorm's statistics are frozen from half way, as published.
         self._map.train(self.epoch < self.epochs // 2)
         sums = np.zeros(3)
@@ -232,7 +233,7 @@ class Fit:
                 left_out = kernel_ridge(self._inputs(slice(None)), self._new, seed=self._seed)[1]
             return fit_residual_model(self._old, left_out.astype(np.float32), self._new)
         aligned = np.empty_like(self._new)
-        for fold in np.array_split(np.random.default_rng([self._seed, 2]).permutation(len(self._old)), FOLDS):
+        for fold in np.array_split(generator(self._seed, Stream.FOLDS).permutation(len(self._old)), FOLDS):
             rest = np.setdiff1d(np.arange(len(self._old)), fold)
             aligned[fold] = self._closed_form(rest)(self._inputs(fold))
         return fit_residual_model(self._old, aligned, self._new)

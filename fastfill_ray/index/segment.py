@@ -36,7 +36,7 @@ _reading = threading.Lock()
 
 
 def train_template(factory: str, dim: int, metric: Metric, training: F32) -> bytes:
-    """An empty trained index that every segment is built from; the same input gives the same bytes.
+    """An empty trained index that every segment is built from, trained on one core with FAISS' own fixed seeds.
 
     The number of probed lists that an IVF template stores, and a search uses unless told otherwise, is 2 sqrt(L), at
     least 8: FAISS' own default of 1 loses most neighbours.
@@ -88,7 +88,11 @@ def check_factory(factory: str, dim: int, metric: Metric, num_training: int, key
 
 
 def build_index(template: bytes, vectors: F32, metric: Metric) -> bytes:
-    """The template with `vectors` (N, d) as rows 0..N-1, serialised; the same input gives the same bytes."""
+    """The template with `vectors` (N, d) as rows 0..N-1, serialised.
+
+    The same input answers alike. Its bytes may differ in the last bits of floats, from one processor to another or from
+    one call to the next: nothing may compare them but with what is recorded of them.
+    """
     with _one_thread():
         index = _deserialise(template, "index template")
         index.add(_prepared(vectors, index.d, metric))
@@ -301,7 +305,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Inside, this thread's FAISS calls run on one core: sums in another order would give other bytes."""
+    """Inside, this thread's FAISS calls run on one core: threads would make graphs depend on their race."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastfill_ray.errors import CorruptFile, NotPublished
 from fastfill_ray.index.segment import load_index, segment_dim
-from fastfill_ray.log.records import Version
+from fastfill_ray.log.records import Init, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.ids import ids_digest
 from fastfill_ray.storage.arrow import read_table
@@ -39,20 +39,19 @@ def verify(files: Files, version: int | None = None) -> list[Verified]:
     if version is not None and not versions:
         there = ", ".join(str(v.version) for v in state.versions if v.version not in state.expired) or "none"
         raise NotPublished(f"{files.root}: there is no version {version}; live versions: {there}")
-    return [_verify_version(files, state, v) for v in versions]
+    return [_verify_version(files, state.init, state, v) for v in versions]
 
 
-def _verify_version(files: Files, state: State, version: Version) -> Verified:
-    assert state.init is not None
+def _verify_version(files: Files, init: Init, state: State, version: Version) -> Verified:
     seen: set[int | str] = set()
     plan = next(plan for plan in state.plans if plan.plan == version.plan)
     for segment in version.segments:
-        if segment.dim != (bound := segment_dim(segment, state.init)):
+        if segment.dim != (bound := segment_dim(segment, init)):
             raise CorruptFile(f"{segment.index.path}: recorded with dim {segment.dim}, its space has {bound}")
         if segment.state == "stale" and segment.fusion != plan.fusion:
             raise CorruptFile(f"{segment.index.path}: fused with {segment.fusion}, plan {plan.plan} says {plan.fusion}")
         data = get_verified(files, segment.index)
-        load_index(data, dim=segment.dim, metric=state.init.metric, rows=segment.rows, name=segment.index.path)
+        load_index(data, dim=segment.dim, metric=init.metric, rows=segment.rows, name=segment.index.path)
         table = read_table(get_verified(files, segment.ids), name=segment.ids.path, columns=["id"])
         ids = table.column("id").to_pylist()
         if len(ids) != segment.rows or ids_digest(ids) != segment.ids_digest:

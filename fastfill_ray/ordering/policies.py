@@ -6,7 +6,7 @@ Legend: N items of a chunk, P reference pairs (the train split), D old dim, E ne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from fastfill_ray.ordering.ids import seeded_hash
 from fastfill_ray.ordering.proxies import Proxies
 from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.types import F32, U64, Objects
+
+T = TypeVar("T")
 
 Policy = Literal["random", "uncertainty", "entropy", "expected_gain", "class_margin", "class_loss"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -71,10 +73,12 @@ def expected_gain(old: F32, aligned: F32, proxies: Proxies) -> F32:
 
     Args:
         old: (N, D). aligned: (N, E). proxies: with thresholds.
+
+    Raises:
+        ValueError: proxies without thresholds.
     """
-    if proxies.thresholds is None:
-        raise ValueError("expected_gain: the thresholds of its proxy queries are not measured yet")
-    thresholds = np.where(np.isfinite(proxies.thresholds), proxies.thresholds, np.float32(0))
+    best = _needed(proxies.thresholds, "expected_gain", "thresholds of its proxy queries")
+    thresholds = np.where(np.isfinite(best), best, np.float32(0))
     priority = np.empty(len(old), np.float32)
     for start in range(0, len(old), _ROWS_AT_A_TIME):
         part = slice(start, start + _ROWS_AT_A_TIME)
@@ -157,18 +161,28 @@ def priority_of(policy: Policy, items: ItemColumns, reference: Reference, *, see
 def _unweighted(policy: Policy, items: ItemColumns, reference: Reference, seed: int) -> F32:
     if policy == "random":
         return random_priority(items.id_hash, seed)
-    if policy == "uncertainty":
-        return uncertainty(items.log_variance)
-    if policy == "entropy" and reference.classifier is not None:
-        return entropy(items.aligned, reference.classifier)
-    if policy == "expected_gain" and reference.proxies is not None:
-        return expected_gain(items.old, items.aligned, reference.proxies)
-    if items.labels is not None:
-        if policy == "class_margin" and reference.new is not None and reference.labels is not None:
-            return class_margin(items.aligned, items.labels, reference.new, reference.labels)
-        if policy == "class_loss" and reference.classifier is not None:
-            return class_loss(items.aligned, items.labels, reference.classifier)
-    raise ValueError(f"policy {policy!r}: labels, a classifier, proxies or reference pairs that it reads are missing")
+    if policy == "entropy":
+        return entropy(items.aligned, _needed(reference.classifier, policy, "a classifier"))
+    if policy == "expected_gain":
+        return expected_gain(items.old, items.aligned, _needed(reference.proxies, policy, "proxy queries"))
+    if policy == "class_margin":
+        return class_margin(
+            items.aligned,
+            _needed(items.labels, policy, "labels of the items"),
+            _needed(reference.new, policy, "new vectors of the train pairs"),
+            _needed(reference.labels, policy, "labels of the train pairs"),
+        )
+    if policy == "class_loss":
+        labels = _needed(items.labels, policy, "labels of the items")
+        return class_loss(items.aligned, labels, _needed(reference.classifier, policy, "a classifier"))
+    return uncertainty(items.log_variance)
+
+
+def _needed(part: T | None, policy: Policy, name: str) -> T:
+    """`part`, which a policy cannot do without."""
+    if part is None:
+        raise ValueError(f"policy {policy} needs {name}, which is missing")
+    return part
 
 
 def weighted(policy: Policy, priority: F32, weight: F32, reference: Reference) -> F32:
@@ -181,7 +195,8 @@ def weighted(policy: Policy, priority: F32, weight: F32, reference: Reference) -
     if policy == "uncertainty":
         with np.errstate(divide="ignore"):
             return np.maximum(priority + np.log(weight), np.finfo(np.float32).min)
-    if policy == "class_margin" and reference.new is not None:
-        spread = float(np.square(reference.new - reference.new.mean(axis=0)).sum(axis=1).mean()) or 1.0
+    if policy == "class_margin":
+        new = _needed(reference.new, policy, "new vectors of the train pairs")
+        spread = float(np.square(new - new.mean(axis=0)).sum(axis=1).mean()) or 1.0
         priority = (1 / (1 + np.exp(-np.clip(priority / spread, -60, 60)))).astype(np.float32)
     return priority * weight

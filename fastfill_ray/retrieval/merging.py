@@ -58,7 +58,7 @@ def merge_hits(
     for number, (raw, row, calibration) in enumerate(zip(scores, rows, calibrations, strict=True), first):
         calibrated = (calibration.scale * raw.astype(np.float64) + calibration.offset).astype(np.float32)
         parts.append(Hits(np.where(row < 0, np.float32(-np.inf), calibrated), np.where(row < 0, -1, number), row))
-    padding = [(0, 0), (0, k)]
+    padding = [(0, 0), (0, max(0, k - sum(part.rows.shape[1] for part in parts)))]
     score = np.pad(np.concatenate([part.scores for part in parts], axis=1), padding, constant_values=-np.inf)
     segment = np.pad(np.concatenate([part.segments for part in parts], axis=1), padding, constant_values=-1)
     row = np.pad(np.concatenate([part.rows for part in parts], axis=1), padding, constant_values=-1)

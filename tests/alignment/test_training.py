@@ -143,7 +143,7 @@ def test_labels_that_name_single_items_are_no_classes() -> None:
     pairs = small()
     unlabelled = Fit("fastfill", "default", replace(pairs, labels=None), seed=0)
     single = Fit("fastfill", "default", replace(pairs, labels=np.arange(40) * 7 - 3), seed=0)
-    assert single.step() == unlabelled.step()
+    assert single.step() == pytest.approx(unlabelled.step(), rel=1e-4)
 
 
 def test_a_perfect_linear_map_has_a_finite_log_variance() -> None:
