@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from fastfill_ray.engine.interface import Engine
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.experiment.staged import Shadow, make_shadow
 from fastfill_ray.index.segment import load_index, prepare_queries, search_segment, segment_queries
@@ -29,7 +30,6 @@ from fastfill_ray.retrieval.metrics import per_query_by_relevance
 from fastfill_ray.retrieval.ranking import rank
 from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.stages.queries import MAX_QUERIES
-from fastfill_ray.stages.runtime import run_tasks
 from fastfill_ray.stages.score import Scorer
 from fastfill_ray.storage.arrow import objects, read_table
 from fastfill_ray.storage.files import Files
@@ -70,16 +70,16 @@ def complete_depth(rows: int, num_queries: int) -> int:
 
 
 def search_segments(
-    files: Files, segments: Sequence[Segment], ask: Ask, calibrations: Sequence[bool]
+    engine: Engine, files: Files, segments: Sequence[Segment], ask: Ask, calibrations: Sequence[bool]
 ) -> list[dict[str, dict[str, F64]]]:
-    """Every segment searched with every query, as Ray tasks, and merged.
+    """Every segment searched with every query, as tasks, and merged.
 
     Returns:
         {relevance: {metric: (Q,)}} per entry of `calibrations`: as served (True), or with raw scores (False).
     """
     rankings = [Ranking(ask.depth) for _ in calibrations]
     work = partial(_search_one, files, ask)
-    for segment, hits in run_tasks(work, segments, name="search segment", ordered=True):
+    for segment, hits in engine.run_tasks(work, segments, name="search segment", ordered=True):
         for served, ranking in zip(calibrations, rankings, strict=True):
             ranking.add(hits, segment.calibration if served else Calibration())
     return [ranking.per_query() for ranking in rankings]
@@ -99,10 +99,12 @@ def _labels(table: pa.Table) -> np.ndarray | None:
     return objects(table.column("label")) if "label" in table.column_names else None
 
 
-def search_old(source: Source, buckets: Sequence[Sequence[Place]], ask: Ask) -> dict[str, dict[str, F64]]:
+def search_old(
+    engine: Engine, source: Source, buckets: Sequence[Sequence[Place]], ask: Ask
+) -> dict[str, dict[str, F64]]:
     """The old index as users have it, by brute force over the gallery's old vectors: {relevance: {metric: (Q,)}}."""
     ranking = Ranking(ask.depth)
-    for _, hits in run_tasks(
+    for _, hits in engine.run_tasks(
         partial(_search_old_bucket, source, ask), buckets, name="search old vectors", ordered=True
     ):
         ranking.add(hits, Calibration())

@@ -73,7 +73,7 @@ class Evaluator:
                     [(chunk, pinned[chunk.file]) for chunk in bucket]
                     for bucket in cut_buckets(basis.snapshot.chunks, segment_rows=basis.index.segment_rows)
                 ]
-                merged = search_old(basis.scorer.source, buckets, self._ask)
+                merged = search_old(self._context.engine, basis.scorer.source, buckets, self._ask)
                 old |= {("gallery", name, True): values for name, values in merged.items()}
             arms["old/old"] = self.means(old)
             per_query = self.keep(old, plan, "old-old.parquet")
@@ -104,7 +104,7 @@ class Evaluator:
                 values["audit", name, calibrated] = metrics
         if self._has_truth:
             both = (True, False)
-            merged = search_segments(self._context.files, segments, self._ask, both)
+            merged = search_segments(self._context.engine, self._context.files, segments, self._ask, both)
             for calibrated, relevances in zip(both, merged, strict=True):
                 values |= {("gallery", name, calibrated): metrics for name, metrics in relevances.items()}
         return values
@@ -164,7 +164,7 @@ class Evaluator:
         if scope == "gallery":
             if queries.old is None and any(segment.needs_old_queries for segment in serving.segments):
                 return None
-            [merged] = search_segments(files, serving.segments, self._ask, [True])
+            [merged] = search_segments(self._context.engine, files, serving.segments, self._ask, [True])
             return merged[objective.relevance][objective.metric]
         if serving.new_rows == serving.rows:
             return self._audit.per_query(self._audit.new)[objective.relevance][objective.metric]

@@ -1,4 +1,4 @@
-"""Alignments, trained by Ray Train on the train pairs; checkpoints live under the root.
+"""Alignments, trained on the train pairs; checkpoints live under the root.
 
 One worker, which trains one map after the other: each is fitted on some ten thousand pairs in seconds to minutes, and
 starting a worker costs ten. It gets the pairs, which fit in its memory, as one object, in the order of the ids.
@@ -7,33 +7,24 @@ starting a worker costs ten. It gets the pairs, which fit in its memory, as one 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs
-import ray
-import ray.train
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from fastfill_ray.alignment.maps import Alignment, Method, PresetName
 from fastfill_ray.alignment.pairs import Classifier, TrainingPairs, check_pairs
 from fastfill_ray.alignment.training import Fit
+from fastfill_ray.engine.interface import Checkpoints, TrainSetup
 from fastfill_ray.errors import AlignmentFailed, ConfigError, SpaceMismatch
 from fastfill_ray.experiment.items import PairedItems
 from fastfill_ray.inputs.kinds import vectors_of
-from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.progress import Progress
-from fastfill_ray.stages.runtime import original_errors
 from fastfill_ray.storage.arrow import vector_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_failure, stage_folder, stage_output, stage_receipt
@@ -42,8 +33,6 @@ from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
 from fastfill_ray.types import canonical, fingerprint
 
 _CHECKPOINT_EVERY = 8  # epochs
-_WORKERS = 1  # 0 is Ray Train's local mode: the driver trains
-_WORKER_FAILURES = 2
 
 
 @dataclass(frozen=True)
@@ -58,7 +47,6 @@ class TrainJob:
     use_gpu: bool
     fingerprint: str
     spaces: dict[str, str]
-    store: InputStore
 
 
 @dataclass(frozen=True)
@@ -104,10 +92,9 @@ def train_maps(
                     pairs.fingerprint, method, training.preset, classifier, training.seed
                 ),
                 spaces=training.spaces,
-                store=context.store,
             )
         )
-    outcomes = train_all(jobs, pairs, context.progress)
+    outcomes = train_all(context, jobs, pairs)
     failed = {method: outcome for method, outcome in outcomes.items() if isinstance(outcome, str)}
     for method, why in failed.items():
         context.progress.say(f"alignment.method {method} is left out: {why}")
@@ -125,19 +112,19 @@ def alignment_fingerprint(
     return fingerprint([pairs, method, preset, digest, seed])
 
 
-def train(job: TrainJob, pairs: PairedItems, progress: Progress) -> TrainedAlignment:
+def train(context: Context, job: TrainJob, pairs: PairedItems) -> TrainedAlignment:
     """The trained alignment; a finished one is found by its receipt, an interrupted one goes on from its checkpoint.
 
     Raises:
         AlignmentFailed: the pairs cannot be fitted.
     """
-    trained = train_all([job], pairs, progress)[job.method]
+    trained = train_all(context, [job], pairs)[job.method]
     assert isinstance(trained, TrainedAlignment)
     return trained
 
 
-def train_all(jobs: Sequence[TrainJob], pairs: PairedItems, progress: Progress) -> dict[Method, TrainedAlignment | str]:
-    """Several maps in one Ray Train run: finished ones are found, an interrupted one goes on from its checkpoint.
+def train_all(context: Context, jobs: Sequence[TrainJob], pairs: PairedItems) -> dict[Method, TrainedAlignment | str]:
+    """Several maps in one training: finished ones are found, an interrupted one goes on from its checkpoint.
 
     Args:
         jobs: one per method, of one output root; trained in this order.
@@ -164,7 +151,7 @@ def train_all(jobs: Sequence[TrainJob], pairs: PairedItems, progress: Progress) 
             trained[job.method] = str(error)
     pending = [job for job in pending if job.method not in trained]
     if table is not None and pending:
-        _run(jobs, pending, table, progress)
+        _run(context, jobs, pending, table)
     for job in pending:
         written = _finished(job, alone=len(jobs) == 1)
         if written is None:
@@ -226,18 +213,13 @@ def _training_pairs(job: TrainJob, table: pa.Table) -> TrainingPairs:
     )
 
 
-def _run(jobs: Sequence[TrainJob], pending: Sequence[TrainJob], table: pa.Table, progress: Progress) -> None:
-    with progress.stage("train", table.num_rows, "pairs") as bar, original_errors():
-        TorchTrainer(
-            _train_worker,
-            train_loop_config={"jobs": list(pending), "alone": len(jobs) == 1, "pairs": ray.put(table)},
-            scaling_config=ScalingConfig(num_workers=_WORKERS, use_gpu=pending[0].use_gpu),
-            run_config=RunConfig(
-                name="train",
-                failure_config=FailureConfig(max_failures=_WORKER_FAILURES),
-                **_storage(jobs),
-            ),
-        ).fit()
+def _run(context: Context, jobs: Sequence[TrainJob], pending: Sequence[TrainJob], table: pa.Table) -> None:
+    # The place of checkpoints follows from all jobs, done or not, so that a resumed run finds it.
+    names = [job.fingerprint for job in jobs]
+    folder = stage_folder("alignment", names[0] if len(names) == 1 else fingerprint(names))
+    setup = TrainSetup(f"{context.files.root}/{folder}", context.store, use_gpu=pending[0].use_gpu)
+    with context.progress.stage("train", table.num_rows, "pairs") as bar:
+        context.engine.train(partial(_train_pending, list(pending), alone=len(jobs) == 1), table, setup)
         bar.advance(table.num_rows)
 
 
@@ -266,46 +248,27 @@ def _class_numbers(labels: np.ndarray, *, given: bool) -> np.ndarray:
     return np.unique(np.array([str(label) for label in labels]), return_inverse=True)[1].astype(np.int64)
 
 
-def _storage(jobs: Sequence[TrainJob]) -> dict[str, Any]:
-    """Ray Train's checkpoints under the output root, through the same file system settings as everything else.
-
-    The place follows from all jobs, done or not, so that a resumed run finds it.
-    """
-    names = [job.fingerprint for job in jobs]
-    folder = f"{jobs[0].files.root}/{stage_folder('alignment', names[0] if len(names) == 1 else fingerprint(names))}"
-    filesystem, place = jobs[0].store.filesystem(folder)
-    if jobs[0].files.root.startswith("s3://"):
-        return {"storage_path": place, "storage_filesystem": pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem))}
-    return {"storage_path": place}
+def _train_pending(pending: Sequence[TrainJob], table: pa.Table, checkpoints: Checkpoints, *, alone: bool) -> None:
+    """The jobs in order; what a worker finished before it died and another one took over, is skipped."""
+    for job in pending:
+        if _finished(job, alone=alone) is None:
+            _train_one(job, table, checkpoints, alone=alone)
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    """The jobs in order; what this worker finished before it died and was started again, is skipped."""
-    table = ray.get(config["pairs"])
-    for job in config["jobs"]:
-        if _finished(job, alone=config["alone"]) is None:
-            _train_one(job, table, alone=config["alone"])
-
-
-def _train_one(job: TrainJob, table: pa.Table, *, alone: bool) -> None:
+def _train_one(job: TrainJob, table: pa.Table, checkpoints: Checkpoints, *, alone: bool) -> None:
     """One epoch at a time, so that a killed run loses at most ``_CHECKPOINT_EVERY`` of them."""
     fit = Fit(
         job.method, job.preset, _training_pairs(job, table), seed=job.seed, device="cuda" if job.use_gpu else "cpu"
     )
     name = f"{job.fingerprint}.safetensors"  # a checkpoint of another map is none for this one
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            if (Path(folder) / name).exists():
-                fit.restore((Path(folder) / name).read_bytes())
+    if (kept := checkpoints.latest(name)) is not None:
+        fit.restore(kept)
     resumed_from = fit.epoch
     try:
         while fit.epoch < fit.epochs:
             metrics = fit.step()
             if fit.epoch % _CHECKPOINT_EVERY == 0 and fit.epoch < fit.epochs:
-                with tempfile.TemporaryDirectory() as folder:
-                    (Path(folder) / name).write_bytes(fit.state())
-                    ray.train.report({**metrics, "epoch": fit.epoch}, checkpoint=Checkpoint.from_directory(folder))
+                checkpoints.save(name, fit.state(), {**metrics, "epoch": fit.epoch})
         alignment = fit.finish()
     except AlignmentFailed as error:
         if alone:
