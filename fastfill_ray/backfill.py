@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from fastfill_ray.alignment.maps import METHODS, Method
 from fastfill_ray.alignment.pairs import classifier_for
 from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings
+from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import ConfigError, InputChanged, PlanMismatch, SpaceMismatch
 from fastfill_ray.experiment.heldout import Evidence
 from fastfill_ray.inputs.classifier import read_classifier
@@ -44,7 +45,6 @@ from fastfill_ray.stages.embed import Job, Models, make_job
 from fastfill_ray.stages.plan import Request, make_plan, wave_units
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.quarantine import UnitGroup
-from fastfill_ray.stages.runtime import connected
 from fastfill_ray.stages.sample import Sample, Sampling, sample
 from fastfill_ray.stages.score import Scorer, score
 from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, take_snapshot
@@ -134,14 +134,20 @@ def run_backfill(
     Raises:
         FastfillError: see ``fastfill_ray.errors``; nothing that was written before is harmed by any of them.
     """
-    return _run(load_config(config, overrides), until=until, stream=stream)
+    # It takes seconds to import; runs on another engine, and calls that find nothing to do, need not wait for it.
+    from fastfill_ray.engine.ray_engine import RayEngine
+
+    return _run(load_config(config, overrides), RayEngine(), until=until, stream=stream)
 
 
-def _run(config: BackfillConfig, *, until: str | None = None, stream: TextIO | None = None) -> BackfillResult:
+def _run(
+    config: BackfillConfig, engine: Engine, *, until: str | None = None, stream: TextIO | None = None
+) -> BackfillResult:
+    """``run_backfill`` on any engine."""
     last_wave = parse_until(until, config)
     endpoint = config.storage.s3_endpoint
     files, store = open_files(config.output, s3_endpoint=endpoint), InputStore(endpoint)
-    return _Run(config, Context(files, store, Progress(stream)), last_wave).act()
+    return _Run(config, Context(engine, files, store, Progress(stream)), last_wave).act()
 
 
 class _Run:
@@ -171,7 +177,7 @@ class _Run:
                 write_report(files, state)
             return self._result(state)
         inspected = self._preflight()
-        with connected():
+        with context.engine.session():
             probe(files)
             snapshot = take_snapshot(context, inspected, config.gallery)
             init = self._init(snapshot)

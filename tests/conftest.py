@@ -18,7 +18,7 @@ os.environ.update(
     AWS_DEFAULT_REGION="us-east-1",
     AWS_EC2_METADATA_DISABLED="true",
 )
-# As in stages/runtime.py: otherwise each wave of each test starts its workers anew.
+# As in engine/session.py: otherwise each wave of each test starts its workers anew.
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
 # How long a finished training may go unnoticed; Ray's default is 2.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")

@@ -31,13 +31,14 @@ LEVELS = {
     "embedders": 7,
     "index": 7,
     "inputs": 7,
-    "stages": 8,
-    "report": 8,
-    "backfill": 9,
-    "simulation": 9,
-    "cli": 10,
-    "__init__": 11,
-    "jobs": 12,
+    "engine": 8,
+    "stages": 9,
+    "report": 9,
+    "backfill": 10,
+    "simulation": 10,
+    "cli": 11,
+    "__init__": 12,
+    "jobs": 13,
 }
 PURE = ("retrieval", "ordering", "experiment", "log")
 # No I/O, clock, global random or engine: what the pure parts may import at all.
@@ -98,9 +99,9 @@ def test_imports_point_down_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_only_stages_import_ray(path: Path) -> None:
+def test_only_the_engine_imports_ray(path: Path) -> None:
     roots = {imported.partition(".")[0] for imported in imports_of(tree_of(path))}
-    assert "ray" not in roots or part_of(path) == "stages"
+    assert "ray" not in roots or part_of(path) == "engine"
 
 
 @pytest.mark.parametrize("path", sorted(p for part in PURE for p in (PACKAGE / part).glob("*.py")), ids=name)
@@ -158,6 +159,7 @@ def in_fresh_process(code: str) -> str:
         ("import fastfill_ray.cli", {"ray", "torch", "faiss", "pyarrow", "s3fs", "numpy"}),
         ("from fastfill_ray import open_index", {"ray", "torch", "s3fs"}),
         ("from fastfill_ray import simulate", {"ray", "faiss", "s3fs"}),
+        ("import fastfill_ray.backfill, fastfill_ray.engine.in_process", {"ray", "s3fs"}),
     ],
 )
 def test_importing_brings_in_only_what_is_used(statement: str, not_loaded: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Segments: one bucket x one wave x stale or new, built and read back by Ray tasks; a record names them later."""
+"""Segments: one bucket x one wave x stale or new, built and read back by tasks; a record names them later."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from fastfill_ray.ordering.ids import combine_digests, ids_digest
 from fastfill_ray.ordering.partition import Chunk, cut_buckets
 from fastfill_ray.ordering.waves import wave_of
 from fastfill_ray.retrieval.fusion import Fusion, fuse
+from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import read_vectors
-from fastfill_ray.stages.progress import Progress
-from fastfill_ray.stages.runtime import run_tasks
 from fastfill_ray.stages.score import Scorer, Scores
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
@@ -82,7 +81,7 @@ def gallery_buckets(snapshot: Snapshot, scores: Scores, segment_rows: int) -> li
 
 
 def build_version(
-    progress: Progress,
+    context: Context,
     job: BuildJob,
     buckets: Sequence[Bucket],
     wave: int,
@@ -114,7 +113,7 @@ def build_version(
                 receipts={wave: done},
             )
         )
-    built = build(job, work, progress, f"build {wave}")
+    built = build(context, job, work, f"build {wave}")
     if wave == 0:
         return built
     kept = [segment for segment in before if (segment.wave, segment.state) != (wave, "stale")]
@@ -167,12 +166,12 @@ def train_templates(
     return references
 
 
-def build(job: BuildJob, work: Sequence[BucketWork], progress: Progress, name: str) -> list[Segment]:
+def build(context: Context, job: BuildJob, work: Sequence[BucketWork], name: str) -> list[Segment]:
     """Build a version's segments: durable, read back, ordered by bucket, wave and state."""
     segments: list[Segment] = []
     rows = sum(chunk.rows for item in work for chunk, _, _ in item.chunks)
-    with progress.stage(name, rows, "rows") as bar:
-        for item, built in run_tasks(partial(build_bucket, job), work, name="build segments"):
+    with context.progress.stage(name, rows, "rows") as bar:
+        for item, built in context.engine.run_tasks(partial(build_bucket, job), work, name="build segments"):
             segments.extend(built)
             bar.advance(sum(chunk.rows for chunk, _, _ in item.chunks))
     return sorted(segments, key=lambda segment: (segment.bucket, segment.wave, segment.state))

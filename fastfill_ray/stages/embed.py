@@ -1,23 +1,24 @@
-"""The actor pool: units of work in, receipts out. Everything that is ever embedded passes through here.
+"""Units of embedding work in, receipts out. Everything that is ever embedded passes through here.
 
-A unit is a fixed set of rows of one file. It travels through Ray Data as one row that carries its payload, and leaves
-as its receipt: vectors are written by the worker that computed them and never come back to the driver.
+A unit is a fixed set of rows of one file. Its vectors are written by the worker that computed them and never come back
+to the driver: the receipt does.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 
-from fastfill_ray.config import NewModelConfig, OldModelConfig, QueriesConfig, ResourcesConfig
+from fastfill_ray.config import NewModelConfig, OldModelConfig, QueriesConfig
 from fastfill_ray.embedders.protocol import Embedder, Role, embed_rows, load_embedder
-from fastfill_ray.errors import EmbedderError, FastfillError, InputError
+from fastfill_ray.engine.interface import PoolWork
+from fastfill_ray.errors import EmbedderError, InputError
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
@@ -25,21 +26,12 @@ from fastfill_ray.inputs.parquet import PinnedFile, read_rows
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import ids_digest
 from fastfill_ray.ordering.waves import wave_of
-from fastfill_ray.stages.intake import Intake, admit
-from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed
 from fastfill_ray.storage.arrow import id_array, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt
 from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
 from fastfill_ray.types import IdType, Model, fingerprint
-
-# Read tasks in flight ahead of the pool, at least; one per actor in larger pools. They ask for no CPU: at half a CPU
-# beside actors that hold every core the pipeline starved, and at the actors' own resources Ray fuses them into the
-# actor and nothing overlaps.
-_READERS = 2
-# Payload waits in the object store, so the pool is kept two units ahead and no more.
-_UNITS_PER_ACTOR = 2
 
 
 class Unit(Model):
@@ -124,109 +116,29 @@ def make_job(source: Source, files: Files, queries: QueriesConfig | None, models
     )
 
 
-def embed(
-    job: Job, units: Sequence[Unit], resources: ResourcesConfig, intake: Intake | None = None
-) -> Generator[tuple[Unit, Receipt]]:
-    """Embed units in order as one streaming execution, yielding each receipt.
+def pool_work(job: Job) -> PoolWork[Unit]:
+    """What the pool does with a unit. Its receipt is durable when it comes back, unless it has quarantined rows: then
+    the driver decides, and calls ``keep_receipt``.
+    """
+    return PoolWork(partial(read_unit, job), partial(UnitEmbedder, job))
 
-    A receipt is durable already, unless it has quarantined rows: then the caller decides, and calls ``keep_receipt``.
 
-    Closing the iterator stops the pool; units in flight then may or may not leave receipts. Closing `intake` ends the
-    iterator once the units that have begun have come back.
+class UnitEmbedder:
+    """Builds each model once, when a unit first asks for it.
 
     Raises:
-        EmbedderError: the model cannot be built. InputChanged: a pinned file is not the pinned one any more.
+        EmbedderError: the model cannot be built.
     """
-    if not units or (intake is not None and intake.drained):
-        return
-    by_name = {(unit.folder, unit.unit): unit for unit in units}
-    low, high = resources.embed_actors
-    pool = ray.data.ActorPoolStrategy(
-        min_size=low, max_size=max(low, min(high, len(units))), max_tasks_in_flight_per_actor=_UNITS_PER_ACTOR
-    )
-    descriptors = [{"unit": unit.model_dump_json()} for unit in units]
-    dataset = (
-        ray.data.from_items(descriptors, override_num_blocks=len(descriptors))
-        .map_batches(
-            _ReadUnit(job),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=max(_READERS, high)),
-            num_cpus=0,
-        )
-        .map_batches(
-            _EmbedUnit,
-            fn_constructor_args=(job, intake.handle if intake is not None else None),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=pool,
-            num_cpus=resources.cpus_per_actor,
-            num_gpus=resources.gpus_per_actor,
-        )
-    )
-    with original_errors():
-        for row in dataset.iter_rows():
-            raise_packed(row["error"])
-            unit = by_name[row["folder"], row["unit"]]
-            if intake is not None:
-                intake.seen(_place(unit))
-            if row["receipt"] is not None:
-                yield unit, Receipt.model_validate_json(row["receipt"])
-            if intake is not None and intake.drained:
-                return
-
-
-class _ReadUnit:
-    """Read a unit's payload: one row in, the same row with its payload as Arrow IPC out."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        payload, error = None, None
-        try:
-            payload = _ipc(read_unit(self._job, _parse(batch.column("unit")[0].as_py())))
-        except FastfillError as fault:
-            error = pack_error(fault)
-        return pa.table(
-            {
-                "unit": batch.column("unit"),
-                "payload": pa.array([payload], pa.large_binary()),
-                "error": pa.array([error], pa.string()),
-            }
-        )
-
-
-class _EmbedUnit:
-    """An actor of the pool: builds each model once, when a unit first asks for it."""
-
-    def __init__(self, job: Job, intake: Any) -> None:
-        self._job, self._intake = job, intake
         self._models: dict[str, Embedder] = {}
 
-    def _model(self, name: str) -> Embedder:
-        if name not in self._models:
-            space = self._job.spaces[name]
-            self._models[name] = load_embedder(space.embedder, space.kwargs)
-        return self._models[name]
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        unit = _parse(batch.column("unit")[0].as_py())
-        receipt, error = None, batch.column("error")[0].as_py()
-        if error is None and (self._intake is None or admit(self._intake, _place(unit))):
-            try:
-                table = pa.ipc.open_stream(batch.column("payload")[0].as_buffer()).read_all()
-                receipt = embed_unit(self._job, unit, table, self._model(unit.model)).model_dump_json()
-            except FastfillError as fault:
-                error = pack_error(fault)
-        return pa.table(
-            {
-                "folder": [unit.folder],
-                "unit": [unit.unit],
-                "receipt": pa.array([receipt], pa.string()),
-                "error": pa.array([error], pa.string()),
-            }
-        )
+    def __call__(self, unit: Unit, table: pa.Table) -> Receipt:
+        if unit.model not in self._models:
+            space = self._job.spaces[unit.model]
+            self._models[unit.model] = load_embedder(space.embedder, space.kwargs)
+        return embed_unit(self._job, unit, table, self._models[unit.model])
 
 
 def read_unit(job: Job, unit: Unit) -> pa.Table:
@@ -304,18 +216,3 @@ def read_vectors(files: Files, receipts: Iterable[Receipt], dim: int) -> tuple[l
             ids.extend(table.column("id").to_pylist())
             parts.append(stored_vectors(table, dim))
     return ids, np.concatenate(parts)
-
-
-def _place(unit: Unit) -> str:
-    return f"{unit.folder}/{unit.unit}"
-
-
-def _parse(text: str) -> Unit:
-    return Unit.model_validate_json(text)
-
-
-def _ipc(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from fastfill_ray.engine.interface import Engine
 from fastfill_ray.experiment.items import Queries
 from fastfill_ray.index.segment import load_index, prepare_queries, search_segment, segment_queries
 from fastfill_ray.inputs.gallery import Source, old_vectors
@@ -23,7 +24,6 @@ from fastfill_ray.retrieval.merging import HitMerger, Hits
 from fastfill_ray.retrieval.metrics import METRICS, per_query
 from fastfill_ray.retrieval.relevance import judged_rows, label_codes, number_labels, same_label
 from fastfill_ray.retrieval.similarity import similarity
-from fastfill_ray.stages.runtime import run_tasks
 from fastfill_ray.storage.arrow import objects, read_table
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.refs import get_verified
@@ -79,16 +79,16 @@ def complete_depth(rows: int, num_queries: int) -> int:
 
 
 def search_segments(
-    files: Files, segments: Sequence[Segment], search: GallerySearch, calibrated: Sequence[bool]
+    engine: Engine, files: Files, segments: Sequence[Segment], search: GallerySearch, calibrated: Sequence[bool]
 ) -> list[PerRelevance]:
-    """Every segment searched with every query, as Ray tasks, and merged in the order of `segments`.
+    """Every segment searched with every query, as tasks, and merged in the order of `segments`.
 
     Returns:
         {relevance: {metric: (Q,)}} per entry of `calibrated`: as the version serves (True), or with raw scores (False).
     """
     rankings = [GalleryRanking(search) for _ in calibrated]
     work = partial(search_one_segment, files, search)
-    for segment, hits in run_tasks(work, segments, name="search segment", ordered=True):
+    for segment, hits in engine.run_tasks(work, segments, name="search segment", ordered=True):
         for with_calibration, ranking in zip(calibrated, rankings, strict=True):
             ranking.add(hits, segment.calibration if with_calibration else Calibration())
     return [ranking.per_query() for ranking in rankings]
@@ -106,7 +106,9 @@ def search_one_segment(files: Files, search: GallerySearch, segment: Segment) ->
     return hits_of(search.queries, scores, rows, objects(table.column("id")), labels)
 
 
-def search_old(source: Source, buckets: Sequence[Sequence[Place]], search: GallerySearch) -> PerRelevance:
+def search_old(
+    engine: Engine, source: Source, buckets: Sequence[Sequence[Place]], search: GallerySearch
+) -> PerRelevance:
     """The old index as users have it, by brute force over the gallery's old vectors: {relevance: {metric: (Q,)}}.
 
     Raises:
@@ -116,7 +118,7 @@ def search_old(source: Source, buckets: Sequence[Sequence[Place]], search: Galle
         raise ValueError("the queries have no old vectors: the old index cannot be searched with them")
     ranking = GalleryRanking(search)
     work = partial(_search_old_bucket, source, search, search.queries.old)
-    for _, hits in run_tasks(work, buckets, name="search old vectors", ordered=True):
+    for _, hits in engine.run_tasks(work, buckets, name="search old vectors", ordered=True):
         ranking.add(hits, Calibration())
     return ranking.per_query()
 

@@ -52,7 +52,7 @@ class Evaluator:
     @cached_property
     def _plan(self) -> ShadowPlan:
         basis = self._basis
-        keys = pair_keys(self._context.files, basis.scores, basis.pair_chunks)
+        keys = pair_keys(self._context.engine, self._context.files, basis.scores, basis.pair_chunks)
         return ShadowPlan(self._cuts, basis.waves, basis.pairs_share, keys, basis.fusion)
 
     def _shadow(self, split: Split) -> ShadowVersions:
@@ -79,7 +79,7 @@ class Evaluator:
                     [(chunk, pinned[chunk.file]) for chunk in bucket]
                     for bucket in cut_buckets(basis.snapshot.chunks, segment_rows=basis.index.segment_rows)
                 ]
-                merged = search_old(basis.scorer.source, buckets, self._search)
+                merged = search_old(self._context.engine, basis.scorer.source, buckets, self._search)
                 old |= {("gallery", name, True): values for name, values in merged.items()}
             arms["old/old"] = self.means(old)
             per_query = self.keep(old, plan, "old-old.parquet")
@@ -112,7 +112,7 @@ class Evaluator:
             values |= self._on_audit(state.under(applied), calibrated=calibrated)
         if self._has_answers:
             both = (True, False)
-            merged = search_segments(self._context.files, segments, self._search, both)
+            merged = search_segments(self._context.engine, self._context.files, segments, self._search, both)
             for calibrated, relevances in zip(both, merged, strict=True):
                 values |= {("gallery", name, calibrated): metrics for name, metrics in relevances.items()}
         return values
@@ -177,7 +177,7 @@ class Evaluator:
         if scope == "gallery":
             if queries.old is None and any(segment.needs_old_queries for segment in serving.segments):
                 return None
-            [merged] = search_segments(files, serving.segments, self._search, [True])
+            [merged] = search_segments(self._context.engine, files, serving.segments, self._search, [True])
             return merged[objective.relevance][objective.metric]
         if serving.new_rows == serving.rows:
             return self._on_audit(self._audit.shadow.new, calibrated=True)["audit", objective.relevance, True][

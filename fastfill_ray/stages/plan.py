@@ -53,8 +53,8 @@ def make_plan(context: Context, basis: Basis, request: Request, number: int) -> 
     stale_factory = index.stale_factory or index.factory
     with context.progress.timed("plan"):
         targets = wave_targets(basis.waves, basis.snapshot.rows, basis.num_sampled)
-        cuts = thresholds(files, basis.scores, targets)
-        counts = count_units(files, basis.scores, cuts, len(basis.waves))
+        cuts = thresholds(context, basis.scores, targets)
+        counts = count_units(context, basis.scores, cuts, len(basis.waves))
         chunks, numbers = np.nonzero(counts)
         data = table_bytes(pa.table({"chunk": chunks, "wave": numbers, "rows": counts[chunks, numbers]}))
         units = put_file(files, units_path(name, sha256_hex(data)), data)

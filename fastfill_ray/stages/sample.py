@@ -18,11 +18,9 @@ from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import read_rows
 from fastfill_ray.ordering.partition import MIN_SPLIT, sample_pairs
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.embed import Job, Unit, embed, read_vectors
-from fastfill_ray.stages.progress import Progress
+from fastfill_ray.stages.embed import Job, Unit, pool_work, read_vectors
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.queries import load_queries, pin_queries, plan_queries
-from fastfill_ray.stages.runtime import run_tasks
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.storage.arrow import id_array, objects, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
@@ -82,8 +80,8 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
             model: UnitGroup(files, units[0].folder, f"queries, {model} model", units, sampling.quarantine)
             for model, units in query_plan.units.items()
         }
-    embed_first(job, pair_group, list(query_groups.values()), sampling.resources, context.progress)
-    pairs = load_pairs(files, plan) or finish_pairs(files, plan, pair_group.receipts, source, new_dim=new_dim)
+    embed_first(context, job, pair_group, list(query_groups.values()), sampling.resources)
+    pairs = load_pairs(files, plan) or finish_pairs(context, plan, pair_group.receipts, source, new_dim=new_dim)
     if query_plan is None:
         queries = audit_queries(pairs, sampling.seed)
     else:
@@ -153,7 +151,7 @@ def plan_pairs(pairs: PairsConfig, gallery: GalleryConfig, snapshot: Snapshot, n
 
 
 def embed_first(
-    job: Job, pairs: UnitGroup, queries: Sequence[UnitGroup], resources: ResourcesConfig, progress: Progress
+    context: Context, job: Job, pairs: UnitGroup, queries: Sequence[UnitGroup], resources: ResourcesConfig
 ) -> None:
     """Embed what is missing of pairs and queries in one execution of the pool: models load once.
 
@@ -168,10 +166,10 @@ def embed_first(
     done = rows - sum(unit.rows for unit in missing)
     try:
         with (
-            progress.stage("pairs", rows, "items", done=done) as bar,
-            closing(embed(job, missing, resources)) as stream,
+            context.progress.stage("pairs", rows, "items", done=done) as bar,
+            closing(context.engine.run_pool(pool_work(job), missing, resources)) as pool,
         ):
-            for unit, receipt in stream:
+            for unit, receipt in pool:
                 groups[unit.folder].add(unit, receipt)
                 bar.advance(unit.rows)
     except QuarantineExceeded:
@@ -190,7 +188,7 @@ def load_pairs(files: Files, plan: PairPlan) -> PairedItems | None:
 
 
 def finish_pairs(
-    files: Files, plan: PairPlan, receipts: Mapping[str, Receipt], source: Source, *, new_dim: int
+    context: Context, plan: PairPlan, receipts: Mapping[str, Receipt], source: Source, *, new_dim: int
 ) -> PairedItems:
     """Join new vectors with old ones and labels, write the pairs and the stage's receipt.
 
@@ -199,8 +197,8 @@ def finish_pairs(
     Raises:
         ConfigError: a split keeps too few pairs to decide anything.
     """
-    read = partial(_read_old, source=source)
-    tables = {unit.unit: table for unit, table in run_tasks(read, plan.units, name="read pairs")}
+    files, read = context.files, partial(_read_old, source=source)
+    tables = {unit.unit: table for unit, table in context.engine.run_tasks(read, plan.units, name="read pairs")}
     parts = []
     for unit in plan.units:
         known, vectors = read_vectors(files, [receipts[unit.unit]], new_dim)

@@ -1,4 +1,4 @@
-"""Every item scored: a Ray Data pass over the gallery's chunks, then the thresholds that cut the order into waves."""
+"""Every item scored: one pass over the gallery's chunks, then the thresholds that cut the order into waves."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 
 from fastfill_ray.alignment.maps import Alignment
-from fastfill_ray.errors import FastfillError, InputError
+from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, read_rows
@@ -24,8 +23,6 @@ from fastfill_ray.ordering.proxies import merge_top, top_scores
 from fastfill_ray.ordering.waves import Histogram, find_thresholds, key_histogram, order_key, wave_of
 from fastfill_ray.retrieval.similarity import match_norms
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.progress import Progress
-from fastfill_ray.stages.runtime import original_errors, pack_error, raise_packed, run_tasks
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
 from fastfill_ray.storage.arrow import id_array, objects, read_table, table_bytes
@@ -95,7 +92,7 @@ class Scores:
 
 
 class _Work(Model):
-    """One chunk to score, as a row of Ray Data; `pairs` are offsets in it."""
+    """One chunk to score; `pairs` are offsets in it."""
 
     index: int
     start: int
@@ -117,7 +114,7 @@ def score(
         InputError: more unusable old vectors than `limit`; names the first rows and reasons.
     """
     files, name, progress = context.files, _scores_name(scorer, snapshot), context.progress
-    scorer = _with_thresholds(scorer, snapshot, pair_offsets, name, progress)
+    scorer = _with_thresholds(context, scorer, snapshot, pair_offsets, name)
     folder = stage_folder("scores", name)
     if (finished := read_receipt(files, stage_receipt("scores", name))) is not None:
         return _from_table(name, scorer, finished)
@@ -125,7 +122,7 @@ def score(
     work = [item for item in _all_work(snapshot, pair_offsets) if chunk_unit(item.index) not in receipts]
     done = snapshot.rows - sum(item.rows for item in work)
     with progress.stage("score", snapshot.rows, "items", done=done) as bar:
-        for receipt in _run(scorer, folder, work):
+        for receipt in context.engine.run_units(partial(score_chunk, scorer, folder), work):
             receipts[receipt.unit] = receipt
             bar.advance(receipt.rows)
     _check_unusable(scorer, snapshot, receipts, limit)
@@ -165,7 +162,7 @@ def _all_work(snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]]) -> l
 
 
 def _with_thresholds(
-    scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]], name: str, progress: Progress
+    context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]], name: str
 ) -> Scorer:
     """The scorer with what `expected_gain` must know of the whole gallery: a first pass, kept with the scores.
 
@@ -177,11 +174,11 @@ def _with_thresholds(
         return scorer
     path = f"{stage_folder('scores', name)}/thresholds.receipt.json"
     if (receipt := read_receipt(scorer.files, path)) is None:
-        work = _all_work(snapshot, pair_offsets)
-        with progress.stage("thresholds", snapshot.rows, "items") as bar:
+        work, best_scores = _all_work(snapshot, pair_offsets), partial(_best_scores, scorer)
+        with context.progress.stage("thresholds", snapshot.rows, "items") as bar:
 
             def best() -> Iterator[np.ndarray]:
-                for item, part in run_tasks(partial(_best_scores, scorer), work, name="best scores"):
+                for item, part in context.engine.run_tasks(best_scores, work, name="best scores"):
                     bar.advance(item.rows)
                     yield part
 
@@ -232,34 +229,6 @@ def _from_table(name: str, scorer: Scorer, stage: Receipt) -> Scores:
         ids_digest=stage.ids_digest,
         scorer=scorer,
     )
-
-
-def _run(scorer: Scorer, folder: str, work: Sequence[_Work]) -> Iterator[Receipt]:
-    """One Ray Data execution over chunk descriptors; a chunk's scores are written by the task that made them."""
-    if not work:
-        return
-    items = [{"work": item.model_dump_json()} for item in work]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _ScoreChunk(ray.put(scorer), folder), batch_size=1, batch_format="pyarrow", num_cpus=1
-    )
-    with original_errors():
-        for row in dataset.iter_rows():
-            raise_packed(row["error"])
-            yield Receipt.model_validate_json(row["receipt"])
-
-
-class _ScoreChunk:
-    def __init__(self, scorer: ray.ObjectRef, folder: str) -> None:
-        self._scorer, self._folder = scorer, folder
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        receipt, error = None, None
-        try:
-            work = _Work.model_validate_json(batch.column("work")[0].as_py())
-            receipt = score_chunk(ray.get(self._scorer), self._folder, work).model_dump_json()
-        except FastfillError as fault:
-            error = pack_error(fault)
-        return pa.table({"receipt": pa.array([receipt], pa.string()), "error": pa.array([error], pa.string())})
 
 
 def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
@@ -330,28 +299,28 @@ def _check_unusable(scorer: Scorer, snapshot: Snapshot, receipts: dict[str, Rece
         )
 
 
-def thresholds(files: Files, scores: Scores, targets: Sequence[int]) -> list[int]:
+def thresholds(context: Context, scores: Scores, targets: Sequence[int]) -> list[int]:
     """The keys at which waves end: ``ordering.waves.find_thresholds`` over all score files."""
     groups = _groups(scores)
 
     def histograms(prefixes: Sequence[int], level: int) -> Iterator[Histogram]:
-        work = partial(_histogram, files=files, prefixes=tuple(prefixes), level=level)
-        for _, part in run_tasks(work, groups, name="count keys"):
+        work = partial(_histogram, files=context.files, prefixes=tuple(prefixes), level=level)
+        for _, part in context.engine.run_tasks(work, groups, name="count keys"):
             yield part
 
     return find_thresholds(targets, histograms)
 
 
-def count_units(files: Files, scores: Scores, cuts: Sequence[int], num_waves: int) -> np.ndarray:
+def count_units(context: Context, scores: Scores, cuts: Sequence[int], num_waves: int) -> np.ndarray:
     """Rows per (chunk, wave): (chunks, W + 2) int64."""
     counts = np.zeros((len(scores.chunks), num_waves + 2), np.int64)
-    work = partial(_count, files=files, cuts=tuple(cuts), width=num_waves + 2)
-    for group, part in run_tasks(work, _groups(scores), name="count waves"):
+    work = partial(_count, files=context.files, cuts=tuple(cuts), width=num_waves + 2)
+    for group, part in context.engine.run_tasks(work, _groups(scores), name="count waves"):
         counts[[index for index, _ in group]] = part
     return counts
 
 
-def pair_keys(files: Files, scores: Scores, chunks: Sequence[int]) -> dict[int | str, int]:
+def pair_keys(engine: Engine, files: Files, scores: Scores, chunks: Sequence[int]) -> dict[int | str, int]:
     """{id: order key} of the pairs, as the score files hold them: computed again, a key may fall into another wave.
 
     Args:
@@ -359,7 +328,7 @@ def pair_keys(files: Files, scores: Scores, chunks: Sequence[int]) -> dict[int |
     """
     groups = [[(chunk, scores.chunks[chunk]) for chunk in group] for group in _cut(sorted(chunks))]
     keys: dict[int | str, int] = {}
-    for _, part in run_tasks(partial(_pair_keys, files=files), groups, name="read pairs' keys"):
+    for _, part in engine.run_tasks(partial(_pair_keys, files=files), groups, name="read pairs' keys"):
         keys |= part
     return keys
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-import ray
 
 from fastfill_ray.config import GalleryConfig, ResourcesConfig
 from fastfill_ray.errors import FileMissing, InputError
@@ -17,7 +15,6 @@ from fastfill_ray.inputs.parquet import PinnedFile, TableInput, id_type_of, pin,
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.partition import Chunk, cut_chunks
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.runtime import original_errors, run_tasks
 from fastfill_ray.storage.paths import snapshot_path
 from fastfill_ray.types import IdType, Model, canonical, fingerprint
 
@@ -115,23 +112,19 @@ def _check_ids(context: Context, snapshot: Snapshot, config: GalleryConfig) -> N
     partitions = max(2, -(-snapshot.rows // _PARTITION_ROWS))
     step = -(-len(gallery) // _ID_GROUPS)
     groups = [gallery[i : i + step] for i in range(0, len(gallery), step)]
-    with context.progress.stage("snapshot", snapshot.rows, "items") as bar, original_errors():
-        # Nothing else runs yet: these tasks may ask for a CPU each, and Ray bounds how many run at a time.
-        hash_group: Any = ray.remote(_hash_group).options(num_cpus=1, num_returns=partitions, name="hash ids")
-        find_repeated: Any = ray.remote(_repeated).options(num_cpus=1, name="compare ids")
-        parts = [
-            hash_group.remote(context.store, group, config.id_column, snapshot.id_type, partitions) for group in groups
-        ]
-        for group, references in zip(groups, parts, strict=True):
-            ray.wait(references, num_returns=partitions, fetch_local=False)
-            bar.advance(sum(file.rows for file in group))
-        repeated = np.concatenate(ray.get([find_repeated.remote(*column) for column in zip(*parts, strict=True)]))
+    cut = partial(_hash_group, context.store, config.id_column, snapshot.id_type, partitions)
+    with context.progress.stage("snapshot", snapshot.rows, "items") as bar:
+        repeated = np.concatenate(
+            context.engine.exchange(
+                cut, _repeated, groups, partitions, lambda group: bar.advance(sum(file.rows for file in group))
+            )
+        )
     if len(repeated) == 0:
         return
     # Rare path: look the rows up, so that the message names them, and so that a mere collision of hashes is forgiven.
     places: dict[int | str, list[str]] = {}
     find = partial(_find_ids, store=context.store, column=config.id_column, id_type=snapshot.id_type, hashes=repeated)
-    for file, rows in run_tasks(find, gallery, name="find duplicate ids", ordered=True):
+    for file, rows in context.engine.run_tasks(find, gallery, name="find duplicate ids", ordered=True):
         for row, value in rows:
             places.setdefault(value, []).append(f"{file.path} row {row}")
     duplicates = {value: found for value, found in places.items() if len(found) > 1}
@@ -146,7 +139,7 @@ def _check_ids(context: Context, snapshot: Snapshot, config: GalleryConfig) -> N
 
 
 def _hash_group(
-    store: InputStore, files: Sequence[PinnedFile], column: str, id_type: IdType, parts: int
+    store: InputStore, column: str, id_type: IdType, parts: int, files: Sequence[PinnedFile]
 ) -> list[np.ndarray]:
     """The hashes of all ids of some files, cut into `parts` by value."""
     hashes = []

@@ -1,4 +1,4 @@
-"""Alignments, trained by Ray Train on the train pairs; checkpoints live under the root.
+"""Alignments, trained on the train pairs; checkpoints live under the root.
 
 One worker, which trains one map after the other: each is fitted on some ten thousand pairs in seconds to minutes, and
 starting a worker costs ten. It gets the pairs, which fit in its memory, as one object, in the order of the ids.
@@ -7,30 +7,19 @@ starting a worker costs ten. It gets the pairs, which fit in its memory, as one 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.fs
-import ray
-import ray.train
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from functools import partial
 
 from fastfill_ray.alignment.maps import Alignment, Method, PresetName
 from fastfill_ray.alignment.pairs import check_pairs, training_pairs
 from fastfill_ray.alignment.training import Fit
+from fastfill_ray.engine.interface import Checkpoints, TrainSetup
 from fastfill_ray.errors import AlignmentFailed, SpaceMismatch
 from fastfill_ray.experiment.items import PairedItems
-from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.progress import Progress
-from fastfill_ray.stages.runtime import original_errors
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_failure, stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
@@ -38,8 +27,6 @@ from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
 from fastfill_ray.types import canonical, fingerprint
 
 _CHECKPOINT_EVERY = 8  # epochs
-_WORKERS = 1  # 0 is Ray Train's local mode: the driver trains
-_WORKER_FAILURES = 2
 
 
 @dataclass(frozen=True)
@@ -54,7 +41,6 @@ class TrainJob:
     use_gpu: bool
     fingerprint: str
     spaces: dict[str, str]
-    store: InputStore
 
 
 @dataclass(frozen=True)
@@ -100,10 +86,9 @@ def train_maps(
                     pairs.fingerprint, method, training.preset, classifier, training.seed
                 ),
                 spaces=training.spaces,
-                store=context.store,
             )
         )
-    outcomes = train_all(jobs, pairs, context.progress)
+    outcomes = train_all(context, jobs, pairs)
     failed = {method: outcome for method, outcome in outcomes.items() if isinstance(outcome, str)}
     for method, why in failed.items():
         context.progress.say(f"alignment.method {method} is left out: {why}")
@@ -123,19 +108,19 @@ def classifier_digest(given: Classifier | None) -> str:
     return "" if given is None else sha256_hex(given.weight.tobytes() + given.bias.tobytes())
 
 
-def train(job: TrainJob, pairs: PairedItems, progress: Progress) -> TrainedAlignment:
+def train(context: Context, job: TrainJob, pairs: PairedItems) -> TrainedAlignment:
     """The trained alignment; a finished one is found by its receipt, an interrupted one goes on from its checkpoint.
 
     Raises:
         AlignmentFailed: the pairs cannot be fitted.
     """
-    trained = train_all([job], pairs, progress)[job.method]
+    trained = train_all(context, [job], pairs)[job.method]
     assert isinstance(trained, TrainedAlignment)
     return trained
 
 
-def train_all(jobs: Sequence[TrainJob], pairs: PairedItems, progress: Progress) -> dict[Method, TrainedAlignment | str]:
-    """Several maps in one Ray Train run: finished ones are found, an interrupted one goes on from its checkpoint.
+def train_all(context: Context, jobs: Sequence[TrainJob], pairs: PairedItems) -> dict[Method, TrainedAlignment | str]:
+    """Several maps in one training: finished ones are found, an interrupted one goes on from its checkpoint.
 
     Args:
         jobs: one per method, of one output root; trained in this order.
@@ -151,18 +136,18 @@ def train_all(jobs: Sequence[TrainJob], pairs: PairedItems, progress: Progress) 
         if (found := _finished(job, alone=len(jobs) == 1)) is not None:
             trained[job.method] = found
     pending = [job for job in jobs if job.method not in trained]
-    train = pairs.part("train")
+    train_part = pairs.part("train")
     for job in pending:
         # What cannot be fitted is said here, before a cluster starts a worker for it (and retries it).
         try:
-            check_pairs(training_pairs(train, job.method, job.classifier))
+            check_pairs(training_pairs(train_part, job.method, job.classifier))
         except AlignmentFailed as error:
             if len(jobs) == 1:
                 raise
             trained[job.method] = str(error)
     pending = [job for job in pending if job.method not in trained]
     if pending:
-        _run(jobs, pending, train, progress)
+        _run(context, jobs, pending, train_part)
     for job in pending:
         written = _finished(job, alone=len(jobs) == 1)
         if written is None:
@@ -184,19 +169,14 @@ def _finished(job: TrainJob, *, alone: bool) -> TrainedAlignment | str | None:
     return None if failure is None else str(failure.details["reason"])
 
 
-def _run(jobs: Sequence[TrainJob], pending: Sequence[TrainJob], train: PairedItems, progress: Progress) -> None:
-    with progress.stage("train", len(train.ids), "pairs") as bar, original_errors():
-        TorchTrainer(
-            _train_worker,
-            train_loop_config={"jobs": list(pending), "alone": len(jobs) == 1, "pairs": ray.put(train)},
-            scaling_config=ScalingConfig(num_workers=_WORKERS, use_gpu=pending[0].use_gpu),
-            run_config=RunConfig(
-                name="train",
-                failure_config=FailureConfig(max_failures=_WORKER_FAILURES),
-                **_storage(jobs),
-            ),
-        ).fit()
-        bar.advance(len(train.ids))
+def _run(context: Context, jobs: Sequence[TrainJob], pending: Sequence[TrainJob], train_part: PairedItems) -> None:
+    # The place of checkpoints follows from all jobs, done or not, so that a resumed run finds it.
+    names = [job.fingerprint for job in jobs]
+    folder = stage_folder("alignment", names[0] if len(names) == 1 else fingerprint(names))
+    setup = TrainSetup(f"{context.files.root}/{folder}", context.store, use_gpu=pending[0].use_gpu)
+    with context.progress.stage("train", len(train_part.ids), "pairs") as bar:
+        context.engine.train(partial(_train_pending, list(pending), alone=len(jobs) == 1), train_part, setup)
+        bar.advance(len(train_part.ids))
 
 
 def load_alignment(files: Files, trained: TrainedAlignment, spaces: dict[str, str]) -> Alignment:
@@ -207,50 +187,29 @@ def load_alignment(files: Files, trained: TrainedAlignment, spaces: dict[str, st
     return Alignment.load(get_verified(files, trained.weights), info)
 
 
-def _storage(jobs: Sequence[TrainJob]) -> dict[str, Any]:
-    """Ray Train's checkpoints under the output root, through the same file system settings as everything else.
-
-    The place follows from all jobs, done or not, so that a resumed run finds it.
-    """
-    names = [job.fingerprint for job in jobs]
-    folder = f"{jobs[0].files.root}/{stage_folder('alignment', names[0] if len(names) == 1 else fingerprint(names))}"
-    filesystem, place = jobs[0].store.filesystem(folder)
-    if jobs[0].files.root.startswith("s3://"):
-        return {"storage_path": place, "storage_filesystem": pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem))}
-    return {"storage_path": place}
+def _train_pending(
+    pending: Sequence[TrainJob], train_part: PairedItems, checkpoints: Checkpoints, *, alone: bool
+) -> None:
+    """The jobs in order; what a worker finished before it died and another one took over, is skipped."""
+    for job in pending:
+        if _finished(job, alone=alone) is None:
+            _train_one(job, train_part, checkpoints, alone=alone)
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    """The jobs in order; what this worker finished before it died and was started again, is skipped."""
-    train = ray.get(config["pairs"])
-    for job in config["jobs"]:
-        if _finished(job, alone=config["alone"]) is None:
-            _train_one(job, train, alone=config["alone"])
-
-
-def _train_one(job: TrainJob, train: PairedItems, *, alone: bool) -> None:
+def _train_one(job: TrainJob, train_part: PairedItems, checkpoints: Checkpoints, *, alone: bool) -> None:
     """One epoch at a time, so that a killed run loses at most ``_CHECKPOINT_EVERY`` of them."""
-    fit = Fit(
-        job.method,
-        job.preset,
-        training_pairs(train, job.method, job.classifier),
-        seed=job.seed,
-        device="cuda" if job.use_gpu else "cpu",
-    )
+    device = "cuda" if job.use_gpu else "cpu"
+    pairs = training_pairs(train_part, job.method, job.classifier)
+    fit = Fit(job.method, job.preset, pairs, seed=job.seed, device=device)
     name = f"{job.fingerprint}.safetensors"  # a checkpoint of another map is none for this one
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            if (Path(folder) / name).exists():
-                fit.restore((Path(folder) / name).read_bytes())
+    if (kept := checkpoints.latest(name)) is not None:
+        fit.restore(kept)
     resumed_from = fit.epoch
     try:
         while fit.epoch < fit.epochs:
             metrics = fit.step()
             if fit.epoch % _CHECKPOINT_EVERY == 0 and fit.epoch < fit.epochs:
-                with tempfile.TemporaryDirectory() as folder:
-                    (Path(folder) / name).write_bytes(fit.state())
-                    ray.train.report({**metrics, "epoch": fit.epoch}, checkpoint=Checkpoint.from_directory(folder))
+                checkpoints.save(name, fit.state(), {**metrics, "epoch": fit.epoch})
         alignment = fit.finish()
     except AlignmentFailed as error:
         if alone:

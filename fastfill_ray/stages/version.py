@@ -48,7 +48,7 @@ class VersionMaker:
         before = state.plan_versions[-1] if state.plan_versions else None
         serving = state.version(state.serving) if state.serving is not None else None
         kept = before.segments if before is not None else ()
-        segments = build_version(self.context.progress, self._job, self._buckets, wave, receipts, kept)
+        segments = build_version(self.context, self._job, self._buckets, wave, receipts, kept)
         check_complete(plan, segments)
         with self.context.progress.timed("evaluate"):
             calibration = evaluator.fit(wave, plan)

@@ -8,8 +8,7 @@ from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.errors import EmbedderError, QuarantineExceeded
 from fastfill_ray.log.records import Plan
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.embed import Job, embed
-from fastfill_ray.stages.intake import Intake
+from fastfill_ray.stages.embed import Job, pool_work
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import chunk_of, wave_folder
@@ -36,8 +35,8 @@ class Waves:
         self._groups, self._progress = groups, context.progress
         self._handed_over: set[int] = set()
         missing = [unit for group in groups.values() for unit in group.missing]
-        self._intake = Intake() if may_stop else None
-        self._stream = embed(job, missing, resources, self._intake)
+        self._may_stop = may_stop
+        self._pool = context.engine.run_pool(pool_work(job), missing, resources, may_stop=may_stop)
 
     def receipts(self, wave: int) -> dict[int, Receipt]:
         """The receipts {chunk: receipt} of a wave, as soon as its last one is durable; ask in wave order.
@@ -50,7 +49,7 @@ class Waves:
         try:
             with self._progress.stage(f"wave {wave}", group.rows, "items", done=done) as bar:
                 while len(group.receipts) < len(group.units):
-                    received = next(self._stream, None)
+                    received = next(self._pool, None)
                     if received is None:
                         raise EmbedderError(f"wave {wave}: the pool ended before all its receipts came; run again")
                     unit, receipt = received
@@ -69,14 +68,14 @@ class Waves:
 
         Those with bad rows leave no receipt and are tried again then.
         """
-        if self._intake is not None:
-            self._intake.close()
-            for _ in self._stream:
+        if self._may_stop:
+            self._pool.stop()
+            for _ in self._pool:
                 pass
 
     def close(self) -> None:
         """Stop the pool; units in flight then may or may not leave receipts."""
-        self._stream.close()
+        self._pool.close()
 
 
 def overrun_rows(files: Files, plan: Plan, wave: int) -> int:

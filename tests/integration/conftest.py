@@ -1,4 +1,7 @@
-"""Runs are expensive: one root is planned once, and each test goes on from a copy of it."""
+"""Runs are expensive: one root is planned once, and each test goes on from a copy of it.
+
+What is not about Ray runs in this process (``in_process``); ``run`` does both, one after the other.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pytest
 
 import fastfill_ray as ff
+from fastfill_ray.backfill import _run
+from fastfill_ray.config import load_config
+from fastfill_ray.engine import trainer
+from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.ordering.partition import sample_pairs
-from fastfill_ray.stages import train
 from tests import synthetic
 
 PAIRS = np.concatenate(list(sample_pairs(600, 120, (0.7, 0.15, 0.15), seed=0).values()))
@@ -29,7 +35,7 @@ UNUSABLE = {int(PAIRS[0]): None, ABSENT[0]: [1.0, 2.0], ABSENT[1]: [float("nan")
 def trained_in_driver() -> Iterator[None]:
     """Ray Train's local mode: to start its controller and a worker takes longer than all the rest of a small run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_WORKERS", 0)
+        patch.setattr(trainer, "_WORKERS", 0)
         yield
 
 
@@ -41,6 +47,23 @@ def _training(request: pytest.FixtureRequest) -> Iterator[None]:
     else:
         with trained_in_driver():
             yield
+
+
+Run = Callable[..., ff.BackfillResult]
+
+
+def in_process(config: dict[str, Any], *, until: str | None = None, stream: TextIO | None = None) -> ff.BackfillResult:
+    """``run_backfill`` without Ray."""
+    return _run(load_config(config), InProcessEngine(), until=until, stream=stream)
+
+
+@pytest.fixture(scope="session", params=["in_process", "ray"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """``run_backfill`` on either engine: what it leaves must be the same."""
+    if request.param == "in_process":
+        return in_process
+    request.getfixturevalue("ray_session")
+    return ff.run_backfill
 
 
 @dataclass(frozen=True)
@@ -73,11 +96,11 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 
 @pytest.fixture(scope="session")
-def planned(workshop: Workshop, ray_session: None) -> Path:
+def planned(workshop: Workshop, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output root with a PLAN and no version."""
-    root = workshop.folder / "planned"
+    root = tmp_path_factory.mktemp("planned") / "root"
     with trained_in_driver():
-        result = ff.run_backfill(workshop.config(root), until="plan")
+        result = run(workshop.config(root), until="plan")
     assert result.state.plan is not None
     assert not result.state.versions
     return root

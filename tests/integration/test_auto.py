@@ -1,4 +1,4 @@
-"""`auto` decided by measurement, and the orders that need more than a chunk to know, on a real Ray."""
+"""`auto` decided by measurement, and the orders that need more than a chunk to know."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import fastfill_ray as ff
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.config import load_config
 from fastfill_ray.errors import InputError
@@ -26,20 +25,20 @@ from fastfill_ray.storage.paths import stage_receipt
 from fastfill_ray.storage.receipts import read_receipt
 from fastfill_ray.storage.refs import get_verified
 from tests import synthetic
-from tests.integration.conftest import Workshop
+from tests.integration.conftest import Workshop, in_process
 
 AUTO = {"alignment": {"method": "auto"}, "policy": {"name": "auto"}, "serving": {"stale_mode": "auto"}}
 
 
 @pytest.fixture(scope="module")
-def decided(workshop: Workshop, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def decided(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("auto") / "root"
-    ff.run_backfill(workshop.config(root, **AUTO), until="plan")
+    in_process(workshop.config(root, **AUTO), until="plan")
     return root
 
 
 def test_plan_says_what_was_chosen_why_by_how_much_and_what_it_promises(decided: Path, workshop: Workshop) -> None:
-    plan = ff.run_backfill(workshop.config(decided, **AUTO), until="plan").state.plan
+    plan = in_process(workshop.config(decided, **AUTO), until="plan").state.plan
     assert plan is not None
     assert plan.method in AUTO_METHODS
     assert plan.choice is not None
@@ -65,7 +64,7 @@ def test_plan_says_what_was_chosen_why_by_how_much_and_what_it_promises(decided:
 
 def test_a_decision_is_made_once(decided: Path, workshop: Workshop) -> None:
     log = io.StringIO()
-    result = ff.run_backfill(workshop.config(decided, **AUTO), until="version0", stream=log)
+    result = in_process(workshop.config(decided, **AUTO), until="version0", stream=log)
     assert "choose" in result.seconds or "train" not in log.getvalue()
     assert len(list((decided / "choice").iterdir())) == 1
     assert len(list((decided / "alignment").rglob("receipt.json"))) == len(AUTO_METHODS)
@@ -73,11 +72,11 @@ def test_a_decision_is_made_once(decided: Path, workshop: Workshop) -> None:
 
 
 def test_expected_gain_sees_the_whole_gallery_though_chunks_are_scored_one_by_one(
-    workshop: Workshop, ray_session: None, tmp_path: Path
+    workshop: Workshop, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
     config = workshop.config(root, policy={"name": "expected_gain"})
-    plan = ff.run_backfill(config, until="plan").state.plan
+    plan = in_process(config, until="plan").state.plan
     assert plan is not None
     assert plan.policy == "expected_gain"
     files = open_files(str(root))
@@ -108,14 +107,14 @@ def test_expected_gain_sees_the_whole_gallery_though_chunks_are_scored_one_by_on
     np.testing.assert_allclose(found[finite], expected[finite], rtol=1e-3, atol=1e-4)
 
 
-def test_traffic_comes_first_and_a_weight_that_is_no_number_is_named(ray_session: None, tmp_path: Path) -> None:
+def test_traffic_comes_first_and_a_weight_that_is_no_number_is_named(tmp_path: Path) -> None:
     synthetic.write_gallery(tmp_path / "gallery")
     for path in sorted((tmp_path / "gallery").iterdir()):
         table = pq.read_table(path)
         weights = np.where(np.arange(table.num_rows) % 10 == 0, 1000.0, 1.0)
         pq.write_table(table.append_column("asked", pa.array(weights)), path)
     config = synthetic.config(tmp_path, gallery={"weight_column": "asked"}, objective={"relevance": "new_model"})
-    plan = ff.run_backfill(config, until="plan").state.plan
+    plan = in_process(config, until="plan").state.plan
     assert plan is not None
     files = open_files(str(tmp_path / "out"))
     receipt = read_receipt(files, stage_receipt("scores", plan.scores))
@@ -134,4 +133,4 @@ def test_traffic_comes_first_and_a_weight_that_is_no_number_is_named(ray_session
     pq.write_table(table.set_column(table.schema.get_field_index("asked"), "asked", pa.array(bad)), path)
     config["output"] = str(tmp_path / "other")
     with pytest.raises(InputError, match=rf"{path.name}.*weight_column 'asked' is -1.0"):
-        ff.run_backfill(config, until="plan")
+        in_process(config, until="plan")

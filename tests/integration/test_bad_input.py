@@ -15,7 +15,7 @@ import pytest
 import fastfill_ray as ff
 from fastfill_ray.errors import AlignmentFailed, ConfigError, EmbedderError, InputError, QuarantineExceeded
 from tests import synthetic
-from tests.integration.conftest import Workshop
+from tests.integration.conftest import Workshop, in_process
 
 Spoil = Callable[[Path], Any]
 
@@ -67,7 +67,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
 
 @pytest.mark.parametrize("fault", SPOILT)
 def test_a_gallery_that_cannot_be_used_is_refused_before_any_embedding(
-    fault: str, workshop: Workshop, ray_session: None, tmp_path: Path
+    fault: str, workshop: Workshop, tmp_path: Path
 ) -> None:
     spoil, message = SPOILT[fault]
     shutil.copytree(workshop.folder / "gallery", tmp_path / "gallery")
@@ -77,18 +77,18 @@ def test_a_gallery_that_cannot_be_used_is_refused_before_any_embedding(
     workshop.control(journal=str(journal))
     config = workshop.config(tmp_path / "out", gallery={"path": str(tmp_path / "gallery")})
     with pytest.raises(InputError, match=message):
-        ff.run_backfill(config)
+        in_process(config)
     assert not list(journal.iterdir())
     assert not (tmp_path / "out" / "log").exists()
 
 
-def test_too_many_unusable_vectors_fail_before_the_plan(ray_session: None, tmp_path: Path) -> None:
+def test_too_many_unusable_vectors_fail_before_the_plan(tmp_path: Path) -> None:
     nan = [float("nan")] * synthetic.OLD_DIM
     synthetic.write_gallery(tmp_path / "gallery", unusable=dict.fromkeys(range(0, 600, 20), nan))
     with pytest.raises(
         InputError, match=r"30 of 600 rows cannot be used, at most 10 .*non_finite.*quarantine\.max_rows"
     ):
-        ff.run_backfill(synthetic.config(tmp_path, alignment={"method": "ridge"}))
+        in_process(synthetic.config(tmp_path, alignment={"method": "ridge"}))
 
 
 @pytest.mark.parametrize(
@@ -133,20 +133,20 @@ def test_a_request_that_cannot_work_is_refused_before_anything_starts(
     for name, section in sections.items():
         config[name] = {**config[name], **section} if isinstance(section, dict) and name in config else section
     with pytest.raises(ConfigError, match=message):
-        ff.run_backfill(config)
+        in_process(config)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_output_inside_the_gallery_is_refused(workshop: Workshop) -> None:
     with pytest.raises(ConfigError, match=r"output: .* lies in gallery\.path"):
-        ff.run_backfill(workshop.config(workshop.folder / "gallery" / "out"))
+        in_process(workshop.config(workshop.folder / "gallery" / "out"))
 
 
 def test_a_classifier_of_another_dim_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     np.savez(tmp_path / "head.npz", weight=np.zeros((6, 5), np.float32), bias=np.zeros(6, np.float32))
     config = workshop.config(tmp_path / "out", new_model={"classifier": str(tmp_path / "head.npz")})
     with pytest.raises(ConfigError, match=r"new_model\.classifier .*weight is \(6, 5\).* expected \(C, 16\)"):
-        ff.run_backfill(config)
+        in_process(config)
 
 
 def test_errors_survive_the_way_from_a_worker(workshop: Workshop, ray_session: None, tmp_path: Path) -> None:
@@ -157,17 +157,15 @@ def test_errors_survive_the_way_from_a_worker(workshop: Workshop, ray_session: N
     assert not (tmp_path / "out" / "log").exists(), "a typing error must not bind the root to a model"
 
 
-def test_queries_that_cannot_be_embedded_are_not_dropped_in_silence(
-    workshop: Workshop, ray_session: None, tmp_path: Path
-) -> None:
+def test_queries_that_cannot_be_embedded_are_not_dropped_in_silence(workshop: Workshop, tmp_path: Path) -> None:
     x = pq.read_table(workshop.folder / "queries" / "queries.parquet").column("x").to_pylist()
     workshop.control(bad={synthetic.marker(row[0]): "raise" for row in x[:11]})
     with pytest.raises(QuarantineExceeded, match=r"queries, new model: 11 of 60 rows .*this row cannot be read"):
-        ff.run_backfill(workshop.config(tmp_path / "out"))
+        in_process(workshop.config(tmp_path / "out"))
     workshop.control()
 
 
-def test_pairs_that_no_map_can_be_fitted_on_are_refused_by_name(ray_session: None, tmp_path: Path) -> None:
+def test_pairs_that_no_map_can_be_fitted_on_are_refused_by_name(tmp_path: Path) -> None:
     synthetic.write_gallery(tmp_path / "gallery", unusable=dict.fromkeys(range(600), [1.0] * synthetic.OLD_DIM))
     with pytest.raises(AlignmentFailed, match="the old vectors of all 84 pairs are the same"):
-        ff.run_backfill(synthetic.config(tmp_path, alignment={"method": "ridge"}))
+        in_process(synthetic.config(tmp_path, alignment={"method": "ridge"}))

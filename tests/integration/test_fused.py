@@ -1,4 +1,4 @@
-"""A run in stale mode fused on a real Ray: what its versions hold, what they need, and how they are compared."""
+"""A run in stale mode fused: what its versions hold, what they need, and how they are compared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastfill_ray.stages import choose
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
 from tests import synthetic
-from tests.integration.conftest import ABSENT, PAIRS, Workshop
+from tests.integration.conftest import ABSENT, PAIRS, Workshop, in_process
 from tests.integration.test_run import queries_of, value
 from tests.synthetic import OLD_DIM, marker, new_vectors, old_vectors
 
@@ -64,16 +64,16 @@ def fused_config(workshop: Workshop, root: Path, **sections: Any) -> dict[str, A
 
 
 @pytest.fixture(scope="module")
-def half_done(workshop: Workshop, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def half_done(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Versions 0 and 1; most items stay stale, and two of wave 1 because they cannot be embedded."""
     root = tmp_path_factory.mktemp("fused") / "root"
     workshop.control()
     config = fused_config(workshop, root, waves=[0.3])
-    first = ff.run_backfill(config, until="version0").state.versions[0]
+    first = in_process(config, until="version0").state.versions[0]
     in_wave_1 = [item for segment in stale_segments(first) if segment.wave == 1 for item in vectors_of(root, segment)]
     rows = [workshop.ids.tolist().index(item) for item in in_wave_1[:2]]
     workshop.control(bad={marker(workshop.x[row, 0]): "raise" for row in rows})
-    result = ff.run_backfill(config)
+    result = in_process(config)
     workshop.control()
     assert result.finished
     assert result.state.versions[-1].quarantined == 2
@@ -87,7 +87,7 @@ def without_old_queries(half_done: Path, workshop: Workshop, tmp_path_factory: p
     shutil.copytree(half_done, root)
     config = workshop.config(root)
     del config["old_model"]
-    ff.run_backfill(config, until="version0")
+    in_process(config, until="version0")
     return root
 
 
@@ -165,7 +165,7 @@ def test_a_fused_version_that_is_served_is_measured_again_with_another_plans_que
     served = reader.version
     other = fused_config(workshop, root, objective={"relevance": "qrels", "metric": "recall@10"}, waves=[1.0])
     del other["queries"]["label_column"]
-    result = ff.run_backfill(other)
+    result = in_process(other)
     first, last = result.state.plan_versions
     assert f"against version {served}" in first.verdict.reason
     assert first.verdict.difference is not None
@@ -185,7 +185,7 @@ def test_without_old_query_vectors_a_fused_version_cannot_be_compared_with(witho
     assert "is not known, nothing to compare with" in verdict.reason
 
 
-def test_l2_an_ivf_index_and_the_audit_items_as_queries(ray_session: None, tmp_path: Path) -> None:
+def test_l2_an_ivf_index_and_the_audit_items_as_queries(tmp_path: Path) -> None:
     """The other half of the options: nothing of the old model is needed, for audit items have old vectors."""
     ids, x, _ = synthetic.write_gallery(tmp_path / "gallery")
     config = synthetic.config(
@@ -196,7 +196,7 @@ def test_l2_an_ivf_index_and_the_audit_items_as_queries(ray_session: None, tmp_p
         serving={"stale_mode": "fused"},
         waves=[0.3],
     )
-    state = ff.run_backfill(config, until="version0").state
+    state = in_process(config, until="version0").state
     [version] = state.versions
     assert {segment.dim for segment in stale_segments(version)} == {OLD_DIM + synthetic.NEW_DIM}
     assert {m.scope for m in version.metrics} == {"audit", "gallery"}

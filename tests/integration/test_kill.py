@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import yaml
 
 from fastfill_ray.index.verify import verify
@@ -39,6 +40,7 @@ def receipts(root: Path) -> set[Path]:
     return set((root / "vectors").rglob("*.receipt.json"))
 
 
+@pytest.mark.parametrize("run", ["in_process"], indirect=True)  # what is planned, the submitted jobs go on with
 def test_a_killed_driver_resumes_and_embeds_no_receipted_chunk_again(
     planned: Path, workshop: Workshop, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""A whole run on a real Ray: what it commits, how it resumes, what it does with bad rows."""
+"""A whole run on either engine: what it commits, how it resumes, what it does with bad rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastfill_ray.retrieval.ranking import rank_hits
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
 from tests import synthetic
-from tests.integration.conftest import ABSENT, OTHERS, Workshop
+from tests.integration.conftest import ABSENT, OTHERS, Run, Workshop
 from tests.synthetic import marker, new_vectors
 
 
@@ -39,20 +39,20 @@ def queries_of(workshop: Workshop) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def finished(planned: Path, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(planned: Path, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     """A finished run in three calls, with the pool changed in between."""
     target = tmp_path_factory.mktemp("finished") / "root"
     shutil.copytree(planned, target)
     journal = tmp_path_factory.mktemp("journal")
     workshop.control(journal=str(journal))
-    first = ff.run_backfill(workshop.config(target), until="version0")
+    first = run(workshop.config(target), until="version0")
     assert [v.wave for v in first.state.versions] == [0]
     assert not workshop.journal(journal), "version 0 needs no more embedding than the pairs"
     log = io.StringIO()
     more = {"resources": {"embed_actors": [1, 2], "chunk_rows": 37}}
-    second = ff.run_backfill(workshop.config(target, **more), until="wave:1", stream=log)
+    second = run(workshop.config(target, **more), until="wave:1", stream=log)
     assert [v.wave for v in second.state.versions] == [0, 1]
-    third = ff.run_backfill(workshop.config(target))
+    third = run(workshop.config(target))
     assert third.finished
     workshop.control()
     counts = Counter(workshop.journal(journal))
@@ -134,10 +134,10 @@ def test_the_report_lies_beside_the_log(finished: Path) -> None:
     assert (finished / "reports" / "metrics.json").stat().st_size > 0
 
 
-def test_the_same_call_after_the_end_does_nothing(finished: Path, workshop: Workshop, tmp_path: Path) -> None:
+def test_the_same_call_after_the_end_does_nothing(finished: Path, workshop: Workshop, tmp_path: Path, run: Run) -> None:
     workshop.control(journal=str(tmp_path), fault="shape")
     before = sorted(finished.rglob("*"))
-    result = ff.run_backfill(workshop.config(finished))
+    result = run(workshop.config(finished))
     assert result.finished
     assert result.seconds == {}
     assert sorted(finished.rglob("*")) == before
@@ -145,22 +145,22 @@ def test_the_same_call_after_the_end_does_nothing(finished: Path, workshop: Work
 
 
 def test_an_unfinished_plan_refuses_other_settings_and_other_spaces(
-    root: Callable[[], Path], workshop: Workshop
+    root: Callable[[], Path], workshop: Workshop, run: Run
 ) -> None:
     target = root()
     with pytest.raises(PlanMismatch, match=r"waves was \[0.3, 0.6, 1.0\], is \[0.4, 1.0\]"):
-        ff.run_backfill(workshop.config(target, waves=[0.4, 1.0]))
+        run(workshop.config(target, waves=[0.4, 1.0]))
     assert read_state(open_files(str(target))).next_seq == 3
 
 
-def test_a_finished_root_refuses_another_model(finished: Path, workshop: Workshop) -> None:
+def test_a_finished_root_refuses_another_model(finished: Path, workshop: Workshop, run: Run) -> None:
     other = {"new_model": {"kwargs": {"control": "elsewhere.json"}}}
     with pytest.raises(SpaceMismatch, match="new_space"):
-        ff.run_backfill(workshop.config(finished, **other))
+        run(workshop.config(finished, **other))
 
 
 def test_a_new_plan_on_a_finished_root_is_held_against_what_is_served(
-    finished: Path, workshop: Workshop, tmp_path: Path
+    finished: Path, workshop: Workshop, tmp_path: Path, run: Run
 ) -> None:
     target = tmp_path / "root"
     shutil.copytree(finished, target)
@@ -170,7 +170,7 @@ def test_a_new_plan_on_a_finished_root_is_held_against_what_is_served(
     # Other queries (no labels) and another objective: what is served has to be measured again to be compared.
     other = workshop.config(target, objective={"relevance": "qrels", "metric": "recall@10"}, waves=[0.5, 1.0])
     del other["queries"]["label_column"]
-    result = ff.run_backfill(other)
+    result = run(other)
     workshop.control()
     assert [(v.version, v.wave) for v in result.state.plan_versions] == [(4, 0), (5, 1), (6, 2)]
     first, between, last = result.state.plan_versions
@@ -186,14 +186,16 @@ def test_a_new_plan_on_a_finished_root_is_held_against_what_is_served(
     assert len(workshop.journal(journal)) == 480, "the pairs are known, they are not embedded again"
 
 
-def test_a_gallery_file_that_changed_after_planning_is_refused(root: Callable[[], Path], workshop: Workshop) -> None:
+def test_a_gallery_file_that_changed_after_planning_is_refused(
+    root: Callable[[], Path], workshop: Workshop, run: Run
+) -> None:
     target = root()
     shard = workshop.folder / "gallery" / "part-001.parquet"
     kept, times = shard.read_bytes(), shard.stat()
     try:
         shard.write_bytes(kept)
         with pytest.raises(InputChanged, match=r"part-001\.parquet"):
-            ff.run_backfill(workshop.config(target))
+            run(workshop.config(target))
     finally:
         import os
 
@@ -201,7 +203,7 @@ def test_a_gallery_file_that_changed_after_planning_is_refused(root: Callable[[]
     assert not read_state(open_files(str(target))).versions
 
 
-def test_bad_rows_are_quarantined_and_stay_stale(root: Callable[[], Path], workshop: Workshop) -> None:
+def test_bad_rows_are_quarantined_and_stay_stale(root: Callable[[], Path], workshop: Workshop, run: Run) -> None:
     target = root()
     rows = [int(row) for row in OTHERS if row not in ABSENT][:4]
     absent_for_ever = ABSENT[0]
@@ -212,7 +214,7 @@ def test_bad_rows_are_quarantined_and_stay_stale(root: Callable[[], Path], works
             for row, kind in zip([*rows, absent_for_ever], [*kinds, "raise"], strict=True)
         }
     )
-    result = ff.run_backfill(workshop.config(target))
+    result = run(workshop.config(target))
     last = result.state.versions[-1]
     assert result.finished
     assert (last.rows, last.new_rows, last.quarantined, last.absent) == (599, 595, 5, 1)
@@ -233,17 +235,17 @@ def queries_of_items(workshop: Workshop, rows: list[int]) -> np.ndarray:
 
 
 def test_a_wave_above_the_quarantine_limit_fails_before_its_commit(
-    root: Callable[[], Path], workshop: Workshop
+    root: Callable[[], Path], workshop: Workshop, run: Run
 ) -> None:
     target = root()
-    ff.run_backfill(workshop.config(target), until="version0")
+    run(workshop.config(target), until="version0")
     for fault in ("shape", "count"):
         workshop.control(fault=fault)
         with pytest.raises(QuarantineExceeded, match=r"wrong_shape.*quarantine\.max_rows"):
-            ff.run_backfill(workshop.config(target))
+            run(workshop.config(target))
         assert [v.wave for v in read_state(open_files(str(target))).versions] == [0]
     workshop.control()
-    result = ff.run_backfill(workshop.config(target), until="wave:1")
+    result = run(workshop.config(target), until="wave:1")
     assert result.state.versions[-1].quarantined == 0
 
 
@@ -253,7 +255,7 @@ def _receipt(path: Path):  # type: ignore[no-untyped-def]
     return Receipt.model_validate_json(path.read_bytes())
 
 
-def test_strings_l2_ivf_and_no_queries(tmp_path: Path, ray_session: None) -> None:
+def test_strings_l2_ivf_and_no_queries(tmp_path: Path, run: Run) -> None:
     """The other half of the options in one run: string ids, l2, an IVF index, audit items as queries, no labels."""
     ids, x, _ = synthetic.write_gallery(tmp_path / "gallery", ids="string")
     config = synthetic.config(
@@ -266,7 +268,7 @@ def test_strings_l2_ivf_and_no_queries(tmp_path: Path, ray_session: None) -> Non
         policy={"name": "random"},
         waves=[0.3, 0.8],
     )
-    result = ff.run_backfill(config)
+    result = run(config)
     assert result.finished
     last = result.state.versions[-1]
     assert last.fraction == 0.8

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import fastfill_ray as ff
 from fastfill_ray.alignment.maps import Alignment
 from tests import synthetic
-from tests.integration.conftest import OTHERS, PAIRS
+from tests.integration.conftest import OTHERS, PAIRS, in_process
 
 
-def test_stale_items_are_mapped_from_their_old_and_their_side_vectors(tmp_path: Path, ray_session: None) -> None:
+def test_stale_items_are_mapped_from_their_old_and_their_side_vectors(tmp_path: Path) -> None:
     ids, x, _ = synthetic.write_gallery(tmp_path / "gallery")
     # The four factors that the old model lost. Two rows are unusable: a pair teaches nothing, the other one is absent.
     side = x[:, synthetic.OLD_DIM :].astype(np.float16)
@@ -27,7 +27,7 @@ def test_stale_items_are_mapped_from_their_old_and_their_side_vectors(tmp_path: 
         column = pa.array([values[row] for row in part], pa.list_(pa.float16(), 4))
         pq.write_table(pq.read_table(path).append_column("side", column), path, row_group_size=64)
     config = synthetic.config(tmp_path, gallery={"side_column": "side"}, alignment={"method": "ridge"})
-    version = ff.run_backfill(config, until="version0").state.versions[0]
+    version = in_process(config, until="version0").state.versions[0]
     assert (version.rows, version.new_rows, version.absent) == (599, 120, 1)
 
     [info_path] = (tmp_path / "out" / "alignment").rglob("alignment.*.json")

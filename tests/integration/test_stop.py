@@ -15,7 +15,7 @@ from fastfill_ray.index.verify import verify
 from fastfill_ray.log.records import Version
 from fastfill_ray.log.state import State
 from fastfill_ray.storage.files import open_files
-from tests.integration.conftest import Workshop
+from tests.integration.conftest import Workshop, in_process
 from tests.integration.test_kill import _markers
 
 WAVES = [0.25, 0.5, 0.7, 1.0]
@@ -155,12 +155,10 @@ def test_a_loosened_rule_goes_on_to_the_end_and_embeds_nothing_twice(
     assert len(verify(open_files(str(root)))) == 5
 
 
-def test_audit_items_that_ask_have_the_groups_of_the_items(
-    workshop: Workshop, tmp_path: Path, ray_session: None
-) -> None:
+def test_audit_items_that_ask_have_the_groups_of_the_items(workshop: Workshop, tmp_path: Path) -> None:
     values = config(workshop, tmp_path / "root", budget_hours=1e-6)
     del values["queries"], values["old_model"]
-    result = ff.run_backfill(values)
+    result = in_process(values)
     [version] = result.state.versions
     assert version.stopped is not None
     assert "stop.budget_hours is 1e-06" in version.stopped

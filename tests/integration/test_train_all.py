@@ -1,10 +1,9 @@
-"""Several maps in one Ray Train run: what is finished is kept, what was interrupted goes on, what fails is told."""
+"""Several maps in one training: what is finished is kept, what was interrupted goes on, what fails is told."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,10 +12,14 @@ import pytest
 
 from fastfill_ray.alignment.pairs import TrainingPairs
 from fastfill_ray.alignment.training import Fit
+from fastfill_ray.engine.in_process import InProcessEngine
+from fastfill_ray.engine.interface import Engine
+from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.errors import AlignmentFailed
 from fastfill_ray.experiment.items import PairedItems
+from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.progress import Progress
-from fastfill_ray.stages.runtime import connected
 from fastfill_ray.stages.train import (
     Method,
     TrainedAlignment,
@@ -85,7 +88,7 @@ def make_pairs() -> PairedItems:
 
 def job(files: Files, method: Method, classifier: tuple[np.ndarray, np.ndarray] | None = None) -> TrainJob:
     name = alignment_fingerprint("pairs", method, "default", classifier, 0)
-    return TrainJob(files, method, "default", classifier, 0, False, name, SPACES, None)
+    return TrainJob(files, method, "default", classifier, 0, False, name, SPACES)
 
 
 def in_process(method: Method, pairs: PairedItems) -> Fit:
@@ -109,13 +112,21 @@ def receipt(files: Files, job: TrainJob) -> Receipt:
     return found
 
 
-@pytest.fixture(scope="module")
-def together(ray_session: None) -> Callable[..., dict[Method, TrainedAlignment | str]]:
-    def call(jobs: list[TrainJob], pairs: PairedItems) -> dict[Method, TrainedAlignment | str]:
-        with connected():
-            return train_all(jobs, pairs, Progress(io.StringIO()))
+def context(files: Files, engine: Engine) -> Context:
+    return Context(engine, files, InputStore(), Progress(io.StringIO()))
 
-    return call
+
+def together(engine: Engine, jobs: list[TrainJob], pairs: PairedItems) -> dict[Method, TrainedAlignment | str]:
+    with engine.session():
+        return train_all(context(jobs[0].files, engine), jobs, pairs)
+
+
+@pytest.fixture(params=["in_process", "ray"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    if request.param == "in_process":
+        return InProcessEngine()
+    request.getfixturevalue("ray_session")
+    return RayEngine()
 
 
 def no_run(*_: object) -> None:
@@ -124,7 +135,7 @@ def no_run(*_: object) -> None:
 
 @pytest.mark.slow
 def test_maps_trained_together_survive_a_dying_worker_and_equal_those_trained_alone(
-    together: Callable[..., dict[Method, TrainedAlignment | str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, pairs = open_files(str(tmp_path / "root")), make_pairs()
     methods: list[Method] = ["fct", "fastfill", "ridge"]
@@ -132,7 +143,7 @@ def test_maps_trained_together_survive_a_dying_worker_and_equal_those_trained_al
     # from its checkpoint, which is none for the third one.
     dying = DyingFiles(files, f"{job(files, 'fastfill').fingerprint}/model", tmp_path / "died")
     jobs = [job(dying, method) for method in methods]
-    trained = together(jobs, pairs)
+    trained = together(RayEngine(), jobs, pairs)
     assert (tmp_path / "died").exists()
     assert list(trained) == methods
     resumed = [receipt(files, job).details["resumed_from"] for job in jobs]
@@ -147,12 +158,12 @@ def test_maps_trained_together_survive_a_dying_worker_and_equal_those_trained_al
         )
     before = files.list("")
     monkeypatch.setattr("fastfill_ray.stages.train._run", no_run)
-    assert together(jobs, pairs) == trained
+    assert together(RayEngine(), jobs, pairs) == trained
     assert files.list("") == before
 
 
 def test_a_finished_map_is_kept_and_one_that_fails_stops_only_itself(
-    together: Callable[..., dict[Method, TrainedAlignment | str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, pairs = open_files(str(tmp_path / "root")), make_pairs()
     ridge, procrustes = job(files, "ridge"), job(files, "procrustes")
@@ -161,7 +172,7 @@ def test_a_finished_map_is_kept_and_one_that_fails_stops_only_itself(
     fastfill = job(files, "fastfill", huge)
     _keep(ridge, in_process("ridge", pairs).finish(), {"epochs": 1, "resumed_from": 0})
     written = (tmp_path / "root" / stage_receipt("alignment", ridge.fingerprint)).stat()
-    trained = together([ridge, fastfill, procrustes], pairs)
+    trained = together(engine, [ridge, fastfill, procrustes], pairs)
     assert isinstance(trained["ridge"], TrainedAlignment)
     assert (tmp_path / "root" / stage_receipt("alignment", ridge.fingerprint)).stat() == written
     assert isinstance(trained["procrustes"], TrainedAlignment)
@@ -169,7 +180,7 @@ def test_a_finished_map_is_kept_and_one_that_fails_stops_only_itself(
     assert np.allclose(alignment(pairs.old)[0], expected(pairs.old)[0], atol=1e-5)
     assert "loss became" in str(trained["fastfill"])
     monkeypatch.setattr("fastfill_ray.stages.train._run", no_run)
-    assert together([ridge, fastfill, procrustes], pairs) == trained
+    assert together(engine, [ridge, fastfill, procrustes], pairs) == trained
 
 
 def test_what_cannot_be_fitted_is_told_before_a_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +188,7 @@ def test_what_cannot_be_fitted_is_told_before_a_worker_starts(tmp_path: Path, mo
     files, pairs = open_files(str(tmp_path / "root")), make_pairs()
     few = job(files, "fastfill", (np.ones((3, 8), np.float32), np.zeros(3, np.float32)))
     with pytest.raises(AlignmentFailed, match="labels run from 0 to 3"):
-        train(few, pairs, Progress(io.StringIO()))
+        train(context(files, InProcessEngine()), few, pairs)
     flat = replace(pairs, new=np.ones_like(pairs.new))
-    reasons = train_all([few, job(files, "ridge")], flat, Progress(io.StringIO()))
+    reasons = train_all(context(files, InProcessEngine()), [few, job(files, "ridge")], flat)
     assert all("are the same" in str(reason) for reason in reasons.values())

@@ -16,15 +16,15 @@ class Intake:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(_Intake).options(num_cpus=0, scheduling_strategy=here)
         self.handle = actor.remote()
-        self._seen: set[str] = set()
-        self._waiting: set[str] | None = None
+        self._seen: set[int] = set()
+        self._waiting: set[int] | None = None
 
     def close(self) -> None:
         """From here on no unit begins."""
         self._waiting = set(ray.get(self.handle.close.remote())) - self._seen
 
-    def seen(self, unit: str) -> None:
-        """A unit came back from the pool, done or not begun."""
+    def seen(self, unit: int) -> None:
+        """A unit, by its number, came back from the pool, done or not begun."""
         self._seen.add(unit)
         if self._waiting is not None:
             self._waiting.discard(unit)
@@ -35,7 +35,7 @@ class Intake:
         return self._waiting is not None and not self._waiting
 
 
-def admit(handle: Any, unit: str) -> bool:
+def admit(handle: Any, unit: int) -> bool:
     """In a worker: whether `unit` may begin."""
     return bool(ray.get(handle.begin.remote(unit)))
 
@@ -43,13 +43,13 @@ def admit(handle: Any, unit: str) -> bool:
 class _Intake:
     def __init__(self) -> None:
         self._open = True
-        self._begun: set[str] = set()
+        self._begun: set[int] = set()
 
-    def begin(self, unit: str) -> bool:
+    def begin(self, unit: int) -> bool:
         if self._open:
             self._begun.add(unit)
         return self._open
 
-    def close(self) -> set[str]:
+    def close(self) -> set[int]:
         self._open = False
         return self._begun

@@ -1,0 +1,89 @@
+"""The engine for tests that are not about Ray: everything in this process, one thing after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Generic, TypeVar
+
+from fastfill_ray.config import ResourcesConfig
+from fastfill_ray.engine.interface import Checkpoints, Pool, PoolWork, TrainSetup
+from fastfill_ray.storage.receipts import Receipt
+from fastfill_ray.types import Model
+
+T = TypeVar("T")
+R = TypeVar("R")
+U = TypeVar("U", bound=Model)
+
+
+class InProcessEngine:
+    """See ``engine.interface.Engine``. Results come in the order of their items; training keeps no checkpoints."""
+
+    def session(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def run_tasks(
+        self, function: Callable[[T], R], items: Iterable[T], *, name: str, ordered: bool = False
+    ) -> Iterator[tuple[T, R]]:
+        return ((item, function(item)) for item in items)
+
+    def exchange(
+        self,
+        cut: Callable[[T], Sequence[Any]],
+        join: Callable[..., R],
+        items: Sequence[T],
+        parts: int,
+        on_cut: Callable[[T], None],
+    ) -> list[R]:
+        pieces = []
+        for item in items:
+            pieces.append(cut(item))
+            on_cut(item)
+        return [join(*part) for part in zip(*pieces, strict=True)]
+
+    def run_units(self, function: Callable[[U], Receipt], units: Sequence[U]) -> Iterator[Receipt]:
+        return (function(unit) for unit in units)
+
+    def run_pool(
+        self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig, *, may_stop: bool = False
+    ) -> Pool[U]:
+        return _InProcessPool(work, units)
+
+    def train(self, loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
+        loop(data, _NoCheckpoints())
+
+
+class _InProcessPool(Generic[U]):
+    """A pool of one actor, which begins a unit when its receipt is asked for."""
+
+    def __init__(self, work: PoolWork[U], units: Sequence[U]) -> None:
+        self._stopped = False
+        self._stream = self._run(work, units)
+
+    def _run(self, work: PoolWork[U], units: Sequence[U]) -> Generator[tuple[U, Receipt]]:
+        worker = None
+        for unit in units:
+            if self._stopped:
+                return
+            worker = worker or work.worker()
+            yield unit, worker(unit, work.read(unit))
+
+    def __iter__(self) -> Iterator[tuple[U, Receipt]]:
+        return self
+
+    def __next__(self) -> tuple[U, Receipt]:
+        return next(self._stream)
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _NoCheckpoints:
+    def latest(self, name: str) -> bytes | None:
+        return None
+
+    def save(self, name: str, data: bytes, metrics: Mapping[str, Any]) -> None:
+        """What is trained in this process ends with it."""

@@ -1,0 +1,120 @@
+"""What a run asks of the engine under it: tasks, an exchange, a pass over units, a pool of actors, training.
+
+Two implementations: ``RayEngine`` is what users get; ``InProcessEngine`` does the same in this process, for tests that
+are not about Ray. Everything that is handed over is a plain callable that can be pickled and called again with the
+same outcome. Results are the same on both; only their order and the time they take differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import pyarrow as pa
+
+from fastfill_ray.config import ResourcesConfig
+from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.storage.receipts import Receipt
+from fastfill_ray.types import Model
+
+T = TypeVar("T")
+R = TypeVar("R")
+U = TypeVar("U", bound=Model)
+U_co = TypeVar("U_co", bound=Model, covariant=True)
+
+
+@dataclass(frozen=True)
+class PoolWork(Generic[U]):
+    """What a pool does with a unit.
+
+    read: its payload, done ahead of the actors. worker: builds what an actor calls with (unit, payload); it is called
+    once per actor, so that a model loads once.
+    """
+
+    read: Callable[[U], pa.Table]
+    worker: Callable[[], Callable[[U, pa.Table], Receipt]]
+
+
+class Pool(Protocol[U_co]):
+    """(unit, its receipt) as they come back. Nothing runs before the first is asked for; ``close`` stops the pool."""
+
+    def __iter__(self) -> Iterator[tuple[U_co, Receipt]]: ...
+
+    def __next__(self) -> tuple[U_co, Receipt]: ...
+
+    def stop(self) -> None:
+        """Begin no more units: the iterator ends once those that have begun have come back."""
+        ...
+
+    def close(self) -> None:
+        """Stop at once; units in flight may or may not have had their effect."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainSetup:
+    """Where training keeps its checkpoints, and on what it runs. place: a folder, as `store` takes it."""
+
+    place: str
+    store: InputStore
+    use_gpu: bool
+
+
+class Checkpoints(Protocol):
+    """What a training loop keeps, so that a killed one goes on."""
+
+    def latest(self, name: str) -> bytes | None:
+        """What was kept last, if it was kept under this name."""
+        ...
+
+    def save(self, name: str, data: bytes, metrics: Mapping[str, Any]) -> None: ...
+
+
+class Engine(Protocol):
+    """Errors of ours come out of every method as they were raised, wherever that was."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """What everything else happens in."""
+        ...
+
+    def run_tasks(
+        self, function: Callable[[T], R], items: Iterable[T], *, name: str, ordered: bool = False
+    ) -> Iterator[tuple[T, R]]:
+        """(item, function(item)) as they finish, or in the items' order; never many results at a time."""
+        ...
+
+    def exchange(
+        self,
+        cut: Callable[[T], Sequence[Any]],
+        join: Callable[..., R],
+        items: Sequence[T],
+        parts: int,
+        on_cut: Callable[[T], None],
+    ) -> list[R]:
+        """join(part p of every item) for every p; no process holds all parts.
+
+        Args:
+            cut: an item's `parts` parts (at least 2).
+            on_cut: called here, as each item is cut.
+        """
+        ...
+
+    def run_units(self, function: Callable[[U], Receipt], units: Sequence[U]) -> Iterator[Receipt]:
+        """One streaming pass over units: the receipts as they come."""
+        ...
+
+    def run_pool(
+        self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig, *, may_stop: bool = False
+    ) -> Pool[U]:
+        """Units through a pool of actors, begun in their order as far as their payloads come in it.
+
+        Args:
+            may_stop: whether ``Pool.stop`` will be called; asking before each unit costs a round trip.
+        """
+        ...
+
+    def train(self, loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
+        """loop(data, checkpoints) in one worker; when that dies, in another one."""
+        ...

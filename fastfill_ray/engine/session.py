@@ -1,0 +1,70 @@
+"""The connection to Ray, and the one place that sets Ray Data's context."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.data
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_LOGGER = "ray.data._internal.progress"
+_NO_PROGRESS_S = 4 * 3600  # a pool may wait this long for scarce GPUs before Ray Data calls the run dead
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Ray for a run: the caller's if it is initialised, else RAY_ADDRESS, a running cluster, or a local one."""
+    ours = not ray.is_initialized()
+    if ours:
+        # Our own lines are the progress; Ray's own level stays at warnings unless the user asks for more.
+        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # A local Ray ends idle workers beyond its CPUs after a second, and each wave would import everything anew.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        logger.debug("Ray was not connected: connected to %s", ray.get_runtime_context().gcs_address)
+    with _data_settings():
+        try:
+            yield
+        finally:
+            if ours:
+                ray.shutdown()
+
+
+def _not_about_bars(record: logging.LogRecord) -> bool:
+    """Ray Data warns at every execution that its bars are off; ours are on."""
+    return not record.getMessage().startswith("Progress bars disabled")
+
+
+@contextmanager
+def _data_settings() -> Iterator[None]:
+    """The one place that sets Ray Data's context; the caller's settings are put back."""
+    context = ray.data.DataContext.get_current()
+    wanted: Mapping[str, Any] = {
+        "enable_progress_bars": False,
+        "execution_no_progress_timeout_s": _NO_PROGRESS_S,
+        # A unit of work travels as one block, never cut and never joined.
+        "target_max_block_size": None,
+        # A block that fails must fail the run: dropped blocks are dropped items.
+        "max_errored_blocks": 0,
+    }
+    kept = {name: getattr(context, name) for name in wanted if hasattr(context, name)}
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    try:
+        for name in kept:
+            setattr(context, name, wanted[name])
+        logger.setLevel(logging.WARNING)
+        logging.getLogger(_PROGRESS_LOGGER).addFilter(_not_about_bars)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(context, name, value)
+        logger.setLevel(level)
+        logging.getLogger(_PROGRESS_LOGGER).removeFilter(_not_about_bars)

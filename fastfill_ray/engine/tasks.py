@@ -1,0 +1,77 @@
+"""Ray tasks: a bounded fan-out, and an exchange by partition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+
+from fastfill_ray.engine.units import original_errors
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Tasks in flight per CPU of the cluster. Tasks ask for no CPU, so that they make progress beside an actor pool that
+# holds every core; the bound is what keeps them from flooding a node.
+_TASKS_PER_CPU = 1
+
+
+def _call(function: Callable[[T], R], item: T) -> R:
+    return function(item)
+
+
+def run_tasks(
+    function: Callable[[T], R], items: Iterable[T], *, name: str, ordered: bool = False
+) -> Iterator[tuple[T, R]]:
+    """(item, function(item)) as they finish, as Ray tasks with bounded concurrency; `function` must be idempotent.
+
+    With `ordered` they come in the items' order. Either way no more results exist at a time than tasks in flight.
+
+    Process death is retried by Ray, an exception is not: it comes out as it was raised.
+    """
+    task: Any = ray.remote(_call).options(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD", name=name)
+    shared = ray.put(function)  # with everything it is bound to: serialised once, not once per task
+    limit = max(2, int(ray.cluster_resources().get("CPU", 1) * _TASKS_PER_CPU))
+    waiting: dict[ray.ObjectRef, T] = {}
+    source = iter(items)
+    exhausted = False
+    with original_errors():
+        try:
+            while True:
+                while not exhausted and len(waiting) < limit:
+                    try:
+                        item = next(source)
+                    except StopIteration:
+                        exhausted = True
+                        break
+                    waiting[task.remote(shared, item)] = item
+                if not waiting:
+                    return
+                first = next(iter(waiting))
+                done = [first] if ordered else ray.wait(list(waiting), num_returns=1)[0]
+                for reference in done:
+                    yield waiting.pop(reference), ray.get(reference)
+        finally:
+            for reference in waiting:
+                ray.cancel(reference, force=False)
+
+
+def exchange(
+    cut: Callable[[T], Sequence[Any]],
+    join: Callable[..., R],
+    items: Sequence[T],
+    parts: int,
+    on_cut: Callable[[T], None],
+) -> list[R]:
+    """See ``Engine.exchange``. Nothing else may run yet: these tasks ask for a CPU each, and Ray bounds them so."""
+    with original_errors():
+        cutting: Any = ray.remote(_call).options(num_cpus=1, num_returns=parts, name="exchange: cut")
+        joining: Any = ray.remote(join).options(num_cpus=1, name="exchange: join")
+        shared = ray.put(cut)
+        pieces = [cutting.remote(shared, item) for item in items]
+        for item, references in zip(items, pieces, strict=True):
+            ray.wait(references, num_returns=parts, fetch_local=False)
+            on_cut(item)
+        joined: list[R] = ray.get([joining.remote(*part) for part in zip(*pieces, strict=True)])
+    return joined

@@ -1,0 +1,62 @@
+"""How a unit of work and what comes of it travel through Ray: as JSON; errors as values, raised again as they were."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ray.exceptions import RayError
+
+from fastfill_ray import errors
+from fastfill_ray.errors import FastfillError
+from fastfill_ray.storage.receipts import Receipt
+
+
+@contextmanager
+def original_errors() -> Iterator[None]:
+    """Turn what Ray wraps around an error of ours back into that error."""
+    try:
+        yield
+    except Exception as error:
+        ours = _find_ours(error)  # an error of a task is of our class and of Ray's: its text is a worker's traceback
+        if ours is None or ours is error:
+            raise
+        raise ours from error
+
+
+def _find_ours(error: BaseException | None, depth: int = 0) -> FastfillError | None:
+    if error is None or depth > 8:
+        return None
+    if isinstance(error, FastfillError) and not isinstance(error, RayError):
+        return error
+    # Ray keeps what it wraps under several names; Ray Train keeps one error per worker.
+    failures = getattr(error, "worker_failures", None) or {}
+    links = (
+        getattr(error, "cause", None),
+        getattr(error, "_base_exc", None),
+        error.__cause__,
+        error.__context__,
+        *failures.values(),
+    )
+    return next((ours for link in links if (ours := _find_ours(link, depth + 1))), None)
+
+
+def pack_error(error: FastfillError) -> str:
+    """An error as a value, for Ray Data: of an exception in a UDF it hands on only the text, and logs pages of it."""
+    return json.dumps([type(error).__name__, str(error)])
+
+
+def raise_packed(packed: str | None) -> None:
+    """Raise what ``pack_error`` packed."""
+    if packed is not None:
+        name, message = json.loads(packed)
+        raise getattr(errors, name)(message)
+
+
+def attempt(work: Callable[[], Receipt]) -> tuple[str | None, str | None]:
+    """A unit's receipt as JSON and None, or None and its packed error."""
+    try:
+        return work().model_dump_json(), None
+    except FastfillError as error:
+        return None, pack_error(error)

@@ -1,0 +1,196 @@
+"""What every engine does, on both of them: the Ray result equals the in-process result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fastfill_ray.config import ResourcesConfig
+from fastfill_ray.engine import trainer
+from fastfill_ray.engine.in_process import InProcessEngine
+from fastfill_ray.engine.interface import Checkpoints, Engine, PoolWork, TrainSetup
+from fastfill_ray.engine.ray_engine import RayEngine
+from fastfill_ray.errors import AlignmentFailed, EmbedderError, InputError
+from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.storage.receipts import Receipt
+from fastfill_ray.types import Model
+
+ONE_ACTOR = ResourcesConfig(embed_actors=(1, 1))
+
+
+class Number(Model):
+    """A unit of work."""
+
+    value: int
+
+
+def numbers(count: int) -> list[Number]:
+    return [Number(value=value) for value in range(count)]
+
+
+@pytest.fixture(params=["in_process", "ray"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine: Engine = InProcessEngine()
+    if request.param == "ray":
+        request.getfixturevalue("ray_session")
+        engine = RayEngine()
+    with engine.session():
+        yield engine
+
+
+def square(value: int) -> int:
+    return value * value
+
+
+def refuse_three(value: int) -> int:
+    if value == 3:
+        raise InputError("3 cannot be used")
+    return value
+
+
+def test_every_item_is_worked_on_once(engine: Engine) -> None:
+    results = dict(engine.run_tasks(square, range(20), name="square"))
+    assert results == {value: value * value for value in range(20)}
+    assert list(engine.run_tasks(square, [], name="square")) == []
+
+
+def test_ordered_tasks_come_in_the_order_of_their_items(engine: Engine) -> None:
+    results = engine.run_tasks(square, range(20), name="square", ordered=True)
+    assert list(results) == [(value, value * value) for value in range(20)]
+
+
+def test_an_error_of_a_task_comes_out_as_it_was_raised(engine: Engine) -> None:
+    with pytest.raises(InputError, match=r"^3 cannot be used$"):
+        list(engine.run_tasks(refuse_three, range(5), name="refuse"))
+
+
+def by_remainder(parts: int, values: np.ndarray) -> list[np.ndarray]:
+    if 13 in values:
+        raise InputError("13 cannot be used")
+    return [values[values % parts == part] for part in range(parts)]
+
+
+def total(*pieces: np.ndarray) -> int:
+    return int(sum(piece.sum() for piece in pieces))
+
+
+def test_an_exchange_joins_each_part_of_all_items(engine: Engine) -> None:
+    items = [np.arange(4), np.arange(4, 12)]
+    was_cut: list[int] = []
+    joined = engine.exchange(partial(by_remainder, 3), total, items, 3, lambda item: was_cut.append(len(item)))
+    assert joined == [0 + 3 + 6 + 9, 1 + 4 + 7 + 10, 2 + 5 + 8 + 11]
+    assert was_cut == [4, 8]
+
+
+def test_an_error_of_an_exchange_comes_out_as_it_was_raised(engine: Engine) -> None:
+    with pytest.raises(InputError, match=r"^13 cannot be used$"):
+        engine.exchange(partial(by_remainder, 2), total, [np.arange(3), np.arange(20)], 2, lambda item: None)
+
+
+def receipt_of(offset: int, unit: Number) -> Receipt:
+    if unit.value + offset == 99:
+        raise InputError("99 cannot be used")
+    return Receipt(unit=f"c{unit.value:08d}", rows=unit.value + offset)
+
+
+def test_a_pass_gives_the_receipt_of_every_unit(engine: Engine) -> None:
+    receipts = {receipt.unit: receipt.rows for receipt in engine.run_units(partial(receipt_of, 10), numbers(5))}
+    assert receipts == {f"c{value:08d}": value + 10 for value in range(5)}
+    assert list(engine.run_units(partial(receipt_of, 10), [])) == []
+
+
+def test_an_error_of_a_pass_comes_out_as_it_was_raised(engine: Engine) -> None:
+    with pytest.raises(InputError, match=r"^99 cannot be used$"):
+        list(engine.run_units(partial(receipt_of, 97), numbers(4)))
+
+
+def payload(unit: Number) -> pa.Table:
+    if unit.value == 99:
+        raise InputError("99 cannot be read")
+    return pa.table({"x": list(range(unit.value))})
+
+
+class Summer:
+    """Leaves a line in `built` for each time that it is built, and one in `begun` for each unit."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._leave("built", "one")
+
+    def __call__(self, unit: Number, table: pa.Table) -> Receipt:
+        self._leave("begun", str(unit.value))
+        if unit.value == 98:
+            raise EmbedderError("98 cannot be embedded")
+        return Receipt(unit=f"c{unit.value:08d}", rows=sum(table.column("x").to_pylist()))
+
+    def _leave(self, name: str, line: str) -> None:
+        with (self._folder / name).open("a") as file:
+            file.write(f"{line}\n")
+
+
+def lines(folder: Path, name: str) -> list[str]:
+    return (folder / name).read_text().split()
+
+
+def work(folder: Path) -> PoolWork[Number]:
+    return PoolWork(payload, partial(Summer, folder))
+
+
+def test_a_pool_gives_each_unit_with_its_receipt_and_builds_a_worker_once(engine: Engine, tmp_path: Path) -> None:
+    with closing(engine.run_pool(work(tmp_path), numbers(6), ONE_ACTOR)) as pool:
+        came = {unit.value: receipt.rows for unit, receipt in pool}
+    assert came == {value: sum(range(value)) for value in range(6)}
+    assert sorted(lines(tmp_path, "begun")) == [str(value) for value in range(6)]
+    assert len(lines(tmp_path, "built")) == 1
+    assert list(engine.run_pool(work(tmp_path), [], ONE_ACTOR, may_stop=True)) == []
+
+
+@pytest.mark.parametrize(("value", "error"), [(99, InputError), (98, EmbedderError)])
+def test_an_error_of_a_pool_comes_out_as_it_was_raised(
+    engine: Engine, tmp_path: Path, value: int, error: type[Exception]
+) -> None:
+    with closing(engine.run_pool(work(tmp_path), [Number(value=value)], ONE_ACTOR)) as pool:  # noqa: SIM117
+        with pytest.raises(error, match=f"^{value} cannot be"):
+            next(pool)
+
+
+def test_a_stopped_pool_ends_when_all_that_has_begun_has_come_back(engine: Engine, tmp_path: Path) -> None:
+    with closing(engine.run_pool(work(tmp_path), numbers(30), ONE_ACTOR, may_stop=True)) as pool:
+        came = [next(pool)[0].value]
+        pool.stop()
+        came += [unit.value for unit, _ in pool]
+    assert sorted(came) == sorted(int(line) for line in lines(tmp_path, "begun"))
+
+
+def fit(folder: str, data: list[int], checkpoints: Checkpoints) -> None:
+    assert checkpoints.latest("some") is None, "nothing was kept yet"
+    checkpoints.save("some", b"state", {"epoch": 1})
+    assert checkpoints.latest("another") is None
+    (Path(folder) / "trained").write_text(str(sum(data)))
+    if not data:
+        raise AlignmentFailed("there is nothing to fit")
+
+
+def test_training_gets_its_data_and_leaves_what_it_writes(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "_WORKERS", 0)
+    setup = TrainSetup(str(tmp_path / "checkpoints"), InputStore(), use_gpu=False)
+    engine.train(partial(fit, str(tmp_path)), [1, 2, 3], setup)
+    assert (tmp_path / "trained").read_text() == "6"
+
+
+def test_an_error_of_training_comes_out_as_it_was_raised(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "_WORKERS", 0)
+    monkeypatch.setattr(trainer, "_WORKER_FAILURES", 0)
+    setup = TrainSetup(str(tmp_path / "checkpoints"), InputStore(), use_gpu=False)
+    with pytest.raises(AlignmentFailed, match=r"^there is nothing to fit$"):
+        engine.train(partial(fit, str(tmp_path)), list[int](), setup)
