@@ -7,6 +7,7 @@ starting a worker costs ten. It gets the pairs, which fit in its memory, as one 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +30,10 @@ from fastfill_ray.storage.arrow import vector_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_failure, stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
-from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.storage.refs import get_verified, put_content, sha256_hex
 from fastfill_ray.types import canonical, fingerprint
+
+logger = logging.getLogger(__name__)
 
 _CHECKPOINT_EVERY = 8  # epochs
 
@@ -112,17 +115,6 @@ def alignment_fingerprint(
     return fingerprint([pairs, method, preset, digest, seed])
 
 
-def train(context: Context, job: TrainJob, pairs: PairedItems) -> TrainedAlignment:
-    """The trained alignment; a finished one is found by its receipt, an interrupted one goes on from its checkpoint.
-
-    Raises:
-        AlignmentFailed: the pairs cannot be fitted.
-    """
-    trained = train_all(context, [job], pairs)[job.method]
-    assert isinstance(trained, TrainedAlignment)
-    return trained
-
-
 def train_all(context: Context, jobs: Sequence[TrainJob], pairs: PairedItems) -> dict[Method, TrainedAlignment | str]:
     """Several maps in one training: finished ones are found, an interrupted one goes on from its checkpoint.
 
@@ -140,6 +132,7 @@ def train_all(context: Context, jobs: Sequence[TrainJob], pairs: PairedItems) ->
         if (found := _finished(job, alone=len(jobs) == 1)) is not None:
             trained[job.method] = found
     pending = [job for job in jobs if job.method not in trained]
+    logger.debug("alignments: %d of %d are done", len(trained), len(jobs))
     table = _train_table(pairs.part("train"), pending) if pending else None
     for job in pending:
         # What cannot be fitted is told here, before a cluster starts a worker for it (and retries it).
@@ -263,6 +256,7 @@ def _train_one(job: TrainJob, table: pa.Table, checkpoints: Checkpoints, *, alon
     name = f"{job.fingerprint}.safetensors"  # a checkpoint of another map is none for this one
     if (kept := checkpoints.latest(name)) is not None:
         fit.restore(kept)
+        logger.info("alignment %s (%s) goes on from epoch %d", job.fingerprint, job.method, fit.epoch)
     resumed_from = fit.epoch
     try:
         while fit.epoch < fit.epochs:
@@ -294,4 +288,4 @@ def _keep(job: TrainJob, alignment: Alignment, details: dict[str, int]) -> None:
 
 
 def _put(job: TrainJob, name: str, data: bytes) -> FileRef:
-    return put_file(job.files, stage_output("alignment", job.fingerprint, name, sha256_hex(data)), data)
+    return put_content(job.files, partial(stage_output, "alignment", job.fingerprint, name), data)
