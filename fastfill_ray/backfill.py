@@ -167,6 +167,7 @@ class _Run:
         files, progress = context.files, context.progress
         state = log.read()
         step = self._next(state)
+        logger.info("%s: %d versions so far, next: %s", config.output, len(state.versions), step)
         if step.do == "publish":
             log.claim()
             state = log.append(Publish(version=state.plan_versions[-1].version))

@@ -14,7 +14,7 @@ from fastfill_ray.config import GalleryConfig
 from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.kinds import element_type, vectors_of
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.types import IdType, Metric
+from fastfill_ray.types import F32, IdType, Metric
 
 
 def old_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, dict[int, str]]:
@@ -46,14 +46,12 @@ def mapped_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, np.ndar
     return old, side, dict(sorted((reasons | unusable).items()))
 
 
-def item_weights(table: pa.Table, source: Source, path: str) -> np.ndarray:
-    """The weights (N,) float32 of gallery rows; only where a weight column is configured.
+def item_weights(table: pa.Table, name: str, path: str) -> F32:
+    """The weights (N,) float32 of gallery rows: `name` is the weight column, `path` the file that they are read from.
 
     Raises:
         InputError: a weight that is null, not a number, not finite or negative: names the file and the row in it.
     """
-    name = source.config.weight_column
-    assert name is not None
     column = table.column(name)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise InputError(f"{path}: gallery.weight_column {name!r} is {column.type}; numbers are expected")

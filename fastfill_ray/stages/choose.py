@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fastfill_ray.alignment.maps import METHODS, Method
 from fastfill_ray.config import AlignmentConfig, ObjectiveConfig, PolicyConfig, ServingConfig
@@ -23,7 +24,7 @@ from fastfill_ray.stages.progress import Progress
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
-from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.types import Metric, Model, Relevance, canonical, fingerprint
 
 
@@ -106,7 +107,7 @@ def decide(
         question = request.question
         decision = _decision(run_experiment(evidence, question), question, request, evidence.new_norm)
         data = canonical(decision.model_dump(mode="json"))
-        output = put_file(files, stage_output("choice", name, "choice.json", sha256_hex(data)), data)
+        output = put_content(files, partial(stage_output, "choice", name, "choice.json"), data)
         put_receipt(files, stage_receipt("choice", name), Receipt(unit="choice", outputs=(output,), rows=0))
     return decision
 

@@ -30,7 +30,7 @@ from fastfill_ray.storage.arrow import id_array, read_table, stored_vectors, tab
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt
-from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.types import IdType, Model, fingerprint
 
 
@@ -186,7 +186,7 @@ def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receip
     outputs: tuple[FileRef, ...] = ()
     if len(kept):
         data = table_bytes(pa.table({"id": table.column("__id").take(kept), "vector": vector_column(vectors[kept])}))
-        outputs = (put_file(job.files, unit_output(unit.folder, unit.unit, sha256_hex(data)), data),)
+        outputs = (put_content(job.files, partial(unit_output, unit.folder, unit.unit), data),)
     receipt = Receipt(
         unit=unit.unit,
         outputs=outputs,

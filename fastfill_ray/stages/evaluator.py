@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from fastfill_ray.stages.measure import PerQuery
 from fastfill_ray.stages.score import pair_keys
 from fastfill_ray.stages.shadows import ShadowPlan, shadow_versions
 from fastfill_ray.storage.paths import stage_output
-from fastfill_ray.storage.refs import put_file, sha256_hex
+from fastfill_ray.storage.refs import put_content
 from fastfill_ray.types import F32, F64, Split
 
 
@@ -131,8 +131,7 @@ class Evaluator:
     def keep(self, values: PerQuery, plan: str, name: str) -> FileRef:
         """Store values per query, for comparisons with later versions."""
         data = measure.query_table(values, self._basis.queries.fingerprint)
-        path = stage_output("evaluation", plan, name, sha256_hex(data))
-        return put_file(self._context.files, path, data)
+        return put_content(self._context.files, partial(stage_output, "evaluation", plan, name), data)
 
     def flips(self, plan: Plan, before: Version | None, values: PerQuery) -> tuple[FlipValue, ...]:
         """Against old/old and the version before in this plan, where their values per query are known."""

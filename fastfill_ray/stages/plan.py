@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from fastfill_ray.stages.score import count_units, thresholds
 from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import chunk_unit, units_path, wave_folder
-from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.types import fingerprint
 
 
@@ -57,7 +58,7 @@ def make_plan(context: Context, basis: Basis, request: Request, number: int) -> 
         counts = count_units(context, basis.scores, cuts, len(basis.waves))
         chunks, numbers = np.nonzero(counts)
         data = table_bytes(pa.table({"chunk": chunks, "wave": numbers, "rows": counts[chunks, numbers]}))
-        units = put_file(files, units_path(name, sha256_hex(data)), data)
+        units = put_content(files, partial(units_path, name), data)
         templates = train_templates(files, basis.pairs, basis.scorer, name, index.factory, stale_factory, basis.fusion)
     with context.progress.timed("arms"):
         arms, per_query = Evaluator(context, basis, cuts).arms(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from fastfill_ray.config import QuarantineConfig
@@ -10,6 +11,8 @@ from fastfill_ray.stages.embed import Unit, keep_receipt
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import unit_receipt
 from fastfill_ray.storage.receipts import Receipt, find_receipts
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 5
 
@@ -63,5 +66,6 @@ class UnitGroup:
         """Delete the receipts with bad rows: after the mend, the same command tries those units again."""
         for unit, receipt in find_receipts(self._files, self.folder).items():
             if receipt.quarantined:
+                logger.info("%s: unit %s is withdrawn, %d bad rows", self._name, unit, len(receipt.quarantined))
                 self._files.delete(unit_receipt(self.folder, unit))
         self.receipts = {unit: receipt for unit, receipt in self.receipts.items() if not receipt.quarantined}

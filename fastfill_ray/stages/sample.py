@@ -26,7 +26,7 @@ from fastfill_ray.storage.arrow import id_array, objects, read_table, stored_vec
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import chunk_of, chunk_unit, stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt, read_receipt
-from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.types import SPLITS, fingerprint
 
 
@@ -217,7 +217,7 @@ def finish_pairs(
                 f"pairs: only {left} usable {split} pairs are left of {table.num_rows}; raise pairs.count"
             )
     data = table_bytes(table)
-    output = put_file(files, stage_output("pairs", plan.fingerprint, "pairs.parquet", sha256_hex(data)), data)
+    output = put_content(files, partial(stage_output, "pairs", plan.fingerprint, "pairs.parquet"), data)
     quarantined: list[Quarantined] = [fault for receipt in receipts.values() for fault in receipt.quarantined]
     receipt = Receipt(
         unit="pairs",
@@ -235,8 +235,8 @@ def _read_old(unit: Unit, *, source: Source) -> pa.Table:
     config = source.config
     optional = {"label": config.label_column, "group": config.group_column}
     beside = {name: column for name, column in optional.items() if column is not None}
-    weighed = [config.weight_column] if config.weight_column is not None else []
-    columns = [config.id_column, *mapped_columns(config), *beside.values(), *weighed]
+    columns = [config.id_column, *mapped_columns(config), *beside.values()]
+    columns += [config.weight_column] if config.weight_column is not None else []
     table = read_rows(source.store, unit.file, columns, start=unit.start, rows=unit.length)
     table = table.take(pa.array(unit.offsets, pa.int64()))
     old, side, unusable = mapped_vectors(table, source)
@@ -247,8 +247,8 @@ def _read_old(unit: Unit, *, source: Source) -> pa.Table:
     }
     if side is not None:
         result["side"] = vector_column(side)
-    if weighed:
-        result["weight"] = pa.array(item_weights(table, source, unit.file.path))
+    if config.weight_column is not None:
+        result["weight"] = pa.array(item_weights(table, config.weight_column, unit.file.path))
     result |= {name: table.column(column).combine_chunks() for name, column in beside.items()}
     return pa.table(result)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.alignment.maps import Alignment
+from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
@@ -19,7 +21,7 @@ from fastfill_ray.inputs.parquet import PinnedFile, read_rows
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
 from fastfill_ray.ordering.policies import LABELLED, ItemColumns, Policy, Reference, priority_of
-from fastfill_ray.ordering.proxies import merge_top, top_scores
+from fastfill_ray.ordering.proxies import Proxies, merge_top, top_scores
 from fastfill_ray.ordering.waves import Histogram, find_thresholds, key_histogram, order_key, wave_of
 from fastfill_ray.retrieval.similarity import match_norms
 from fastfill_ray.stages.context import Context
@@ -29,10 +31,12 @@ from fastfill_ray.storage.arrow import id_array, objects, read_table, table_byte
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import chunk_unit, stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt
-from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.types import F32, U64, Model, fingerprint
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 5
 # Score files read by one counting task: keys are 8 bytes a row, so this is some megabytes.
@@ -119,6 +123,7 @@ def score(
     if (finished := read_receipt(files, stage_receipt("scores", name))) is not None:
         return _from_table(name, scorer, finished)
     receipts = find_receipts(files, folder)
+    logger.debug("scores %s: %d of %d chunks have receipts", name, len(receipts), len(snapshot.chunk_rows))
     work = [item for item in _all_work(snapshot, pair_offsets) if chunk_unit(item.index) not in receipts]
     done = snapshot.rows - sum(item.rows for item in work)
     with progress.stage("score", snapshot.rows, "items", done=done) as bar:
@@ -139,7 +144,7 @@ def score(
     data = table_bytes(table)
     stage = Receipt(
         unit="scores",
-        outputs=(put_file(files, stage_output("scores", name, "chunks.parquet", sha256_hex(data)), data),),
+        outputs=(put_content(files, partial(stage_output, "scores", name, "chunks.parquet"), data),),
         rows=snapshot.rows,
         ids_digest=combine_digests(receipt.ids_digest for receipt in ordered),
         seconds=sum(receipt.seconds for receipt in ordered),
@@ -174,7 +179,7 @@ def _with_thresholds(
         return scorer
     path = f"{stage_folder('scores', name)}/thresholds.receipt.json"
     if (receipt := read_receipt(scorer.files, path)) is None:
-        work, best_scores = _all_work(snapshot, pair_offsets), partial(_best_scores, scorer)
+        work, best_scores = _all_work(snapshot, pair_offsets), partial(_best_scores, scorer, proxies)
         with context.progress.stage("thresholds", snapshot.rows, "items") as bar:
 
             def best() -> Iterator[np.ndarray]:
@@ -184,19 +189,17 @@ def _with_thresholds(
 
             table = pa.table({"threshold": merge_top(best())[:, -1]})
         data = table_bytes(table)
-        output = put_file(scorer.files, stage_output("scores", name, "thresholds.parquet", sha256_hex(data)), data)
+        output = put_content(scorer.files, partial(stage_output, "scores", name, "thresholds.parquet"), data)
         receipt = put_receipt(scorer.files, path, Receipt(unit="thresholds", outputs=(output,), rows=table.num_rows))
     output = receipt.outputs[0]
     found = read_table(get_verified(scorer.files, output), name=output.path).column("threshold").to_numpy()
     return replace(scorer, reference=replace(scorer.reference, proxies=replace(proxies, thresholds=found)))
 
 
-def _best_scores(scorer: Scorer, work: _Work) -> np.ndarray:
+def _best_scores(scorer: Scorer, proxies: Proxies, work: _Work) -> np.ndarray:
     """Each proxy query's best scores (P, k) in one chunk, its pairs and unusable rows left out."""
-    config, proxies = scorer.source.config, scorer.reference.proxies
-    assert proxies is not None
-    store = scorer.source.store
-    table = read_rows(store, work.file, mapped_columns(config), start=work.start, rows=work.rows)
+    source = scorer.source
+    table = read_rows(source.store, work.file, mapped_columns(source.config), start=work.start, rows=work.rows)
     old, side, unusable = mapped_vectors(table, scorer.source)
     kept = np.setdiff1d(np.arange(work.rows), [*work.pairs, *unusable])
     aligned, _ = scorer.align(old[kept], side[kept] if side is not None else None)
@@ -246,7 +249,7 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
     old, side, unusable = mapped_vectors(table, scorer.source)
     aligned, log_variance = scorer.align(old, side)
     labels = objects(table.column(config.label_column)) if needs_labels and config.label_column is not None else None
-    weights = item_weights(table, scorer.source, work.file.path) if config.weight_column is not None else None
+    weights = item_weights(table, config.weight_column, work.file.path) if config.weight_column is not None else None
     items = ItemColumns(hash_ids(ids), old, aligned, log_variance, labels, weights)
     priority, keys = scorer.keys(items)
     bad = np.array(sorted(unusable), dtype=np.int64)
@@ -269,7 +272,7 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
     unit = chunk_unit(work.index)
     receipt = Receipt(
         unit=unit,
-        outputs=(put_file(scorer.files, unit_output(folder, unit, sha256_hex(data)), data),),
+        outputs=(put_content(scorer.files, partial(unit_output, folder, unit), data),),
         rows=work.rows,
         ids_digest=ids_digest(ids.tolist()),
         quarantined=tuple(

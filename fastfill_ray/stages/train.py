@@ -7,6 +7,7 @@ starting a worker costs ten. It gets the pairs, which fit in its memory, as one 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +24,10 @@ from fastfill_ray.stages.context import Context
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_failure, stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
-from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.storage.refs import get_verified, put_content, sha256_hex
 from fastfill_ray.types import canonical, fingerprint
+
+logger = logging.getLogger(__name__)
 
 _CHECKPOINT_EVERY = 8  # epochs
 
@@ -108,17 +111,6 @@ def classifier_digest(given: Classifier | None) -> str:
     return "" if given is None else sha256_hex(given.weight.tobytes() + given.bias.tobytes())
 
 
-def train(context: Context, job: TrainJob, pairs: PairedItems) -> TrainedAlignment:
-    """The trained alignment; a finished one is found by its receipt, an interrupted one goes on from its checkpoint.
-
-    Raises:
-        AlignmentFailed: the pairs cannot be fitted.
-    """
-    trained = train_all(context, [job], pairs)[job.method]
-    assert isinstance(trained, TrainedAlignment)
-    return trained
-
-
 def train_all(context: Context, jobs: Sequence[TrainJob], pairs: PairedItems) -> dict[Method, TrainedAlignment | str]:
     """Several maps in one training: finished ones are found, an interrupted one goes on from its checkpoint.
 
@@ -137,6 +129,7 @@ def train_all(context: Context, jobs: Sequence[TrainJob], pairs: PairedItems) ->
             trained[job.method] = found
     pending = [job for job in jobs if job.method not in trained]
     train_part = pairs.part("train")
+    logger.debug("alignments: %d of %d are done", len(trained), len(jobs))
     for job in pending:
         # What cannot be fitted is said here, before a cluster starts a worker for it (and retries it).
         try:
@@ -204,6 +197,7 @@ def _train_one(job: TrainJob, train_part: PairedItems, checkpoints: Checkpoints,
     name = f"{job.fingerprint}.safetensors"  # a checkpoint of another map is none for this one
     if (kept := checkpoints.latest(name)) is not None:
         fit.restore(kept)
+        logger.info("alignment %s (%s) goes on from epoch %d", job.fingerprint, job.method, fit.epoch)
     resumed_from = fit.epoch
     try:
         while fit.epoch < fit.epochs:
@@ -235,4 +229,4 @@ def _keep(job: TrainJob, alignment: Alignment, details: dict[str, int]) -> None:
 
 
 def _put(job: TrainJob, name: str, data: bytes) -> FileRef:
-    return put_file(job.files, stage_output("alignment", job.fingerprint, name, sha256_hex(data)), data)
+    return put_content(job.files, partial(stage_output, "alignment", job.fingerprint, name), data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from fastfill_ray.config import ResourcesConfig
@@ -13,6 +14,8 @@ from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import chunk_of, wave_folder
 from fastfill_ray.storage.receipts import Receipt, find_receipts
+
+logger = logging.getLogger(__name__)
 
 
 class Waves:
@@ -35,6 +38,7 @@ class Waves:
         self._groups, self._progress = groups, context.progress
         self._handed_over: set[int] = set()
         missing = [unit for group in groups.values() for unit in group.missing]
+        logger.debug("waves %s: %d units have no receipt yet", sorted(groups), len(missing))
         self._may_stop = may_stop
         self._pool = context.engine.run_pool(pool_work(job), missing, resources, may_stop=may_stop)
 
@@ -69,6 +73,7 @@ class Waves:
         Those with bad rows leave no receipt and are tried again then.
         """
         if self._may_stop:
+            logger.debug("the pool begins nothing more")
             self._pool.stop()
             for _ in self._pool:
                 pass

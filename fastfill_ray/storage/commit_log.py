@@ -6,6 +6,7 @@ delete.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from fastfill_ray.log.records import Body, Claim, Expire, Init, Plan, Publish, V
 from fastfill_ray.log.state import State, apply
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import LOG, parse_record, record_path
+
+logger = logging.getLogger(__name__)
 
 
 class Log:
@@ -80,8 +83,10 @@ class Log:
         """
         self.read()
         while not self._put(Claim(claimed=self.state.epoch + 1), epoch=self.state.epoch + 1):
+            logger.info("%s: another driver took record %d, reading on", self._files.root, self.state.next_seq)
             self._read_on()
         self._epoch = self.state.epoch
+        logger.info("%s: epoch %d is claimed", self._files.root, self._epoch)
         return self._epoch
 
     def append(self, body: Plan | Version | Publish | Expire) -> State:

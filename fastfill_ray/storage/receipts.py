@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,8 @@ from fastfill_ray.log.records import FileRef
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import parse_unit_receipt
 from fastfill_ray.types import Model, canonical
+
+logger = logging.getLogger(__name__)
 
 
 class Quarantined(Model):
@@ -43,6 +46,7 @@ def put_receipt(files: Files, path: str, receipt: Receipt) -> Receipt:
     """Make a receipt durable. The first one wins: a twin's is returned instead."""
     if files.put_new(path, canonical(receipt.model_dump(mode="json"))):
         return receipt
+    logger.debug("%s/%s was there first: adopted", files.root, path)
     return _parse(path, files.get(path))
 
 

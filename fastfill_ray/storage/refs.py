@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.log.records import FileRef
@@ -19,6 +20,18 @@ def put_file(files: Files, path: str, data: bytes) -> FileRef:
     """Store `data` under a name of its own; durable when this returns."""
     files.put_data(path, data)
     return FileRef(path=path, size=len(data), sha256=sha256_hex(data))
+
+
+def put_content(files: Files, path_of: Callable[[str], str], data: bytes) -> FileRef:
+    """Store `data` under a name that follows from its content; durable when this returns.
+
+    Args:
+        path_of: the path of bytes with this sha256 (64 hex digits), see ``storage.paths``.
+    """
+    digest = sha256_hex(data)
+    reference = FileRef(path=path_of(digest), size=len(data), sha256=digest)
+    files.put_data(reference.path, data)
+    return reference
 
 
 def get_verified(files: Files, ref: FileRef) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import logging
 import os
 import random
 import time
@@ -20,6 +21,8 @@ from botocore.exceptions import (  # type: ignore[import-untyped]  # botocore ha
 
 from fastfill_ray.errors import CommitStateUnknown, ConfigError, FileMissing, StorageError, StoreUnsupported
 from fastfill_ray.types import check_path
+
+logger = logging.getLogger(__name__)
 
 COMMIT_DEADLINE_S = 60.0
 # Answers and faults after which a request certainly had no effect.
@@ -152,6 +155,7 @@ class S3Files:
                     f"s3://{key}: not known after {deadline_s:.0f} s whether it was written (last: "
                     f"{type(error).__name__}: {error}). Nothing was deleted; run the same command again."
                 ) from error
+            logger.info("s3://%s: not known whether it was written (%s), again in %.1f s", key, error, pause)
             sleep(pause)
             attempt += 1
 

@@ -28,7 +28,6 @@ from fastfill_ray.stages.train import (
     alignment_fingerprint,
     hash_ids_of,
     load_alignment,
-    train,
     train_all,
 )
 from fastfill_ray.storage.files import Files, open_files
@@ -188,7 +187,7 @@ def test_what_cannot_be_fitted_is_told_before_a_worker_starts(tmp_path: Path, mo
     files, pairs = open_files(str(tmp_path / "root")), make_pairs()
     few = job(files, "fastfill", (np.ones((3, 8), np.float32), np.zeros(3, np.float32)))
     with pytest.raises(AlignmentFailed, match="labels run from 0 to 3"):
-        train(context(files, InProcessEngine()), few, pairs)
+        train_all(context(files, InProcessEngine()), [few], pairs)
     flat = replace(pairs, new=np.ones_like(pairs.new))
     reasons = train_all(context(files, InProcessEngine()), [few, job(files, "ridge")], flat)
     assert all("are the same" in str(reason) for reason in reasons.values())

@@ -16,7 +16,7 @@ from fastfill_ray.errors import CorruptFile, FileMissing, InputError
 from fastfill_ray.inputs.kinds import element_type, vector_dim, vectors_of
 from fastfill_ray.storage.arrow import id_array, read_table, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.refs import get_verified, put_file, sha256_hex
+from fastfill_ray.storage.refs import get_verified, put_content, put_file, sha256_hex
 from tests.faults import MemoryFiles, flip_bit
 
 DIM = 3
@@ -30,6 +30,11 @@ def a_table(rows: int = 500) -> pa.Table:
 def test_a_file_put_is_verified_when_it_is_read(files: Files) -> None:
     ref = put_file(files, "vectors/a.parquet", b"some bytes")
     assert (ref.path, ref.size, ref.sha256) == ("vectors/a.parquet", 10, sha256_hex(b"some bytes"))
+    assert (
+        put_content(files, lambda digest: f"vectors/{digest}.parquet", b"some bytes").path
+        == f"vectors/{ref.sha256}.parquet"
+    )
+    assert files.get(f"vectors/{ref.sha256}.parquet") == b"some bytes"
     assert get_verified(files, ref) == b"some bytes"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,6 +58,13 @@ def test_every_path_is_plain_and_no_two_are_equal() -> None:
     ]
     assert [check_path(path) for path in paths] == paths
     assert len(set(paths)) == len(paths)
+
+
+def test_the_chunk_of_a_unit_is_read_back_and_other_names_are_refused() -> None:
+    assert layout.chunk_of(layout.chunk_unit(123)) == 123
+    for name in (layout.query_unit(123), "c123", "c00000001.receipt", ""):
+        with pytest.raises(ValueError, match="no unit of a gallery chunk"):
+            layout.chunk_of(name)
 
 
 def test_outputs_with_other_bytes_have_other_names() -> None:
