@@ -111,7 +111,7 @@ def test_a_fit_looks_at_the_first_queries_that_have_an_answer(monkeypatch: pytes
     made = versions(shadow=make_shadow(items, items.as_queries(), "cosine"))
     has_answer = np.flatnonzero(made.shadow.answered("label"))
     assert 10 < len(has_answer) < N
-    monkeypatch.setattr(module, "MAX_QUERIES", 10)
+    monkeypatch.setattr(module, "fit_queries", lambda metric: 10)
     rows = has_answer[:10]
     state = MixedScores(made.stale[rows], made.shadow.new[rows], (ORDER <= 1) | SAMPLED, MIDDLES[ORDER])
     expected = fit_calibration(state, made.shadow.relevant["label"].take(rows), "map", "scale_offset")

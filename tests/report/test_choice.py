@@ -33,8 +33,8 @@ def choice(**changes: object) -> ChoiceResult:
     winner, runner_up = candidate("ridge", 0.6) | {"norms_kept": True}, candidate("ridge", 0.5)
     fields: dict[str, object] = {
         "objective": "label/map",
-        "winner": {key: value for key, value in winner.items() if key not in ("area", "stage")},
-        "runner_up": {key: value for key, value in runner_up.items() if key not in ("area", "stage")},
+        "winner": {key: value for key, value in winner.items() if key not in ("area", "stage", "queries")},
+        "runner_up": {key: value for key, value in runner_up.items() if key not in ("area", "stage", "queries")},
         "trials": [winner, runner_up, candidate("ridge", 0.7, stage="map")],
     }
     return ChoiceResult.model_validate({**fields, **changes})

@@ -158,7 +158,7 @@ def test_text_from_the_log_stays_text(inner: str) -> None:
         choice={
             "objective": f"label/{evil}",
             "winner": tried,
-            "trials": [{**tried, "area": 0.5, "stage": evil}],
+            "trials": [{**tried, "area": 0.5, "stage": evil, "queries": 400}],
         },
         prediction=[{"fraction": 0.1, "relevance": "label", "metric": evil, "value": 0.5, "low": 0.4, "high": 0.6}],
     )

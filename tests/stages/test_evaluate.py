@@ -28,7 +28,8 @@ def objects(*values: Any) -> np.ndarray:
 def queries(labels: np.ndarray | None = None, judged: Any = None, ids: np.ndarray | None = None) -> Queries:
     ids = objects("q0", "q1") if ids is None else ids
     vectors = np.zeros((len(ids), 2), np.float32)
-    return Queries("f", ids, vectors, None, labels, judged, are_items=judged is None and ids[0] == "a")
+    are_items = judged is None and ids[0] == "a"
+    return Queries(ids, vectors, labels=labels, judged=judged, are_items=are_items)
 
 
 ITEMS, SCORES, ROWS = objects("a", "b", "c"), np.array([[3.0, 2.0, 1.0]] * 2, np.float32), np.array([[0, 1, 2]] * 2)
