@@ -27,9 +27,8 @@ from benchmarks.quality.autos import best_of, finalists
 from benchmarks.quality.curves import AuditCurves, audit_curves, published
 from benchmarks.quality.material import SETS, Limits, Material, prepare
 from benchmarks.results import Result, markdown, measure_missing, read_results
-from fastfill_ray.experiment.candidate import WEIGHTS, Allowed, Candidate, Objective
-from fastfill_ray.experiment.curves import published_cutoffs
-from fastfill_ray.experiment.search import COARSE_POINTS, POINTS, Choice, Race, choose
+from fastfill_ray.experiment.candidate import WEIGHTS, Allowed, Objective
+from fastfill_ray.experiment.search import Choice, Race, choose
 from fastfill_ray.ordering.policies import Policy
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
 from fastfill_ray.types import F64
@@ -87,7 +86,7 @@ def _case(material: Material, curves: AuditCurves, policies: list[Policy]) -> di
     others = {"best": curves.areas(best), "published": as_published}
     if choice.runner_up is not None:
         others["runner_up"] = curves.areas(choice.runner_up)
-    gains = gains_on_calibration(material, choice, objective), gains_on_audit(material, curves, choice.winner)
+    gains = gains_on_calibration(material, choice, objective), area - curves.constant("new/new")
     return {
         "objective": str(objective),
         "winner": str(choice.winner),
@@ -109,23 +108,14 @@ def _case(material: Material, curves: AuditCurves, policies: list[Policy]) -> di
 def gains_on_calibration(material: Material, choice: Choice, objective: Objective) -> F64:
     """Cross-fitted area (Q,) of the winner minus new/new, per calibration query: the mean is what was expected.
 
-    ``Race.areas`` gives the queries of one fold after those of the other.
+    ``Race.expected`` gives the queries of one fold after those of the other.
     """
-    race = Race(material.calibration, objective, material.seed)
-    areas = race.areas(choice.winner, race.last_level, "")
+    areas = Race(material.calibration, objective, material.seed).expected(choice.winner)
     queries = material.calibration.answered(objective.relevance)
     rows = np.arange(len(queries.ids))
     queries = queries.take(np.concatenate([rows[0::2], rows[1::2]]))
     shadow = material.calibration.shadow(queries).only([objective.relevance])
     return areas - shadow.measure(shadow.new)[objective.relevance, objective.metric]
-
-
-def gains_on_audit(material: Material, curves: AuditCurves, winner: Candidate) -> F64:
-    """Area (Q,) of the winner minus new/new per audit query, at as many points as the choice looked at."""
-    last_level = Race(material.calibration, curves.objective, material.seed).last_level
-    points = POINTS if last_level else COARSE_POINTS
-    cutoffs = published_cutoffs(len(material.audit.items.ids), points)
-    return curves.report.curve(winner, cutoffs).area_per_query(curves.objective) - curves.constant("new/new")
 
 
 def independent_difference(first: F64, second: F64) -> Interval:
