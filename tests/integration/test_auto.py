@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fastfill_ray.alignment.maps import Alignment
+from fastfill_ray.alignment.maps import METHODS, Alignment
 from fastfill_ray.config import load_config
 from fastfill_ray.errors import InputError
-from fastfill_ray.experiment.search import WEIGHTS
+from fastfill_ray.experiment.candidate import WEIGHTS, MapView
+from fastfill_ray.experiment.heldout import Evidence
 from fastfill_ray.ordering.policies import expected_gain
 from fastfill_ray.ordering.proxies import with_thresholds
-from fastfill_ray.stages.choose import AUTO_METHODS, Evidence
 from fastfill_ray.stages.sample import _from_table
 from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.files import open_files
@@ -40,7 +40,7 @@ def decided(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_plan_says_what_was_chosen_why_by_how_much_and_what_it_promises(decided: Path, workshop: Workshop) -> None:
     plan = in_process(workshop.config(decided, **AUTO), until="plan").state.plan
     assert plan is not None
-    assert plan.method in AUTO_METHODS
+    assert plan.method in METHODS
     assert plan.choice is not None
     winner, margin = plan.choice.winner, plan.choice.margin
     assert winner.method == plan.method
@@ -50,7 +50,7 @@ def test_plan_says_what_was_chosen_why_by_how_much_and_what_it_promises(decided:
     assert plan.choice.runner_up != winner
     assert margin is not None
     assert margin.low <= margin.value <= margin.high
-    assert {trial.method for trial in plan.choice.trials} == set(AUTO_METHODS)
+    assert {trial.method for trial in plan.choice.trials} == set(METHODS)
     assert set(plan.choices) == {"alignment.method", "policy.name", "serving.stale_mode", "runner-up"}
     assert [round(p.fraction, 3) for p in plan.prediction] == [0.198, 0.3, 0.6, 1.0]
     assert all(p.low <= p.value <= p.high for p in plan.prediction)
@@ -67,7 +67,7 @@ def test_a_decision_is_made_once(decided: Path, workshop: Workshop) -> None:
     result = in_process(workshop.config(decided, **AUTO), until="version0", stream=log)
     assert "choose" in result.seconds or "train" not in log.getvalue()
     assert len(list((decided / "choice").iterdir())) == 1
-    assert len(list((decided / "alignment").rglob("receipt.json"))) == len(AUTO_METHODS)
+    assert len(list((decided / "alignment").rglob("receipt.json"))) == len(METHODS)
     assert "train" not in result.seconds
 
 
@@ -92,8 +92,9 @@ def test_expected_gain_sees_the_whole_gallery_though_chunks_are_scored_one_by_on
     alignment = Alignment.load(weights.read_bytes(), json.loads(info.read_text()))
     [pairs_file] = (root / "pairs").rglob("pairs.*.parquet")
     pairs = _from_table("", pq.read_table(pairs_file))
-    evidence = Evidence(load_config(config), pairs, None, {"ridge": alignment}, 1.0, None, False)  # type: ignore[arg-type]
-    proxies = evidence.reference("ridge", "expected_gain").proxies
+    loaded = load_config(config)
+    evidence = Evidence(pairs, None, loaded.new_model.metric, {"ridge": alignment}, None, loaded.seed)
+    proxies = evidence.reference(MapView("ridge"), ["expected_gain"]).proxies
     assert proxies is not None
     item_rows = scored.column("id").to_pylist()
     is_pair = dict(zip(item_rows, scored.column("is_pair").to_pylist(), strict=True))

@@ -18,6 +18,8 @@ from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.errors import AlignmentFailed
 from fastfill_ray.experiment.items import PairedItems
 from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.ordering.classifier import Classifier
+from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.train import (
@@ -26,7 +28,6 @@ from fastfill_ray.stages.train import (
     TrainJob,
     _keep,
     alignment_fingerprint,
-    hash_ids_of,
     load_alignment,
     train_all,
 )
@@ -82,10 +83,11 @@ def make_pairs() -> PairedItems:
     old = rng.normal(size=(ROWS, 6)).astype(np.float32)
     side = rng.normal(size=(ROWS, 3)).astype(np.float32)
     new = np.concatenate([old, side], axis=1) @ rng.normal(size=(9, 8)).astype(np.float32)
-    return PairedItems("pairs", ids, old, new, labels, np.repeat(["train", "audit"], ROWS // 2), side)
+    split = np.repeat(np.array(["train", "audit"], object), ROWS // 2)
+    return PairedItems(ids, old, new, split, labels=labels, side=side, fingerprint="pairs")
 
 
-def job(files: Files, method: Method, classifier: tuple[np.ndarray, np.ndarray] | None = None) -> TrainJob:
+def job(files: Files, method: Method, classifier: Classifier | None = None) -> TrainJob:
     name = alignment_fingerprint("pairs", method, "default", classifier, 0)
     return TrainJob(files, method, "default", classifier, 0, False, name, SPACES)
 
@@ -94,7 +96,7 @@ def in_process(method: Method, pairs: PairedItems) -> Fit:
     """The same training without Ray: rows in the order of the ids' hashes, fastfill on the labelled ones alone."""
     part = pairs.part("train")
     part = part.labelled() if method == "fastfill" else part
-    order = np.argsort(hash_ids_of(part.ids), kind="stable")
+    order = np.argsort(hash_ids(part.ids), kind="stable")
     labels = part.labels[order].astype(np.int64) if part.labels is not None and method == "fastfill" else None
     assert part.side is not None
     fit = Fit(
@@ -167,7 +169,8 @@ def test_a_finished_map_is_kept_and_one_that_fails_stops_only_itself(
     files, pairs = open_files(str(tmp_path / "root")), make_pairs()
     ridge, procrustes = job(files, "ridge"), job(files, "procrustes")
     rng = np.random.default_rng(1)
-    huge = (np.full((4, 8), 3e38, np.float32) * rng.choice([-1, 1], size=(4, 8)), np.zeros(4, np.float32))
+    weight = np.full((4, 8), 3e38, np.float32) * rng.choice(np.float32([-1, 1]), size=(4, 8))
+    huge = Classifier.of_class_numbers(weight, np.zeros(4, np.float32))
     fastfill = job(files, "fastfill", huge)
     _keep(ridge, in_process("ridge", pairs).finish(), {"epochs": 1, "resumed_from": 0})
     written = (tmp_path / "root" / stage_receipt("alignment", ridge.fingerprint)).stat()
@@ -185,7 +188,7 @@ def test_a_finished_map_is_kept_and_one_that_fails_stops_only_itself(
 def test_what_cannot_be_fitted_is_told_before_a_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastfill_ray.stages.train._run", no_run)
     files, pairs = open_files(str(tmp_path / "root")), make_pairs()
-    few = job(files, "fastfill", (np.ones((3, 8), np.float32), np.zeros(3, np.float32)))
+    few = job(files, "fastfill", Classifier.of_class_numbers(np.ones((3, 8), np.float32), np.zeros(3, np.float32)))
     with pytest.raises(AlignmentFailed, match="labels run from 0 to 3"):
         train_all(context(files, InProcessEngine()), [few], pairs)
     flat = replace(pairs, new=np.ones_like(pairs.new))
