@@ -15,9 +15,13 @@ from fastfill_ray.alignment.maps import METHODS, Alignment
 from fastfill_ray.config import load_config
 from fastfill_ray.errors import InputError
 from fastfill_ray.experiment.candidate import WEIGHTS, MapView
+from fastfill_ray.experiment.experiment import Findings, Question, run_experiment
 from fastfill_ray.experiment.heldout import Evidence
+from fastfill_ray.experiment.summary import choice_result
 from fastfill_ray.ordering.policies import expected_gain
 from fastfill_ray.ordering.proxies import with_thresholds
+from fastfill_ray.simulation import simulate
+from fastfill_ray.stages import choose
 from fastfill_ray.stages.sample import _from_table
 from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.files import open_files
@@ -60,6 +64,42 @@ def test_plan_says_what_was_chosen_why_by_how_much_and_what_it_promises(decided:
     }
     last = plan.prediction[-1]
     assert last.value == pytest.approx(arms["new/new"][last.relevance, last.metric], abs=1e-6)
+
+
+def test_simulate_on_the_pairs_queries_maps_and_waves_of_a_run_makes_the_runs_choice(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Evidence, Question]] = []
+
+    def spy(evidence: Evidence, question: Question) -> Findings:
+        seen.append((evidence, question))
+        return run_experiment(evidence, question)
+
+    monkeypatch.setattr(choose, "run_experiment", spy)
+    plan = in_process(workshop.config(tmp_path / "root", **AUTO), until="plan").state.plan
+    assert plan is not None
+    assert plan.choice is not None
+    [(evidence, question)] = seen
+    simulation = simulate(
+        evidence.pairs,
+        queries=evidence.queries,
+        objective=str(question.objective),
+        metric=evidence.metric,
+        alignments=evidence.maps,  # type: ignore[arg-type]
+        waves=question.fractions,
+        seed=evidence.seed,
+        stream=io.StringIO(),
+    )
+    assert simulation.data["maps"] == "given"
+    assert simulation.findings is not None
+    choice = choice_result(simulation.findings)
+    assert (choice.winner, choice.runner_up) == (plan.choice.winner, plan.choice.runner_up)
+    assert [t.model_dump(exclude={"area"}) for t in choice.trials] == [
+        t.model_dump(exclude={"area"}) for t in plan.choice.trials
+    ]
+    assert [t.area for t in choice.trials] == pytest.approx([t.area for t in plan.choice.trials], abs=1e-6)
+    promised = [p.value for p in plan.prediction]
+    assert [p.value for p in simulation.findings.predicted] == pytest.approx(promised, abs=1e-6)
 
 
 def test_a_decision_is_made_once(decided: Path, workshop: Workshop) -> None:
