@@ -95,12 +95,9 @@ def simulate(
         AlignmentFailed: no map could be fitted.
     """
     start, stream, store = time.monotonic(), stream or sys.stderr, InputStore(s3_endpoint)
-    store = InputStore(s3_endpoint)
     if protocol == "authors":
         metric = "l2"
-        given = {"objective": objective, "queries": queries, "qrels": qrels, "policies": policies}
-        if refused := [name for name, value in given.items() if value is not None]:
-            raise ConfigError(f"protocol authors: {', '.join(refused)} has no place in it; leave it out")
+        _refuse(objective=objective, queries=queries, qrels=qrels, policies=policies)
     dropped: tuple[tuple[int, str], ...] = ()
     if not isinstance(pairs, PairedItems):
         pairs, dropped = read_pairs(store, str(pairs), metric=metric, seed=seed)
@@ -110,9 +107,7 @@ def simulate(
     users = _queries(store, queries, qrels, pairs, metric)
     wanted = _objective(objective, pairs, users)
     _check_items(pairs, ("train", "audit") if protocol == "authors" else SPLITS)
-    for name, asked_for, known in (("method", methods, METHODS), ("policy", policies or (), POLICIES)):
-        if unknown := [one for one in asked_for if one not in known]:
-            raise ConfigError(f"{name} {unknown[0]} is unknown; {', '.join(known)} are expected")
+    _check_known(methods, policies or ())
     own = classifier
     if isinstance(own, str):
         own = read_classifier(store, own, dim=pairs.new.shape[1])
@@ -122,15 +117,8 @@ def simulate(
         data = _authors(pairs, maps, seed)
     else:
         evidence = Evidence(pairs, users, metric, in_order(maps), classifier_for(own, pairs.part("train")), seed)
-        # Items have old vectors, users' queries only where they are given: `fused` is for those.
-        weights = WEIGHTS if users is not None and users.old is not None else (1.0,)
-        for split in ("calibration", "audit"):
-            part = pairs.part(split)
-            if not len(answered(users or part.as_queries(), part, wanted.relevance).ids):
-                raise ConfigError(f"objective {wanted}: no query has a relevant item in split {split!r} of the pairs")
-        question = Question(wanted, weights, policies, fractions=tuple(waves), report_all=True)
         print(f"choosing among {len(maps)} maps", file=stream, flush=True)
-        findings = run_experiment(evidence, question)
+        findings = _findings(evidence, wanted, policies, tuple(waves))
         data = {"objective": str(wanted), **findings_json(findings, seed=seed)}
     data |= {"seed": seed, "metric": metric, "seconds": round(time.monotonic() - start, 1), "preset": preset}
     data["maps"] = "given" if alignments else f"trained here, preset {preset}, seed {seed}"
@@ -140,6 +128,32 @@ def simulate(
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / "simulation.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
     return Simulation(data, findings)
+
+
+def _findings(
+    evidence: Evidence, wanted: Objective, policies: Sequence[Policy] | None, waves: tuple[float, ...]
+) -> Findings:
+    """The experiment, with every rival reported."""
+    users = evidence.queries
+    for split in ("calibration", "audit"):
+        part = evidence.pairs.part(split)
+        if not len(answered(users or part.as_queries(), part, wanted.relevance).ids):
+            raise ConfigError(f"objective {wanted}: no query has a relevant item in split {split!r} of the pairs")
+    # Items have old vectors, users' queries only where they are given: `fused` is for those.
+    weights = WEIGHTS if users is not None and users.old is not None else (1.0,)
+    return run_experiment(evidence, Question(wanted, weights, policies, fractions=waves, report_all=True))
+
+
+def _refuse(**given: object) -> None:
+    """What `protocol: authors` has no place for."""
+    if refused := [name for name, value in given.items() if value is not None]:
+        raise ConfigError(f"protocol authors: {', '.join(refused)} has no place in it; leave it out")
+
+
+def _check_known(methods: Sequence[str], policies: Sequence[str]) -> None:
+    for name, wanted, known in (("method", methods, METHODS), ("policy", policies, POLICIES)):
+        if unknown := [one for one in wanted if one not in known]:
+            raise ConfigError(f"{name} {unknown[0]} is unknown; {', '.join(known)} are expected")
 
 
 def in_order(maps: Mapping[Method, Alignment]) -> dict[str, Alignment]:

@@ -117,7 +117,7 @@ class Claim(Model):
 
 
 class Prediction(Model):
-    """What the laboratory promises of one version, on the audit items, before anything is spent."""
+    """What the experiment promises of one version, on the audit items, before anything is spent."""
 
     fraction: float = Field(description="share of the gallery that is new then, pairs included")
     relevance: Relevance
