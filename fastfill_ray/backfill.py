@@ -31,7 +31,7 @@ from fastfill_ray.inputs.parquet import check_pin
 from fastfill_ray.log.next_step import Step, next_step
 from fastfill_ray.log.records import Init, Publish
 from fastfill_ray.log.state import State
-from fastfill_ray.log.stop import decide
+from fastfill_ray.log.stop import decide_stop
 from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.partition import sample_pairs
 from fastfill_ray.ordering.policies import CLASSIFIED
@@ -335,7 +335,7 @@ class _Run:
                         waves = self._begin_waves(maker, job, step.wave)
                     receipts = pair_receipts if step.wave == 0 or waves is None else waves.receipts(step.wave)
                     version = maker.make(log.state, step.wave, receipts)
-                    decision = decide(plan, (*log.state.plan_versions, version), config.stop)
+                    decision = decide_stop(plan, (*log.state.plan_versions, version), config.stop)
                     log.append(version.model_copy(update={"stopped": decision.why if decision.stop else None}))
                     verdict = "published" if version.verdict.publish else "held"
                     progress.say(
@@ -394,7 +394,7 @@ class _Run:
     def _result(self, state: State) -> BackfillResult:
         plan, versions = state.plan, state.plan_versions
         stopped, overrun = None, 0
-        if plan is not None and (decision := decide(plan, versions, self.config.stop)).stop:
+        if plan is not None and (decision := decide_stop(plan, versions, self.config.stop)).stop:
             stopped, overrun = decision.why, overrun_rows(self.context.files, plan, versions[-1].wave)
         seconds = dict(self.context.progress.seconds)
         return BackfillResult(self.config.output, state, state.finished, seconds, stopped, overrun)

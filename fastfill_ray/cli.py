@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     status.set_defaults(act=_status)
 
     search = _root_command(commands, "search", "search a version with the new model's queries")
-    asked = search.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--vectors", help=".npy file with (Q, E) query vectors of the new model")
-    asked.add_argument("--text", help="one text query, embedded with the new model of --config")
+    queries = search.add_mutually_exclusive_group(required=True)
+    queries.add_argument("--vectors", help=".npy file with (Q, E) query vectors of the new model")
+    queries.add_argument("--text", help="one text query, embedded with the new model of --config")
     search.add_argument(
         "--old-vectors", help=".npy file with the same queries' (Q, D) old vectors; read if the version is fused"
     )
@@ -249,8 +249,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
     names = (
         "objective", "queries", "qrels", "classifier", "protocol", "metric", "preset", "out", "seed", "s3_endpoint"
     )  # fmt: skip
-    found = simulate(arguments.pairs, **{name: getattr(arguments, name) for name in names})
-    print(json.dumps(found.data) if arguments.json else found.table())
+    simulation = simulate(arguments.pairs, **{name: getattr(arguments, name) for name in names})
+    print(json.dumps(simulation.data) if arguments.json else simulation.table())
     return 0
 
 

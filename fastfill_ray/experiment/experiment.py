@@ -19,6 +19,7 @@ from fastfill_ray.experiment.items import MAX_QUERIES
 from fastfill_ray.experiment.search import Choice, choose
 from fastfill_ray.experiment.shadow import Measured
 from fastfill_ray.ordering.policies import Policy, random_priority
+from fastfill_ray.ordering.streams import HashSeed
 from fastfill_ray.retrieval.calibration import FORMS, Form, fit_queries
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
 from fastfill_ray.types import U64, Bools, Objects, Relevance
@@ -157,7 +158,7 @@ class Report:
 
 def stand_for_pairs(id_hash: U64, share: float, seed: int) -> Bools:
     """Items (N,) of a shadow gallery that count as new from the start, as the pairs do in a real index."""
-    return random_priority(id_hash, seed + 1) < share
+    return random_priority(id_hash, seed + HashSeed.STAND_FOR_PAIRS) < share
 
 
 def _answerable(split: HeldOut, objective: Objective) -> Objective:

@@ -13,12 +13,11 @@ import numpy as np
 
 from fastfill_ray.ordering.ids import hash_ids, seeded_hash
 from fastfill_ray.ordering.partition import MIN_SPLIT
+from fastfill_ray.ordering.streams import HashSeed
 from fastfill_ray.types import F32, I64, U64, Objects, Split
 
 # Queries that one measured state looks at: more move no mean, only the clock.
 MAX_QUERIES = 1000
-# Seeds of hashes are used for several things; this one must not be that of the order `random`.
-_SHUFFLE = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +38,7 @@ class _Rows:
 
     def shuffled(self, seed: int) -> Self:
         """The same rows in the order of a seeded hash of their ids: the first n are a uniform sample of any size."""
-        return self.take(np.argsort(seeded_hash(self.id_hash, seed + _SHUFFLE), kind="stable"))
+        return self.take(np.argsort(seeded_hash(self.id_hash, seed + HashSeed.SHUFFLE), kind="stable"))
 
     def first(self, count: int) -> Self:
         """At most so many of the rows, from the beginning."""

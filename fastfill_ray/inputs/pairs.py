@@ -11,6 +11,7 @@ from fastfill_ray.inputs.kinds import element_type, read_ids, vectors_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import columns_of, id_type_of, pin, read_rows, vector_dim_of
 from fastfill_ray.ordering.ids import hash_ids, seeded_hash
+from fastfill_ray.ordering.streams import HashSeed
 from fastfill_ray.types import SPLITS, IdType
 
 SHARES = (0.7, 0.15, 0.15)
@@ -47,7 +48,7 @@ def read_pairs(
     split = columns.get("split")
     id_hash = hash_ids(ids)[kept]
     if split is None:
-        place = (seeded_hash(id_hash, seed + 2) >> np.uint64(11)) / float(1 << 53)
+        place = (seeded_hash(id_hash, seed + HashSeed.SPLIT) >> np.uint64(11)) / float(1 << 53)
         split = np.array(SPLITS, object)[np.searchsorted(np.cumsum(SHARES)[:2], place, side="right")]
     elif not set(split.tolist()) <= set(SPLITS):
         other = next(value for value in split.tolist() if value not in SPLITS)

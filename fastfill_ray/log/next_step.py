@@ -8,7 +8,7 @@ from typing import Literal
 from fastfill_ray.config import StopConfig
 from fastfill_ray.errors import PlanMismatch
 from fastfill_ray.log.state import State
-from fastfill_ray.log.stop import decide
+from fastfill_ray.log.stop import decide_stop
 
 _NO_RULE = StopConfig()
 
@@ -44,7 +44,7 @@ def next_step(state: State, request: str, *, last_wave: int | None = None, rule:
         raise PlanMismatch(f"plan {plan.plan} was made for another request and is not finished")
     if (
         state.finished
-        or decide(plan, versions, rule).stop
+        or decide_stop(plan, versions, rule).stop
         or len(versions) > (len(plan.waves) if last_wave is None else last_wave)
     ):
         return Step("stop")

@@ -11,14 +11,14 @@ from fastfill_ray.log.records import MetricValue, Plan, Version
 _HOUR_S = 3600.0
 
 
-class Decision(NamedTuple):
-    """Whether the run ends here, and why or why not; `why` is empty where there is nothing to decide."""
+class StopDecision(NamedTuple):
+    """Whether the run ends here, and why or why not; `why` is empty where there is nothing to decide_stop."""
 
     stop: bool
     why: str
 
 
-def decide(plan: Plan, versions: Sequence[Version], rule: StopConfig) -> Decision:
+def decide_stop(plan: Plan, versions: Sequence[Version], rule: StopConfig) -> StopDecision:
     """Whether the run ends after the newest version; a rule that is met is enough.
 
     `target_gain`: the objective on the audit items has covered this share of the way from old/old to new/new; the way
@@ -31,42 +31,42 @@ def decide(plan: Plan, versions: Sequence[Version], rule: StopConfig) -> Decisio
         versions: the plan's, in wave order.
     """
     if not versions or versions[-1].final:
-        return Decision(False, "")
-    told = []
+        return StopDecision(False, "")
+    reasons = []
     for decision in (_gain(plan, versions, rule.target_gain), _budget(plan, versions, rule.budget_hours)):
         if decision.stop:
             return decision
-        told.append(decision.why)
-    return Decision(False, "; ".join(why for why in told if why))
+        reasons.append(decision.why)
+    return StopDecision(False, "; ".join(why for why in reasons if why))
 
 
-def _gain(plan: Plan, versions: Sequence[Version], target: float | None) -> Decision:
+def _gain(plan: Plan, versions: Sequence[Version], target: float | None) -> StopDecision:
     if target is None:
-        return Decision(False, "")
+        return StopDecision(False, "")
     old, new = (_objective(plan, plan.baselines.get(arm, ())) for arm in ("old/old", "new/new"))
     first, now = _objective(plan, versions[0].metrics), _objective(plan, versions[-1].metrics)
     start, name = (old, "old/old") if old is not None else (first, "version 0")
     if start is None or new is None or now is None:
-        return Decision(
+        return StopDecision(
             False, f"stop.target_gain cannot be applied: {plan.objective} was not measured on the audit items"
         )
     if new <= start:
-        return Decision(
+        return StopDecision(
             False, f"there is no gain to reach: {plan.objective} is {new:.3f} on new/new, {start:.3f} on {name}"
         )
     share = (now - start) / (new - start)
     why = f"{share:.1%} of the gain from {name} to new/new is reached, stop.target_gain is {target:.1%}"
     if not versions[-1].verdict.publish:
-        return Decision(False, f"version {versions[-1].version} is held and counts for no gain")
-    return Decision(share >= target, why)
+        return StopDecision(False, f"version {versions[-1].version} is held and counts for no gain")
+    return StopDecision(share >= target, why)
 
 
-def _budget(plan: Plan, versions: Sequence[Version], budget: float | None) -> Decision:
+def _budget(plan: Plan, versions: Sequence[Version], budget: float | None) -> StopDecision:
     if budget is None:
-        return Decision(False, "")
+        return StopDecision(False, "")
     spent = sum(version.seconds for version in versions)
     if spent >= budget * _HOUR_S:
-        return Decision(True, f"{_hours(spent)} are spent, stop.budget_hours is {budget:g}")
+        return StopDecision(True, f"{_hours(spent)} are spent, stop.budget_hours is {budget:g}")
     newest = versions[-1]
     rows = sum(plan.wave_rows[: newest.wave + 1])
     per_row = sum(version.embed_seconds for version in versions) / max(rows, 1)
@@ -74,7 +74,7 @@ def _budget(plan: Plan, versions: Sequence[Version], budget: float | None) -> De
     built = newest.seconds - newest.embed_seconds if newest.wave > 0 else 0.0
     after = spent + plan.wave_rows[newest.wave + 1] * per_row + built
     why = f"wave {newest.wave + 1} would bring {_hours(spent)} to {_hours(after)}, stop.budget_hours is {budget:g}"
-    return Decision(after > budget * _HOUR_S, why)
+    return StopDecision(after > budget * _HOUR_S, why)
 
 
 def _hours(seconds: float) -> str:

@@ -14,11 +14,16 @@ class Stream(IntEnum):
     BATCHES = 1  # the order of the train pairs in an epoch; the epoch follows the number
     FOLDS = 2  # folds of the pairs, for residuals of closed-form maps
     LANDMARKS = 3  # landmarks of a kernel map, and the rows that choose its width
-    PROXIES = 5  # train pairs that stand for queries in the order `expected_gain`
-    KNOT_QUERIES = 7  # queries that calibrations along a curve are fitted on
-    PREDICTED_PAIRS = 9  # audit items that count as pairs where a run's curve is predicted
-    SEARCH_QUERIES = 13  # queries that candidates are compared on
-    CALIBRATION_QUERIES = 17  # queries that a version's calibration is fitted on
+    # 5, 7, 9, 13 and 17 drew queries and proxies before these went by the hashes of their ids.
+
+
+class HashSeed(IntEnum):
+    """What a seeded hash of ids decides; the number is added to the seed, so that one use says nothing of another."""
+
+    ORDER = 0  # the order `random`
+    STAND_FOR_PAIRS = 1  # items of a shadow gallery that count as pairs
+    SPLIT = 2  # the split of pairs that come without one
+    SHUFFLE = 3  # the order in which queries, proxies and fit queries are taken
 
 
 def generator(seed: int, stream: Stream, *more: int) -> np.random.Generator:

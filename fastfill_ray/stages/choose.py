@@ -98,9 +98,9 @@ def decide(
         alignments: fingerprints of the evidence's maps.
     """
     queries = "" if evidence.queries is None else evidence.queries.fingerprint
-    asked = [request.alignment.method, request.policy.name, request.serving.stale_mode, request.can_fuse]
-    on = [request.objective.model_dump(), list(request.fractions), evidence.seed, evidence.metric]
-    name = fingerprint([evidence.pairs.fingerprint, queries, list(alignments), request.classifier, asked, on])
+    wanted = [request.alignment.method, request.policy.name, request.serving.stale_mode, request.can_fuse]
+    measured_on = [request.objective.model_dump(), list(request.fractions), evidence.seed, evidence.metric]
+    name = fingerprint([evidence.pairs.fingerprint, queries, list(alignments), request.classifier, wanted, measured_on])
     if (receipt := read_receipt(files, stage_receipt("choice", name))) is not None:
         return Decision.model_validate_json(get_verified(files, receipt.outputs[0]))
     with progress.timed("choose"):
@@ -144,7 +144,7 @@ def _reasons(findings: Findings, request: ChoiceRequest) -> dict[str, str]:
         "serving.stale_mode": (request.serving.stale_mode, winner.stale_mode),
     }
     why = f"best {findings.chosen_by} on the calibration pairs, or the simplest within one standard error of it"
-    reasons = {key: f"{chosen}: {why}" for key, (asked, chosen) in keys.items() if asked == "auto"}
+    reasons = {key: f"{chosen}: {why}" for key, (wanted, chosen) in keys.items() if wanted == "auto"}
     if choice.runner_up is not None and findings.margin is not None and findings.margin.queries:
         margin = findings.margin
         reasons["runner-up"] = (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastfill_ray.config import StopConfig
 from fastfill_ray.log.records import MetricValue, Plan, Verdict, Version
-from fastfill_ray.log.stop import decide
+from fastfill_ray.log.stop import decide_stop
 from tests.log.test_records import plan, version
 
 WAVES = (0.2, 0.4, 0.7, 1.0)
@@ -61,7 +61,7 @@ def gain(target: float) -> StopConfig:
 def test_the_gain_is_the_share_of_the_way_from_old_old_to_new_new(
     old: float, new: float, values: list[float], target: float
 ) -> None:
-    decision = decide(a_plan(old, new), versions(*values), gain(target))
+    decision = decide_stop(a_plan(old, new), versions(*values), gain(target))
     assert decision.stop == (new > old and (values[-1] - old) / (new - old) >= target)
     assert decision.why
 
@@ -69,7 +69,7 @@ def test_the_gain_is_the_share_of_the_way_from_old_old_to_new_new(
 @given(st.floats(0, 1), st.lists(st.floats(0, 1), min_size=1, max_size=4), st.floats(0.01, 1))
 @settings(max_examples=200)
 def test_without_old_old_the_way_starts_at_version_0(new: float, values: list[float], target: float) -> None:
-    decision = decide(a_plan(None, new), versions(*values), gain(target))
+    decision = decide_stop(a_plan(None, new), versions(*values), gain(target))
     start = values[0]
     assert decision.stop == (new > start and (values[-1] - start) / (new - start) >= target)
     assert new <= start or "from version 0 to new/new" in decision.why
@@ -83,37 +83,37 @@ def test_the_share_is_said_and_only_the_audit_items_as_served_over_all_queries_c
         metric(0.9, calibrated=False),
         metric(0.9, group="a"),
     )
-    found = decide(a_plan(0.2, 0.6), versions(0.3, 0.5, others=others), gain(0.8))
+    found = decide_stop(a_plan(0.2, 0.6), versions(0.3, 0.5, others=others), gain(0.8))
     assert found == (False, "75.0% of the gain from old/old to new/new is reached, stop.target_gain is 80.0%")
-    assert decide(a_plan(0.2, 0.6), versions(0.3, 0.5, others=others), gain(0.7)).stop
+    assert decide_stop(a_plan(0.2, 0.6), versions(0.3, 0.5, others=others), gain(0.7)).stop
 
 
 def test_where_there_is_no_gain_to_reach_the_run_goes_on_and_says_so() -> None:
     for new in (0.2, 0.1):
-        found = decide(a_plan(0.2, new), versions(0.9), gain(0.1))
+        found = decide_stop(a_plan(0.2, new), versions(0.9), gain(0.1))
         assert not found.stop
         assert found.why == f"there is no gain to reach: label/map is {new:.3f} on new/new, 0.200 on old/old"
 
 
 def test_where_the_audit_items_have_no_value_the_run_goes_on_and_says_so() -> None:
     for arms, made in (((0.2, None), versions(0.9)), ((0.2, 0.6), [version(0, "p", 0)])):
-        found = decide(a_plan(*arms), made, gain(0.1))
+        found = decide_stop(a_plan(*arms), made, gain(0.1))
         assert not found.stop
         assert "cannot be applied: label/map was not measured on the audit items" in found.why
 
 
 def test_a_held_version_has_reached_nothing() -> None:
-    found = decide(a_plan(0.2, 0.6), versions(0.3, 0.6, held=True), gain(0.5))
+    found = decide_stop(a_plan(0.2, 0.6), versions(0.3, 0.6, held=True), gain(0.5))
     assert found == (False, "version 1 is held and counts for no gain")
 
 
 def test_nothing_is_decided_without_a_rule_before_version_0_and_after_the_last_wave() -> None:
     everything = StopConfig(target_gain=0.01, budget_hours=1e-9)
     some = a_plan(0.2, 0.6)
-    assert decide(some, versions(0.6), StopConfig()) == (False, "")
-    assert decide(some, [], everything) == (False, "")
-    assert decide(some, versions(*[0.6] * 5), everything) == (False, "")
-    assert decide(some, versions(*[0.6] * 4), everything).stop
+    assert decide_stop(some, versions(0.6), StopConfig()) == (False, "")
+    assert decide_stop(some, [], everything) == (False, "")
+    assert decide_stop(some, versions(*[0.6] * 5), everything) == (False, "")
+    assert decide_stop(some, versions(*[0.6] * 4), everything).stop
 
 
 @given(
@@ -128,7 +128,7 @@ def test_the_budget_ends_a_run_once_it_is_used_up_or_the_next_wave_would_exceed_
 ) -> None:
     embedding = seconds * share
     made = versions(*[0.3] * count, seconds=seconds, embedding=embedding)
-    decision = decide(a_plan(0.2, 0.6), made, StopConfig(budget_hours=hours))
+    decision = decide_stop(a_plan(0.2, 0.6), made, StopConfig(budget_hours=hours))
     spent = sum(v.seconds for v in made)
     per_row = sum(v.embed_seconds for v in made) / sum(ROWS[:count])
     next_wave = ROWS[count] * per_row + (seconds - embedding if count > 1 else 0)
@@ -139,16 +139,16 @@ def test_the_budget_ends_a_run_once_it_is_used_up_or_the_next_wave_would_exceed_
 def test_building_the_first_version_is_not_taken_for_the_price_of_a_wave() -> None:
     # An hour for the whole gallery's index, and a second for the pairs.
     made = versions(0.3, seconds=3601, embedding=1)
-    assert not decide(a_plan(0.2, 0.6), made, StopConfig(budget_hours=1.1)).stop
+    assert not decide_stop(a_plan(0.2, 0.6), made, StopConfig(budget_hours=1.1)).stop
 
 
 def test_the_rule_that_is_met_is_the_one_that_is_named() -> None:
     made = versions(0.3, 0.5, seconds=3600)
     both = StopConfig(target_gain=0.7, budget_hours=1.5)
-    assert "stop.target_gain" in decide(a_plan(0.2, 0.6), made, both).why
-    second = decide(a_plan(0.2, 0.6), made, both.model_copy(update={"target_gain": 0.9}))
+    assert "stop.target_gain" in decide_stop(a_plan(0.2, 0.6), made, both).why
+    second = decide_stop(a_plan(0.2, 0.6), made, both.model_copy(update={"target_gain": 0.9}))
     assert second == (True, "2 hours are spent, stop.budget_hours is 1.5")
-    neither = decide(a_plan(0.2, 0.6), made, StopConfig(target_gain=0.9, budget_hours=9))
+    neither = decide_stop(a_plan(0.2, 0.6), made, StopConfig(target_gain=0.9, budget_hours=9))
     assert not neither.stop
     assert "75.0% of the gain" in neither.why
     assert "wave 2 would bring 2 hours to" in neither.why

@@ -13,11 +13,6 @@ def test_the_numbers_of_streams_never_change() -> None:
         "BATCHES": 1,
         "FOLDS": 2,
         "LANDMARKS": 3,
-        "PROXIES": 5,
-        "KNOT_QUERIES": 7,
-        "PREDICTED_PAIRS": 9,
-        "SEARCH_QUERIES": 13,
-        "CALIBRATION_QUERIES": 17,
     }
 
 
