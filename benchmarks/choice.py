@@ -16,7 +16,6 @@ import argparse
 import sys
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, TextIO
@@ -26,7 +25,7 @@ import numpy as np
 from benchmarks.quality.autos import best_of, finalists
 from benchmarks.quality.curves import AuditCurves, audit_curves, published
 from benchmarks.quality.material import SETS, Limits, Material, prepare
-from benchmarks.results import Result, markdown, measure_missing, read_results
+from benchmarks.results import Result, command_line, markdown
 from fastfill_ray.experiment.candidate import WEIGHTS, Allowed, Objective
 from fastfill_ray.experiment.search import Choice, Race, choose
 from fastfill_ray.ordering.policies import Policy
@@ -179,20 +178,14 @@ def pooled(intervals: list[dict[str, float] | None]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.choice", description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--cache", type=Path, help="where benchmark sets are kept; built there if missing")
-    parser.add_argument("--out", type=Path, required=True, help="where the JSON files are kept")
-    parser.add_argument("--tables", action="store_true", help="measure nothing: print what --out holds as Markdown")
-    given = parser.parse_args(arguments)
-    if given.tables:
-        print(render(read_results(given.out, given.sets, given.seeds)))
-        return
-    if given.cache is None:
-        parser.error("--cache is needed to measure")
-    measured = partial(measure, cache=given.cache, folder=given.out / "maps")
-    measure_missing(given.out, given.sets, given.seeds, measured)
+    command_line(
+        argparse.ArgumentParser(prog="python -m benchmarks.choice", description=__doc__.splitlines()[0]),
+        arguments,
+        sets=SETS,
+        seeds=[0, 1, 2, 3, 4],
+        measure=lambda name, seed, given: measure(name, seed, cache=given.cache, folder=given.out / "maps"),
+        render=render,
+    )
 
 
 if __name__ == "__main__":

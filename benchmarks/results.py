@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,35 @@ def measure_missing(
                 print(f"{path} exists", file=sys.stderr)
             else:
                 write_whole(path, json.dumps(measure(name, seed), indent=1, allow_nan=False).encode() + b"\n")
+
+
+def command_line(
+    parser: ArgumentParser,
+    arguments: Sequence[str] | None,
+    *,
+    sets: Iterable[str],
+    seeds: Sequence[int],
+    measure: Callable[[str, int, Namespace], Result],
+    render: Callable[[list[Result]], str],
+) -> None:
+    """The command of a benchmark by set and seed: measure what is missing, or print the tables of what is there.
+
+    Args:
+        parser: with what the benchmark asks beyond that. seeds: those measured unless told otherwise.
+        measure: (set, seed, what was given) -> its result.
+    """
+    parser.add_argument("--sets", nargs="+", choices=list(sets), default=list(sets))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
+    parser.add_argument("--cache", type=Path, help="where benchmark sets are kept; built there if missing")
+    parser.add_argument("--out", type=Path, required=True, help="where the JSON files are kept")
+    parser.add_argument("--tables", action="store_true", help="measure nothing: print what --out holds as Markdown")
+    given = parser.parse_args(arguments)
+    if given.tables:
+        print(render(read_results(given.out, given.sets, given.seeds)))
+        return
+    if given.cache is None:
+        parser.error("--cache is needed to measure")
+    measure_missing(given.out, given.sets, given.seeds, lambda name, seed: measure(name, seed, given))
 
 
 def read_results(folder: Path, sets: Sequence[str], seeds: Sequence[int]) -> list[Result]:

@@ -15,6 +15,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -250,8 +251,7 @@ class _Run:
             sample_pairs(inspected.rows, config.pairs.count, config.pairs.split, config.seed)
             wave_targets(config.waves, inspected.rows, config.pairs.count)
             preflight.check_index(config.index, new, inspected.old_dim, config.pairs.count, config.serving.stale_mode)
-            if new.classifier is not None:
-                read_classifier(store, new.classifier, dim=new.dim)
+            _ = self._classifier  # one that cannot be read is refused here
             if config.queries is not None:
                 preflight.check_queries(store, config.queries, config.gallery, new, inspected)
         return inspected
@@ -269,7 +269,7 @@ class _Run:
         config = self.config
         training = Training(
             preset=config.alignment.preset,
-            classifier=self._classifier(),
+            classifier=self._classifier,
             seed=config.seed,
             use_gpu=config.resources.gpus_per_actor > 0,
             spaces=_directions(init),
@@ -286,7 +286,7 @@ class _Run:
     ) -> tuple[Scorer, choose.Decision]:
         """What every `auto` becomes, and the winner as a scorer of the gallery."""
         config, files, pairs = self.config, self.context.files, sampled.pairs
-        spaces, own = _directions(init), self._classifier()
+        spaces, own = _directions(init), self._classifier
         evidence = Evidence(
             pairs=pairs,
             queries=None if sampled.queries.are_items else sampled.queries,
@@ -363,6 +363,7 @@ class _Run:
         job = replace(job, thresholds=plan.thresholds)
         return Waves(self.context, job, groups, config.resources, may_stop=config.stop != StopConfig())
 
+    @cached_property
     def _classifier(self) -> Classifier | None:
         """The new model's own, None where none is given."""
         new = self.config.new_model

@@ -10,31 +10,26 @@ sets or seeds among them. Trained maps are kept under `--out`, too. One core is 
 from __future__ import annotations
 
 import argparse
-from functools import partial
-from pathlib import Path
 
 from benchmarks.quality.material import SETS, Limits
 from benchmarks.quality.measure import measure
 from benchmarks.quality.tables import render
-from benchmarks.results import measure_missing, read_results
+from benchmarks.results import command_line
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--cache", type=Path, help="where benchmark sets are kept; built there if missing")
-    parser.add_argument("--out", type=Path, required=True, help="where the JSON files are kept")
     parser.add_argument("--paper", action="store_true", help="also the published size and schedule, at seed 0")
-    parser.add_argument("--tables", action="store_true", help="measure nothing: print what --out holds as Markdown")
-    given = parser.parse_args(arguments)
-    if given.tables:
-        print(render(read_results(given.out, given.sets, given.seeds)))
-        return
-    if given.cache is None:
-        parser.error("--cache is needed to measure")
-    measured = partial(measure, cache=given.cache, limits=Limits(), paper=given.paper, folder=given.out / "maps")
-    measure_missing(given.out, given.sets, given.seeds, measured)
+    command_line(
+        parser,
+        arguments,
+        sets=SETS,
+        seeds=[0, 1, 2],
+        measure=lambda name, seed, given: measure(
+            name, seed, cache=given.cache, limits=Limits(), paper=given.paper, folder=given.out / "maps"
+        ),
+        render=render,
+    )
 
 
 if __name__ == "__main__":

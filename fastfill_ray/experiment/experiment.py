@@ -127,11 +127,14 @@ class Report:
         self._fit_shadow = calibration.shadow(self._fit_queries).only([fitted_by.relevance])
         self._queries = audit.answered(shown_by.relevance).first(MAX_QUERIES)
         self.shadow = audit.shadow(self._queries)
+        self._fitted: dict[Candidate, FittedCalibrations] = {}
 
     def fit(self, candidate: Candidate) -> FittedCalibrations:
         """The candidate's calibrations, on the calibration split."""
-        backfill = self._calibration.backfill(candidate, self._fit_queries, self._fit_shadow)
-        return backfill.fit(self.fitted_by, candidate.form)
+        if candidate not in self._fitted:  # the winner is reported and predicted
+            backfill = self._calibration.backfill(candidate, self._fit_queries, self._fit_shadow)
+            self._fitted[candidate] = backfill.fit(self.fitted_by, candidate.form)
+        return self._fitted[candidate]
 
     def curve(self, candidate: Candidate, cutoffs: Sequence[int] | None = None) -> Curve:
         """The candidate's curve on the audit split, at the 22 published points unless told otherwise."""

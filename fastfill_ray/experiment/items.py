@@ -5,6 +5,7 @@ Legend: Q queries, N items, D old dim, E new dim, S side dim.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Self
@@ -35,6 +36,11 @@ class _Rows:
     def id_hash(self) -> U64:
         """``hash_ids`` of the ids (N,)."""
         return hash_ids(self.ids)
+
+    @cached_property
+    def row_of(self) -> dict[object, int]:
+        """{id: its row}."""
+        return {value: row for row, value in enumerate(self.ids.tolist())}
 
     def shuffled(self, seed: int) -> Self:
         """The same rows in the order of a seeded hash of their ids: the first n are a uniform sample of any size."""
@@ -110,3 +116,10 @@ class Queries(_Rows):
             return chosen
         place = {row: i for i, row in enumerate(rows.tolist())}
         return replace(chosen, judged=tuple((place[row], item) for row, item in self.judged if row in place))
+
+    def own_rows(self, row_of: Mapping[object, int]) -> I64:
+        """(Q,): the row of the item that each query itself is, -1 for none; row_of: {id: row} of the items."""
+        own = np.full(len(self.ids), -1, np.int64)
+        if self.are_items:
+            own[:] = [row_of.get(value, -1) for value in self.ids.tolist()]
+        return own

@@ -234,16 +234,10 @@ def _shortlist(race: Race, allowed: Allowed, *, has_old: bool) -> tuple[list[Can
 
 def _simplest(race: Race, alive: Sequence[Candidate], level: int, stage: str, allowed: Allowed) -> Candidate:
     """Of those within one paired standard error of the best the simplest: form, stale mode, order, cost of the map."""
-    best = alive[0]
+    behind = {candidate: race.behind(candidate, alive[0], level, stage) for candidate in alive}
 
     def cost(candidate: Candidate) -> tuple[float, ...]:
-        gap, _ = race.behind(candidate, best, level, stage)
         place = allowed.policies.index(candidate.policy), allowed.views.index(candidate.view)
-        return FORMS.index(candidate.form), candidate.weight < 1, *place, gap
+        return FORMS.index(candidate.form), candidate.weight < 1, *place, behind[candidate][0]
 
-    near = []
-    for candidate in alive:
-        gap, error = race.behind(candidate, best, level, stage)
-        if gap <= error:
-            near.append(candidate)
-    return min(near, key=cost)
+    return min((candidate for candidate, (gap, error) in behind.items() if gap <= error), key=cost)

@@ -88,18 +88,14 @@ def make_shadow(items: PairedItems, queries: Queries, metric: Metric) -> Shadow:
         same = same_label(label_codes(queries.labels, numbers), label_codes(items.labels, numbers))
         relevant["label"] = RelevantItems.of(same & np.isfinite(new))
     if queries.judged is not None:
-        row_of = {value: row for row, value in enumerate(items.ids.tolist())}
-        judged = judged_relevant(judged_rows(queries.judged, row_of), *new.shape)
+        judged = judged_relevant(judged_rows(queries.judged, items.row_of), *new.shape)
         relevant["qrels"] = RelevantItems.of(judged & np.isfinite(new))
     return Shadow(new, old, relevant, queries.groups)
 
 
 def own_items(items: PairedItems, queries: Queries) -> I64:
     """(Q,): the row of the item that each query itself is, -1 for none."""
-    if not queries.are_items:
-        return np.full(len(queries.ids), -1, np.int64)
-    row_of = {value: row for row, value in enumerate(items.ids.tolist())}
-    return np.array([row_of.get(value, -1) for value in queries.ids.tolist()], np.int64)
+    return queries.own_rows(items.row_of)
 
 
 def scores_of(queries: F32, items: F32, metric: Metric, own: I64) -> F32:

@@ -165,9 +165,7 @@ def hits_of(queries: Queries, scores: F32, rows: I64, ids: Objects, labels: Obje
         scores, rows: (Q, K) of a search. ids, labels: (n,) of the segment.
     """
     row_of = {value: row for row, value in enumerate(ids.tolist())}
-    own_rows = np.full(len(queries.ids), -1, np.int64)
-    if queries.are_items:
-        own_rows = np.array([row_of.get(value, -1) for value in queries.ids.tolist()], np.int64)
+    own_rows = queries.own_rows(row_of)
     codes, num_same_label = np.full(len(ids), -1, np.int64), None
     if labels is not None and queries.labels is not None:
         numbers = number_labels(queries.labels)
