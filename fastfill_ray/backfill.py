@@ -54,6 +54,7 @@ from fastfill_ray.stages.version import VersionMaker
 from fastfill_ray.stages.waves import Waves, overrun_rows
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files, probe
+from fastfill_ray.storage.heartbeat import Heartbeat
 from fastfill_ray.storage.paths import snapshot_path, wave_folder
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import fingerprint
@@ -120,6 +121,7 @@ def run_backfill(
     *,
     overrides: Sequence[str] = (),
     until: str | None = None,
+    take_over: bool = False,
     stream: TextIO | None = None,
 ) -> BackfillResult:
     """Run a backfill, or resume it: the same call does what is not done yet.
@@ -130,6 +132,7 @@ def run_backfill(
         config: a YAML file's path, a mapping, or a ready config.
         overrides: ``a.b=c`` strings on top of it.
         until: "plan", "version0" or "wave:K": stop after it, resumable.
+        take_over: start although another driver is alive on the output; the claim then fences it.
         stream: where progress goes; stderr by default.
 
     Raises:
@@ -138,17 +141,23 @@ def run_backfill(
     # It takes seconds to import; runs on another engine, and calls that find nothing to do, need not wait for it.
     from fastfill_ray.engine.ray_engine import RayEngine
 
-    return _run(load_config(config, overrides), RayEngine(), until=until, stream=stream)
+    return _run(load_config(config, overrides), RayEngine(), until=until, take_over=take_over, stream=stream)
 
 
 def _run(
-    config: BackfillConfig, engine: Engine, *, until: str | None = None, stream: TextIO | None = None
+    config: BackfillConfig,
+    engine: Engine,
+    *,
+    until: str | None = None,
+    take_over: bool = False,
+    stream: TextIO | None = None,
 ) -> BackfillResult:
     """``run_backfill`` on any engine."""
     last_wave = parse_until(until, config)
     endpoint = config.storage.s3_endpoint
     files, store = open_files(config.output, s3_endpoint=endpoint), InputStore(endpoint)
-    return _Run(config, Context(engine, files, store, Progress(stream)), last_wave).act()
+    alone = Heartbeat(files, take_over=take_over)
+    return _Run(config, Context(engine, files, store, Progress(stream)), last_wave).act(alone)
 
 
 class _Run:
@@ -162,16 +171,17 @@ class _Run:
         named = fingerprint([plan_settings(config, exclude_defaults=True), pins])
         self.request = Request(named, plan_settings(config))
 
-    def act(self) -> BackfillResult:
-        """Do what is not done yet."""
+    def act(self, alone: Heartbeat) -> BackfillResult:
+        """Do what is not done yet. alone: entered for as long as something may be written."""
         config, context, log = self.config, self.context, self.log
         files, progress = context.files, context.progress
         state = log.read()
         step = self._next(state)
         logger.info("%s: %d versions so far, next: %s", config.output, len(state.versions), step)
         if step.do == "publish":
-            log.claim()
-            state = log.append(Publish(version=state.plan_versions[-1].version))
+            with alone:
+                log.claim()
+                state = log.append(Publish(version=state.plan_versions[-1].version))
             write_report(files, state)
             step = self._next(state)
         if step.do == "stop":
@@ -179,7 +189,7 @@ class _Run:
                 write_report(files, state)
             return self._result(state)
         inspected = self._preflight()
-        with context.engine.session():
+        with alone, context.engine.session():
             probe(files)
             snapshot = take_snapshot(context, inspected, config.gallery)
             init = self._init(snapshot)

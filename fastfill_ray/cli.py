@@ -82,6 +82,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one key; repeatable")
     parser.add_argument("--until", metavar="plan|version0|wave:K", help="stop after it; the same command resumes")
+    parser.add_argument("--take-over", action="store_true", help="start although another driver is alive; fences it")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
 
@@ -116,7 +117,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from fastfill_ray.backfill import run_backfill
     from fastfill_ray.report.metrics_json import report_json
 
-    result = run_backfill(arguments.config, overrides=arguments.set, until=arguments.until)
+    result = run_backfill(
+        arguments.config, overrides=arguments.set, until=arguments.until, take_over=arguments.take_over
+    )
     if arguments.json:
         print(json.dumps({**report_json(result.state), "seconds": result.seconds, "overrun_rows": result.overrun_rows}))
     else:
@@ -130,11 +133,17 @@ def _status(arguments: argparse.Namespace) -> int:
     from fastfill_ray.report.text import version_table
     from fastfill_ray.storage.commit_log import read_state
     from fastfill_ray.storage.files import open_files
+    from fastfill_ray.storage.heartbeat import describe, find_drivers
 
-    state = read_state(open_files(arguments.root, s3_endpoint=arguments.s3_endpoint))
+    files = open_files(arguments.root, s3_endpoint=arguments.s3_endpoint)
+    state = read_state(files)
     if state.init is None:
         raise NotPublished(f"{arguments.root}: there is no log here. Mend the path, or start a run with this output.")
-    print(json.dumps(report_json(state)) if arguments.json else version_table(state))
+    drivers = [describe(beat) for beat in find_drivers(files)]
+    if arguments.json:
+        print(json.dumps({**report_json(state), "drivers": drivers}))
+    else:
+        print("\n".join([version_table(state), *(f"Driver: {driver}." for driver in drivers)]))
     return 0
 
 

@@ -79,3 +79,9 @@ class Fenced(FastfillError):
     """Another driver has claimed the output root with a higher epoch. Nothing was deleted."""
 
     exit_code = 75
+
+
+class DriverAtWork(FastfillError):
+    """Another driver is alive on the output root. Nothing was changed."""
+
+    exit_code = 75

@@ -9,6 +9,7 @@ from fastfill_ray.types import check_path
 
 Stage = Literal["pairs", "alignment", "choice", "scores", "evaluation"]
 LOG = "log"
+DRIVERS = "drivers"
 REPORT_HTML = "reports/report.html"
 REPORT_METRICS = "reports/metrics.json"
 _RECORD = re.compile(r"^log/(\d{20})\.json$")
@@ -25,6 +26,11 @@ def parse_record(path: str) -> int | None:
     """The record's number, None if `path` is not a record."""
     match = _RECORD.match(path)
     return int(match[1]) if match else None
+
+
+def driver_path(driver: str) -> str:
+    """A driver's sign of life; it alone writes it."""
+    return check_path(f"{DRIVERS}/{driver}.json")
 
 
 def snapshot_path(fingerprint: str) -> str:
