@@ -53,6 +53,10 @@ class QuarantineExceeded(FastfillError):
     """More rows were quarantined than the config allows; nothing of the stage was committed."""
 
 
+class ClusterError(FastfillError):
+    """The Ray cluster cannot be reached, or has no node for what a stage asks for."""
+
+
 class AlignmentFailed(FastfillError):
     """The alignment could not be fitted on the pairs."""
 

@@ -10,12 +10,15 @@ from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import dataset, session, tasks, trainer
 from fastfill_ray.engine.interface import Checkpoints, Pool, PoolWork, TrainSetup
 from fastfill_ray.engine.pool import RayPool
+from fastfill_ray.engine.resources import require
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
 
 T = TypeVar("T")
 R = TypeVar("R")
 U = TypeVar("U", bound=Model)
+
+_ONE_CPU, _ADD_A_CPU = {"CPU": 1.0}, "Add a node with a CPU, or start Ray with num_cpus=1."
 
 
 class RayEngine:
@@ -37,15 +40,27 @@ class RayEngine:
         parts: int,
         on_cut: Callable[[T], None],
     ) -> list[R]:
+        require(_ONE_CPU, _ADD_A_CPU)
         return tasks.exchange(cut, join, items, parts, on_cut)
 
     def run_units(self, function: Callable[[U], Receipt], units: Sequence[U]) -> Iterator[Receipt]:
+        if units:
+            require(_ONE_CPU, _ADD_A_CPU)
         return dataset.run_units(function, units)
 
     def run_pool(
         self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig, *, may_stop: bool = False
     ) -> Pool[U]:
+        if units:
+            require(
+                {"CPU": resources.cpus_per_actor, "GPU": resources.gpus_per_actor},
+                "Lower resources.cpus_per_actor or resources.gpus_per_actor, or add a node of that size.",
+            )
         return RayPool(work, units, resources, may_stop=may_stop)
 
     def train(self, loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
+        require(
+            {**_ONE_CPU, "GPU": float(setup.use_gpu)},
+            "Training takes a GPU if resources.gpus_per_actor is above 0. Set it to 0, or add such a node.",
+        )
         trainer.train(loop, data, setup)

@@ -11,6 +11,8 @@ from typing import Any
 import ray
 import ray.data
 
+from fastfill_ray.engine.resources import check_reachable
+
 logger = logging.getLogger(__name__)
 
 _PROGRESS_LOGGER = "ray.data._internal.progress"
@@ -27,6 +29,7 @@ def connected() -> Iterator[None]:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # A local Ray ends idle workers beyond its CPUs after a second, and each wave would import everything anew.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
+        check_reachable(os.environ.get("RAY_ADDRESS"))
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
         logger.debug("Ray was not connected: connected to %s", ray.get_runtime_context().gcs_address)
     with _data_settings():

@@ -1,0 +1,120 @@
+"""Whether the cluster can be reached, and has, or will have, a node for what a stage asks for; Ray waits for ever.
+
+Public so far is only what nodes have (``ray.nodes``). Whether an autoscaler is at work is read from the names of their
+types: nodes that were started by hand are called after their own id.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import ray
+from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.experimental.internal_kv import _internal_kv_get
+
+from fastfill_ray.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+# With what comes before and after it, an error is there within a minute.
+CONNECT_S, PATIENCE_S = 30.0, 45.0
+_SAY_EVERY_S, _LOOK_EVERY_S = 30.0, 3.0
+_STATUS_OF_V1 = "__autoscaling_status"  # the older autoscaler writes its report here, the newer one answers a request
+_BY_HAND = re.compile(r"(node_[0-9a-f]{56})?")
+
+
+def check_reachable(address: str | None) -> None:
+    """Refuse an address that nobody listens at; ``ray.init`` tries for minutes and logs C++ lines.
+
+    Args:
+        address: as RAY_ADDRESS: "host:port" or "ray://host:port"; others ("auto", "local") are Ray's own business.
+
+    Raises:
+        ClusterError: no connection within CONNECT_S.
+    """
+    match = re.fullmatch(r"(?:ray://)?(\[[^\]]+\]|[^:/]+):(\d+)", address or "")
+    if match is None:
+        return
+    place = match[1].strip("[]"), int(match[2])
+    end = time.monotonic() + CONNECT_S
+    while True:
+        try:
+            socket.create_connection(place, timeout=max(1.0, end - time.monotonic())).close()
+            return
+        except OSError as error:
+            if time.monotonic() + 1 > end:
+                raise ClusterError(
+                    f"RAY_ADDRESS={address}: no Ray cluster answers there ({error.strerror or error}). Start it, mend "
+                    "the address, or unset RAY_ADDRESS to run on this machine. Then the same command goes on."
+                ) from None
+        time.sleep(1)
+
+
+def require(demand: Mapping[str, float], remedy: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Wait until some node is large enough for `demand`, whether or not it is busy.
+
+    Where an autoscaler is at work, for as long as it takes, with a line every 30 s; else not for long.
+
+    Args:
+        demand: {Ray's name of a resource: amount} of one actor or task; amounts of 0 are left out.
+        remedy: what to do where no node has it, such as the keys of the config to lower.
+
+    Raises:
+        ClusterError: no node has it, and none will come.
+    """
+    wanted = {name: amount for name, amount in demand.items() if amount > 0}
+    if _fits(wanted):
+        return
+    request_resources(bundles=[wanted])
+    try:
+        waited, said = 0.0, 0.0
+        while not _fits(wanted):
+            scales = is_autoscaled(_node_types())
+            if waited >= PATIENCE_S and not scales:
+                raise ClusterError(f"no node has {_words(wanted)}. {_largest(wanted)} {remedy}")
+            if scales and waited >= said:
+                logger.warning("waiting for a node with %s; %.0f s so far. %s", _words(wanted), waited, remedy)
+                said += _SAY_EVERY_S
+            sleep(_LOOK_EVERY_S)
+            waited += _LOOK_EVERY_S
+    finally:
+        request_resources(bundles=[])
+
+
+def is_autoscaled(node_types: Iterable[str]) -> bool:
+    """Whether any node, there or on its way, was made by an autoscaler."""
+    return any(_BY_HAND.fullmatch(name) is None for name in node_types)
+
+
+def _fits(wanted: Mapping[str, float]) -> bool:
+    return any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in _nodes())
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _node_types() -> list[str]:
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    groups = status.active_nodes, status.idle_nodes, status.pending_nodes
+    types = [node.ray_node_type_name for group in groups for node in group]
+    types += [launch.ray_node_type_name for launch in status.pending_launches]
+    report = json.loads(_internal_kv_get(_STATUS_OF_V1) or "{}").get("autoscaler_report") or {}
+    pending = [entry[1] for entry in report.get("pending_nodes") or []]
+    return [*types, *(report.get("active_nodes") or {}), *(report.get("pending_launches") or {}), *pending]
+
+
+def _words(wanted: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+
+
+def _largest(wanted: Mapping[str, float]) -> str:
+    nodes = _nodes()
+    most = " and ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in wanted)
+    return f"The cluster's {len(nodes)} nodes have at most {most} each."

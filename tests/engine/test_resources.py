@@ -1,0 +1,89 @@
+"""A cluster that is not there, and one that has not what is asked for."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+
+import pytest
+
+from fastfill_ray.config import ResourcesConfig
+from fastfill_ray.engine import resources
+from fastfill_ray.engine.interface import PoolWork
+from fastfill_ray.engine.ray_engine import RayEngine
+from fastfill_ray.engine.resources import check_reachable, is_autoscaled, require
+from fastfill_ray.engine.session import connected
+from fastfill_ray.errors import ClusterError
+from tests.engine.test_engine import numbers
+
+BY_HAND = "node_" + "0a" * 28
+GPU = {"CPU": 1.0, "GPU": 1.0}
+
+
+def no_work(*_: object) -> None:
+    raise AssertionError("nothing may begin")
+
+
+@pytest.mark.parametrize(
+    ("types", "scales"),
+    [([], False), ([BY_HAND, ""], False), ([BY_HAND, "ray.worker.default"], True), (["gpu-group"], True)],
+)
+def test_an_autoscaler_names_its_nodes_types(types: list[str], *, scales: bool) -> None:
+    assert is_autoscaled(types) == scales
+
+
+def test_actors_that_no_node_can_hold_end_the_run(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(resources, "PATIENCE_S", 6.0)
+    wants = ResourcesConfig(embed_actors=(1, 1), cpus_per_actor=1, gpus_per_actor=3)
+    with pytest.raises(ClusterError, match=r"no node has 1 CPU and 3 GPU\. .* at most \d+ CPU and 0 GPU each\. Lower"):
+        RayEngine().run_pool(PoolWork(no_work, no_work), numbers(2), wants)  # type: ignore[arg-type]
+
+
+def test_what_some_node_has_is_not_waited_for(ray_session: None) -> None:
+    require({"CPU": 1.0, "GPU": 0.0}, "", sleep=no_work)
+
+
+def test_without_an_autoscaler_the_wait_is_short_and_with_one_it_is_told(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    slept: list[float] = []
+    with pytest.raises(ClusterError):
+        require(GPU, "Lower gpus.", sleep=slept.append)
+    assert 30 < sum(slept) < 55
+
+    def until_a_node_comes(seconds: float) -> None:
+        slept.append(seconds)
+        if sum(slept) >= 95:
+            monkeypatch.setattr(resources, "_nodes", lambda: [{"CPU": 8.0, "GPU": 1.0}])
+
+    slept.clear()
+    monkeypatch.setattr(resources, "_node_types", lambda: ["ray.head.default"])
+    with caplog.at_level(logging.WARNING):
+        require(GPU, "Lower gpus.", sleep=until_a_node_comes)
+    said = [record.getMessage() for record in caplog.records if "waiting for a node" in record.getMessage()]
+    assert len(said) == 4
+    assert said[-1] == "waiting for a node with 1 CPU and 1 GPU; 90 s so far. Lower gpus."
+
+
+def test_an_address_that_nobody_listens_at_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "CONNECT_S", 1.5)
+    with socket.socket() as bound:  # bound, but it does not listen
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        for form in (address, f"ray://{address}"):
+            with pytest.raises(ClusterError, match=f"RAY_ADDRESS={form}: no Ray cluster answers there"):
+                check_reachable(form)
+        bound.listen()
+        check_reachable(address)
+    for form in (None, "", "auto", "local"):
+        check_reachable(form)
+
+
+def test_a_session_does_not_try_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(resources, "CONNECT_S", 0.0)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ClusterError), connected():
+        pass
