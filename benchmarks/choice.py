@@ -6,8 +6,6 @@
 One JSON file per set and seed; what exists is not measured again. Trained maps are kept under --out, too. One core is
 enough (OMP_NUM_THREADS=1). Calibration and audit have the same number of items, and no query in common. Stale vectors
 may be fused where users' queries ask, as in `simulate`.
-
-Legend: Q queries.
 """
 
 from __future__ import annotations
@@ -23,19 +21,26 @@ from typing import Any, TextIO
 import numpy as np
 
 from benchmarks.quality.autos import best_of, finalists
-from benchmarks.quality.curves import AuditCurves, audit_curves, published
+from benchmarks.quality.curves import (
+    AuditCurves,
+    Estimate,
+    Published,
+    asking,
+    audit_curves,
+    estimate_of,
+    published,
+)
 from benchmarks.quality.material import SETS, Limits, Material, prepare
 from benchmarks.results import Result, command_line, markdown
 from fastfill_ray.experiment.candidate import WEIGHTS, Allowed, Objective
-from fastfill_ray.experiment.search import Choice, Race, choose
+from fastfill_ray.experiment.heldout import HeldOut
+from fastfill_ray.experiment.search import choose
 from fastfill_ray.ordering.policies import Policy
-from fastfill_ray.retrieval.intervals import Interval, mean_interval
-from fastfill_ray.types import F64
+from fastfill_ray.retrieval.intervals import JACKKNIFE_GROUPS, Interval
 
 LIMITS = Limits(calibration=1000, audit=1000, queries=1000, equal=True)
 # Of the items only some are sought by a query of the set's own.
 JUDGED_LIMITS = Limits(calibration=2000, audit=2000, queries=1000, equal=True)
-WIDTH = 1.96  # standard errors on either side of a 95 % interval
 PUBLISHED_MAP = "fastfill"
 
 
@@ -56,11 +61,15 @@ def measure(
     limits = limits or (JUDGED_LIMITS if SETS[name][1] else LIMITS)
     material = prepare(name, seed, cache, limits, folder=folder, stream=stream)
     cases = []
+    alignment = material.evidence.maps[PUBLISHED_MAP]
+    parts = [material.audit, *map(material.audit.without, range(JACKKNIFE_GROUPS))]
+    as_published = [published(material, alignment, part=part) for part in parts]
     for objective in material.objectives:
         curves = audit_curves(material, objective)
+        rival = published_area(as_published, curves)
         for track, policies in material.tracks(objective).items():
             start = time.process_time()
-            cases.append({"track": track, **_case(material, curves, policies)})
+            cases.append({"track": track, **_case(material, curves, policies, rival)})
             cases[-1]["seconds"] = round(time.process_time() - start, 1)
             print(f"{name}, seed {seed}, {objective}, {track}: {cases[-1]['winner']}", file=stream, flush=True)
     counted = {"calibration": material.calibration, "audit": material.audit}
@@ -73,19 +82,24 @@ def measure(
     }
 
 
-def _case(material: Material, curves: AuditCurves, policies: list[Policy]) -> dict[str, Any]:
-    """One choice. minus_...: area of the winner minus another's, paired over the audit queries."""
-    objective, seed = curves.objective, curves.seed
+def published_area(as_published: list[Published], curves: AuditCurves) -> Estimate:
+    """Area of the published method by the objective: on the audit part, then without each group of it."""
+    objective, (whole, *without) = curves.objective, as_published
+    left_out = [np.nanmean(part.curve.area_per_query(objective)) for part in without]
+    return estimate_of(whole.areas(objective, curves.queries), left_out)
+
+
+def _case(material: Material, curves: AuditCurves, policies: list[Policy], as_published: Estimate) -> dict[str, Any]:
+    """One choice. minus_...: area of the winner minus another's, on the same items and queries."""
+    objective = curves.objective
     weights = (1.0,) if material.evidence.queries is None else WEIGHTS
     allowed = Allowed(material.evidence.views, policies, weights)
-    choice = choose(material.calibration, allowed, objective, seed)
+    choice = choose(material.calibration, allowed, objective, curves.seed)
     last = finalists(choice)
-    best, area = best_of(curves, last), curves.areas(choice.winner)
-    as_published = published(material, material.evidence.maps[PUBLISHED_MAP]).areas(objective, curves.queries)
-    others = {"best": curves.areas(best), "published": as_published}
+    best, area = best_of(curves, last), curves.estimate(choice.winner)
+    others = {"best": curves.estimate(best), "published": as_published}
     if choice.runner_up is not None:
-        others["runner_up"] = curves.areas(choice.runner_up)
-    gains = gains_on_calibration(material, choice, objective), area - curves.constant("new/new")
+        others["runner_up"] = curves.estimate(choice.runner_up)
     return {
         "objective": str(objective),
         "winner": str(choice.winner),
@@ -93,36 +107,28 @@ def _case(material: Material, curves: AuditCurves, policies: list[Policy]) -> di
         "best": str(best),
         "finalists": len(last),
         "expected": choice.expected._asdict(),
-        "area": mean_interval(area, seed=seed)._asdict(),
+        "area": area.interval._asdict(),
         "new_new": {
-            "calibration": choice.expected.value - float(np.nanmean(gains[0])),
+            "calibration": new_new(material.calibration, objective),
             "audit": float(np.nanmean(curves.constant("new/new"))),
         },
-        "published": mean_interval(as_published, seed=seed)._asdict(),
-        **{f"minus_{name}": mean_interval(area - other, seed=seed)._asdict() for name, other in others.items()},
-        "optimism": independent_difference(*gains)._asdict(),
+        "published": as_published.interval._asdict(),
+        **{f"minus_{name}": (area - other).interval._asdict() for name, other in others.items()},
+        "optimism": independent_difference(choice.expected, area.interval)._asdict(),
     }
 
 
-def gains_on_calibration(material: Material, choice: Choice, objective: Objective) -> F64:
-    """Cross-fitted area (Q,) of the winner minus new/new, per calibration query: the mean is what was expected.
-
-    ``Race.expected`` gives the queries of one fold after those of the other.
-    """
-    areas = Race(material.calibration, objective, material.seed).expected(choice.winner)
-    queries = material.calibration.answered(objective.relevance)
-    rows = np.arange(len(queries.ids))
-    queries = queries.take(np.concatenate([rows[0::2], rows[1::2]]))
-    shadow = material.calibration.shadow(queries).only([objective.relevance])
-    return areas - shadow.measure(shadow.new)[objective.relevance, objective.metric]
+def new_new(part: HeldOut, objective: Objective) -> float:
+    """The full new model by the objective."""
+    shadow = part.shadow(asking(part, objective)).only([objective.relevance])
+    return float(np.nanmean(shadow.measure(shadow.new)[objective.relevance, objective.metric]))
 
 
-def independent_difference(first: F64, second: F64) -> Interval:
-    """Mean of the first minus mean of the second of two independent samples, with its normal 95 % interval."""
-    samples = [sample[~np.isnan(sample)] for sample in (first, second)]
-    value = float(samples[0].mean() - samples[1].mean())
-    error = float(np.sqrt(sum(sample.var(ddof=1) / len(sample) for sample in samples)))
-    return Interval(value, value - WIDTH * error, value + WIDTH * error, min(len(sample) for sample in samples))
+def independent_difference(first: Interval, second: Interval) -> Interval:
+    """First minus second, of two independent samples."""
+    half = float(np.hypot(first.high - first.low, second.high - second.low)) / 2
+    value = first.value - second.value
+    return Interval(value, value - half, value + half, min(first.queries, second.queries))
 
 
 def render(results: list[Result]) -> str:
@@ -139,9 +145,8 @@ def render(results: list[Result]) -> str:
     share = f"{inside / len(everything):.0%}" if everything else "none"
     return "\n\n".join(
         [
-            "Areas in per cent, means over the seeds; differences with 95 % intervals, pooled as if seeds were "
-            "independent (they draw from the same set). Optimism: (expected - new/new on calibration) - (area - "
-            "new/new on audit).",
+            "Areas in per cent, means over the seeds; differences with 95 % intervals that cover the draw of items and "
+            "queries, pooled as if seeds were independent (they draw from the same set). Optimism: expected - area.",
             markdown(head, lines),
             f"Optimism within its 95 % interval: {inside} of {len(everything)} cases ({share}).",
         ]

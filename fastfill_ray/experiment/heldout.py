@@ -19,6 +19,7 @@ from fastfill_ray.experiment.shadow import Shadow, make_shadow, own_items, score
 from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.policies import CLASSIFIED, ItemColumns, Policy, Reference, priority_of
 from fastfill_ray.ordering.proxies import make_proxies, with_thresholds
+from fastfill_ray.retrieval.intervals import JACKKNIFE_GROUPS
 from fastfill_ray.retrieval.similarity import match_norms, similarity
 from fastfill_ray.types import F32, I64, Metric, Relevance, Split
 
@@ -114,6 +115,22 @@ class HeldOut:
     old_scale: float
     aligned: Mapping[MapView, F32]
     priorities: Mapping[MapView, Mapping[Policy, F32]]
+
+    def without(self, group: int) -> HeldOut:
+        """The split without one of JACKKNIFE_GROUPS groups of its items and queries, cut by the hash of their ids."""
+        items, queries = (
+            np.flatnonzero(rows.id_hash % np.uint64(JACKKNIFE_GROUPS) != group) for rows in (self.items, self.queries)
+        )
+        return replace(
+            self,
+            items=self.items.take(items),
+            queries=self.queries.take(queries),
+            aligned={view: vectors[items] for view, vectors in self.aligned.items()},
+            priorities={
+                view: {policy: values[items] for policy, values in by_policy.items()}
+                for view, by_policy in self.priorities.items()
+            },
+        )
 
     def answered(self, relevance: Relevance) -> Queries:
         """The queries that have a relevant item in this split, in their order."""

@@ -22,7 +22,7 @@ from fastfill_ray.experiment.heldout import HeldOut
 from fastfill_ray.experiment.items import Queries
 from fastfill_ray.experiment.shadow import Shadow
 from fastfill_ray.retrieval.calibration import FORMS, Form, fit_queries
-from fastfill_ray.retrieval.intervals import Interval, mean_interval
+from fastfill_ray.retrieval.intervals import JACKKNIFE_GROUPS, Interval, jackknife_interval
 from fastfill_ray.types import F32, F64
 
 # What the first comparisons look at: they only have to keep the best among the kept.
@@ -56,7 +56,7 @@ class Choice:
     """The winner, the runner-up and everything that was tried, the last comparison first and the best first in it.
 
     runner_up: the best that differs in more than the form; None where nothing else is allowed.
-    expected: the winner's cross-fitted area over all queries, with its 95 % interval.
+    expected: the winner's cross-fitted area over all queries, with the 95 % interval of ``jackknife_interval``.
     """
 
     winner: Candidate
@@ -113,9 +113,18 @@ class Race:
             self.trials.append(Trial(candidate, float(np.nanmean(self._areas[key])), stage, at.count))
         return self._areas[key]
 
-    def expected(self, candidate: Candidate) -> F64:
+    def expected(self, candidate: Candidate, points: int = POINTS_OF_REPORTS) -> F64:
         """The candidate's cross-fitted area per query (Q,) over all queries, at the published points."""
-        return self._measure(candidate, self.last_level, POINTS_OF_REPORTS)
+        return self._measure(candidate, self.last_level, points)
+
+    def expectation(self, candidate: Candidate) -> Interval:
+        """The mean of ``expected``, with a jackknife interval that covers the draw of items and queries."""
+        areas = self.expected(candidate)
+        without = []
+        for group in range(JACKKNIFE_GROUPS):
+            race = Race(self._split.without(group), self._objective, self._seed)
+            without.append(float(np.nanmean(race.expected(candidate, COARSE_POINTS))))
+        return jackknife_interval(float(np.nanmean(areas)), without, int((~np.isnan(areas)).sum()))
 
     def ranked(self, candidates: Iterable[Candidate], level: int, stage: str) -> list[Candidate]:
         """Best first, handicaps counted; equal ones in the order given."""
@@ -195,7 +204,7 @@ def choose(split: HeldOut, allowed: Allowed, objective: Objective, seed: int) ->
         level += 1
     winner = _simplest(race, alive, level, stage, allowed)
     others = [c for c in [*alive, *dropped] if not c.same_but_form(winner)]
-    expected = mean_interval(race.expected(winner), seed=seed)
+    expected = race.expectation(winner)
     trials = sorted(race.trials, key=lambda trial: (trial.stage != stage, -trial.queries, -trial.area))
     return Choice(winner, others[0] if others else None, expected, tuple(trials))
 

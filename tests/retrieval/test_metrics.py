@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from fastfill_ray.retrieval.intervals import mean_interval, paired_difference, summarise
+from fastfill_ray.retrieval.intervals import (
+    JACKKNIFE_GROUPS,
+    jackknife_interval,
+    mean_interval,
+    paired_difference,
+    summarise,
+)
 from fastfill_ray.retrieval.metrics import METRICS, curve_area, per_query, per_query_by_relevance
 from fastfill_ray.retrieval.ranking import rank, rank_hits
 
@@ -116,6 +122,32 @@ def test_intervals_cover_the_true_mean_about_as_often_as_they_say() -> None:
     samples = np.random.default_rng(1).random((300, 40))
     covered = [(found := mean_interval(sample, seed=i)).low <= 0.5 <= found.high for i, sample in enumerate(samples)]
     assert 0.90 <= np.mean(covered) <= 0.99
+
+
+def test_a_jackknife_covers_the_draw_of_the_items_where_a_bootstrap_over_queries_does_not() -> None:
+    """A query's value depends on the items it searches: here on their mean, which all queries of a sample share."""
+    rng, groups = np.random.default_rng(0), np.arange(200) % JACKKNIFE_GROUPS
+    within = {"jackknife": 0, "bootstrap": 0}
+    for seed in range(200):
+        items, queries = rng.normal(size=200), rng.normal(size=200)
+        without = [queries[groups != g].mean() + items[groups != g].mean() for g in range(JACKKNIFE_GROUPS)]
+        values = queries + items.mean()
+        for name, interval in {
+            "jackknife": jackknife_interval(float(values.mean()), without, 200),
+            "bootstrap": mean_interval(values, seed=seed),
+        }.items():
+            within[name] += interval.low <= 0 <= interval.high
+    assert 180 <= within["jackknife"] <= 199
+    assert within["bootstrap"] < 175
+
+
+def test_a_jackknife_of_a_plain_mean_is_as_wide_as_its_standard_error() -> None:
+    values = np.random.default_rng(1).normal(size=(4000,))
+    groups = np.arange(4000) % JACKKNIFE_GROUPS
+    without = [float(values[groups != g].mean()) for g in range(JACKKNIFE_GROUPS)]
+    value, low, high, queries = jackknife_interval(0.25, without, 7)
+    assert (value, queries, (low + high) / 2) == (0.25, 7, pytest.approx(0.25))
+    assert (high - low) / 2 == pytest.approx(2.262 * values.std() / np.sqrt(4000), rel=0.5)
 
 
 def test_queries_without_a_value_are_left_out_of_means_and_pairs() -> None:
