@@ -68,7 +68,8 @@ def _absolute(path: str) -> str:
     """Local paths do not depend on where the job is started; one place has one name."""
     if "@" in path.partition("://")[2].partition("/")[0]:
         raise PydanticCustomError(
-            "unsafe_url", "the URL holds credentials, which would get into logs and records; put them into the environment"
+            "unsafe_url",
+            "the URL holds credentials, which would get into logs and records; put them into the environment",
         )
     return path if "://" in path and not path.startswith("file://") else os.path.abspath(path.removeprefix("file://"))
 
@@ -425,7 +426,7 @@ def _explain(fault: Any) -> str:
         return f"{key}: unknown key; allowed here: {', '.join(part.model_fields)}"
     if fault["type"] == "missing":
         return f"{key}: missing; it has no default"
-    message = fault["msg"].removeprefix("Value error, ")
+    message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "tuple_type":
         message = "a list is expected, such as [a, b]"
     if fault["type"] == "value_error":

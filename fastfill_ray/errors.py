@@ -1,8 +1,8 @@
 """One tree of errors, grouped by what the caller does next.
 
 Every message names the thing at fault, what was found, what was expected, and the knob that changes it. All arguments
-go to ``Exception.__init__``, so that errors survive pickling on their way back from a Ray worker. A message often holds text
-from elsewhere (an exception of S3 or of the embedder, an id, a path): it is sanitised here, once, for all of them.
+go to ``Exception.__init__``, so that errors survive pickling on their way back from a Ray worker. A message often holds
+text from elsewhere (an exception of S3 or of the embedder, an id, a path): it is sanitised here, once, for all of them.
 """
 
 from __future__ import annotations

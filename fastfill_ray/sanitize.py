@@ -14,12 +14,13 @@ import functools
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from urllib.parse import quote, quote_plus
 
 MAX_MESSAGE_CHARS = 4_000
 # Longer foreign texts are cut before the patterns run over them; the end could then be half of a secret, and goes too.
-_MAX_SCANNED_CHARS, _HALF_A_SECRET = 50_000, 1_000
+_MAX_SCANNED_CHARS, _HALF_A_SECRET = 20_000, 1_000
 
 # A kwarg's name that says what its value is.
 _SECRET_KEY = re.compile(r"token|key|secret|passw|passphrase|pwd|credential|auth|cookie|signature|dsn", re.IGNORECASE)
@@ -30,6 +31,8 @@ _NO_SECRETS = {"PWD", "OLDPWD"}
 # Words of lower-case letters, in any number: "passage: ", "float", "text-embedding".
 _WORDS = re.compile(r"[A-Za-z]?[a-z]*([ _\-./:]+[A-Za-z]?[a-z]*)*")
 _PLAIN_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s@?#]*", re.IGNORECASE)
+# Unicode's categories of control and format characters, surrogates, and separators of lines and paragraphs.
+_ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _MIN_NAMED, _MIN_NUMBER, _MIN_OTHER = 4, 6, 8
 
 # {value: what stands for it}, of this process: an embedder's exception is made of the kwargs it was built with.
@@ -37,20 +40,21 @@ _hidden: dict[str, str] = {}
 
 _NAME = (
     r"(?:token(?!s(?![a-z])|i[sz])|secret|passw(?:or)?d|passphrase|pwd|credentials?|authorization|cookie"
-    r"|(?:api|access|private|secret|account|auth|signing|encryption)[_-]?key)(?!\w*(?:error|exception))[\w-]*"
+    r"|(?:api|access|private|secret|account|auth|signing|encryption)[_-]?key)(?!\w{0,40}(?:error|exception))"
 )
-_NAMED = rf"({_NAME}[\\\"']*\s*(?:=>|[=:])\s*)"
+# Without quote and blank only the name itself: "my_pkg.token_model:Embedder" names a class.
+_NAMED = rf"({_NAME}(?:[\w-]{{0,40}}(?:[\\\"']*\s*(?:=>|=|:(?=\s))|[\\\"']+\s*:)|\s*:)\s*)"
 _BARE = r"""(?!(["'])\*\*\*\2)[\\"']*[^\s&"']+(?:["'][^\s&"']+)*"""
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), shown)
     for pattern, shown in (
         (r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", "***"),
         # User info: before the first slash of a URL, or with a password that holds slashes; and without a scheme.
-        (r"(://)[^\s/?#'\"]*@", r"\1***@"),
-        (r"(://)[^\s/?#'\"@:]+:(?!\d+[/?#])[^\s'\"]*@", r"\1***@"),
-        (r"(?<![\w./*@-])[\w.+%-]+:[^\s/@'\":]+@(?=[\w\[])", "***@"),
+        (r"(://)[^\s/?#'\"]{0,400}@", r"\1***@"),
+        (r"(://)[^\s/?#'\"@:]{1,200}:(?!\d+[/?#])[^\s'\"]{0,400}@", r"\1***@"),
+        (r"(?<![\w./*@-])[\w.+%-]{1,200}:[^\s/@'\":]{1,400}@(?=[\w\[])", "***@"),
         # Queries: of a URL, and wherever one starts with a name and a value.
-        (r"(://[^\s?'\"]*\?)[^\s'\"]+", r"\1***"),
+        (r"(://[^\s?'\"]{0,2000}\?)[^\s'\"]+", r"\1***"),
         (r"\?[\w%.~+-]+=[^\s'\"]*", "?***"),
         (rf"{_NAMED}(\\*[\"'])(?:\\.|[^\\])*?\2", r"\1\2***\2"),
         (rf"{_NAMED}(?:(?:bearer|basic|token|digest)\s+)?{_BARE}", r"\1***"),
@@ -93,11 +97,16 @@ def redact(text: str) -> str:
 def printable(text: str) -> str:
     """`text` with every character that a terminal could act on as its escape (``\\x1b``, ``\\n``, ``\\u202e``).
 
-    These are the control characters, all separators but the space, what turns the direction of text, and surrogates.
+    These are the control characters, line separators, surrogates, and what formats invisibly, such as turning the
+    direction of text. The joiners U+200C and U+200D stay: words of some languages need them.
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(c.encode("unicode_escape", "surrogatepass").decode() if _acts(c) else c for c in text)
+
+
+def _acts(character: str) -> bool:
+    return unicodedata.category(character) in _ACTING and character not in "\u200c\u200d"
 
 
 def one_line(text: str, max_chars: int = MAX_MESSAGE_CHARS) -> str:

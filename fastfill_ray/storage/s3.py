@@ -10,7 +10,6 @@ import os
 import random
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import s3fs
 from botocore.exceptions import (  # type: ignore[import-untyped]  # botocore has no annotations
@@ -63,7 +62,6 @@ def _connect(endpoint: str | None, retries: bool, process: int) -> s3fs.S3FileSy
 def _refuse_credentials(endpoint: str | None) -> None:
     if endpoint is not None and (fault := endpoint_fault(endpoint)) is not None:
         raise ConfigError(f"storage.s3_endpoint: {fault}")
-
 
 
 class S3Files:
@@ -157,7 +155,9 @@ class S3Files:
                     f"s3://{key}: not known after {deadline_s:.0f} s whether it was written (last: "
                     f"{type(error).__name__}: {error}). Nothing was deleted; run the same command again."
                 ) from error
-            logger.info("s3://%s: not known whether it was written (%s), again in %.1f s", key, one_line(str(error)), pause)
+            logger.info(
+                "s3://%s: not known whether it was written (%s), again in %.1f s", key, one_line(str(error)), pause
+            )
             sleep(pause)
             attempt += 1
 
