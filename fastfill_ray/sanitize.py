@@ -71,8 +71,9 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 def hide(kwargs: Mapping[str, object], name: str = "kwargs") -> None:
     """From here on ``redact`` replaces the values of a model's kwargs in this process.
 
-    All of at least 4 characters whose key looks like a secret's; of the others those of at least 8 characters that are
-    not words, an existing path or a URL without user and query. Names that are replaced do no harm: the key is shown.
+    All of at least 4 characters whose key looks like a secret's (below 8 as whole words only); of the others those of
+    at least 8 characters that are not words, an existing path or a URL without user and query. A name that is replaced
+    does no harm: its key is shown.
     """
     for key, value in _leaves(kwargs, name):
         if _is_secret(key, value):
@@ -156,5 +157,9 @@ def _environment() -> dict[str, str]:
 
 @functools.lru_cache(maxsize=4)
 def _one_of(values: tuple[str, ...]) -> re.Pattern[str]:
-    """The longest first: one secret may be the beginning of another."""
-    return re.compile("|".join(re.escape(value) for value in sorted(values, key=len, reverse=True)))
+    """Any of `values`, the longest first: one may be the beginning of another. Short ones match as whole words only."""
+    patterns = (
+        re.escape(value) if len(value) >= _MIN_OTHER else rf"(?<!\w){re.escape(value)}(?!\w)"
+        for value in sorted(values, key=len, reverse=True)
+    )
+    return re.compile("|".join(patterns))

@@ -17,12 +17,6 @@ from fastfill_ray import sanitize
 from fastfill_ray.errors import StorageError
 from fastfill_ray.sanitize import hide, one_line, printable, redact
 
-
-@pytest.fixture(autouse=True)
-def _nothing_is_hidden_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sanitize, "_hidden", {})
-
-
 # Long and random enough that no message holds one by chance.
 ALPHABET = string.ascii_letters + string.digits
 secrets = st.text(ALPHABET, min_size=16, max_size=40)
@@ -104,6 +98,8 @@ def test_other_values_of_kwargs_are_redacted_unless_they_say_nothing(tmp_path: A
     hide({"user": "Canary-77-value", "token": "ab1!", "multi": "first-line-1\nsecond-line-2", "pin": 123456789})
     said = f"{ordinary} {tmp_path} https://hub.example/models"
     assert redact(said) == said
+    hide({"api_key": "other"})
+    assert redact("another way, other") == "another way, <kwargs.api_key>"
     assert redact("Canary-77-value / ab1! / second-line-2") == "<kwargs.user> / <kwargs.token> / <kwargs.multi>"
 
 
