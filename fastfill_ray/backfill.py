@@ -30,7 +30,7 @@ from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import check_pin
 from fastfill_ray.log.next_step import Step, next_step
-from fastfill_ray.log.records import Init, Publish
+from fastfill_ray.log.records import Init, Plan, Publish
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide_stop
 from fastfill_ray.ordering.classifier import Classifier
@@ -39,6 +39,7 @@ from fastfill_ray.ordering.policies import CLASSIFIED
 from fastfill_ray.ordering.waves import wave_targets
 from fastfill_ray.report.text import version_table
 from fastfill_ray.report.write import write_report
+from fastfill_ray.sanitize import printable
 from fastfill_ray.stages import choose, preflight
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.context import Context
@@ -53,7 +54,7 @@ from fastfill_ray.stages.train import TrainedAlignment, Training, classifier_dig
 from fastfill_ray.stages.version import VersionMaker
 from fastfill_ray.stages.waves import Waves, overrun_rows
 from fastfill_ray.storage.commit_log import Log
-from fastfill_ray.storage.files import open_files, probe
+from fastfill_ray.storage.files import open_files, probe, remove_leftovers
 from fastfill_ray.storage.heartbeat import Heartbeat
 from fastfill_ray.storage.paths import snapshot_path, wave_folder
 from fastfill_ray.storage.receipts import Receipt
@@ -113,7 +114,7 @@ class BackfillResult:
         if self.held:
             served += f"; version {versions[-1].version} is held: {versions[-1].verdict.reason}"
         where = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
-        return f"{self.output}: {reached}; {served}." + (f"\nSeconds by stage: {where}." if where else "")
+        return printable(f"{self.output}: {reached}; {served}.") + (f"\nSeconds by stage: {where}." if where else "")
 
 
 def run_backfill(
@@ -167,6 +168,7 @@ class _Run:
         self.config, self.context, self.last_wave = config, context, last_wave
         self.models = Models(config.new_model, config.old_model)
         self.log = Log(context.files)
+        self._epoch: int | None = None
         pins = preflight.input_pins(context.store, input_paths(config))
         named = fingerprint([plan_settings(config, exclude_defaults=True), pins])
         self.request = Request(named, plan_settings(config))
@@ -180,7 +182,7 @@ class _Run:
         logger.info("%s: %d versions so far, next: %s", config.output, len(state.versions), step)
         if step.do == "publish":
             with alone:
-                log.claim()
+                self._claim()
                 state = log.append(Publish(version=state.plan_versions[-1].version))
             write_report(files, state)
             step = self._next(state)
@@ -190,7 +192,10 @@ class _Run:
             return self._result(state)
         inspected = self._preflight()
         with alone, context.engine.session():
+            if alone.take_over and state.init is not None:
+                self._claim()  # fences the other driver before it does more that this one would do again
             probe(files)
+            remove_leftovers(files)
             snapshot = take_snapshot(context, inspected, config.gallery)
             init = self._init(snapshot)
             self._check_bound(state.init, init)
@@ -207,7 +212,6 @@ class _Run:
             scores = score(context, scorer, snapshot, sampled.offsets, config.quarantine.limit(snapshot.rows))
             # Only now is anything bound: a model that cannot be built, or returns another dim, leaves no trace.
             self._check_bound(log.initialise(init).init, init)
-            epoch = log.claim()
             basis = Basis(
                 snapshot=snapshot,
                 num_sampled=config.pairs.count,
@@ -220,13 +224,25 @@ class _Run:
                 waves=config.waves,
                 index=config.index,
             )
-            state = log.state
-            if self._next(state).do == "plan":
-                state = log.append(make_plan(context, basis, self.request, len(state.plans)))
-            if state.plan is not None:
-                maker = VersionMaker(context, basis, state.plan, epoch, config.serving.max_regression)
-                self._make_versions(maker, job, sampled.receipts)
+            if self._next(log.state).do == "plan":
+                made = make_plan(context, basis, self.request, len(log.state.plans))
+                self._claim()
+                log.append(made)
+            if (plan := log.state.plan) is not None:
+                self._make_versions(plan, basis, job, sampled.receipts)
         return self._result(log.state)
+
+    def _claim(self) -> int:
+        """The epoch of this start, claimed when there is first something to append.
+
+        A start that is refused, fails while it embeds, or finds everything done, leaves no record.
+
+        Raises:
+            Fenced: another driver has appended since this start read the log.
+        """
+        if self._epoch is None:
+            self._epoch = self.log.claim(as_read=True)
+        return self._epoch
 
     def _next(self, state: State) -> Step:
         """``next_step``, with a mismatch explained by what differs."""
@@ -334,16 +350,19 @@ class _Run:
         )
         return scorer, decision
 
-    def _make_versions(self, maker: VersionMaker, job: Job, pair_receipts: Mapping[int, Receipt]) -> None:
+    def _make_versions(self, plan: Plan, basis: Basis, job: Job, pair_receipts: Mapping[int, Receipt]) -> None:
         """Version 0, then the waves as one streaming execution: version k is built while the pool embeds wave k + 1."""
-        config, log, plan, progress = self.config, self.log, maker.plan, self.context.progress
+        config, log, progress = self.config, self.log, self.context.progress
         waves: Waves | None = None
+        maker: VersionMaker | None = None
         try:
             while (step := self._next(log.state)).do != "stop":
                 if step.do == "version":
                     if step.wave > 0 and waves is None:
-                        waves = self._begin_waves(maker, job, step.wave)
+                        waves = self._begin_waves(plan, basis, job, step.wave)
                     receipts = pair_receipts if step.wave == 0 or waves is None else waves.receipts(step.wave)
+                    if maker is None:
+                        maker = VersionMaker(self.context, basis, plan, self._claim(), config.serving.max_regression)
                     version = maker.make(log.state, step.wave, receipts)
                     decision = decide_stop(plan, (*log.state.plan_versions, version), config.stop)
                     log.append(version.model_copy(update={"stopped": decision.why if decision.stop else None}))
@@ -353,6 +372,7 @@ class _Run:
                         f"{plan.objective} {version.verdict.reason}" + (f"; {decision.why}" if decision.why else "")
                     )
                 else:
+                    self._claim()
                     log.append(Publish(version=log.state.plan_versions[-1].version))
                 write_report(self.context.files, log.state)
             if waves is not None:
@@ -361,10 +381,10 @@ class _Run:
             if waves is not None:
                 waves.close()
 
-    def _begin_waves(self, maker: VersionMaker, job: Job, first: int) -> Waves:
+    def _begin_waves(self, plan: Plan, basis: Basis, job: Job, first: int) -> Waves:
         """Start the pool on all waves that this call makes."""
-        config, plan, files = self.config, maker.plan, self.context.files
-        units = wave_units(files, plan, maker.basis)
+        config, files = self.config, self.context.files
+        units = wave_units(files, plan, basis)
         last = len(plan.waves) if self.last_wave is None else self.last_wave
         groups = {
             wave: UnitGroup(files, wave_folder(plan.plan, wave), f"wave {wave}", units[wave], config.quarantine)

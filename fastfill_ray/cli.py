@@ -9,18 +9,34 @@ import argparse
 import json
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastfill_ray.errors import ConfigError, FastfillError, NotPublished
+from fastfill_ray.sanitize import one_line, printable, redact
 
 if TYPE_CHECKING:
     from fastfill_ray.index.reader import Index
 
 
+def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """``sys.excepthook`` of the commands: the traceback of a bug, without the secrets of the exceptions in it."""
+    lines = redact("".join(traceback.format_exception(kind, error, trace))).splitlines()
+    print("\n".join(printable(line) for line in lines), file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """As the errors of the package: what is wrong with an argument is said without a secret that stands in it."""
+        super().error(one_line(message))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """``fastfill-ray``."""
-    parser = argparse.ArgumentParser(prog="fastfill-ray", description=__doc__)
+    sys.excepthook = _print_redacted
+    parser = _Parser(prog="fastfill-ray", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="run a backfill, or resume it")
@@ -72,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def job(argv: Sequence[str] | None = None) -> int:
     """``python jobs/backfill.py``."""
-    parser = argparse.ArgumentParser(prog="jobs/backfill.py", description="Run a backfill, or resume it.")
+    sys.excepthook = _print_redacted
+    parser = _Parser(prog="jobs/backfill.py", description="Run a backfill, or resume it.")
     _add_run_arguments(parser)
     arguments = parser.parse_args(argv)
     return guarded(lambda: _run(arguments))
@@ -173,7 +190,7 @@ def _search(arguments: argparse.Namespace) -> int:
     else:
         for number, hits in enumerate(found):
             for rank, hit in enumerate(hits, 1):
-                print(f"{number}\t{rank}\t{hit['score']:.4f}\t{hit['id']}")
+                print(f"{number}\t{rank}\t{hit['score']:.4f}\t{printable(str(hit['id']))}")
     return 0
 
 

@@ -10,14 +10,18 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from fastfill_ray.errors import ConfigError
+from fastfill_ray.sanitize import hide
 from fastfill_ray.types import Metric, Relevance, fingerprint
 
 _MAX_CONFIG_BYTES = 1 << 20
@@ -35,11 +39,38 @@ def _plain_json(kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
-Kwargs = Annotated[dict[str, Any], AfterValidator(_plain_json)]
+# Without repr: Ray's dashboard and debuggers show what objects print of themselves.
+Kwargs = Annotated[dict[str, Any], AfterValidator(_plain_json), Field(repr=False)]
+
+
+def endpoint_fault(endpoint: str) -> str | None:
+    """What is wrong with the URL of an S3 service, in words that repeat nothing of it; None if it can be used."""
+    try:
+        url = urlsplit(endpoint)
+        is_service = url.scheme in ("http", "https") and bool(url.hostname)
+    except ValueError:
+        return "an http:// or https:// URL is expected"
+    if "@" in endpoint or url.query or url.fragment:
+        return (
+            "the URL holds credentials or a query, which would get into logs and records; put credentials into "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    return None if is_service else "an http:// or https:// URL is expected"
+
+
+def _endpoint(endpoint: str) -> str:
+    if (fault := endpoint_fault(endpoint)) is not None:
+        raise PydanticCustomError("unsafe_url", "{fault}", {"fault": fault})
+    return endpoint
 
 
 def _absolute(path: str) -> str:
     """Local paths do not depend on where the job is started; one place has one name."""
+    if "@" in path.partition("://")[2].partition("/")[0]:
+        raise PydanticCustomError(
+            "unsafe_url",
+            "the URL holds credentials, which would get into logs and records; put them into the environment",
+        )
     return path if "://" in path and not path.startswith("file://") else os.path.abspath(path.removeprefix("file://"))
 
 
@@ -47,16 +78,19 @@ Location = Annotated[str, AfterValidator(_absolute)]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _no_booleans(cls, values: Any) -> Any:
         """No key takes a boolean. YAML reads `yes` and `on` as true, and pydantic would take true for the number 1."""
         for name, value in values.items() if isinstance(values, Mapping) else ():
-            if any(isinstance(part, bool) for part in (value if isinstance(value, list | tuple) else [value])):
+            parts = value if isinstance(value, list | tuple) else [value]
+            if (wrong := next((part for part in parts if isinstance(part, bool)), None)) is not None:
                 raise ValueError(
-                    f"{name} is {value!r}; no key takes true or false (YAML reads yes, no, on and off as these)"
+                    f"{name} is {wrong}; no key takes true or false (YAML reads yes, no, on and off as these)"
                 )
         return values
 
@@ -190,7 +224,7 @@ class QuarantineConfig(Part):
 
 
 class StorageConfig(Part):
-    s3_endpoint: str | None = Field(
+    s3_endpoint: Annotated[str, AfterValidator(_endpoint)] | None = Field(
         None, description="URL of an S3-compatible store; credentials come from the environment"
     )
 
@@ -302,8 +336,10 @@ def load_config(
         source: a YAML file's path, a mapping, or a ready model.
         overrides: ``a.b=c`` strings; the value is read as YAML.
 
+    The values of the models' kwargs are redacted from here on in all messages of this process.
+
     Raises:
-        ConfigError: a line per fault, each with its key, the value found and what is allowed.
+        ConfigError: all faults, each with its key, what is allowed, and the value found unless it may be a secret.
     """
     if isinstance(source, BackfillConfig):
         values: Any = source.model_dump()
@@ -315,9 +351,12 @@ def load_config(
     for override in overrides:
         _set(values, override)
     try:
-        return BackfillConfig.model_validate(values)
+        config = BackfillConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{where}: " + "; ".join(_explain(fault) for fault in error.errors())) from None
+    for model in (config.new_model, config.old_model):
+        hide(model.kwargs)
+    return config
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -330,10 +369,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(data)
     except _NOT_YAML as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: not YAML: {_yaml_fault(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds {type(values).__name__}; a mapping of sections is expected")
     return values
+
+
+def _yaml_fault(error: Exception) -> str:
+    """What the parser says and where, without the line and the words that it quotes: they may be secret."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        words = re.sub(r"""(['"])(?!<[a-z ]+>\1).{2,}\1""", "...", error.problem or "", flags=re.DOTALL)
+        return words if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {words}"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"position {error.position}: {error.reason}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "a value cannot be read, such as a date that does not exist"
 
 
 def _copy(value: Any) -> Any:
@@ -342,21 +394,25 @@ def _copy(value: Any) -> Any:
 
 
 def _set(values: dict[str, Any], override: str) -> None:
+    """Apply one ``a.b=c``. Messages name its key, if that begins with a section's name, and never its value."""
     key, equals, text = override.partition("=")
+    keys = key.strip().split(".")
+    named = re.match(r"[\w.]*", key.strip())
+    shown = named[0] if named is not None and keys[0] in BackfillConfig.model_fields else "..."
     if not equals or not key:
-        raise ConfigError(f"--set {override}: a.b=c is expected")
-    *parents, last = key.strip().split(".")
+        raise ConfigError(f"--set {shown}: a.b=c is expected, such as pairs.count=1000")
+    *parents, last = keys
     for parent in parents:
         inner = values.setdefault(parent, {})
         if inner is None:
             inner = values[parent] = {}
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override}: {parent} is {inner!r}, not a section")
+            raise ConfigError(f"--set {shown}: {parent} holds {type(inner).__name__}, it is not a section")
         values = inner
     try:
         values[last] = yaml.safe_load(text)
     except _NOT_YAML:
-        raise ConfigError(f"--set {override}: the value is not YAML") from None
+        raise ConfigError(f"--set {shown}: the value is not YAML") from None
 
 
 def _explain(fault: Any) -> str:
@@ -370,7 +426,26 @@ def _explain(fault: Any) -> str:
         return f"{key}: unknown key; allowed here: {', '.join(part.model_fields)}"
     if fault["type"] == "missing":
         return f"{key}: missing; it has no default"
-    message = fault["msg"].removeprefix("Value error, ")
+    message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "tuple_type":
         message = "a list is expected, such as [a, b]"
-    return f"{key}: found {fault['input']!r}; {message}" if key and fault["type"] != "value_error" else message
+    if fault["type"] == "value_error":
+        return message
+    if fault["type"] == "unsafe_url":
+        return f"{key}: {message}"
+    return f"{key}: found {_shown(fault)}; {message}" if key else message
+
+
+# The value should have been a mapping: a section, or kwargs. What stands there instead may be one of its values.
+_NO_MAPPING = {"model_type", "model_attributes_type", "dict_type", "mapping_type"}
+
+
+def _shown(fault: Any) -> str:
+    """The value that a fault is about; only its type where that may be, or hold, a value of kwargs."""
+    value = fault["input"]
+    inside = isinstance(value, Mapping | list | tuple | set) and any(
+        isinstance(part, str | Mapping | list) for part in value
+    )
+    if value and (inside or fault["type"] in _NO_MAPPING or "kwargs" in fault["loc"]):
+        return f"{type(value).__name__} (not shown: it may hold secrets)"
+    return repr(value)

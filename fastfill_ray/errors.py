@@ -1,14 +1,22 @@
 """One tree of errors, grouped by what the caller does next.
 
 Every message names the thing at fault, what was found, what was expected, and the knob that changes it. All arguments
-go to ``Exception.__init__``, so that errors survive pickling on their way back from a Ray worker.
+go to ``Exception.__init__``, so that errors survive pickling on their way back from a Ray worker. A message often holds
+text from elsewhere (an exception of S3 or of the embedder, an id, a path): it is sanitised here, once, for all of them.
 """
+
+from __future__ import annotations
+
+from fastfill_ray.sanitize import one_line
 
 
 class FastfillError(Exception):
     """Base of everything this package raises on purpose; ``exit_code`` is what the commands exit with."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(one_line(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class RefusedError(FastfillError):

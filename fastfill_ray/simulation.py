@@ -36,6 +36,7 @@ from fastfill_ray.ordering.partition import MIN_SPLIT
 from fastfill_ray.ordering.policies import POLICIES, Policy
 from fastfill_ray.report.text import simulation_table
 from fastfill_ray.retrieval.metrics import METRICS
+from fastfill_ray.sanitize import printable
 from fastfill_ray.types import SPLITS, Metric, Relevance, Split
 
 Protocol = Literal["authors"]
@@ -103,7 +104,7 @@ def simulate(
         pairs, dropped = read_pairs(store, str(pairs), metric=metric, seed=seed)
     if dropped:
         row, reason = dropped[0]
-        print(f"{len(dropped)} pairs are left out; the first: row {row}, {reason}", file=stream, flush=True)
+        print(printable(f"{len(dropped)} pairs are left out; the first: row {row}, {reason}"), file=stream, flush=True)
     users = _queries(store, queries, qrels, pairs, metric)
     wanted = _objective(objective, pairs, users)
     _check_items(pairs, ("train", "audit") if protocol == "authors" else SPLITS)
@@ -183,7 +184,7 @@ def train_maps(
             trained[method] = fit.finish()
         except AlignmentFailed as error:
             failed.append(f"{method}: {error}")
-            print(failed[-1], file=stream, flush=True)
+            print(printable(failed[-1]), file=stream, flush=True)
             continue
         took = time.monotonic() - start
         print(f"trained {method} on {len(train.ids)} pairs in {took:.1f} s", file=stream, flush=True)

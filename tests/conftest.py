@@ -11,6 +11,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from fastfill_ray import sanitize
+
 # Before any Ray worker starts: workers inherit them. Never real ones; servers under test listen on loopback only.
 os.environ.update(
     AWS_ACCESS_KEY_ID="test-key",
@@ -22,6 +24,12 @@ os.environ.update(
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
 # How long a finished training may go unnoticed; Ray's default is 2.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_hidden_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test's config makes secret in this process is none in the next test."""
+    monkeypatch.setattr(sanitize, "_hidden", {})
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 
 from fastfill_ray.errors import EmbedderError
+from fastfill_ray.sanitize import hide, one_line
 from fastfill_ray.types import F32
 
 Role = Literal["item", "query"]
@@ -37,10 +38,12 @@ def load_embedder(spec: str, kwargs: Mapping[str, Any]) -> Embedder:
     """Build the embedder that `spec`, "module:Class", names.
 
     Importing runs that module's code: take `spec` from the user's own config only, never from a log or an artefact.
+    The values of `kwargs` are redacted from here on in what this process says of exceptions.
 
     Raises:
         EmbedderError: not of that form, not importable, no such class, its constructor raised, or not callable.
     """
+    hide(kwargs)
     module_name, colon, class_name = spec.partition(":")
     if not (colon and module_name and class_name):
         raise EmbedderError(f'embedder {spec!r}: expected "module:Class", such as "my_pkg.models:Embedder".')
@@ -50,7 +53,7 @@ def load_embedder(spec: str, kwargs: Mapping[str, Any]) -> Embedder:
         raise EmbedderError(
             f"embedder {spec!r}: importing module {module_name!r} raised {describe(error)}. "
             "Install it, or make it importable where the job runs."
-        ) from error
+        ) from None
     factory = getattr(module, class_name, None)
     if factory is None:
         raise EmbedderError(f"embedder {spec!r}: module {module_name!r} has no attribute {class_name!r}.")
@@ -59,10 +62,10 @@ def load_embedder(spec: str, kwargs: Mapping[str, Any]) -> Embedder:
     try:
         embedder = factory(**kwargs)
     except Exception as error:
-        # Values of kwargs stay out of the message: some are credentials.
+        # Values of kwargs stay out of the message, and the exception, which may hold them, out of the traceback.
         raise EmbedderError(
             f"embedder {spec!r}: its constructor, called with kwargs {sorted(kwargs)}, raised {describe(error)}"
-        ) from error
+        ) from None
     if not callable(embedder):
         raise EmbedderError(f"embedder {spec!r}: its instances cannot be called; define __call__(self, batch, role).")
     return cast(Embedder, embedder)
@@ -129,7 +132,7 @@ def _attempt(embedder: Embedder, batch: dict[str, Sequence[Any]], role: Role, nu
     try:
         found = np.asarray(embedder(batch, role))
     except Exception as error:
-        return one_line(f"embedder raised {describe(error)}")
+        return one_line(f"embedder raised {describe(error)}", MAX_REASON_CHARS)
     if found.shape != (num_rows, dim):
         return f"wrong_shape: found {found.shape}, expected {(num_rows, dim)}"
     if found.dtype.kind not in "fiu":
@@ -141,8 +144,3 @@ def _attempt(embedder: Embedder, batch: dict[str, Sequence[Any]], role: Role, nu
 def describe(error: BaseException) -> str:
     """ "ValueError: what it says"."""
     return f"{type(error).__name__}: {error}"
-
-
-def one_line(text: str) -> str:
-    """At most ``MAX_REASON_CHARS`` characters on one line, and valid Unicode: reasons are stored as JSON."""
-    return " ".join(text.split())[:MAX_REASON_CHARS].encode("utf-8", "replace").decode()

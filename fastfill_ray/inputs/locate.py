@@ -8,7 +8,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from fastfill_ray.errors import InputError
+from fastfill_ray.config import endpoint_fault
+from fastfill_ray.errors import ConfigError, InputError
 from fastfill_ray.storage.files import split_scheme
 from fastfill_ray.storage.local import local_path
 
@@ -37,16 +38,22 @@ class InputStore:
 
     Attributes:
         s3_endpoint: URL of an S3 service other than AWS; ``s3://`` paths are read through it.
+
+    Raises:
+        ConfigError: the endpoint holds credentials or a query, or is no http(s) URL.
     """
 
     s3_endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.s3_endpoint is not None and (fault := endpoint_fault(self.s3_endpoint)) is not None:
+            raise ConfigError(f"storage.s3_endpoint: {fault}")
 
     def filesystem(self, path: str) -> tuple[AbstractFileSystem, str]:
         """The file system of a path, and the path as that file system takes it.
 
         Raises:
             InputError: neither a local path nor ``s3://``.
-            ConfigError: the endpoint holds credentials.
         """
         scheme, rest = split_scheme(path)
         if scheme == "file":

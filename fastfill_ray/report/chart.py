@@ -11,6 +11,7 @@ from markupsafe import Markup
 from fastfill_ray.log.records import MetricValue, Prediction
 from fastfill_ray.report.model import MeasuredCurve, Point
 from fastfill_ray.report.wording import metric_name, percent, score, score_interval
+from fastfill_ray.sanitize import printable
 
 WIDTH, HEIGHT = 560, 280
 LEFT, RIGHT, TOP, BOTTOM = 46, 424, 26, 232
@@ -26,7 +27,8 @@ def element(tag: str, *inside: str, css: str = "", **attributes: object) -> Mark
     """
     named = ({"class": css} if css else {}) | {name.replace("_", "-"): value for name, value in attributes.items()}
     written = Markup().join(Markup(' {}="{}"').format(name, value) for name, value in named.items())
-    return Markup("<{0}{1}>{2}</{0}>").format(tag, written, Markup().join(inside))
+    shown = (part if isinstance(part, Markup) else printable(part) for part in inside)
+    return Markup("<{0}{1}>{2}</{0}>").format(tag, written, Markup().join(shown))
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:

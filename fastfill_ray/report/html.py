@@ -1,19 +1,28 @@
 """The report as one self-contained HTML page: no script, no request, light and dark, printable.
 
-The template escapes every value on its way into the page. The content security policy in the page's head lets a browser
-load nothing, even if a value were missed.
+The template escapes every value on its way into the page, and what could turn the direction of text becomes visible.
+The content security policy in the page's head lets a browser load nothing, even if a value were missed.
 """
 
 from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from fastfill_ray.log.state import State
 from fastfill_ray.report.page import page_of
+from fastfill_ray.sanitize import printable
+
+
+def _visible(value: object) -> object:
+    """Text of the log as ``printable``; markup of ours, such as the charts and the style sheet, as it is."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("fastfill_ray.report", "."),
     autoescape=True,
+    finalize=_visible,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

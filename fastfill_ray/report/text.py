@@ -10,6 +10,7 @@ from fastfill_ray.report.flips import flips_of
 from fastfill_ray.report.model import HEADINGS, column_note, table_rows
 from fastfill_ray.report.prediction import prediction_error
 from fastfill_ray.report.wording import MISSING
+from fastfill_ray.sanitize import printable
 from fastfill_ray.types import Scope
 
 CURVES_SHOWN = 12
@@ -27,8 +28,8 @@ def version_table(state: State) -> str:
     if not any(version.version == state.serving for version in state.plan_versions) and state.serving is not None:
         note += f" Version {state.serving}, of an earlier plan, is served."
     left = [heading in ("version", "published") for heading in HEADINGS]
-    below = [one_line(words) for words in (flips_note(state), prediction_note(state)) if words]
-    return "\n".join([note, *_aligned([HEADINGS, *table_rows(state)], left), *below])
+    below = [printable(words) for words in (flips_note(state), prediction_note(state)) if words]
+    return "\n".join([printable(note), *_aligned([HEADINGS, *table_rows(state)], left), *below])
 
 
 def flips_note(state: State) -> str:
@@ -57,11 +58,6 @@ def prediction_note(state: State) -> str:
         f"Predicted {first.metric} by {first.relevance}, measured on {scope}: mean absolute error of the share of the "
         f"gain {100 * error:.1f} %."
     )
-
-
-def one_line(text: str) -> str:
-    """Text from the log made safe for a terminal line: no control characters, single spaces."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def simulation_table(data: Mapping[str, Any], shown: int = CURVES_SHOWN) -> str:
@@ -96,11 +92,11 @@ def _simulation_columns(data: Mapping[str, Any]) -> list[str]:
 def _simulation_choice(choice: Mapping[str, Any] | None) -> list[str]:
     if choice is None:
         return []
-    lines = [f"Chosen on the calibration split: {_candidate(choice['winner'])}."]
+    lines = [printable(f"Chosen on the calibration split: {_candidate(choice['winner'])}.")]
     if choice["runner_up"] is not None and choice["margin"] is not None:
         margin = choice["margin"]
         lines.append(
-            f"Runner-up: {_candidate(choice['runner_up'])}; on the audit split the choice is ahead by "
+            f"Runner-up: {printable(_candidate(choice['runner_up']))}; on the audit split the choice is ahead by "
             f"{100 * margin['value']:+.2f} points [{100 * margin['low']:+.2f}, {100 * margin['high']:+.2f}]."
         )
     return lines
@@ -116,7 +112,8 @@ def _points(value: float | None) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: Sequence[bool]) -> list[str]:
-    """Lines of cells padded to equal widths; `left`: per column, whether it is set to the left."""
+    """Lines of cells, printable, padded to equal widths; `left`: per column, whether it is set to the left."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(left))]
     return [
         "  ".join(

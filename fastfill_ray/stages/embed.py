@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -55,7 +55,7 @@ class Space:
     """A model as the pool builds it: ``module:Class``, its kwargs, what it must return."""
 
     embedder: str
-    kwargs: dict[str, Any]
+    kwargs: dict[str, Any] = field(repr=False)  # Ray Data shows the arguments of its operators
     dim: int
     metric: str
     batch_size: int
@@ -120,7 +120,8 @@ def pool_work(job: Job) -> PoolWork[Unit]:
     """What the pool does with a unit. Its receipt is durable when it comes back, unless it has quarantined rows: then
     the driver decides, and calls ``keep_receipt``.
     """
-    return PoolWork(partial(read_unit, job), partial(UnitEmbedder, job))
+    # Readers need no model: its kwargs, which may be secret, travel to the actors alone.
+    return PoolWork(partial(read_unit, replace(job, spaces={})), partial(UnitEmbedder, job))
 
 
 class UnitEmbedder:

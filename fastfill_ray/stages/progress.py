@@ -10,6 +10,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from fastfill_ray.sanitize import printable
+
 _LINE_EVERY_S = 5.0
 
 
@@ -84,4 +86,5 @@ class Progress:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
 
     def say(self, text: str) -> None:
-        tqdm.write(text, file=self._stream)
+        """One line. Labels and texts of the user's data in it cannot act on the terminal."""
+        tqdm.write(printable(text), file=self._stream)

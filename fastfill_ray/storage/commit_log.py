@@ -72,17 +72,30 @@ class Log:
             self._put(init, epoch=0)
         return self.read()
 
-    def claim(self) -> int:
+    def claim(self, *, as_read: bool = False) -> int:
         """Append CLAIM with the next epoch, again while other drivers take the number. Earlier epochs are fenced now.
+
+        Args:
+            as_read: only if nothing was appended since the log was last read here. A driver that works on what it has
+                read must not fence one that took its place meanwhile.
 
         Returns:
             The epoch that this log may append under.
 
         Raises:
             RefusedError: the log has no INIT yet.
+            Fenced: something was appended, with `as_read`.
         """
+        read = self.state.next_seq
         self.read()
-        while not self._put(Claim(claimed=self.state.epoch + 1), epoch=self.state.epoch + 1):
+        while (as_read and self.state.next_seq != read) or not self._put(
+            Claim(claimed=self.state.epoch + 1), epoch=self.state.epoch + 1
+        ):
+            if as_read:
+                raise Fenced(
+                    f"{self._files.root}: another driver has appended to the log since this one read it. Nothing was "
+                    "deleted. Let that one finish, or stop it and run this again."
+                )
             logger.info("%s: another driver took record %d, reading on", self._files.root, self.state.next_seq)
             self._read_on()
         self._epoch = self.state.epoch

@@ -6,12 +6,19 @@ under a name that nobody else uses). Both are durable when they return. ``LocalF
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import time
 import uuid
 from typing import Protocol
 
-from fastfill_ray.errors import StoreUnsupported
+from fastfill_ray.errors import StorageError, StoreUnsupported
 from fastfill_ray.storage.local import LocalFiles, local_path
-from fastfill_ray.types import check_path
+from fastfill_ray.storage.paths import PROBE, parse_probe, probe_path
+
+logger = logging.getLogger(__name__)
+
+_LEFTOVER_S = 24 * 3600
 
 
 class Files(Protocol):
@@ -99,15 +106,34 @@ def probe(files: Files) -> None:
     Raises:
         StoreUnsupported: ``put_new`` did not refuse a second writer.
     """
-    path = check_path(f"probe/{uuid.uuid4().hex}")
+    path = probe_path(int(time.time()), uuid.uuid4().hex)
     first, second = b"first " + path.encode(), b"second " + path.encode()
     try:
         answers = (files.put_new(path, first), files.put_new(path, second))
         kept = files.get(path)
-    finally:
-        files.delete(path)
+    except BaseException:
+        with contextlib.suppress(StorageError):  # what is wrong with the store is told by the first error
+            files.delete(path)
+        raise
+    files.delete(path)
     if answers != (True, False) or kept != first:
         raise StoreUnsupported(
             f"{files.root} does not create objects exclusively: two writers of one name were told {answers}, expected "
             "(True, False). Use a store with conditional writes (If-None-Match) or a POSIX file system with hard links."
         )
+
+
+def remove_leftovers(files: Files, *, now_s: float | None = None) -> int:
+    """Delete what killed processes left behind: temporary files on a local disk, and objects of ``probe``.
+
+    Only what is older than a day: a younger one may be of a driver that lives. Returns how many there were.
+    """
+    before = (time.time() if now_s is None else now_s) - _LEFTOVER_S
+    removed = files.remove_temporary(before) if isinstance(files, LocalFiles) else 0
+    for path in files.list(PROBE):
+        if (made := parse_probe(path)) is not None and made < before:
+            files.delete(path)
+            removed += 1
+    if removed:
+        logger.info("%s: removed %d files that killed runs left behind", files.root, removed)
+    return removed

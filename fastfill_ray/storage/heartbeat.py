@@ -66,7 +66,7 @@ class Heartbeat:
 
     def __init__(self, files: Files, *, take_over: bool = False, sleep: Callable[[float], None] = time.sleep) -> None:
         now = time.time()
-        self._files, self._take_over, self._sleep = files, take_over, sleep
+        self._files, self.take_over, self._sleep = files, take_over, sleep
         self._beat = Beat(
             driver=uuid.uuid4().hex,
             host=socket.gethostname(),
@@ -80,12 +80,12 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Heartbeat:
-        if not self._take_over:
+        if not self.take_over:
             self._refuse(find_drivers(self._files))
         _living.add(self._beat.driver)
         try:
             self._write()
-            if not self._take_over:
+            if not self.take_over:
                 # Two that start at once both see the other here: the later one goes.
                 mine = self._beat.since, self._beat.driver
                 self._refuse([beat for beat in find_drivers(self._files) if (beat.since, beat.driver) < mine])

@@ -1,4 +1,8 @@
-"""Files in a local folder: atomic through hard links and renames, durable through fsync."""
+"""Files in a local folder: atomic through hard links and renames, durable through fsync.
+
+Nothing is written or deleted through a symbolic link below the root: every folder on the way is opened from the one
+above it, without following. The root itself may be a link. Modes are what the user's umask leaves.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from fastfill_ray.errors import CommitStateUnknown, FileMissing, StorageError, S
 from fastfill_ray.types import check_path
 
 _TEMP_PREFIX = ".tmp-"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
 # A file system that has no hard links says so with one of these.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV}
 # A network file system may have applied the link although it answered with one of these.
@@ -30,7 +35,7 @@ class LocalFiles:
     """See ``storage.files.Files``. Needs a POSIX file system with hard links."""
 
     root: str
-    # Folders whose entries are known to be on disk, up to the root.
+    # Folders below the root whose entries are known to be on disk.
     _durable: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def get(self, path: str) -> bytes:
@@ -72,15 +77,15 @@ class LocalFiles:
         if not data:
             raise ValueError(f"put_new({path!r}): empty data cannot be told from a torn write")
         full = self._full(path)
-        with self._temporary(full, data) as temporary:
+        with self._temporary(full, data) as (folder, temporary):
             try:
-                os.link(temporary, full)
+                os.link(temporary, full.name, src_dir_fd=folder, dst_dir_fd=folder)
                 ours = True
             except OSError as error:
                 ours = self._linked_before(full, data, error)
             # Also where somebody else won: what is built on their object must not outlive it after a power cut.
             try:
-                _sync_folder(full.parent)
+                os.fsync(folder)
             except OSError as error:
                 raise CommitStateUnknown(
                     f"{full} was written, but its folder could not be synced ({error.strerror}). Nothing was deleted; "
@@ -90,21 +95,40 @@ class LocalFiles:
 
     def put_data(self, path: str, data: bytes) -> None:
         full = self._full(path)
-        with self._temporary(full, data) as temporary:
+        with self._temporary(full, data) as (folder, temporary):
             try:
-                os.replace(temporary, full)
-                _sync_folder(full.parent)
+                os.replace(temporary, full.name, src_dir_fd=folder, dst_dir_fd=folder)
+                os.fsync(folder)
             except OSError as error:
                 raise _failed("writing", full, error) from error
 
     def delete(self, path: str) -> None:
         full = self._full(path)
         try:
-            full.unlink(missing_ok=True)
-        except (NotADirectoryError, IsADirectoryError):
+            folder = self._open_folder(full.parent, create=False)
+            try:
+                os.unlink(full.name, dir_fd=folder)
+            finally:
+                os.close(folder)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return
         except OSError as error:
             raise _failed("deleting", full, error) from error
+
+    def remove_temporary(self, before: float) -> int:
+        """Delete the temporary files that were last written before `before` (seconds since 1970); how many there were.
+
+        A process that is killed while it writes leaves one. Nobody names or reads it.
+        """
+        removed = 0
+        for _, _, names, folder in os.fwalk(self.root):
+            for name in names:
+                if name.startswith(_TEMP_PREFIX):
+                    with contextlib.suppress(FileNotFoundError):  # its writer, or another start, was quicker
+                        if os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime < before:
+                            os.unlink(name, dir_fd=folder)
+                            removed += 1
+        return removed
 
     def __reduce__(self) -> tuple[type[LocalFiles], tuple[str]]:
         return LocalFiles, (self.root,)
@@ -113,13 +137,16 @@ class LocalFiles:
         return Path(self.root, check_path(path))
 
     @contextlib.contextmanager
-    def _temporary(self, full: Path, data: bytes) -> Iterator[Path]:
-        """A durable temporary file beside `full` that holds `data`; gone afterwards."""
-        temporary = full.parent / f"{_TEMP_PREFIX}{uuid.uuid4().hex}"
+    def _temporary(self, full: Path, data: bytes) -> Iterator[tuple[int, str]]:
+        """The open folder of `full` and the name of a durable temporary file in it that holds `data`; gone after."""
+        temporary = f"{_TEMP_PREFIX}{uuid.uuid4().hex}"
+        try:
+            folder = self._open_folder(full.parent, create=True)
+        except OSError as error:
+            raise _failed("writing", full, error) from error
         try:
             try:
-                self._make_folder(full.parent)
-                descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+                descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666, dir_fd=folder)
                 try:
                     rest = memoryview(data)
                     while rest:
@@ -129,25 +156,51 @@ class LocalFiles:
                     os.close(descriptor)
             except OSError as error:
                 raise _failed("writing", full, error) from error
-            yield temporary
+            yield folder, temporary
         finally:
             # After put_data's rename it is gone already; a temporary file that stays is ignored by list().
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                os.unlink(temporary, dir_fd=folder)
+            os.close(folder)
 
-    def _make_folder(self, folder: Path) -> None:
-        """Create `folder`; the entry of every folder from the root down to it is synced, whoever made it."""
-        root = Path(self.root)
-        unsure = []
-        for each in (folder, *folder.parents):
-            if str(each) in self._durable or ((each == root or each in root.parents) and each.is_dir()):
-                break
-            unsure.append(each)
-        for each in reversed(unsure):
+    def _open_folder(self, folder: Path, *, create: bool) -> int:
+        """A descriptor of `folder`, reached from the root without following a link.
+
+        With `create` it exists afterwards, and the entry of every folder down to it is synced, whoever made it.
+
+        Raises:
+            StorageError: a symbolic link is on the way.
+        """
+        place = Path(self.root)
+        if create:
+            _make_root(place)
+        here = os.open(place, _FOLDER)
+        for name in folder.relative_to(place).parts:
+            place /= name
+            try:
+                inside = self._enter(here, place, create=create)
+            finally:
+                os.close(here)
+            here = inside
+        return here
+
+    def _enter(self, above: int, place: Path, *, create: bool) -> int:
+        if create and str(place) not in self._durable:
             with contextlib.suppress(FileExistsError):
-                each.mkdir()
-            _sync_folder(each.parent)
-            self._durable.add(str(each))
+                os.mkdir(place.name, dir_fd=above)
+            os.fsync(above)
+        try:
+            inside = os.open(place.name, _FOLDER | os.O_NOFOLLOW, dir_fd=above)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR) and place.is_symlink():
+                raise StorageError(
+                    f"{place} is a symbolic link, and nothing below the output root is written or deleted through one. "
+                    "Put a folder in its place; the root itself may be a link."
+                ) from None
+            raise
+        if create:
+            self._durable.add(str(place))
+        return inside
 
     def _linked_before(self, full: Path, data: bytes, error: OSError) -> bool:
         """Whether the object that made ``os.link`` fail is our own (a network file system may repeat a request)."""
@@ -165,12 +218,21 @@ class LocalFiles:
             raise _failed("writing", full, error) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _make_root(root: Path) -> None:
+    """Create the root and what is missing above it, durably."""
+    missing = []
+    for each in (root, *root.parents):
+        if each.is_dir():
+            break
+        missing.append(each)
+    for each in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            each.mkdir()
+        above = os.open(each.parent, _FOLDER)
+        try:
+            os.fsync(above)
+        finally:
+            os.close(above)
 
 
 def _failed(doing: str, full: Path, error: OSError) -> StorageError:

@@ -13,6 +13,8 @@ DRIVERS = "drivers"
 REPORT_HTML = "reports/report.html"
 REPORT_METRICS = "reports/metrics.json"
 _RECORD = re.compile(r"^log/(\d{20})\.json$")
+PROBE = "probe"
+_PROBE = re.compile(r"^probe/(\d{10,12})-[0-9a-f]{32}$")
 _CHUNK = re.compile(r"c(\d{8})")
 _UNIT_RECEIPT = re.compile(r"^(?:.*/)?([cq]\d{8})\.receipt\.json$")
 
@@ -31,6 +33,17 @@ def parse_record(path: str) -> int | None:
 def driver_path(driver: str) -> str:
     """A driver's sign of life; it alone writes it."""
     return check_path(f"{DRIVERS}/{driver}.json")
+
+
+def probe_path(time_s: int, unique: str) -> str:
+    """What a start tries the store with. It is gone after seconds; its name says since when it should be."""
+    return check_path(f"{PROBE}/{time_s:010d}-{unique}")
+
+
+def parse_probe(path: str) -> int | None:
+    """When the object was made, in seconds since 1970; None if `path` is none of ``probe_path``."""
+    match = _PROBE.match(path)
+    return int(match[1]) if match else None
 
 
 def snapshot_path(fingerprint: str) -> str:

@@ -10,7 +10,6 @@ import os
 import random
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import s3fs
 from botocore.exceptions import (  # type: ignore[import-untyped]  # botocore has no annotations
@@ -19,7 +18,9 @@ from botocore.exceptions import (  # type: ignore[import-untyped]  # botocore ha
     PartialCredentialsError,
 )
 
+from fastfill_ray.config import endpoint_fault
 from fastfill_ray.errors import CommitStateUnknown, ConfigError, FileMissing, StorageError, StoreUnsupported
+from fastfill_ray.sanitize import one_line
 from fastfill_ray.types import check_path
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def s3_filesystem(endpoint: str | None, *, retries: bool = True) -> s3fs.S3FileS
             connection closed without an answer, so a conditional PUT can find its own first try.)
 
     Raises:
-        ConfigError: the endpoint carries a user name or a password.
+        ConfigError: the endpoint carries a user name, a password or a query, or is no http(s) URL.
     """
     _refuse_credentials(endpoint)
     return _connect(endpoint, retries, os.getpid())
@@ -59,11 +60,8 @@ def _connect(endpoint: str | None, retries: bool, process: int) -> s3fs.S3FileSy
 
 
 def _refuse_credentials(endpoint: str | None) -> None:
-    if endpoint is not None and "@" in urlsplit(endpoint).netloc:
-        raise ConfigError(
-            "storage.s3_endpoint holds credentials, which would be written into logs and records. Put them into "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-        )
+    if endpoint is not None and (fault := endpoint_fault(endpoint)) is not None:
+        raise ConfigError(f"storage.s3_endpoint: {fault}")
 
 
 class S3Files:
@@ -82,6 +80,8 @@ class S3Files:
         self._base = bucket_and_prefix.strip("/")
         if not self._base:
             raise ConfigError("output root 's3://' names no bucket. Write s3://bucket/prefix.")
+        if "@" in self._base.partition("/")[0]:
+            raise ConfigError("the output root's URL holds credentials. Put them into the environment.")
         self.root = f"s3://{self._base}"
         self._settings = (s3_endpoint, deadline_s, clock, sleep)
 
@@ -155,7 +155,9 @@ class S3Files:
                     f"s3://{key}: not known after {deadline_s:.0f} s whether it was written (last: "
                     f"{type(error).__name__}: {error}). Nothing was deleted; run the same command again."
                 ) from error
-            logger.info("s3://%s: not known whether it was written (%s), again in %.1f s", key, error, pause)
+            logger.info(
+                "s3://%s: not known whether it was written (%s), again in %.1f s", key, one_line(str(error)), pause
+            )
             sleep(pause)
             attempt += 1
 

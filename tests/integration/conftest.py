@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,9 +52,9 @@ def _training(request: pytest.FixtureRequest) -> Iterator[None]:
 Run = Callable[..., ff.BackfillResult]
 
 
-def in_process(config: dict[str, Any], *, until: str | None = None, stream: TextIO | None = None) -> ff.BackfillResult:
-    """``run_backfill`` without Ray."""
-    return _run(load_config(config), InProcessEngine(), until=until, stream=stream)
+def in_process(config: dict[str, Any], **options: Any) -> ff.BackfillResult:
+    """``run_backfill`` without Ray; options: of it."""
+    return _run(load_config(config), InProcessEngine(), **options)
 
 
 @pytest.fixture(scope="session", params=["in_process", "ray"])

@@ -17,6 +17,7 @@ from fastfill_ray.report import html as html_module
 from fastfill_ray.report.html import report_html
 from fastfill_ray.report.metrics_json import report_json
 from fastfill_ray.report.text import version_table
+from fastfill_ray.sanitize import printable
 from tests.report.logs import INIT, finished, flipped, grouped, metric, plan, predicted, version
 from tests.report.pages import Page
 
@@ -165,7 +166,7 @@ def test_text_from_the_log_stays_text(inner: str) -> None:
     page = Page(report_html(State(init=INIT, plans=(named,), versions=versions)))
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
     assert "</td><script>alert(1)</script>" in page.words
-    assert [[row[0], row[3]] for row in page.rows if row[-1] == "chosen"] == [[evil] * 2]
+    assert [[row[0], row[3]] for row in page.rows if row[-1] == "chosen"] == [[printable(evil)] * 2]
 
 
 EVIL = "</td></style></title><script>alert(1)</script><img src=x onerror=y>'\"&{{ 7 * 7 }}"

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastfill_ray.errors import ConfigError, FileMissing, StoreUnsupported
-from fastfill_ray.storage.files import Files, open_files, probe
-from tests.faults import MemoryFiles
+from fastfill_ray.errors import ConfigError, FileMissing, StorageError, StoreUnsupported
+from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.storage.files import Files, open_files, probe, remove_leftovers
+from fastfill_ray.storage.paths import probe_path
+from tests.faults import Fault, FaultyFiles, Injected, MemoryFiles
 
 
 def test_an_object_put_is_the_object_got(files: Files) -> None:
@@ -125,6 +127,29 @@ def test_a_store_that_ignores_the_condition_is_refused_by_the_probe() -> None:
         probe(Overwriting())
 
 
+@pytest.mark.parametrize("fault", ["before", "lost_answer", "torn"])
+def test_a_probe_that_fails_leaves_nothing_and_its_error_is_the_one_told(files: Files, fault: Fault) -> None:
+    with pytest.raises(Injected):
+        probe(FaultyFiles(files, faults=[fault]))
+    assert files.list("") == []
+
+    class Dead(FaultyFiles):
+        def delete(self, path: str) -> None:
+            raise StorageError("deleting: no connection")
+
+    with pytest.raises(Injected):
+        probe(Dead(files, faults=[fault]))
+
+
+def test_probes_of_killed_starts_are_removed_after_a_day_and_nothing_else(files: Files) -> None:
+    old, young = probe_path(1_700_000_000, "0" * 32), probe_path(1_700_090_000, "1" * 32)
+    for path in (old, young, "probe/notes", "log/0.json"):
+        files.put_data(path, b"x")
+    assert remove_leftovers(files, now_s=1_700_000_000 + 86_400) == 0
+    assert remove_leftovers(files, now_s=1_700_000_000 + 86_401) == 1
+    assert files.list("") == sorted([young, "probe/notes", "log/0.json"])
+
+
 def test_a_pickled_store_is_the_same_store_without_its_secrets(tmp_path: Path, bucket: str, moto_endpoint: str) -> None:
     for files in (open_files(str(tmp_path)), open_files(f"s3://{bucket}/run", s3_endpoint=moto_endpoint)):
         files.put_data("a", b"x")  # whatever is connected lazily is connected now
@@ -154,7 +179,31 @@ def test_an_s3_root_without_a_bucket_is_refused() -> None:
         open_files("s3://")
 
 
-def test_credentials_in_the_endpoint_are_refused_without_repeating_them() -> None:
-    with pytest.raises(ConfigError, match="AWS_ACCESS_KEY_ID") as caught:
-        open_files("s3://bucket/run", s3_endpoint="http://user:canary@127.0.0.1:9")
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://user:canary@127.0.0.1:9",
+        "https://h/?token=canary",
+        "https://h/#canary",
+        "http://h/a@canary",
+        "//canary@h",
+    ],
+)
+def test_credentials_in_the_endpoint_are_refused_without_repeating_them(endpoint: str) -> None:
+    for act in (lambda: open_files("s3://bucket/run", s3_endpoint=endpoint), lambda: InputStore(endpoint)):
+        with pytest.raises(ConfigError, match="AWS_ACCESS_KEY_ID") as caught:
+            act()
+        assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("endpoint", ["canary:9000", "ftp://canary", "http://", "http://[canary", ""])
+def test_an_endpoint_that_is_no_url_is_refused_without_repeating_it(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match="http:// or https:// URL is expected") as caught:
+        open_files("s3://bucket/run", s3_endpoint=endpoint)
+    assert "canary" not in str(caught.value)
+
+
+def test_credentials_in_the_root_are_refused_without_repeating_them() -> None:
+    with pytest.raises(ConfigError, match="credentials") as caught:
+        open_files("s3://user:canary@bucket/run")
     assert "canary" not in str(caught.value)

@@ -62,7 +62,8 @@ def test_a_living_driver_is_named_and_a_killed_one_is_not_in_the_way(files: File
             assert {beat.pid for beat in find_drivers(files)} == {other.pid, os.getpid()}
     finally:
         other.kill()
-    with Heartbeat(files, sleep=never):  # dead, but not waited for: its parent has not asked for its exit code yet
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+    with Heartbeat(files, sleep=never):  # dead, though its parent has not asked for its exit code yet
         assert [beat.pid for beat in find_drivers(files)] == [os.getpid()], "what the dead one left is removed"
     other.wait()
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -97,8 +98,8 @@ def test_a_link_that_landed_although_it_reported_exists_is_our_own(
 ) -> None:
     files, link = LocalFiles(str(tmp_path)), os.link
 
-    def repeated(source: Path, target: Path) -> None:
-        link(source, target)
+    def repeated(source: str, target: str, **folders: int) -> None:
+        link(source, target, **folders)
         raise FileExistsError(errno.EEXIST, "File exists")
 
     monkeypatch.setattr(os, "link", repeated)
@@ -112,7 +113,7 @@ def test_a_link_that_landed_although_it_reported_exists_is_our_own(
 def test_a_failed_link_is_unsupported_unknown_or_refused_by_its_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, expected: type[Exception]
 ) -> None:
-    def fail(source: Path, target: Path) -> None:
+    def fail(source: str, target: str, **folders: int) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", fail)
@@ -147,6 +148,81 @@ def test_every_new_folder_and_name_is_synced_before_the_write_returns(
     assert synced[5:] == [str(root / "a" / "b")]
 
 
+@pytest.mark.parametrize("link", ["log", "log/deep"])
+def test_nothing_is_written_or_deleted_through_a_linked_folder(tmp_path: Path, link: str) -> None:
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "root"
+    elsewhere.mkdir()
+    (elsewhere / "0").write_bytes(b"theirs")
+    (root / link).parent.mkdir(parents=True)
+    (root / link).symlink_to(elsewhere)
+    files = LocalFiles(str(root))
+    for act in (
+        lambda: files.put_new(f"{link}/1", b"x"),
+        lambda: files.put_data(f"{link}/0", b"x"),
+        lambda: files.put_data(f"{link}/inner/0", b"x"),
+        lambda: files.delete(f"{link}/0"),
+    ):
+        with pytest.raises(StorageError, match=rf"{link} is a symbolic link.*root itself may be a link"):
+            act()
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == {"0": b"theirs"}
+    assert files.get(f"{link}/0") == b"theirs"  # reading is harmless
+
+
+def test_a_linked_file_is_replaced_or_kept_and_its_target_stays(tmp_path: Path) -> None:
+    target, root = tmp_path / "theirs", tmp_path / "root"
+    target.write_bytes(b"theirs")
+    files = LocalFiles(str(root))
+    files.put_data("a/other", b"x")
+    for name in ("data", "new", "gone"):
+        (root / "a" / name).symlink_to(target)
+    files.put_data("a/data", b"ours")
+    assert not files.put_new("a/new", b"ours")
+    files.delete("a/gone")
+    assert target.read_bytes() == b"theirs"
+    assert files.get("a/data") == b"ours"
+    assert not (root / "a" / "data").is_symlink()
+    assert files.size("a/gone") is None
+
+
+def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "root").symlink_to(tmp_path / "disk")
+    files = LocalFiles(str(tmp_path / "root"))
+    assert files.put_new("log/0", b"x")
+    assert files.list("") == ["log/0"]
+    assert (tmp_path / "disk" / "log" / "0").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_modes_are_what_the_users_umask_leaves(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        files = LocalFiles(str(tmp_path / "new" / "root"))
+        files.put_new("log/0", b"x")
+        files.put_data("a/b", b"x")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "new").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask, path
+
+
+def test_a_write_leaves_no_open_file(tmp_path: Path) -> None:
+    files = LocalFiles(str(tmp_path))
+    (tmp_path / "link").symlink_to(tmp_path)
+    files.put_new("a/b/0", b"x")
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(20):
+        files.put_new(f"a/b/c{number}/d", b"x")
+        files.put_new("a/b/0", b"y")
+        files.put_data("a/b/1", b"x")
+        files.delete("a/b/1")
+        with pytest.raises(StorageError):
+            files.put_data("link/0", b"x")
+        with pytest.raises(StorageError):
+            files.put_data("a/b/0/below-a-file", b"x")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_writer_killed_in_the_middle_leaves_no_object(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
@@ -159,3 +235,6 @@ def test_a_writer_killed_in_the_middle_leaves_no_object(tmp_path: Path) -> None:
     files = LocalFiles(str(tmp_path))
     assert files.list("") == []
     assert files.put_new("log/0", b"next writer")
+    assert files.remove_temporary(time.time() - 3600) == 0, "it may be of a driver that lives"
+    assert files.remove_temporary(time.time() + 1) == 1
+    assert os.listdir(tmp_path / "log") == ["0"]
