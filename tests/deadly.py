@@ -41,6 +41,7 @@ def _eat_memory() -> None:
     blocks = []
     while True:
         blocks.append(np.ones(32 << 20))
+        time.sleep(0.2)  # what watches the memory needs a moment
 
 
 _DEEDS: dict[str, Callable[[], object]] = {

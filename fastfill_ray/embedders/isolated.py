@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
+from fastfill_ray.embedders.memory import Memory
 from fastfill_ray.embedders.protocol import CallFailed, Embedder, Role, load_embedder, raised
 from fastfill_ray.embedders.watchdog import build_limit_s
 from fastfill_ray.errors import EmbedderError
@@ -34,7 +35,11 @@ _MAX_DEATHS_IN_A_ROW = 16
 _MAX_DEATHS = 100
 # Of a model that this unit has seen built.
 _REBUILDS = 3
-_LOOK_S = 0.2
+_LOOK_S = 0.1
+# Above this share of a node's memory Ray ends processes until it is met; it does not know how much this one holds, and
+# would end every other one first. So this one ends before, if it is its call that has taken the memory.
+_MAX_USED = 0.95 * float(os.environ.get("RAY_memory_usage_threshold", "0.95"))  # noqa: SIM112
+_TAKEN = 0.05
 _PR_SET_PDEATHSIG = 1
 
 # refused: an EmbedderError, the end of the run; failed: a fault of the rows.
@@ -159,6 +164,7 @@ class _Child:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
             )
         self._connection = Connection(ours.detach())
+        self._memory = Memory()
 
     def ask(self, data: bytes, limit_s: float) -> tuple[Kind, Any]:
         """What came of the message, and the vectors or the text.
@@ -167,12 +173,16 @@ class _Child:
             _Ended: it died or did not answer in time; it is gone.
         """
         deadline = time.monotonic() + limit_s
+        held = self._memory.resident_bytes(self._process.pid)
         try:
             self._connection.send_bytes(data)
             # The connection alone does not tell: a process that the embedder has started may hold its other end.
             while not self._connection.poll(_LOOK_S):
                 if self._process.poll() is not None and not self._connection.poll(0):
                     raise EOFError
+                if self._took_memory(held):
+                    self.kill()
+                    raise _Ended(f"killed the process: out of memory ({_MAX_USED:.0%} of the node's were used)")
                 if time.monotonic() > deadline:
                     self.kill()
                     raise _Ended(f"no answer within {limit_s:g} s")
@@ -183,6 +193,10 @@ class _Child:
                 self._process.wait(timeout=5)
             self.kill()
             raise _Ended(f"killed the process: {_how(self._process.returncode)}") from None
+
+    def _took_memory(self, held: int) -> bool:
+        taken = self._memory.resident_bytes(self._process.pid) - held
+        return taken > _TAKEN * self._memory.total_bytes and self._memory.used_share() > _MAX_USED
 
     def kill(self) -> None:
         """End it, and what it has started."""

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any, Literal
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fastfill_ray.errors import EmbedderError
@@ -52,7 +53,17 @@ class Withdrawn(EmbedderError):
 
 def admit(handle: Any, unit: int) -> int:
     """In a worker: which attempt at `unit` may begin, from 1; 0 if none may."""
-    return int(ray.get(handle.begin.remote(unit)))
+    return int(_ask(handle.begin.remote(unit)))
+
+
+def _ask(answer: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(answer)
+    except RayActorError as error:
+        raise EmbedderError(
+            "the process that knows what the pool has begun was ended: the driver's node is out of memory, or lost "
+            f"({type(error).__name__}). Give it more memory, or keep actors away from it; then run again."
+        ) from error
 
 
 def way_of(attempt: int) -> Literal["plain", "isolated", "hopeless"]:
@@ -70,7 +81,7 @@ class Journal:
 
     def begin(self, call: str) -> int:
         """See ``CallJournal``. Raises Withdrawn when the intake is closed."""
-        before: int | None = ray.get(self._handle.begin_call.remote(call))
+        before: int | None = _ask(self._handle.begin_call.remote(call))
         if before is None:
             raise Withdrawn("the run has stopped")
         return before

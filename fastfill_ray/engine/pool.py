@@ -129,16 +129,17 @@ class _Actor:
     def __call__(self, batch: pa.Table) -> pa.Table:
         number = batch.column("number")[0].as_py()
         receipt, error = None, batch.column("error")[0].as_py()
-        began = admit(self._intake, number) if error is None else 0
-        if began:
-            unit = self._unit_type.model_validate_json(batch.column("unit")[0].as_py())
-            table = pa.ipc.open_stream(batch.column("payload")[0].as_buffer()).read_all()
-            try:
+        began = 0
+        try:
+            began = admit(self._intake, number) if error is None else 0
+            if began:
+                unit = self._unit_type.model_validate_json(batch.column("unit")[0].as_py())
+                table = pa.ipc.open_stream(batch.column("payload")[0].as_buffer()).read_all()
                 receipt = self._work(unit, table, began).model_dump_json()
-            except Withdrawn:
-                logger.info("the run has stopped: an attempt at a suspect unit was given up")
-            except FastfillError as fault:
-                error = pack_error(fault)
+        except Withdrawn:
+            logger.info("the run has stopped: an attempt at a suspect unit was given up")
+        except FastfillError as fault:
+            error = pack_error(fault)
         columns = {"receipt": pa.array([receipt], pa.string()), "error": pa.array([error], pa.string())}
         return pa.table({"number": [number], "attempt": [began], **columns})
 
