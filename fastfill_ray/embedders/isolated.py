@@ -86,7 +86,7 @@ class IsolatedEmbedder:
     def __call__(self, batch: dict[str, Sequence[Any]], role: Role) -> Any:
         """See ``Embedder``. Raises CallFailed where the process died, hung, or the embedder raised."""
         data = bytes(ForkingPickler.dumps((batch, role)))
-        call = hashlib.sha256(data).hexdigest()
+        call = hashlib.sha256(self._name.encode() + data).hexdigest()
         # More rows than one are halved at once; a single row gets another chance, the fault may be the machine's.
         if self._journal.begin(call) > (len(next(iter(batch.values()))) == 1):
             raise CallFailed("killed the process, and the one that watched it (out of memory?)")
@@ -98,7 +98,7 @@ class IsolatedEmbedder:
     def _ask(self, data: bytes) -> Any:
         child = self._child = self._child or self._built()
         try:
-            kind, answer = child.ask(data, self._call_timeout_s)
+            kind, answer = child.ask(data, self._call_timeout_s, "resources.call_timeout_s")
         except _Ended as ended:
             self._child = None
             self._count(ended)
@@ -111,25 +111,25 @@ class IsolatedEmbedder:
         return answer
 
     def _built(self) -> _Child:
-        limit_s = build_limit_s(self._call_timeout_s)
-        for left in reversed(range(_REBUILDS if self._was_built else 1)):
+        limit_s, key = build_limit_s(self._call_timeout_s), "a multiple of resources.call_timeout_s"
+        tries = _REBUILDS if self._was_built else 1
+        while True:
             child = _Child()
             try:
-                kind, answer = child.ask(bytes(ForkingPickler.dumps((self._spec, self._kwargs))), limit_s)
+                kind, answer = child.ask(bytes(ForkingPickler.dumps((self._spec, self._kwargs))), limit_s, key)
+                break
             except _Ended as ended:
-                if left:
-                    continue
-                raise EmbedderError(
-                    f"embedder {self._spec!r} cannot be built: {ended}. Its constructor was tried again and again; "
-                    "what it wrote is in the workers' logs. Mend it, give it more memory, or raise "
-                    "resources.call_timeout_s if it takes longer to load."
-                ) from None
-            if kind == "refused":
-                child.kill()
-                raise EmbedderError(answer)
-            self._was_built = True
-            return child
-        raise AssertionError("the last try returns or raises")
+                tries -= 1
+                if tries == 0:
+                    raise EmbedderError(
+                        f"embedder {self._spec!r} cannot be built: {ended}. It was tried at least three times; what it "
+                        "wrote is in the workers' logs. Mend it, or give it more memory or time."
+                    ) from None
+        if kind == "refused":
+            child.kill()
+            raise EmbedderError(answer)
+        self._was_built = True
+        return child
 
     def _count(self, ended: _Ended) -> None:
         self._deaths += 1
@@ -166,8 +166,8 @@ class _Child:
         self._connection = Connection(ours.detach())
         self._memory = Memory()
 
-    def ask(self, data: bytes, limit_s: float) -> tuple[Kind, Any]:
-        """What came of the message, and the vectors or the text.
+    def ask(self, data: bytes, limit_s: float, key: str) -> tuple[Kind, Any]:
+        """What came of the message, and the vectors or the text. key: what sets the limit.
 
         Raises:
             _Ended: it died or did not answer in time; it is gone.
@@ -185,7 +185,7 @@ class _Child:
                     raise _Ended(f"killed the process: out of memory ({_MAX_USED:.0%} of the node's were used)")
                 if time.monotonic() > deadline:
                     self.kill()
-                    raise _Ended(f"no answer within {limit_s:g} s")
+                    raise _Ended(f"no answer within {limit_s:g} s ({key})")
             kind, answer = self._connection.recv()
             return kind, answer
         except (EOFError, OSError):

@@ -60,13 +60,14 @@ def test_rows_that_kill_hang_or_raise_are_quarantined_and_no_others(
 ) -> None:
     guilty = {
         1: ("segfault", "killed the process: signal 11 SIGSEGV"),
-        6: ("backtrack", "no answer within 3 s"),
+        6: ("backtrack", "no answer within 3 s (resources.call_timeout_s)"),
         8: ("SystemExit", "embedder raised SystemExit: 0"),
         11: ("KeyboardInterrupt", "embedder raised KeyboardInterrupt:"),
     }
     rows = [guilty[row][0] if row in guilty else str(row) for row in range(16)]
     rows[9] = "once"
     job, units = make_work(tmp_path, rows, 4)
+    units[0] = units[0].model_copy(update={"folder": "queries/f", "role": "query"})
     with pool_of(job, units, call_timeout_s=3) as pool:
         receipts = {unit.unit: receipt for unit, receipt in pool}
     assert set(receipts) == {unit.unit for unit in units}
