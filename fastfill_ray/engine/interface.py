@@ -124,7 +124,7 @@ class Engine(Protocol):
         """Units through a pool of actors, begun in their order as far as their payloads come in it.
 
         Args:
-            may_stop: whether ``Pool.stop`` will be called; asking before each unit costs a round trip.
+            may_stop: whether ``Pool.stop`` will be called.
         """
         ...
 
