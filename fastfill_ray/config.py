@@ -201,6 +201,7 @@ class ResourcesConfig(Part):
     embed_actors: tuple[int, int] = Field((1, 8), description="[min, max] actors of the pool")
     cpus_per_actor: float = Field(1, ge=0)
     gpus_per_actor: float = Field(0, ge=0)
+    call_timeout_s: float = Field(300, gt=0, description="most seconds of one embedder call; six times that to build")
     chunk_rows: int = Field(2048, gt=0)
     chunk_bytes: int = Field(32 << 20, gt=0)
 

@@ -6,6 +6,7 @@ Legend: n rows of one batch, dim components per vector.
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
@@ -17,6 +18,7 @@ from fastfill_ray.types import F32
 
 Role = Literal["item", "query"]
 MAX_REASON_CHARS = 200
+_RAISED = "embedder raised "
 
 
 class Embedder(Protocol):
@@ -31,14 +33,24 @@ class Embedder(Protocol):
 
         Returns:
             (n, dim) float32, rows in the order of the batch. Other real number types and CPU tensors are converted.
+
+        Raises:
+            EmbedderError: it cannot go on at all; the run ends. Everything else that it raises is a fault of the rows.
         """
 
 
-def load_embedder(spec: str, kwargs: Mapping[str, Any]) -> Embedder:
+class CallFailed(Exception):
+    """A call brought no vectors, and the text is the whole reason."""
+
+
+def load_embedder(spec: str, kwargs: Mapping[str, Any], *, retry_delays_s: Sequence[float] = ()) -> Embedder:
     """Build the embedder that `spec`, "module:Class", names.
 
     Importing runs that module's code: take `spec` from the user's own config only, never from a log or an artefact.
     The values of `kwargs` are redacted from here on in what this process says of exceptions.
+
+    Args:
+        retry_delays_s: waits between calls of a constructor that raises; there is one call more than waits.
 
     Raises:
         EmbedderError: not of that form, not importable, no such class, its constructor raised, or not callable.
@@ -49,7 +61,7 @@ def load_embedder(spec: str, kwargs: Mapping[str, Any]) -> Embedder:
         raise EmbedderError(f'embedder {spec!r}: expected "module:Class", such as "my_pkg.models:Embedder".')
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except BaseException as error:
         raise EmbedderError(
             f"embedder {spec!r}: importing module {module_name!r} raised {describe(error)}. "
             "Install it, or make it importable where the job runs."
@@ -59,13 +71,17 @@ def load_embedder(spec: str, kwargs: Mapping[str, Any]) -> Embedder:
         raise EmbedderError(f"embedder {spec!r}: module {module_name!r} has no attribute {class_name!r}.")
     if not callable(factory):
         raise EmbedderError(f"embedder {spec!r}: expected a class, found {type(factory).__name__}.")
-    try:
-        embedder = factory(**kwargs)
-    except Exception as error:
-        # Values of kwargs stay out of the message, and the exception, which may hold them, out of the traceback.
-        raise EmbedderError(
-            f"embedder {spec!r}: its constructor, called with kwargs {sorted(kwargs)}, raised {describe(error)}"
-        ) from None
+    for delay_s in (*retry_delays_s, None):
+        try:
+            embedder = factory(**kwargs)
+            break
+        except BaseException as error:
+            if delay_s is None:
+                # The exception may hold values of kwargs, so it stays out of the traceback, too.
+                raise EmbedderError(
+                    f"embedder {spec!r}: its constructor, called with kwargs {sorted(kwargs)}, raised {describe(error)}"
+                ) from None
+        time.sleep(delay_s)
     if not callable(embedder):
         raise EmbedderError(f"embedder {spec!r}: its instances cannot be called; define __call__(self, batch, role).")
     return cast(Embedder, embedder)
@@ -93,6 +109,7 @@ def embed_rows(
             float32 norm that overflows: such a vector has no score), "zero_norm".
 
     Raises:
+        EmbedderError: the embedder raised it.
         ValueError: the columns differ in length, or there is none.
     """
     lengths = {name: len(column) for name, column in batch.items()}
@@ -131,14 +148,28 @@ def _attempt(embedder: Embedder, batch: dict[str, Sequence[Any]], role: Role, nu
     """The vectors of one call, (num_rows, dim) float32 with values unchecked, or why there are none."""
     try:
         found = np.asarray(embedder(batch, role))
-    except Exception as error:
-        return one_line(f"embedder raised {describe(error)}", MAX_REASON_CHARS)
+    except EmbedderError:
+        raise
+    except CallFailed as failed:
+        return one_line(str(failed), MAX_REASON_CHARS)
+    except BaseException as error:  # an exit, an interrupt, a panic of native code: none of them ends the run
+        return raised(error)
     if found.shape != (num_rows, dim):
         return f"wrong_shape: found {found.shape}, expected {(num_rows, dim)}"
     if found.dtype.kind not in "fiu":
         return f"wrong_dtype: found {found.dtype}, expected float32"
     with np.errstate(over="ignore"):  # becomes inf, which is reported as such
         return found.astype(np.float32, copy=False)
+
+
+def raised(error: BaseException) -> str:
+    """The reason why rows have no vectors whose call raised `error`."""
+    return one_line(f"{_RAISED}{describe(error)}", MAX_REASON_CHARS)
+
+
+def may_pass(reason: str) -> bool:
+    """Whether the same rows may be embedded a little later: what was raised may have been the moment's fault."""
+    return reason.startswith(_RAISED)
 
 
 def describe(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
 from fastfill_ray.config import ResourcesConfig
-from fastfill_ray.engine.interface import Checkpoints, Pool, PoolWork, TrainSetup
+from fastfill_ray.engine.interface import Attempt, Checkpoints, Pool, PoolWork, TrainSetup
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
 
@@ -66,7 +66,7 @@ class _InProcessPool(Generic[U]):
             if self._stopped:
                 return
             worker = worker or work.worker()
-            yield unit, worker(unit, work.read(unit))
+            yield unit, worker(unit, work.read(unit), Attempt())
 
     def __iter__(self) -> Iterator[tuple[U, Receipt]]:
         return self

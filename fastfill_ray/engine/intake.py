@@ -1,11 +1,23 @@
-"""Whether the pool may begin another unit: lets a run stop without losing what is being embedded."""
+"""Whether and how the pool may begin a unit: lets a run stop without losing what is being embedded, and knows which
+units and calls were begun by processes that are no more.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from typing import Any, Literal
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fastfill_ray.errors import EmbedderError
+
+# An innocent unit dies with a node that is taken away, or beside a guilty one; it should not pay for two models then.
+_PLAIN_ATTEMPTS = 2
+# In a process of its own a unit can still end the actor, by all the memory of a node: 1 + log2 of a batch's rows times
+# and a few. This many mean that it comes to no end.
+_MAX_ATTEMPTS = 50
 
 
 class Intake:
@@ -35,21 +47,68 @@ class Intake:
         return self._waiting is not None and not self._waiting
 
 
-def admit(handle: Any, unit: int) -> bool:
-    """In a worker: whether `unit` may begin."""
-    return bool(ray.get(handle.begin.remote(unit)))
+class Withdrawn(EmbedderError):
+    """The run has stopped while the unit was embedded call by call: it comes back undone."""
+
+
+def admit(handle: Any, unit: int) -> int:
+    """In a worker: which attempt at `unit` may begin, from 1; 0 if none may."""
+    return int(_ask(handle.begin.remote(unit)))
+
+
+def _ask(answer: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(answer)
+    except RayActorError as error:
+        raise EmbedderError(
+            "the process that knows what the pool has begun was ended: the driver's node is out of memory, or lost "
+            f"({type(error).__name__}). Give it more memory, or keep actors away from it; then run again."
+        ) from error
+
+
+def way_of(attempt: int) -> Literal["plain", "isolated", "hopeless"]:
+    """How the `attempt`-th attempt at a unit, from 1, is made; the ones before ended their processes."""
+    if attempt <= _PLAIN_ATTEMPTS:
+        return "plain"
+    return "isolated" if attempt <= _MAX_ATTEMPTS else "hopeless"
+
+
+class Journal:
+    """In a worker: the ``CallJournal`` that outlives it."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def begin(self, call: str) -> int:
+        """See ``CallJournal``. Raises Withdrawn when the intake is closed."""
+        before: int | None = _ask(self._handle.begin_call.remote(call))
+        if before is None:
+            raise Withdrawn("the run has stopped")
+        return before
+
+    def end(self, call: str) -> None:
+        self._handle.end_call.remote(call)
 
 
 class _Intake:
     def __init__(self) -> None:
         self._open = True
-        self._begun: set[int] = set()
+        self._attempts: Counter[int] = Counter()
+        self._calls: Counter[str] = Counter()
 
-    def begin(self, unit: int) -> bool:
-        if self._open:
-            self._begun.add(unit)
-        return self._open
+    def begin(self, unit: int) -> int:
+        if not self._open:
+            return 0
+        self._attempts[unit] += 1
+        return self._attempts[unit]
+
+    def begin_call(self, call: str) -> int | None:
+        self._calls[call] += 1
+        return self._calls[call] - 1 if self._open else None
+
+    def end_call(self, call: str) -> None:
+        del self._calls[call]
 
     def close(self) -> set[int]:
         self._open = False
-        return self._begun
+        return set(self._attempts)

@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import pyarrow as pa
 
 from fastfill_ray.config import ResourcesConfig
+from fastfill_ray.embedders.isolated import CallJournal
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
@@ -26,15 +27,27 @@ U_co = TypeVar("U_co", bound=Model, covariant=True)
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One attempt at a unit.
+
+    call_timeout_s: end the process if one call of a model takes longer; None where the process must not end.
+    journal: given where the unit has ended processes before; then models must run in a process of their own.
+    """
+
+    call_timeout_s: float | None = None
+    journal: CallJournal | None = None
+
+
+@dataclass(frozen=True)
 class PoolWork(Generic[U]):
     """What a pool does with a unit.
 
-    read: its payload, done ahead of the actors. worker: builds what an actor calls with (unit, payload); it is called
-    once per actor, so that a model loads once.
+    read: its payload, done ahead of the actors. worker: builds what an actor calls with (unit, payload, attempt); it is
+    called once per actor, so that a model loads once.
     """
 
     read: Callable[[U], pa.Table]
-    worker: Callable[[], Callable[[U, pa.Table], Receipt]]
+    worker: Callable[[], Callable[[U, pa.Table, Attempt], Receipt]]
 
 
 class Pool(Protocol[U_co]):
@@ -111,7 +124,7 @@ class Engine(Protocol):
         """Units through a pool of actors, begun in their order as far as their payloads come in it.
 
         Args:
-            may_stop: whether ``Pool.stop`` will be called; asking before each unit costs a round trip.
+            may_stop: whether ``Pool.stop`` will be called.
         """
         ...
 

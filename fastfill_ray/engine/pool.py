@@ -6,6 +6,7 @@ computes is written by the worker and never comes back to the driver.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -13,12 +14,14 @@ import pyarrow as pa
 import ray.data
 
 from fastfill_ray.config import ResourcesConfig
-from fastfill_ray.engine.intake import Intake, admit
-from fastfill_ray.engine.interface import PoolWork
-from fastfill_ray.engine.units import attempt, original_errors, pack_error, raise_packed
-from fastfill_ray.errors import FastfillError
+from fastfill_ray.engine.intake import Intake, Journal, Withdrawn, admit, way_of
+from fastfill_ray.engine.interface import Attempt, PoolWork
+from fastfill_ray.engine.units import original_errors, pack_error, raise_packed
+from fastfill_ray.errors import EmbedderError, FastfillError
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
+
+logger = logging.getLogger(__name__)
 
 U = TypeVar("U", bound=Model)
 
@@ -34,7 +37,7 @@ class RayPool(Generic[U]):
     """See ``engine.interface.Pool``."""
 
     def __init__(self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig, *, may_stop: bool) -> None:
-        self._intake = Intake() if may_stop and units else None
+        self._intake = Intake() if units else None
         self._stream = _run(work, units, resources, self._intake)
 
     def __iter__(self) -> Iterator[tuple[U, Receipt]]:
@@ -54,7 +57,7 @@ class RayPool(Generic[U]):
 def _run(
     work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig, intake: Intake | None
 ) -> Generator[tuple[U, Receipt]]:
-    if not units or (intake is not None and intake.drained):
+    if intake is None or intake.drained:
         return
     low, high = resources.embed_actors
     pool = ray.data.ActorPoolStrategy(
@@ -73,7 +76,7 @@ def _run(
         )
         .map_batches(
             _Actor,
-            fn_constructor_args=(work.worker, unit_type, intake.handle if intake is not None else None),
+            fn_constructor_args=(work.worker, unit_type, intake.handle, resources.call_timeout_s),
             batch_size=1,
             batch_format="pyarrow",
             compute=pool,
@@ -84,11 +87,17 @@ def _run(
     with original_errors():
         for row in dataset.iter_rows():
             raise_packed(row["error"])
-            if intake is not None:
-                intake.seen(row["number"])
+            intake.seen(row["number"])
             if row["receipt"] is not None:
-                yield units[row["number"]], Receipt.model_validate_json(row["receipt"])
-            if intake is not None and intake.drained:
+                receipt = Receipt.model_validate_json(row["receipt"])
+                if row["attempt"] > 1:
+                    logger.warning(
+                        "unit %s ended %d processes (crash, no answer, no memory, or a lost node)",
+                        receipt.unit,
+                        row["attempt"] - 1,
+                    )
+                yield units[row["number"]], receipt
+            if intake.drained:
                 return
 
 
@@ -113,19 +122,37 @@ class _Read:
 class _Actor:
     """An actor of the pool."""
 
-    def __init__(self, worker: Callable[[], Any], unit_type: type[Model], intake: Any) -> None:
-        self._worker, self._unit_type, self._intake = worker(), unit_type, intake
+    def __init__(self, worker: Callable[[], Any], unit_type: type[Model], intake: Any, call_timeout_s: float) -> None:
+        self._worker, self._unit_type = worker(), unit_type
+        self._intake, self._call_timeout_s = intake, call_timeout_s
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         number = batch.column("number")[0].as_py()
         receipt, error = None, batch.column("error")[0].as_py()
-        if error is None and (self._intake is None or admit(self._intake, number)):
-            unit = self._unit_type.model_validate_json(batch.column("unit")[0].as_py())
-            table = pa.ipc.open_stream(batch.column("payload")[0].as_buffer()).read_all()
-            receipt, error = attempt(lambda: self._worker(unit, table))
-        return pa.table(
-            {"number": [number], "receipt": pa.array([receipt], pa.string()), "error": pa.array([error], pa.string())}
-        )
+        began = 0
+        try:
+            began = admit(self._intake, number) if error is None else 0
+            if began:
+                unit = self._unit_type.model_validate_json(batch.column("unit")[0].as_py())
+                table = pa.ipc.open_stream(batch.column("payload")[0].as_buffer()).read_all()
+                receipt = self._work(unit, table, began).model_dump_json()
+        except Withdrawn:
+            logger.info("the run has stopped: an attempt at a suspect unit was given up")
+        except FastfillError as fault:
+            error = pack_error(fault)
+        columns = {"receipt": pa.array([receipt], pa.string()), "error": pa.array([error], pa.string())}
+        return pa.table({"number": [number], "attempt": [began], **columns})
+
+    def _work(self, unit: Any, table: pa.Table, began: int) -> Receipt:
+        way = way_of(began)
+        if way == "hopeless":
+            raise EmbedderError(
+                f"unit {str(unit)[:200]}: it has ended {began - 1} processes, at last ones that only watched "
+                "over the model's. Give the nodes more memory, lower new_model.batch_size, or mend the embedder."
+            )
+        journal = Journal(self._intake) if way == "isolated" else None
+        receipt: Receipt = self._worker(unit, table, Attempt(self._call_timeout_s, journal))
+        return receipt
 
 
 def _ipc(table: pa.Table) -> bytes:

@@ -44,7 +44,8 @@ def _find_ours(error: BaseException | None, depth: int = 0) -> FastfillError | N
 
 def pack_error(error: FastfillError) -> str:
     """An error as a value, for Ray Data: of an exception in a UDF it hands on only the text, and logs pages of it."""
-    return json.dumps([type(error).__name__, str(error)])
+    name = next(kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
+    return json.dumps([name, str(error)])
 
 
 def raise_packed(packed: str | None) -> None:

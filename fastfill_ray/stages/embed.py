@@ -6,6 +6,8 @@ to the driver: the receipt does.
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.config import NewModelConfig, OldModelConfig, QueriesConfig
-from fastfill_ray.embedders.protocol import Embedder, Role, embed_rows, load_embedder
-from fastfill_ray.engine.interface import PoolWork
+from fastfill_ray.embedders.isolated import IsolatedEmbedder
+from fastfill_ray.embedders.protocol import Embedder, Role, embed_rows, load_embedder, may_pass
+from fastfill_ray.embedders.watchdog import Watched, build_limit_s, ends_process_after
+from fastfill_ray.engine.interface import Attempt, PoolWork
 from fastfill_ray.errors import EmbedderError, InputError
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.kinds import read_ids
@@ -31,7 +35,11 @@ from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import IdType, Model, fingerprint
+from fastfill_ray.types import F32, IdType, Model, fingerprint
+
+# Waits before rows whose call raised are embedded again: the network, a device or a service may be back by then.
+RETRY_DELAYS_S: tuple[float, ...] = (0.5, 2.0, 8.0)
+_BUILDS = 3
 
 
 class Unit(Model):
@@ -86,7 +94,10 @@ class Models:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of the pool needs to know. thresholds: at which waves end, once there is a plan."""
+    """What every worker of the pool needs to know.
+
+    thresholds: at which waves end, once there is a plan. retry_delays_s: waits before what raised is tried again.
+    """
 
     files: Files
     store: InputStore
@@ -96,6 +107,7 @@ class Job:
     query_payload_columns: tuple[str, ...]
     spaces: dict[str, Space]
     thresholds: tuple[int, ...] = ()
+    retry_delays_s: tuple[float, ...] = ()
 
     def columns(self, role: Role) -> tuple[str | None, tuple[str, ...]]:
         """The id column (queries go by their row in the file) and the payload columns."""
@@ -113,6 +125,7 @@ def make_job(source: Source, files: Files, queries: QueriesConfig | None, models
         payload_columns=gallery.payload_columns,
         query_payload_columns=queries.payload_columns if queries is not None else (),
         spaces=models.spaces(source.old_dim),
+        retry_delays_s=RETRY_DELAYS_S,
     )
 
 
@@ -125,7 +138,7 @@ def pool_work(job: Job) -> PoolWork[Unit]:
 
 
 class UnitEmbedder:
-    """Builds each model once, when a unit first asks for it.
+    """Builds each model once, when a unit first asks for it; anew, in a process of its own, for a suspect unit.
 
     Raises:
         EmbedderError: the model cannot be built.
@@ -135,11 +148,25 @@ class UnitEmbedder:
         self._job = job
         self._models: dict[str, Embedder] = {}
 
-    def __call__(self, unit: Unit, table: pa.Table) -> Receipt:
+    def __call__(self, unit: Unit, table: pa.Table, attempt: Attempt) -> Receipt:
+        space, limit_s = self._job.spaces[unit.model], attempt.call_timeout_s
+        if attempt.journal is not None and limit_s is not None:
+            self._give_up_models()
+            name = f"{unit.folder}/{unit.unit}"
+            with IsolatedEmbedder(name, space.embedder, space.kwargs, limit_s, attempt.journal) as isolated:
+                return embed_unit(self._job, unit, table, isolated)
         if unit.model not in self._models:
-            space = self._job.spaces[unit.model]
-            self._models[unit.model] = load_embedder(space.embedder, space.kwargs)
-        return embed_unit(self._job, unit, table, self._models[unit.model])
+            delays_s = self._job.retry_delays_s[: _BUILDS - 1]
+            with ends_process_after(None if limit_s is None else build_limit_s(limit_s)):
+                self._models[unit.model] = load_embedder(space.embedder, space.kwargs, retry_delays_s=delays_s)
+        return embed_unit(self._job, unit, table, Watched(self._models[unit.model], limit_s))
+
+    def _give_up_models(self) -> None:
+        """Twice the same model may be more than the device holds."""
+        self._models.clear()
+        gc.collect()
+        if "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()
 
 
 def read_unit(job: Job, unit: Unit) -> pa.Table:
@@ -172,16 +199,7 @@ def read_waves(files: Files, scores: FileRef, thresholds: Sequence[int]) -> np.n
 def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receipt:
     """Embed a unit's rows and write the vectors, then the receipt unless it has bad rows. Rows in = rows out + bad."""
     start = time.monotonic()
-    space = job.spaces[unit.model]
-    _, payload = job.columns(unit.role)
-    vectors = np.empty((table.num_rows, space.dim), np.float32)
-    unusable: dict[int, str] = {}
-    for first in range(0, table.num_rows, space.batch_size):
-        part = table.slice(first, space.batch_size)
-        batch = {name: part.column(name).to_pylist() for name in payload}
-        found, faults = embed_rows(model, batch, unit.role, space.dim, metric=space.metric)
-        vectors[first : first + part.num_rows] = found
-        unusable |= {first + row: reason for row, reason in faults.items()}
+    vectors, unusable = _embed_table(job, unit, table, model)
     ids, rows = table.column("__id").to_pylist(), table.column("__row").to_pylist()
     kept = np.array([i for i in range(table.num_rows) if i not in unusable], dtype=np.int64)
     outputs: tuple[FileRef, ...] = ()
@@ -200,6 +218,29 @@ def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receip
         raise EmbedderError(f"{unit.folder}/{unit.unit}: {unit.rows} rows in, {receipt.rows} out, {len(unusable)} bad")
     # Whether bad rows can be lived with depends on the whole wave: such a receipt is put by the driver, if at all.
     return receipt if receipt.quarantined else keep_receipt(job.files, unit, receipt)
+
+
+def _embed_table(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> tuple[F32, dict[int, str]]:
+    """See ``embed_rows``. Rows whose call raised are embedded again, all of the unit's after one wait."""
+    space = job.spaces[unit.model]
+    _, payload = job.columns(unit.role)
+    vectors = np.zeros((table.num_rows, space.dim), np.float32)
+    unusable: dict[int, str] = {}
+    rows = np.arange(table.num_rows)
+    for delay_s in (0.0, *job.retry_delays_s):
+        if len(rows) == 0:
+            break
+        time.sleep(delay_s)
+        for first in range(0, len(rows), space.batch_size):
+            part = rows[first : first + space.batch_size]
+            batch = {name: table.column(name).take(part).to_pylist() for name in payload}
+            found, faults = embed_rows(model, batch, unit.role, space.dim, metric=space.metric)
+            vectors[part] = found
+            for row in part.tolist():
+                unusable.pop(row, None)
+            unusable |= {int(part[row]): reason for row, reason in faults.items()}
+        rows = np.array([row for row, reason in sorted(unusable.items()) if may_pass(reason)], dtype=np.int64)
+    return vectors, unusable
 
 
 def keep_receipt(files: Files, unit: Unit, receipt: Receipt) -> Receipt:

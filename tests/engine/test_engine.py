@@ -14,7 +14,7 @@ import pytest
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import trainer
 from fastfill_ray.engine.in_process import InProcessEngine
-from fastfill_ray.engine.interface import Checkpoints, Engine, PoolWork, TrainSetup
+from fastfill_ray.engine.interface import Attempt, Checkpoints, Engine, PoolWork, TrainSetup
 from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.errors import AlignmentFailed, EmbedderError, InputError
 from fastfill_ray.inputs.locate import InputStore
@@ -123,7 +123,7 @@ class Summer:
         self._folder = folder
         self._leave("built", "one")
 
-    def __call__(self, unit: Number, table: pa.Table) -> Receipt:
+    def __call__(self, unit: Number, table: pa.Table, attempt: Attempt) -> Receipt:
         self._leave("begun", str(unit.value))
         if unit.value == 98:
             raise EmbedderError("98 cannot be embedded")

@@ -22,6 +22,7 @@ from fastfill_ray.config import load_config
 from fastfill_ray.engine import trainer
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.ordering.partition import sample_pairs
+from fastfill_ray.stages import embed
 from tests import synthetic
 
 PAIRS = np.concatenate(list(sample_pairs(600, 120, (0.7, 0.15, 0.15), seed=0).values()))
@@ -47,6 +48,14 @@ def _training(request: pytest.FixtureRequest) -> Iterator[None]:
     else:
         with trained_in_driver():
             yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waits() -> Iterator[None]:
+    """Rows that raise always are tried again without a wait: the workers are told with their job."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed, "RETRY_DELAYS_S", (0.0, 0.0, 0.0))
+        yield
 
 
 Run = Callable[..., ff.BackfillResult]

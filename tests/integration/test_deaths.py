@@ -1,0 +1,106 @@
+"""Embedders that end their process, hang, or cannot be built, in a real pool: the guilty rows and no others are
+quarantined, or the run ends with an error that says what happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fastfill_ray.config import ResourcesConfig
+from fastfill_ray.engine.interface import Pool
+from fastfill_ray.engine.ray_engine import RayEngine
+from fastfill_ray.errors import EmbedderError
+from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.inputs.parquet import pin
+from fastfill_ray.stages.embed import Job, Space, Unit, pool_work, read_vectors
+from fastfill_ray.storage.files import open_files
+from tests.deadly import DIM, notes, vector_of, wait_until_gone
+
+
+def make_work(
+    folder: Path, rows: Sequence[str], rows_per_unit: int, *, build: str = "", old_build: str = ""
+) -> tuple[Job, list[Unit]]:
+    """A job whose items are `rows`, embedded two at a time, and its units."""
+    (folder / "notes").mkdir()
+    pq.write_table(pa.table({"id": range(len(rows)), "x": list(rows)}), folder / "items.parquet")
+    store = InputStore()
+    (file,) = pin(store, str(folder / "items.parquet"), {"gallery.id_column": "id"}).files
+    spaces = {
+        name: Space("tests.deadly:Deadly", {"build": how, "folder": str(folder / "notes")}, DIM, "ip", 2)
+        for name, how in (("new", build), ("old", old_build))
+    }
+    job = Job(open_files(str(folder / "out")), store, "id", "int64", ("x",), ("x",), spaces, retry_delays_s=(0, 0, 0))
+    return job, [
+        Unit(
+            unit=f"c{start:08d}", folder="pairs/f", file=file, start=start, length=rows_per_unit, rows=rows_per_unit,
+            role="item", model="new",
+        )
+        for start in range(0, len(rows), rows_per_unit)
+    ]  # fmt: skip
+
+
+@contextmanager
+def pool_of(job: Job, units: list[Unit], *, call_timeout_s: float = 120) -> Iterator[Pool[Unit]]:
+    resources = ResourcesConfig(embed_actors=(1, 2), cpus_per_actor=0.5, call_timeout_s=call_timeout_s)
+    engine = RayEngine()
+    with engine.session(), closing(engine.run_pool(pool_work(job), units, resources, may_stop=True)) as pool:
+        yield pool
+
+
+def test_rows_that_kill_hang_or_raise_are_quarantined_and_no_others(
+    ray_session: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guilty = {
+        1: ("segfault", "killed the process: signal 11 SIGSEGV"),
+        6: ("backtrack", "no answer within 3 s (resources.call_timeout_s)"),
+        8: ("SystemExit", "embedder raised SystemExit: 0"),
+        11: ("KeyboardInterrupt", "embedder raised KeyboardInterrupt:"),
+    }
+    rows = [guilty[row][0] if row in guilty else str(row) for row in range(16)]
+    rows[9] = "once"
+    job, units = make_work(tmp_path, rows, 4)
+    units[0] = units[0].model_copy(update={"folder": "queries/f", "role": "query"})
+    with pool_of(job, units, call_timeout_s=3) as pool:
+        receipts = {unit.unit: receipt for unit, receipt in pool}
+    assert set(receipts) == {unit.unit for unit in units}
+    bad = {fault.row: fault.reason for receipt in receipts.values() for fault in receipt.quarantined}
+    assert bad == {row: reason for row, (_, reason) in guilty.items()}
+    ids, vectors = read_vectors(job.files, receipts.values(), DIM)
+    assert dict(zip(ids, vectors[:, 0].tolist(), strict=True)) == {
+        row: vector_of(word) for row, word in enumerate(rows) if row not in guilty
+    }
+    said = [record.getMessage() for record in caplog.records if "ended 2 processes" in record.getMessage()]
+    assert {text.split()[1] for text in said} == {"c00000000", "c00000004"}
+
+
+def test_an_actor_that_cannot_be_built_three_times_ends_the_run(ray_session: None, tmp_path: Path) -> None:
+    job, units = make_work(tmp_path, ["0", "1", "2", "3"], 4, old_build="exit")
+    query = units[0].model_copy(update={"folder": "queries/f", "role": "query", "model": "old"})
+    with (
+        pool_of(job, [query]) as pool,
+        pytest.raises(EmbedderError, match=r"'tests\.deadly:Deadly' cannot be built: killed the process: exit code 3"),
+    ):
+        next(pool)
+    assert len(notes(tmp_path / "notes", "built")) == 3
+
+
+def test_a_pool_that_stops_gives_up_what_is_suspect_and_leaves_no_process(ray_session: None, tmp_path: Path) -> None:
+    job, units = make_work(tmp_path, ["0", "exit"] * 60, 120)
+    with pool_of(job, units) as pool, ThreadPoolExecutor(1) as thread:
+        came = thread.submit(list, pool)
+        while len(notes(tmp_path / "notes", "built")) < 4:  # two of them were actors
+            assert not came.done()
+            time.sleep(0.05)
+        pool.stop()
+        assert came.result() == []
+    assert len(notes(tmp_path / "notes", "built")) < 60, "it was not waited for to its end"
+    for pid in notes(tmp_path / "notes", "built"):
+        wait_until_gone(pid)
