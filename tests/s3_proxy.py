@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import random
+import re
 import select
 import socket
 import struct
@@ -51,6 +52,7 @@ class Handled:
     path: str
     fault: Fault
     seconds: float
+    started: float  # on time.monotonic
 
 
 class S3Proxy:
@@ -59,6 +61,8 @@ class S3Proxy:
     Args:
         rate: the share of the requests that meet one of `kinds`, drawn with `seed`; ``faults`` go first.
         delay_s: how long a `delay` takes.
+
+    ``where``: only requests whose "METHOD /path" it matches are drawn from, a regular expression.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class S3Proxy:
         """Forget what was, and mistreat from here on as told."""
         self.faults: list[Fault] = []
         self.method = "PUT"
-        self.rate, self.kinds = rate, kinds
+        self.rate, self.kinds, self.where = rate, kinds, ""
         self.handled: list[Handled] = []
 
     @property
@@ -100,10 +104,12 @@ class S3Proxy:
         """How often each fault was met."""
         return Counter(each.fault for each in self.handled if each.fault != "pass")
 
-    def draw(self, method: str, conditional: bool) -> Fault:
+    def draw(self, method: str, path: str, conditional: bool) -> Fault:
         with self._lock:
             if method == self.method and self.faults:
                 return self.faults.pop(0)
+            if not re.search(self.where, f"{method} {path}"):
+                return "pass"
             fault = self._random.choice(self.kinds) if self._random.random() < self.rate else "pass"
         return "pass" if fault == "conflict" and not conditional else fault
 
@@ -125,17 +131,18 @@ class _Handler(BaseHTTPRequestHandler):
         return True  # `_forward` says it, unless the request's fate is another
 
     def _forward(self) -> None:
-        started, fault = time.monotonic(), self.proxy.draw(self.command, "If-None-Match" in self.headers)
+        started = time.monotonic()
+        fault = self.proxy.draw(self.command, self.path, "If-None-Match" in self.headers)
         handled = self.proxy.handled
         index = len(handled)
-        handled.append(Handled(self.command, self.path, fault, 0.0))
+        handled.append(Handled(self.command, self.path, fault, 0.0, started))
         try:
             self._treat(fault)
         except (ConnectionError, TimeoutError):
             self.close_connection = True  # the client is gone
         finally:
             seconds = time.monotonic() - started
-            handled[index] = Handled(self.command, self.path, fault, seconds)
+            handled[index] = Handled(self.command, self.path, fault, seconds, started)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward
 

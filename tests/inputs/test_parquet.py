@@ -331,7 +331,7 @@ def test_a_gallery_on_s3_is_read_through_faults_and_a_store_that_stays_silent_is
     folder: Path, bucket: str, moto_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pq.write_table(table(), folder / "a.parquet")
-    monkeypatch.setattr(s3_client, "LIMITS", Limits(request_s=0.5))
+    monkeypatch.setattr(s3_client, "LIMITS", Limits(request_s=0.3))
     with S3Proxy(moto_endpoint) as proxy:
         client, store = boto3.client("s3", endpoint_url=moto_endpoint), InputStore(proxy.endpoint)
         client.upload_file(str(folder / "a.parquet"), bucket, "gallery/a.parquet")

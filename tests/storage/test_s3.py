@@ -56,7 +56,7 @@ def proxy(one_proxy: S3Proxy) -> S3Proxy:
 
 
 # What a silence costs a test. Where none is to come, a slow machine must not make one.
-HASTY = Limits(request_s=0.5)
+HASTY = Limits(request_s=0.3)
 
 
 @pytest.fixture
