@@ -100,6 +100,11 @@ class S3Proxy:
     def count(self, method: str) -> int:
         return sum(each.method == method for each in self.handled)
 
+    @property
+    def open(self) -> int:
+        """Requests whose client is still there."""
+        return sum(not each.seconds for each in self.handled)
+
     def injected(self) -> Counter[str]:
         """How often each fault was met."""
         return Counter(each.fault for each in self.handled if each.fault != "pass")

@@ -152,7 +152,9 @@ class PatientClient(AioBaseClient):
                     if operation_name == "GetObject":
                         call.carries(answer.get("ContentLength", 0))
                         timer.reschedule(asyncio.get_running_loop().time() + call.time_for_a_try())
-                        answer["Body"] = _Body(await answer["Body"].read())
+                        # Closed in any case: a connection that went silent would be held until it is collected.
+                        async with answer["Body"] as body:
+                            answer["Body"] = _Body(await body.read())
                 return answer
             except Exception as error:
                 if not is_transient(error) or "IfNoneMatch" in api_params:

@@ -33,6 +33,7 @@ from tests.s3_proxy import FAULTS, Fault, S3Proxy
 STARTS = 2
 # A silence costs the first figure; the second leaves room for ten more faults in a row.
 HASTY = Limits(request_s=0.3, call_s=30.0)
+TRAINING_WORKER = True  # Ray Train's checkpoints go through the faults, too
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def on_s3(workshop: Workshop, bucket: str, moto_endpoint: str) -> dict[str, Any]
     for section, key in (("queries", "path"), ("queries", "qrels_path")):
         config[section][key] = config[section][key].replace("s3:/", "s3://")
     config["gallery"]["path"] = f"s3://{bucket}/gallery"
-    return config
+    return {**config, "waves": [1.0], "resources": {"embed_actors": [1, 1], "chunk_rows": 200}}
 
 
 def finish(run: Run, config: dict[str, Any], bucket: str, proxy: S3Proxy) -> int:
@@ -99,8 +100,7 @@ def test_a_run_through_every_kind_of_fault_ends_in_two_starts(
     on_s3: dict[str, Any], bucket: str, moto_endpoint: str, hasty: None
 ) -> None:
     with S3Proxy(moto_endpoint, rate=0.1) as proxy:
-        config = {**on_s3, "waves": [1.0], "resources": {"embed_actors": [1, 1], "chunk_rows": 200}}
-        finish(in_process, config, bucket, proxy)
+        finish(in_process, on_s3, bucket, proxy)
         assert sum(proxy.injected().values()) > 10
 
 
@@ -127,7 +127,8 @@ def test_a_run_through_one_kind_of_fault_ends_in_two_starts_and_no_call_is_late(
     met = dict(proxy.injected())
     print(
         f"\n{kind}, seed {seed}: {len(proxy.handled)} requests, {met}; {starts} starts; "
-        f"{len(calls)} calls, the longest {max(calls):.1f} s, limit {HASTY.call_s:.0f} s"
+        f"{len(calls)} calls, the longest {max(calls):.1f} s, limit {HASTY.call_s:.0f} s; "
+        f"the longest connection {max(each.seconds for each in proxy.handled):.1f} s"
     )
     assert met
     assert max(calls) < HASTY.call_s
@@ -135,15 +136,14 @@ def test_a_run_through_one_kind_of_fault_ends_in_two_starts_and_no_call_is_late(
 
 @pytest.mark.slow
 def test_a_run_on_ray_with_the_limits_of_the_product_ends_in_two_starts(
-    on_s3: dict[str, Any], bucket: str, moto_endpoint: str, ray_session: None
+    on_s3: dict[str, Any], bucket: str, moto_endpoint: str, calls: list[float], ray_session: None
 ) -> None:
     with S3Proxy(moto_endpoint, rate=0.1) as proxy:
-        starts = finish(ff.run_backfill, on_s3, bucket, proxy)
-    longest = max(each.seconds for each in proxy.handled)
-    print(
-        f"\nRay: {len(proxy.handled)} requests, {dict(proxy.injected())}; {starts} starts; the longest {longest:.1f} s"
-    )
-    assert longest < s3_client.LIMITS.call_s
+        starts = finish(ff.run_backfill, {**on_s3, "alignment": {"method": "fct"}}, bucket, proxy)
+    longest, met = max(proxy.handled, key=lambda each: each.seconds), dict(proxy.injected())
+    print(f"\nRay: {len(proxy.handled)} requests, {met}; {starts} starts; the longest request: {longest}")
+    print(f"{len(calls)} calls of the driver, the longest {max(calls):.1f} s, limit {s3_client.LIMITS.call_s:.0f} s")
+    assert max(calls) < s3_client.LIMITS.call_s
 
 
 @pytest.mark.slow  # a minute of silence
@@ -166,7 +166,7 @@ def test_a_commit_that_is_never_answered_ends_the_process_with_74_and_the_same_c
             )
 
         ended = start()
-        seconds = time.monotonic() - min(each.started for each in proxy.handled if "/log/" in each.path)
+        seconds = time.monotonic() - min(each.started for each in proxy.handled if each.fault != "pass")
         assert ended.returncode == 74, ended.stderr
         last = ended.stderr.strip().splitlines()[-1]
         assert "CommitStateUnknown" in last

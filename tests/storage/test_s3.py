@@ -20,6 +20,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from aiobotocore.client import AioBaseClient
 from pyarrow.fs import FSSpecHandler
 
 from fastfill_ray.errors import CommitStateUnknown, StorageError
@@ -149,6 +150,28 @@ def test_what_may_be_repeated_is_repeated_until_it_succeeds(through: S3Files, pr
     through.delete("a/b")
     assert through.list("") == []
     assert proxy.faults == []
+
+
+def test_a_connection_that_went_silent_is_closed_at_once(
+    proxy: S3Proxy, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, kept = AioBaseClient._make_api_call, []
+
+    async def keep(self: AioBaseClient, *args: object) -> object:
+        answer = await call(self, *args)
+        kept.append(answer)  # as a traceback may
+        return dict(answer)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", keep)
+    files = S3Files(f"{bucket}/run", proxy.endpoint, limits=HASTY)
+    files.put_data("a", b"x" * 1000)
+    proxy.method, proxy.faults = "GET", ["silence_middle"]
+    assert files.get("a") == b"x" * 1000
+    deadline = time.monotonic() + 30
+    while proxy.open and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert kept
+    assert not proxy.open
 
 
 def test_a_refusal_is_an_error_at_once_and_is_not_repeated(proxy: S3Proxy, bucket: str) -> None:
