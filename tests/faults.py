@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from typing import Literal, TypeVar
 
 from fastfill_ray.errors import FileMissing, StorageError
 from fastfill_ray.storage.files import Files
@@ -107,82 +104,6 @@ class FaultyFiles:
         if fault == "lost_answer":
             raise Injected(f"{path}: injected after the write")
         return answer
-
-
-ProxyFault = Literal["pass", "drop_before", "drop_answer", "error_before", "error_after", "conflict"]
-
-
-class S3Proxy:
-    """An HTTP proxy in front of a real S3 server that mistreats the next PUT requests, one fault each.
-
-    drop_*: the connection is closed without an answer, before or after the server saw the request; error_*: the answer
-    is a 500; conflict: the answer is a 409 and the server sees nothing.
-    """
-
-    def __init__(self, endpoint: str) -> None:
-        self.faults: list[ProxyFault] = []
-        self.puts = 0
-        self.deletes = 0
-        proxy, target = self, urlsplit(endpoint)
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def forward(self) -> None:
-                fault: ProxyFault = "pass"
-                if self.command == "PUT":
-                    proxy.puts += 1
-                    fault = proxy.faults.pop(0) if proxy.faults else "pass"
-                proxy.deletes += self.command == "DELETE"
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                status, headers, answer = 500, [("Content-Type", "application/xml")], _error("InternalError")
-                if fault not in ("drop_before", "error_before", "conflict"):
-                    upstream = http.client.HTTPConnection(target.hostname or "", target.port, timeout=20)
-                    upstream.request(self.command, self.path, body, dict(self.headers))
-                    response = upstream.getresponse()
-                    passed = response.read()
-                    upstream.close()
-                    if fault == "pass":
-                        status, headers, answer = response.status, response.getheaders(), passed
-                if fault == "conflict":
-                    status, answer = 409, _error("ConditionalRequestConflict")
-                if fault in ("drop_before", "drop_answer"):
-                    self.close_connection = True
-                    return
-                self.send_response_only(status)
-                for name, value in headers:
-                    if name.lower() not in ("transfer-encoding", "content-length", "connection"):
-                        self.send_header(name, value)
-                length = dict(headers).get("Content-Length", "0") if self.command == "HEAD" else str(len(answer))
-                self.send_header("Content-Length", length)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(answer)
-
-            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Keep the tests' output clean."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def _error(code: str) -> bytes:
-    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
 
 
 def flip_bit(data: bytes, bit: int) -> bytes:

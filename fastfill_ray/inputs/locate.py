@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 from fsspec.implementations.local import LocalFileSystem
 
 from fastfill_ray.config import endpoint_fault
-from fastfill_ray.errors import ConfigError, InputError
+from fastfill_ray.errors import ConfigError, InputError, StorageError
 from fastfill_ray.storage.files import split_scheme
 from fastfill_ray.storage.local import local_path
 
@@ -54,6 +54,8 @@ class InputStore:
 
         Raises:
             InputError: neither a local path nor ``s3://``.
+
+        On S3 each of its requests has a deadline; what does not succeed until then raises StorageError.
         """
         scheme, rest = split_scheme(path)
         if scheme == "file":
@@ -65,7 +67,7 @@ class InputStore:
         raise InputError(f"input {path!r}: scheme {scheme!r} is not supported. Use a local path or s3://.")
 
     def open(self, path: str) -> IO[bytes]:
-        """The file at `path`, for reading. Raises what the file system raises, as OSError."""
+        """The file at `path`, for reading. Raises what the file system raises, as OSError or StorageError."""
         filesystem, place = self.filesystem(path)
         handle: IO[bytes] = filesystem.open(place, "rb")
         return handle
@@ -77,7 +79,8 @@ class InputStore:
         Hive do.
 
         Raises:
-            InputError: nothing is there, or the store cannot be read.
+            InputError: nothing is there, or the store refuses to show it.
+            StorageError: the store does not answer.
         """
         filesystem, top = self.filesystem(path)
         try:
@@ -85,6 +88,8 @@ class InputStore:
             entries = [info] if info["type"] == "file" else list(filesystem.find(top, detail=True).values())
         except FileNotFoundError as error:
             raise InputError(f"input {path!r} does not exist. Check the path.") from error
+        except StorageError:
+            raise
         except Exception as error:
             raise InputError(f"input {path!r} cannot be read: {type(error).__name__}: {error}.") from error
         if info["type"] != "file":

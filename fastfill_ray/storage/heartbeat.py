@@ -20,6 +20,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fastfill_ray.errors import DriverAtWork, FileMissing, StorageError
+from fastfill_ray.sanitize import printable
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import DRIVERS, driver_path
 from fastfill_ray.types import Model
@@ -32,7 +33,7 @@ SILENT_S = 60.0
 # Older ones are dead without being watched, whatever two machines' clocks differ by.
 _LONG_AGO_S = 600.0
 _LOOKS_PER_BEAT = 6
-_FAREWELL_S = 5.0  # what an end waits for a beat that is being written
+_FAREWELL_S = 5.0  # what an end waits for a store that may not answer
 
 _living: set[str] = set()  # drivers of this process
 
@@ -92,21 +93,19 @@ class Heartbeat:
         except BaseException:
             self.__exit__()
             raise
-        self._ended.clear()
-        self._thread = threading.Thread(target=self._keep_on, name="heartbeat", daemon=True)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_on, args=(self._ended,), name="heartbeat", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        _living.discard(self._beat.driver)
         self._ended.set()
-        if self._thread is not None:
+        if self._thread is None:
+            self._leave()
+        else:
             self._thread.join(_FAREWELL_S)
             self._thread = None
-        _living.discard(self._beat.driver)
-        try:
-            self._files.delete(driver_path(self._beat.driver))
-        except StorageError as error:  # the run's own outcome counts; the next start finds this one dead
-            logger.warning("the heartbeat stays behind: %s", error)
 
     def _refuse(self, beats: list[Beat]) -> None:
         for beat in beats:
@@ -118,12 +117,19 @@ class Heartbeat:
             if beat.driver not in _living:
                 self._files.delete(driver_path(beat.driver))
 
-    def _keep_on(self) -> None:
-        while not self._ended.wait(BEAT_S):
+    def _keep_on(self, ended: threading.Event) -> None:
+        while not ended.wait(BEAT_S):
             try:
                 self._write()
             except StorageError as error:
                 logger.warning("no heartbeat: %s", error)
+        self._leave()
+
+    def _leave(self) -> None:
+        try:
+            self._files.delete(driver_path(self._beat.driver))
+        except StorageError as error:  # the run's own outcome counts; the next start finds this driver dead
+            logger.warning("the heartbeat stays behind: %s", error)
 
     def _write(self) -> None:
         self._beat = self._beat.model_copy(update={"at": time.time(), "beats": self._beat.beats + 1})
@@ -158,7 +164,7 @@ def is_alive(files: Files, beat: Beat, sleep: Callable[[float], None]) -> bool:
 def describe(beat: Beat) -> str:
     """Who and since when, for a message."""
     since, at = (datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds") for seconds in (beat.since, beat.at))
-    return f"process {beat.pid} on {beat.host}, since {since}, last sign of life {at}"
+    return f"process {beat.pid} on {printable(beat.host)}, since {since}, last sign of life {at}"
 
 
 def process_name(pid: int) -> str:

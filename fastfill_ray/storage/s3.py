@@ -7,56 +7,60 @@ import errno
 import functools
 import logging
 import os
-import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import s3fs
-from botocore.exceptions import (  # type: ignore[import-untyped]  # botocore has no annotations
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-)
 
 from fastfill_ray.config import endpoint_fault
 from fastfill_ray.errors import CommitStateUnknown, ConfigError, FileMissing, StorageError, StoreUnsupported
 from fastfill_ray.sanitize import one_line
+from fastfill_ray.storage import s3_client
+from fastfill_ray.storage.s3_client import Limits
 from fastfill_ray.types import check_path
 
 logger = logging.getLogger(__name__)
 
-COMMIT_DEADLINE_S = 60.0
-# Answers and faults after which a request certainly had no effect.
-_REFUSED = (PermissionError, FileNotFoundError, NoCredentialsError, PartialCredentialsError, ParamValidationError)
 
+def s3_filesystem(endpoint: str | None, limits: Limits | None = None) -> S3FileSystem:
+    """The file system of this process for an endpoint; credentials come from the environment or the instance role only.
 
-def s3_filesystem(endpoint: str | None, *, retries: bool = True) -> s3fs.S3FileSystem:
-    """An s3fs file system without caches; credentials come from the environment or the instance role only.
+    It repeats what is safe to repeat, see ``s3_client.patient_session``. (The HTTP client underneath also repeats a
+    request whose connection closed without an answer, so a conditional PUT can find its own first try.)
 
     Args:
         endpoint: URL of an S3 service other than AWS, or None.
-        retries: False leaves repeating a request to the caller. (The HTTP client underneath still repeats one whose
-            connection closed without an answer, so a conditional PUT can find its own first try.)
+        limits: how long requests may take; ``s3_client.LIMITS`` if None.
 
     Raises:
         ConfigError: the endpoint carries a user name, a password or a query, or is no http(s) URL.
     """
     _refuse_credentials(endpoint)
-    return _connect(endpoint, retries, os.getpid())
+    return _connect(endpoint, limits or s3_client.LIMITS, os.getpid())
 
 
 @functools.cache
-def _connect(endpoint: str | None, retries: bool, process: int) -> s3fs.S3FileSystem:
+def _connect(endpoint: str | None, limits: Limits, process: int) -> S3FileSystem:
     """One client per process and setting (0.1 s each). Outside fsspec's own cache, which others may have filled."""
-    filesystem = s3fs.S3FileSystem(
+    filesystem = S3FileSystem(
         endpoint_url=endpoint,
-        config_kwargs={"retries": {"mode": "standard", "total_max_attempts": 4 if retries else 1}},
+        session=s3_client.patient_session(limits),
+        config_kwargs=s3_client.client_config(limits),
         skip_instance_cache=True,
         use_listings_cache=False,
     )
-    if not retries:
-        filesystem.retries = 1
+    filesystem.retries = 1  # the client has tried again already
+    filesystem.limits = limits
     return filesystem
+
+
+class S3FileSystem(s3fs.S3FileSystem):
+    """s3fs's, without caches. It travels to workers as its endpoint and limits, without any credential."""
+
+    limits: Limits
+
+    def __reduce__(self) -> tuple[Callable[..., S3FileSystem], tuple[str | None, Limits]]:
+        return s3_filesystem, (self.endpoint_url, self.limits)
 
 
 def _refuse_credentials(endpoint: str | None) -> None:
@@ -65,14 +69,18 @@ def _refuse_credentials(endpoint: str | None) -> None:
 
 
 class S3Files:
-    """See ``storage.files.Files``. Holds names and settings only; each process connects when it needs to."""
+    """See ``storage.files.Files``. Holds names and settings only; each process connects when it needs to.
+
+    Args:
+        limits: how long requests may take, and a ``put_new`` with all that it asks; ``s3_client.LIMITS`` if None.
+    """
 
     def __init__(
         self,
         bucket_and_prefix: str,
         s3_endpoint: str | None = None,
         *,
-        deadline_s: float = COMMIT_DEADLINE_S,
+        limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -83,36 +91,35 @@ class S3Files:
         if "@" in self._base.partition("/")[0]:
             raise ConfigError("the output root's URL holds credentials. Put them into the environment.")
         self.root = f"s3://{self._base}"
-        self._settings = (s3_endpoint, deadline_s, clock, sleep)
+        self._endpoint, self._limits, self._clock, self._sleep = s3_endpoint, limits, clock, sleep
 
     def __repr__(self) -> str:
-        return f"S3Files({self.root!r}, s3_endpoint={self._settings[0]!r})"
+        return f"S3Files({self.root!r}, s3_endpoint={self._endpoint!r})"
 
     def get(self, path: str) -> bytes:
+        return self._get(path)
+
+    def _get(self, path: str, timeout_s: float | None = None) -> bytes:
         key = self._key(path)
-        try:
-            return self._filesystem().cat_file(key)
-        except FileNotFoundError as error:
-            raise FileMissing(f"s3://{key} does not exist.") from error
-        except Exception as error:
-            raise _failed("reading", key, error) from error
+        with _named("reading", key):
+            try:
+                return self._filesystem().cat_file(key, timeout=timeout_s)
+            except FileNotFoundError as error:
+                raise FileMissing(f"s3://{key} does not exist.") from error
 
     def size(self, path: str) -> int | None:
         key = self._key(path)
-        try:
-            info = self._filesystem().info(key)
-        except FileNotFoundError:
-            return None
-        except Exception as error:
-            raise _failed("looking up", key, error) from error
+        with _named("looking up", key):
+            try:
+                info = self._filesystem().info(key)
+            except FileNotFoundError:
+                return None
         return int(info["size"]) if info["type"] == "file" else None
 
     def list(self, prefix: str) -> list[str]:
         top = self._key(prefix) if prefix else self._base
-        try:
+        with _named("listing", top):
             keys = self._filesystem().find(top)
-        except Exception as error:
-            raise _failed("listing", top, error) from error
         found = []
         for key in keys:
             if key.startswith(f"{top}/"):
@@ -125,64 +132,69 @@ class S3Files:
             raise ValueError(
                 f"put_new({path!r}): s3fs overwrites the object when the data of an exclusive write is empty"
             )
-        key = self._key(path)
-        _, deadline_s, clock, sleep = self._settings
-        start, attempt, in_doubt = clock(), 0, False
+        key, limit_s = self._key(path), (self._limits or s3_client.LIMITS).call_s
+        deadline, tries, in_doubt = self._clock() + limit_s, 0, False
         while True:
             try:
-                self._filesystem(once=True).pipe_file(key, data, mode="create")
+                # fsspec takes no time-out for "at once", but for "none".
+                left_s = max(deadline - self._clock(), 0.001)
+                self._filesystem().pipe_file(key, data, mode="create", timeout=left_s)
                 return True
             except Exception as raised:
                 error = raised
             # 412 and 409 can be the echo of our own write, a time-out or 5xx can have landed: only the object tells.
             # The bytes carry a transaction id, so equal bytes are ours.
-            try:
-                return self.get(path) == data
-            except FileMissing:
-                refused = isinstance(error, _REFUSED)
-            except StorageError:
-                refused = isinstance(error, _REFUSED)
+            refused = s3_client.is_refused(error)
+            with contextlib.suppress(StorageError):
+                return self._get(path, max(deadline - self._clock(), 0.001)) == data
             if isinstance(error, OSError) and error.errno == errno.ENOSYS:
                 raise StoreUnsupported(
                     f"{self.root}: the store does not implement conditional writes (If-None-Match). Use one that does."
                 ) from error
             if refused and not in_doubt:
                 raise _failed("writing", key, error) from error
-            in_doubt = True
-            pause = min(8.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)
-            if clock() - start + pause > deadline_s:
+            in_doubt, tries = True, tries + 1
+            pause = s3_client.pause_s(tries)
+            fault = f"{type(error).__name__}: {error}" if str(error) else "no answer in time"
+            if self._clock() + pause >= deadline:
                 raise CommitStateUnknown(
-                    f"s3://{key}: not known after {deadline_s:.0f} s whether it was written (last: "
-                    f"{type(error).__name__}: {error}). Nothing was deleted; run the same command again."
+                    f"s3://{key}: not known after {limit_s:.0f} s ({tries} tries) whether it was written (last fault: "
+                    f"{fault}). Nothing was deleted; run the same command again."
                 ) from error
-            logger.info(
-                "s3://%s: not known whether it was written (%s), again in %.1f s", key, one_line(str(error)), pause
-            )
-            sleep(pause)
-            attempt += 1
+            logger.info("s3://%s: not known whether it was written (%s), again in %.1f s", key, one_line(fault), pause)
+            self._sleep(pause)
 
     def put_data(self, path: str, data: bytes) -> None:
         key = self._key(path)
-        try:
-            self._filesystem().pipe_file(key, data)
-        except Exception as error:
-            raise _failed("writing", key, error) from error
+        with _named("writing", key):
+            try:
+                self._filesystem().pipe_file(key, data)
+            except FileNotFoundError:
+                # The end of an upload in parts whose answer was lost: sent again, S3 does not know the upload any more.
+                if self._filesystem().info(key)["size"] != len(data):
+                    raise
 
     def delete(self, path: str) -> None:
         key = self._key(path)
-        try:
+        with _named("deleting", key), contextlib.suppress(FileNotFoundError):
             self._filesystem().rm_file(key)
-        except FileNotFoundError:
-            return
-        except Exception as error:
-            raise _failed("deleting", key, error) from error
 
     def _key(self, path: str) -> str:
         return f"{self._base}/{check_path(path)}"
 
-    def _filesystem(self, *, once: bool = False) -> s3fs.S3FileSystem:
-        # Never an attribute: an s3fs object holds sockets, and its pickle the credentials it was given.
-        return s3_filesystem(self._settings[0], retries=not once)
+    def _filesystem(self) -> S3FileSystem:
+        # Never an attribute: it holds sockets.
+        return s3_filesystem(self._endpoint, self._limits)
+
+
+@contextlib.contextmanager
+def _named(doing: str, key: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        raise _failed(doing, key, error) from error
 
 
 def _failed(doing: str, key: str, error: Exception) -> StorageError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfill_ray.errors import ConfigError, InputChanged, InputError
+from fastfill_ray.errors import ConfigError, InputChanged, InputError, StorageError
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import TableInput, check_pin, id_type_of, pin, read_rows, vector_dim_of
+from fastfill_ray.storage import s3_client
+from fastfill_ray.storage.s3_client import Limits
 from tests.faults import flip_bit
+from tests.s3_proxy import S3Proxy
 
 COLUMNS = {"gallery.id_column": "id", "gallery.old_vector_column": "embedding"}
 STORE = InputStore()
@@ -321,6 +325,32 @@ def test_an_object_on_s3_is_read_by_its_pin_and_a_new_one_under_its_name_is_told
     client.delete_object(Bucket=bucket, Key="gallery/a.parquet")
     with pytest.raises(InputChanged, match="vanished after planning"):
         read_rows(store, file, ["id"])
+
+
+def test_a_gallery_on_s3_is_read_through_faults_and_a_store_that_stays_silent_is_named(
+    folder: Path, bucket: str, moto_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(table(), folder / "a.parquet")
+    monkeypatch.setattr(s3_client, "LIMITS", Limits(request_s=0.3))
+    with S3Proxy(moto_endpoint) as proxy:
+        client, store = boto3.client("s3", endpoint_url=moto_endpoint), InputStore(proxy.endpoint)
+        client.upload_file(str(folder / "a.parquet"), bucket, "gallery/a.parquet")
+        found = pin(store, f"s3://{bucket}/gallery", COLUMNS)
+        for method, fault in product(("GET", "HEAD"), ("silence_middle", "reset_middle", "drop_after", "busy")):
+            proxy.method, proxy.faults = method, [fault]
+            rows = read_rows(store, found.files[0], ["id", "embedding"])
+            assert rows.equals(table().select(["id", "embedding"]).cast(rows.schema))
+            assert not proxy.faults
+        monkeypatch.setattr(s3_client, "LIMITS", Limits(request_s=0.2, call_s=1.0))
+        for kind in ("silence_before", "silence_middle"):
+            with store.open(found.files[0].path) as handle:
+                proxy.reset(1.0, [kind])
+                with pytest.raises(StorageError, match=r"gallery/a\.parquet: GetObject did not succeed .*same command"):
+                    pq.ParquetFile(handle).read()
+            for use in (lambda: read_rows(store, found.files[0], ["id"]), lambda: store.find(f"s3://{bucket}/gallery")):
+                with pytest.raises(StorageError, match=r"gallery.*did not succeed .*same command"):
+                    use()
+            proxy.reset()
 
 
 def test_a_store_that_does_not_answer_is_not_called_a_changed_file(
