@@ -1,18 +1,19 @@
 """Move a vector gallery to a new embedding model. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done, 1 error, 2 refused or held, 74 commit state unknown, 75 fenced.
+Exit codes: 0 done, 1 error, 2 refused or held, 74 commit state unknown, 75 fenced,
+130 and 143 interrupted by Ctrl-C and SIGTERM: the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastfill_ray.errors import ConfigError, FastfillError, NotPublished
+from fastfill_ray.errors import ConfigError, NotPublished
+from fastfill_ray.process import guarded
 
 if TYPE_CHECKING:
     from fastfill_ray.index.reader import Index
@@ -91,25 +92,6 @@ def _root_command(commands: Any, name: str, about: str) -> argparse.ArgumentPars
     parser.add_argument("--s3-endpoint", help="URL of an S3-compatible store")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     return parser
-
-
-def guarded(act: Callable[[], int]) -> int:
-    """Run a command: our errors as one line and their exit code; Ctrl-C and SIGTERM end it between two steps."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)  # what preempted machines and Kubernetes send
-    try:
-        return act()
-    except FastfillError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("Interrupted. What is durable is kept: the same command resumes.", file=sys.stderr)
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: argparse.Namespace) -> int:

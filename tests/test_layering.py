@@ -22,6 +22,7 @@ LEVELS = {
     "errors": 0,
     "types": 0,
     "config": 1,
+    "process": 1,
     "retrieval": 2,
     "ordering": 3,
     "experiment": 4,

@@ -47,6 +47,11 @@ class RayPool(Generic[U]):
         if self._intake is not None:
             self._intake.close()
 
+    @property
+    def drained(self) -> bool:
+        """It is stopped, and nothing that had begun is in flight."""
+        return self._intake is None or self._intake.drained
+
     def close(self) -> None:
         self._stream.close()
 

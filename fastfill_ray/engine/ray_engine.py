@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+from fastfill_ray import process
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import dataset, session, tasks, trainer
+from fastfill_ray.engine.drain import DrainablePool
 from fastfill_ray.engine.interface import Checkpoints, Pool, PoolWork, TrainSetup
 from fastfill_ray.engine.pool import RayPool
 from fastfill_ray.storage.receipts import Receipt
@@ -45,7 +47,7 @@ class RayEngine:
     def run_pool(
         self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig, *, may_stop: bool = False
     ) -> Pool[U]:
-        return RayPool(work, units, resources, may_stop=may_stop)
+        return DrainablePool(RayPool(work, units, resources, may_stop=may_stop or process.is_command()))
 
     def train(self, loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
         trainer.train(loop, data, setup)
