@@ -26,6 +26,9 @@ from fastfill_ray.errors import FastfillError
 # How long units in flight may take to write their receipts. Kubernetes and spot machines kill after 30 s or more.
 GRACE_S = 12.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ray has asked the kernel to end them with the process that started them. Were they to end before, the C++ in this
+# process would notice, and end it with a code of its own.
+_ENDS_WITH_US = ("raylet", "gcs_server")
 
 # A signal, or what the command returned or raised.
 Events: TypeAlias = "queue.SimpleQueue[signal.Signals | int | BaseException]"
@@ -164,22 +167,37 @@ def _leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    # Ray's daemons are our children and end with us (the kernel sees to it); theirs would look for them for a minute.
-    for pid in _grandchildren(os.getpid()):
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    _end_descendants(os.getpid())
     os._exit(code)
 
 
-def _grandchildren(pid: int) -> list[int]:
-    """The processes below `pid`, without its children."""
-    children: dict[int, list[int]] = {}
+def _end_descendants(pid: int) -> None:
+    """End what a local Ray consists of: some of its processes look for each other for a minute before they give up."""
+    frozen: dict[int, str] = {}
+    while new := {child: name for child, name in _descendants(pid).items() if child not in frozen}:
+        for child in new:  # first of all nobody starts anything more
+            _send(child, signal.SIGSTOP)
+        frozen |= new
+    for child, name in frozen.items():
+        if name not in _ENDS_WITH_US:
+            _send(child, signal.SIGKILL)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(OSError):  # it has just ended
+        os.kill(pid, number)
+
+
+def _descendants(pid: int) -> dict[int, str]:
+    """{pid: name} of the processes below `pid`."""
+    below: dict[int, dict[int, str]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has just ended
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(stat.parent.name))
-    below, generation = list[int](), children.get(pid, [])
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+            below.setdefault(int(rest.split()[1]), {})[int(stat.parent.name)] = name
+    found: dict[int, str] = {}
+    generation = below.get(pid, {})
     while generation:
-        generation = [grandchild for child in generation for grandchild in children.get(child, [])]
-        below += generation
-    return below
+        found |= generation
+        generation = {child: name for parent in generation for child, name in below.get(parent, {}).items()}
+    return found
