@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
+from fastfill_ray import process
 from fastfill_ray.alignment.maps import METHODS, Method
 from fastfill_ray.alignment.pairs import classifier_for
 from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings
@@ -178,6 +179,7 @@ class _Run:
         config, context, log = self.config, self.context, self.log
         files, progress = context.files, context.progress
         state = log.read()
+        process.describe(self._where)
         step = self._next(state)
         logger.info("%s: %d versions so far, next: %s", config.output, len(state.versions), step)
         if step.do == "publish":
@@ -243,6 +245,11 @@ class _Run:
         if self._epoch is None:
             self._epoch = self.log.claim(as_read=True)
         return self._epoch
+
+    def _where(self) -> str:
+        """What is done so far, for who ends the process now."""
+        made, now = len(self.log.state.plan_versions), self.context.progress.now
+        return f"{self.config.output}: {made} of {len(self.config.waves) + 1} versions" + (f"; {now}" if now else "")
 
     def _next(self, state: State) -> Step:
         """``next_step``, with a mismatch explained by what differs."""

@@ -1,30 +1,23 @@
 """Move a vector gallery to a new embedding model. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done, 1 error, 2 refused or held, 74 commit state unknown, 75 fenced.
+Exit codes: 0 done, 1 error, 2 refused or held, 74 commit state unknown, 75 fenced,
+130 and 143 interrupted by Ctrl-C and SIGTERM: the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-import traceback
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fastfill_ray.errors import ConfigError, FastfillError, NotPublished
-from fastfill_ray.sanitize import one_line, printable, redact
+from fastfill_ray.errors import ConfigError, NotPublished
+from fastfill_ray.process import guarded, print_traceback
+from fastfill_ray.sanitize import one_line, printable
 
 if TYPE_CHECKING:
     from fastfill_ray.index.reader import Index
-
-
-def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """``sys.excepthook`` of the commands: the traceback of a bug, without the secrets of the exceptions in it."""
-    lines = redact("".join(traceback.format_exception(kind, error, trace))).splitlines()
-    print("\n".join(printable(line) for line in lines), file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``fastfill-ray``."""
-    sys.excepthook = _print_redacted
+    sys.excepthook = print_traceback
     parser = _Parser(prog="fastfill-ray", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -88,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def job(argv: Sequence[str] | None = None) -> int:
     """``python jobs/backfill.py``."""
-    sys.excepthook = _print_redacted
+    sys.excepthook = print_traceback
     parser = _Parser(prog="jobs/backfill.py", description="Run a backfill, or resume it.")
     _add_run_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -109,25 +102,6 @@ def _root_command(commands: Any, name: str, about: str) -> argparse.ArgumentPars
     parser.add_argument("--s3-endpoint", help="URL of an S3-compatible store")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     return parser
-
-
-def guarded(act: Callable[[], int]) -> int:
-    """Run a command: our errors as one line and their exit code; Ctrl-C and SIGTERM end it between two steps."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)  # what preempted machines and Kubernetes send
-    try:
-        return act()
-    except FastfillError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("Interrupted. What is durable is kept: the same command resumes.", file=sys.stderr)
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: argparse.Namespace) -> int:

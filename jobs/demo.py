@@ -10,10 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from demo_data import build_demo_input
-
 from fastfill_ray import run_backfill
-from fastfill_ray.cli import guarded
+from fastfill_ray.process import guarded
 
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -28,6 +26,8 @@ def main() -> int:
 
 
 def run(folder: Path, more: list[str], until: str | None) -> int:
+    from demo_data import build_demo_input  # it takes a second, in which Ctrl-C must be heard
+
     start = time.monotonic()
     print("building the demo's input, unless it is there...", file=sys.stderr)
     given = build_demo_input(folder / "input")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from fastfill_ray import errors
-from fastfill_ray.cli import guarded, job, main
+from fastfill_ray.cli import job, main
 from fastfill_ray.errors import FastfillError, Fenced
 from fastfill_ray.log.records import Publish
 from fastfill_ray.storage.commit_log import read_state
@@ -266,16 +263,6 @@ def test_every_error_has_its_exit_code_and_one_line_on_stderr(
     assert run("status") == (code, "", f"{name}: what was found, what was expected\n")
 
 
-def test_an_interrupted_command_says_that_it_can_be_resumed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(files: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("fastfill_ray.storage.commit_log.read_state", interrupt)
-    code, out, err = run("status")
-    assert (code, out) == (1, "")
-    assert "the same command resumes" in err
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -325,20 +312,3 @@ def test_a_run_that_cannot_start_leaves_nothing_behind(
     assert printed.out == ""
     assert told in printed.err
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("signals", [False, True])
-def test_an_interrupt_and_a_sigterm_end_a_command_with_one_line(
-    signals: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def act() -> int:
-        if not signals:
-            raise KeyboardInterrupt
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
-        return 0
-
-    before = signal.getsignal(signal.SIGTERM)
-    assert guarded(act) == 1
-    assert capsys.readouterr().err == "Interrupted. What is durable is kept: the same command resumes.\n"
-    assert signal.getsignal(signal.SIGTERM) == before

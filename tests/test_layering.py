@@ -23,6 +23,7 @@ LEVELS = {
     "errors": 1,
     "types": 1,
     "config": 2,
+    "process": 2,
     "retrieval": 3,
     "ordering": 4,
     "experiment": 5,

@@ -44,9 +44,7 @@ class InProcessEngine:
     def run_units(self, function: Callable[[U], Receipt], units: Sequence[U]) -> Iterator[Receipt]:
         return (function(unit) for unit in units)
 
-    def run_pool(
-        self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig, *, may_stop: bool = False
-    ) -> Pool[U]:
+    def run_pool(self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig) -> Pool[U]:
         return _InProcessPool(work, units)
 
     def train(self, loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:

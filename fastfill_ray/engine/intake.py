@@ -29,22 +29,20 @@ class Intake:
         actor: Any = ray.remote(_Intake).options(num_cpus=0, scheduling_strategy=here)
         self.handle = actor.remote()
         self._seen: set[int] = set()
-        self._waiting: set[int] | None = None
+        self._begun: set[int] | None = None  # once it is closed
 
     def close(self) -> None:
         """From here on no unit begins."""
-        self._waiting = set(ray.get(self.handle.close.remote())) - self._seen
+        self._begun = set(ray.get(self.handle.close.remote()))
 
     def seen(self, unit: int) -> None:
         """A unit, by its number, came back from the pool, done or not begun."""
         self._seen.add(unit)
-        if self._waiting is not None:
-            self._waiting.discard(unit)
 
     @property
     def drained(self) -> bool:
         """It is closed, and every unit that had begun came back."""
-        return self._waiting is not None and not self._waiting
+        return self._begun is not None and self._begun <= self._seen
 
 
 class Withdrawn(EmbedderError):

@@ -118,14 +118,8 @@ class Engine(Protocol):
         """One streaming pass over units: the receipts as they come."""
         ...
 
-    def run_pool(
-        self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig, *, may_stop: bool = False
-    ) -> Pool[U]:
-        """Units through a pool of actors, begun in their order as far as their payloads come in it.
-
-        Args:
-            may_stop: whether ``Pool.stop`` will be called.
-        """
+    def run_pool(self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig) -> Pool[U]:
+        """Units through a pool of actors, begun in their order as far as their payloads come in it."""
         ...
 
     def train(self, loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:

@@ -36,7 +36,7 @@ _UNITS_PER_ACTOR = 2
 class RayPool(Generic[U]):
     """See ``engine.interface.Pool``."""
 
-    def __init__(self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig, *, may_stop: bool) -> None:
+    def __init__(self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig) -> None:
         self._intake = Intake() if units else None
         self._stream = _run(work, units, resources, self._intake)
 
@@ -49,6 +49,11 @@ class RayPool(Generic[U]):
     def stop(self) -> None:
         if self._intake is not None:
             self._intake.close()
+
+    @property
+    def drained(self) -> bool:
+        """It is stopped, and nothing that had begun is in flight."""
+        return self._intake is None or self._intake.drained
 
     def close(self) -> None:
         self._stream.close()

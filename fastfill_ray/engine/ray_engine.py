@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import dataset, session, tasks, trainer
+from fastfill_ray.engine.drain import DrainablePool
 from fastfill_ray.engine.interface import Checkpoints, Pool, PoolWork, TrainSetup
 from fastfill_ray.engine.pool import RayPool
 from fastfill_ray.engine.resources import require
@@ -48,15 +49,13 @@ class RayEngine:
             require(_ONE_CPU, _ADD_A_CPU)
         return dataset.run_units(function, units)
 
-    def run_pool(
-        self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig, *, may_stop: bool = False
-    ) -> Pool[U]:
+    def run_pool(self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig) -> Pool[U]:
         if units:
             require(
                 {"CPU": resources.cpus_per_actor, "GPU": resources.gpus_per_actor},
                 "Lower resources.cpus_per_actor or resources.gpus_per_actor, or add a node of that size.",
             )
-        return RayPool(work, units, resources, may_stop=may_stop)
+        return DrainablePool(RayPool(work, units, resources))
 
     def train(self, loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
         require(

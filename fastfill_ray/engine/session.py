@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +14,16 @@ from typing import Any
 import ray
 import ray.data
 
+from fastfill_ray import process
 from fastfill_ray.engine.resources import check_reachable
 
 logger = logging.getLogger(__name__)
 
+_INIT_LOGGER = "ray._private.worker"
 _PROGRESS_LOGGER = "ray.data._internal.progress"
+# Those that use Ray: the executor's, the one that fetches its metadata, the one that iterates over the rows.
+_DATA_THREADS = ("StreamingExecutor", "ray-data-metadata-prefetch", "iter_threaded")
+_THREADS_END_S = 30
 _NO_PROGRESS_S = 4 * 3600  # a pool may wait this long for scarce GPUs before Ray Data calls the run dead
 
 
@@ -30,14 +38,58 @@ def connected() -> Iterator[None]:
         # A local Ray ends idle workers beyond its CPUs after a second, and each wave would import everything anew.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
         check_reachable(os.environ.get("RAY_ADDRESS"))
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        _init()
         logger.debug("Ray was not connected: connected to %s", ray.get_runtime_context().gcs_address)
     with _data_settings():
         try:
             yield
-        finally:
-            if ours:
-                ray.shutdown()
+        except BaseException:
+            if ours and process.is_command():
+                process.leave_ray_running()
+            elif ours:
+                _shutdown()
+            raise
+        if ours:
+            _shutdown()
+
+
+def _init() -> None:
+    """``ray.init`` that takes no signal from this process."""
+    logging.getLogger(_INIT_LOGGER).addFilter(_not_about_signals)
+    try:
+        with signals_kept():
+            ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    finally:
+        logging.getLogger(_INIT_LOGGER).removeFilter(_not_about_signals)
+
+
+def _shutdown() -> None:
+    """``ray.shutdown`` once no thread of Ray Data's uses Ray any more: one that did would end the process, in C++."""
+    deadline = time.monotonic() + _THREADS_END_S
+    for thread in threading.enumerate():
+        if thread.name.startswith(_DATA_THREADS):
+            thread.join(max(0.0, deadline - time.monotonic()))
+    ray.shutdown()
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Put the caller's handlers back, where Ray has put its own: that of Ray Train swallows Ctrl-C ever after."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can set any
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            if handler is not None:  # it was set by C
+                signal.signal(number, handler)
+
+
+def _not_about_signals(record: logging.LogRecord) -> bool:
+    """In a command the main thread listens to signals, and Ray warns that it cannot."""
+    return not record.getMessage().startswith("SIGTERM handler is not set")
 
 
 def _not_about_bars(record: logging.LogRecord) -> bool:

@@ -14,6 +14,7 @@ from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from fastfill_ray.engine.interface import Checkpoints, TrainSetup
+from fastfill_ray.engine.session import signals_kept
 from fastfill_ray.engine.units import original_errors
 
 T = TypeVar("T")
@@ -24,8 +25,8 @@ _WORKER_FAILURES = 2
 
 def train(loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
     """See ``Engine.train``."""
-    with original_errors():
-        TorchTrainer(
+    with original_errors(), signals_kept():
+        _Trainer(
             _worker,
             train_loop_config={"loop": loop, "data": ray.put(data)},
             scaling_config=ScalingConfig(num_workers=_WORKERS, use_gpu=setup.use_gpu),
@@ -33,6 +34,13 @@ def train(loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) ->
                 name="train", failure_config=FailureConfig(max_failures=_WORKER_FAILURES), **_storage(setup)
             ),
         ).fit()
+
+
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl-C to the caller: KeyboardInterrupt comes out of ``fit``, and the training ends with its handle."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Of Ray Train: the first one ends the training, the second does nothing, the third exits with code 0."""
 
 
 def _worker(config: dict[str, Any]) -> None:

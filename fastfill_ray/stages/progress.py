@@ -43,6 +43,9 @@ class Bar:
             self._last = time.monotonic()
             self.line()
 
+    def __str__(self) -> str:
+        return f"{self._name}, {self._done:,} of {self._total:,} {self._unit}"
+
     def line(self) -> None:
         meter = tqdm.format_meter(
             self._done,
@@ -67,11 +70,13 @@ class Progress:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self.seconds: dict[str, float] = {}
+        self._at_work: list[str | Bar] = []
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
         bar = Bar(name, total, unit, done, self._stream)
         with self.timed(name):
+            self._at_work[-1] = bar
             try:
                 yield bar
             finally:
@@ -80,10 +85,17 @@ class Progress:
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         start = time.monotonic()
+        self._at_work.append(name)
         try:
             yield
         finally:
+            self._at_work.pop()
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+    @property
+    def now(self) -> str:
+        """What is at work, and how far it is; "" between two stages. Another thread may ask."""
+        return "".join(str(stage) for stage in self._at_work[-1:])
 
     def say(self, text: str) -> None:
         """One line. Labels and texts of the user's data in it cannot act on the terminal."""

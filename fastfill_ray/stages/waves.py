@@ -40,7 +40,7 @@ class Waves:
         missing = [unit for group in groups.values() for unit in group.missing]
         logger.debug("waves %s: %d units have no receipt yet", sorted(groups), len(missing))
         self._may_stop = may_stop
-        self._pool = context.engine.run_pool(pool_work(job), missing, resources, may_stop=may_stop)
+        self._pool = context.engine.run_pool(pool_work(job), missing, resources)
 
     def receipts(self, wave: int) -> dict[int, Receipt]:
         """The receipts {chunk: receipt} of a wave, as soon as its last one is durable; ask in wave order.

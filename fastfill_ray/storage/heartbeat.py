@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from fastfill_ray import process
 from fastfill_ray.errors import DriverAtWork, FileMissing, StorageError
 from fastfill_ray.sanitize import printable
 from fastfill_ray.storage.files import Files
@@ -96,6 +97,7 @@ class Heartbeat:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_on, args=(self._ended,), name="heartbeat", daemon=True)
         self._thread.start()
+        process.begin(self)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,8 +106,15 @@ class Heartbeat:
         if self._thread is None:
             self._leave()
         else:
+            process.end(self)
             self._thread.join(_FAREWELL_S)
             self._thread = None
+
+    def drain(self) -> None:
+        """See ``process.Drainable``: the last that a process does is to say that it goes."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(_FAREWELL_S)
 
     def _refuse(self, beats: list[Beat]) -> None:
         for beat in beats:

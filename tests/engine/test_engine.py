@@ -148,7 +148,7 @@ def test_a_pool_gives_each_unit_with_its_receipt_and_builds_a_worker_once(engine
     assert came == {value: sum(range(value)) for value in range(6)}
     assert sorted(lines(tmp_path, "begun")) == [str(value) for value in range(6)]
     assert len(lines(tmp_path, "built")) == 1
-    assert list(engine.run_pool(work(tmp_path), [], ONE_ACTOR, may_stop=True)) == []
+    assert list(engine.run_pool(work(tmp_path), [], ONE_ACTOR)) == []
 
 
 @pytest.mark.parametrize(("value", "error"), [(99, InputError), (98, EmbedderError)])
@@ -161,7 +161,7 @@ def test_an_error_of_a_pool_comes_out_as_it_was_raised(
 
 
 def test_a_stopped_pool_ends_when_all_that_has_begun_has_come_back(engine: Engine, tmp_path: Path) -> None:
-    with closing(engine.run_pool(work(tmp_path), numbers(30), ONE_ACTOR, may_stop=True)) as pool:
+    with closing(engine.run_pool(work(tmp_path), numbers(30), ONE_ACTOR)) as pool:
         came = [next(pool)[0].value]
         pool.stop()
         came += [unit.value for unit, _ in pool]

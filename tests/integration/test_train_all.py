@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -144,7 +145,9 @@ def test_maps_trained_together_survive_a_dying_worker_and_equal_those_trained_al
     # from its checkpoint, which is none for the third one.
     dying = DyingFiles(files, f"{job(files, 'fastfill').fingerprint}/model", tmp_path / "died")
     jobs = [job(dying, method) for method in methods]
+    handler = signal.getsignal(signal.SIGINT)
     trained = together(RayEngine(), jobs, pairs)
+    assert signal.getsignal(signal.SIGINT) is handler, "Ray Train's would swallow Ctrl-C from here on"
     assert (tmp_path / "died").exists()
     assert list(trained) == methods
     resumed = [receipt(files, job).details["resumed_from"] for job in jobs]

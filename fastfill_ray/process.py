@@ -1,0 +1,211 @@
+"""How the process of a command ends: when its work is done, by an error, or by Ctrl-C or SIGTERM.
+
+The command works in a thread, and the main thread waits for it or for a signal. So a signal is heard at once in every
+state, and no library can take the handlers over: Python lets the main thread alone set them.
+
+Signals are a process's, and so is what is kept here: one per process. In a process that is not ours, a notebook or a
+service, none of it acts: signals are the caller's, and an error is raised.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, Protocol, TypeAlias
+
+from fastfill_ray.errors import FastfillError
+from fastfill_ray.sanitize import one_line, printable, redact
+
+# How long units in flight may take to write their receipts. Kubernetes and spot machines kill after 30 s or more.
+GRACE_S = 12.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ray has asked the kernel to end them with the process that started them. Were they to end before, the C++ in this
+# process would notice, and end it with a code of its own.
+_ENDS_WITH_US = ("raylet", "gcs_server")
+
+# A signal, or what the command returned or raised.
+Events: TypeAlias = "queue.SimpleQueue[signal.Signals | int | BaseException]"
+
+
+class Drainable(Protocol):
+    """Work in flight that leaves something durable if it may end."""
+
+    def drain(self) -> None:
+        """Begin nothing more; return when what has begun has ended. Called from a thread of its own."""
+        ...
+
+
+class _Process:
+    """What is in flight, and what a stop says of the rest."""
+
+    def __init__(self) -> None:
+        self.in_flight: list[Drainable] = []
+        self.where: Callable[[], str] = str  # "": nothing is known
+        self.is_command = False
+        self.ray_runs = False
+
+
+_process = _Process()
+
+
+def begin(work: Drainable) -> None:
+    """From here on, a stop drains `work`; what began last first."""
+    _process.in_flight.append(work)
+
+
+def end(work: Drainable) -> None:
+    """A stop need not care for `work` any more."""
+    with suppress(ValueError):
+        _process.in_flight.remove(work)
+
+
+def describe(where: Callable[[], str]) -> None:
+    """`where` says what a run has done so far; it is asked in the middle of anything, and must not wait."""
+    _process.where = where
+
+
+def is_command() -> bool:
+    """Whether the process is a command's, and ends with it."""
+    return _process.is_command
+
+
+def leave_ray_running() -> None:
+    """Ray ends with this process. Shutting it down under threads that use it would end the process at once, with
+    code 1 and before the error was told.
+    """
+    _process.ray_runs = True
+
+
+def guarded(act: Callable[[], int]) -> int:
+    """Run a command; call it from the main thread.
+
+    Returns:
+        What `act` returns, or an error's exit code, once its one line is on stderr. After a signal, or an error with
+        Ray running, it does not return: the process ends here, with 128 + the signal's number or the error's code.
+    """
+    events: Events = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            outcome: int | BaseException = act()
+        except BaseException as error:
+            outcome = error
+        events.put(outcome)
+        if _process.ray_runs:  # Linux ends what a thread has started when the thread ends: Ray would go before we do
+            threading.Event().wait()
+
+    # Ray reads it when it is imported. Otherwise C++ answers SIGTERM, with its stack, and may abort.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+    before = {number: signal.signal(number, lambda n, _: events.put(signal.Signals(n))) for number in _SIGNALS}
+    _process.is_command = True
+    try:
+        threading.Thread(target=work, name="command", daemon=True).start()
+        event = events.get()
+        if isinstance(event, signal.Signals):
+            _stop(event, events)
+        return _failed(event) if isinstance(event, BaseException) else event
+    finally:
+        _process.is_command = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """``sys.excepthook`` of the commands: the traceback of a bug, without the secrets of the exceptions in it."""
+    lines = redact("".join(traceback.format_exception(kind, error, trace))).splitlines()
+    print("\n".join(printable(line) for line in lines), file=sys.stderr)
+
+
+def _failed(error: BaseException) -> int:
+    """Say what went wrong; the exit code."""
+    if not isinstance(error, FastfillError):
+        if not _process.ray_runs:
+            raise error
+        print_traceback(type(error), error, error.__traceback__)
+        _leave(1)
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    if _process.ray_runs:
+        _leave(error.exit_code)
+    return error.exit_code
+
+
+def _stop(number: signal.Signals, events: Events) -> NoReturn:
+    """Let what is in flight end, for at most the grace period or until a second signal; then end the process."""
+    drained: list[BaseException | None] = []
+
+    def drain() -> None:
+        try:
+            for work in reversed(_process.in_flight.copy()):
+                work.drain()
+            drained.append(None)
+        except BaseException as error:
+            drained.append(error)
+        events.put(0)
+
+    deadline = time.monotonic() + GRACE_S
+    threading.Thread(target=drain, name="drain", daemon=True).start()
+    while not drained:
+        try:
+            event = events.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            break
+        if isinstance(event, signal.Signals):
+            break
+    line = f"Interrupted by {number.name}"
+    if where := _process.where():
+        line += f": {where}"
+    line += ". What is durable is kept: the same command goes on."
+    if drained and (error := drained[0]) is not None:
+        line += f" While it stopped: {type(error).__name__}: {one_line(str(error))}"
+    print(line, file=sys.stderr)
+    _leave(128 + number)
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process and those that it has started, now: threads still use Ray, and nothing else may run."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    _end_descendants(os.getpid())
+    os._exit(code)
+
+
+def _end_descendants(pid: int) -> None:
+    """End what a local Ray consists of: some of its processes look for each other for a minute before they give up."""
+    frozen: dict[int, str] = {}
+    while new := {child: name for child, name in _descendants(pid).items() if child not in frozen}:
+        for child in new:  # first of all nobody starts anything more
+            _send(child, signal.SIGSTOP)
+        frozen |= new
+    for child, name in frozen.items():
+        if name not in _ENDS_WITH_US:
+            _send(child, signal.SIGKILL)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(OSError):  # it has just ended
+        os.kill(pid, number)
+
+
+def _descendants(pid: int) -> dict[int, str]:
+    """{pid: name} of the processes below `pid`."""
+    below: dict[int, dict[int, str]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+            below.setdefault(int(rest.split()[1]), {})[int(stat.parent.name)] = name
+    found: dict[int, str] = {}
+    generation = below.get(pid, {})
+    while generation:
+        found |= generation
+        generation = {child: name for parent in generation for child, name in below.get(parent, {}).items()}
+    return found

@@ -1,0 +1,123 @@
+"""How a command ends at a signal: real signals at real processes, without Ray."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastfill_ray.process import guarded
+
+PREPARE = """
+import subprocess, sys, threading, time
+from pathlib import Path
+from fastfill_ray import process
+folder = Path({folder!r})
+
+class Work:
+    def drain(self):
+        (folder / "draining").touch()
+        time.sleep({drain_s})
+        (folder / "drained").touch()
+
+def act():
+    {act}
+    (folder / "ready").touch()
+    time.sleep(60)
+    return 0
+
+process.GRACE_S = {grace_s}
+process.describe(lambda: "3 of 4 versions")
+sys.exit(process.guarded(act))
+"""
+IN_FLIGHT = "process.begin(Work())"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    def start(act: str = "pass", *, drain_s: float = 0, grace_s: float = 60) -> subprocess.Popen[str]:
+        code = PREPARE.format(folder=str(tmp_path), act=act, drain_s=drain_s, grace_s=grace_s)
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        wait_for(tmp_path / "ready")
+        return process
+
+    return start
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.01)
+
+
+def state_of(pid: int) -> str:
+    """A letter, as ps shows it; "" where there is no such process."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.read_text().rpartition(")")[2].split()[0] if stat.exists() else ""
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_with_one_line_and_its_code(start: Start, number: signal.Signals) -> None:
+    command = start()
+    command.send_signal(number)
+    assert command.wait(timeout=60) == 128 + number
+    assert command.stderr is not None
+    assert command.stderr.read() == (
+        f"Interrupted by {number.name}: 3 of 4 versions. What is durable is kept: the same command goes on.\n"
+    )
+
+
+def test_what_is_in_flight_may_end_first(start: Start, tmp_path: Path) -> None:
+    command = start(IN_FLIGHT, drain_s=0.5)
+    command.terminate()
+    assert command.wait(timeout=60) == 143
+    assert (tmp_path / "drained").exists()
+
+
+def test_after_the_grace_period_it_ends_all_the_same(start: Start, tmp_path: Path) -> None:
+    command = start(IN_FLIGHT, drain_s=300, grace_s=0.2)
+    command.terminate()
+    assert command.wait(timeout=60) == 143
+    assert not (tmp_path / "drained").exists()
+
+
+def test_a_second_signal_ends_it_at_once(start: Start, tmp_path: Path) -> None:
+    command = start(IN_FLIGHT, drain_s=300, grace_s=300)
+    command.send_signal(signal.SIGINT)
+    wait_for(tmp_path / "draining")
+    command.send_signal(signal.SIGINT)
+    assert command.wait(timeout=60) == 130
+
+
+def test_an_error_while_it_drains_is_on_the_same_line(start: Start) -> None:
+    command = start("Work.drain = lambda self: 1 / 0; process.begin(Work())")
+    command.terminate()
+    assert command.wait(timeout=60) == 143
+    assert command.stderr is not None
+    [line] = command.stderr.read().splitlines()
+    assert line.endswith("goes on. While it stopped: ZeroDivisionError: division by zero")
+
+
+def test_what_its_processes_have_started_ends_with_it(start: Start, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    shell = f"sleep 300 & echo $! > {pid}; wait"
+    command = start(f"subprocess.Popen(['sh', '-c', {shell!r}]); time.sleep(1)")
+    wait_for(pid)
+    command.terminate()
+    assert command.wait(timeout=60) == 143
+    assert state_of(int(pid.read_text())) in ("", "Z")
+
+
+def test_a_command_that_ends_by_itself_puts_the_handlers_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert guarded(lambda: 7) == 7
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
