@@ -23,14 +23,14 @@ from fastfill_ray.alignment.maps import METHODS, Method
 from fastfill_ray.alignment.pairs import classifier_for
 from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings
 from fastfill_ray.engine.interface import Engine
-from fastfill_ray.errors import ConfigError, InputChanged, PlanMismatch, SpaceMismatch
+from fastfill_ray.errors import ConfigError, InputChanged, PlanMismatch, SpaceMismatch, StorageError
 from fastfill_ray.experiment.heldout import Evidence
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import check_pin
 from fastfill_ray.log.next_step import Step, next_step
-from fastfill_ray.log.records import Init, Publish
+from fastfill_ray.log.records import Init, Publish, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide_stop
 from fastfill_ray.ordering.classifier import Classifier
@@ -43,18 +43,19 @@ from fastfill_ray.stages import choose, preflight
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Models, make_job
+from fastfill_ray.stages.mend import can_be_made_again, check_sources, mend_named, set_aside
 from fastfill_ray.stages.plan import Request, make_plan, wave_units
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.sample import Sample, Sampling, sample
 from fastfill_ray.stages.score import Scorer, score
-from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, take_snapshot
+from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, read_snapshot, take_snapshot
 from fastfill_ray.stages.train import TrainedAlignment, Training, classifier_digest, load_alignment, train_maps
 from fastfill_ray.stages.version import VersionMaker
 from fastfill_ray.stages.waves import Waves, overrun_rows
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files, probe
-from fastfill_ray.storage.paths import snapshot_path, wave_folder
+from fastfill_ray.storage.paths import stage_folder, wave_folder
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import fingerprint
 
@@ -158,12 +159,24 @@ class _Run:
         self.config, self.context, self.last_wave = config, context, last_wave
         self.models = Models(config.new_model, config.old_model)
         self.log = Log(context.files)
+        self.damaged: set[str] = set()  # paths under the root that this call has found damaged
         pins = preflight.input_pins(context.store, input_paths(config))
         named = fingerprint([plan_settings(config, exclude_defaults=True), pins])
         self.request = Request(named, plan_settings(config))
 
     def act(self) -> BackfillResult:
-        """Do what is not done yet."""
+        """Do what is not done yet. What is found damaged or gone under the root is made again, once."""
+        while True:
+            try:
+                return self._act()
+            except StorageError as error:
+                fresh = [path for path in error.paths if path not in self.damaged]
+                if not fresh or not all(can_be_made_again(self.log.state, path) for path in fresh):
+                    raise
+                self.damaged.update(fresh)
+                set_aside(self.context, error)
+
+    def _act(self) -> BackfillResult:
         config, context, log = self.config, self.context, self.log
         files, progress = context.files, context.progress
         state = log.read()
@@ -181,7 +194,9 @@ class _Run:
         inspected = self._preflight()
         with context.engine.session():
             probe(files)
-            snapshot = take_snapshot(context, inspected, config.gallery)
+            unfinished = state.plan if step.do == "version" else None
+            cut = None if unfinished is None else unfinished.sources.get("snapshot")
+            snapshot = take_snapshot(context, inspected, config.gallery, cut)
             init = self._init(snapshot)
             self._check_bound(state.init, init)
             if state.plan is not None and step.do == "plan":
@@ -194,7 +209,11 @@ class _Run:
             sampled = self._sample(snapshot, source, job)
             trained = self._train(sampled, init)
             scorer, decision = self._choose(snapshot, source, sampled, trained, init)
+            trained_in = stage_folder("alignment", scorer.trained.fingerprint)
+            made = {"choice": (decision.digest, "choice"), "alignment": (scorer.trained.weights.sha256, trained_in)}
+            check_sources(unfinished, made)
             scores = score(context, scorer, snapshot, sampled.offsets, config.quarantine.limit(snapshot.rows))
+            check_sources(unfinished, {"scores": (scores.digest, stage_folder("scores", scores.fingerprint))})
             # Only now is anything bound: a model that cannot be built, or returns another dim, leaves no trace.
             self._check_bound(log.initialise(init).init, init)
             epoch = log.claim()
@@ -214,7 +233,8 @@ class _Run:
             if self._next(state).do == "plan":
                 state = log.append(make_plan(context, basis, self.request, len(state.plans)))
             if state.plan is not None:
-                maker = VersionMaker(context, basis, state.plan, epoch, config.serving.max_regression)
+                mend_named(context, basis, state, self.damaged)
+                maker = VersionMaker(context, basis, state.plan, epoch, config.serving.max_regression, self.damaged)
                 self._make_versions(maker, job, sampled.receipts)
         return self._result(log.state)
 
@@ -230,8 +250,7 @@ class _Run:
                 raise PlanMismatch(
                     f"{config.output}: {error}: {changes}. Put it back to finish the plan, or choose another output."
                 ) from None
-            snapshot = Snapshot.model_validate_json(self.context.files.get(snapshot_path(plan.snapshot)))
-            for file in snapshot.gallery.files:
+            for file in read_snapshot(self.context.files, plan.snapshot).gallery.files:
                 check_pin(self.context.store, file)
             raise InputChanged(
                 f"{config.output}: {error}: files were added to {config.gallery.path}, or the queries, qrels or "
@@ -332,8 +351,9 @@ class _Run:
             while (step := self._next(log.state)).do != "stop":
                 if step.do == "version":
                     if step.wave > 0 and waves is None:
-                        waves = self._begin_waves(maker, job, step.wave)
-                    receipts = pair_receipts if step.wave == 0 or waves is None else waves.receipts(step.wave)
+                        waves = self._begin_waves(maker, job, step.wave, log.state.plan_versions[-1])
+                    known = {} if step.wave == 0 or waves is None else waves.receipts_until(step.wave)
+                    receipts = {0: pair_receipts, **known}
                     version = maker.make(log.state, step.wave, receipts)
                     decision = decide_stop(plan, (*log.state.plan_versions, version), config.stop)
                     log.append(version.model_copy(update={"stopped": decision.why if decision.stop else None}))
@@ -351,14 +371,17 @@ class _Run:
             if waves is not None:
                 waves.close()
 
-    def _begin_waves(self, maker: VersionMaker, job: Job, first: int) -> Waves:
-        """Start the pool on all waves that this call makes."""
+    def _begin_waves(self, maker: VersionMaker, job: Job, first: int, before: Version) -> Waves:
+        """Start the pool on all waves that this call makes, and on those of damaged segments, where vectors may be
+        missing, too.
+        """
         config, plan, files = self.config, maker.plan, self.context.files
         units = wave_units(files, plan, maker.basis)
         last = len(plan.waves) if self.last_wave is None else self.last_wave
+        damaged = {s.wave for s in before.segments if {s.index.path, s.ids.path} & self.damaged}
         groups = {
             wave: UnitGroup(files, wave_folder(plan.plan, wave), f"wave {wave}", units[wave], config.quarantine)
-            for wave in range(first, last + 1)
+            for wave in [*sorted(damaged & set(range(1, first))), *range(first, last + 1)]
         }
         job = replace(job, thresholds=plan.thresholds)
         return Waves(self.context, job, groups, config.resources, may_stop=config.stop != StopConfig())

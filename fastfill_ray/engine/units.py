@@ -44,14 +44,14 @@ def _find_ours(error: BaseException | None, depth: int = 0) -> FastfillError | N
 
 def pack_error(error: FastfillError) -> str:
     """An error as a value, for Ray Data: of an exception in a UDF it hands on only the text, and logs pages of it."""
-    return json.dumps([type(error).__name__, str(error)])
+    return json.dumps([type(error).__name__, *map(str, error.args)])
 
 
 def raise_packed(packed: str | None) -> None:
     """Raise what ``pack_error`` packed."""
     if packed is not None:
-        name, message = json.loads(packed)
-        raise getattr(errors, name)(message)
+        name, *arguments = json.loads(packed)
+        raise getattr(errors, name)(*arguments)
 
 
 def attempt(work: Callable[[], Receipt]) -> tuple[str | None, str | None]:

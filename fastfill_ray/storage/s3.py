@@ -20,6 +20,7 @@ from botocore.exceptions import (  # type: ignore[import-untyped]  # botocore ha
 )
 
 from fastfill_ray.errors import CommitStateUnknown, ConfigError, FileMissing, StorageError, StoreUnsupported
+from fastfill_ray.storage.stat import Stat
 from fastfill_ray.types import check_path
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class S3Files:
         except Exception as error:
             raise _failed("reading", key, error) from error
 
-    def size(self, path: str) -> int | None:
+    def stat(self, path: str) -> Stat | None:
         key = self._key(path)
         try:
             info = self._filesystem().info(key)
@@ -105,7 +106,7 @@ class S3Files:
             return None
         except Exception as error:
             raise _failed("looking up", key, error) from error
-        return int(info["size"]) if info["type"] == "file" else None
+        return Stat(int(info["size"]), str(info["ETag"])) if info["type"] == "file" else None
 
     def list(self, prefix: str) -> list[str]:
         top = self._key(prefix) if prefix else self._base

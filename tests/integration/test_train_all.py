@@ -34,6 +34,7 @@ from fastfill_ray.stages.train import (
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.paths import stage_receipt
 from fastfill_ray.storage.receipts import Receipt, read_receipt
+from fastfill_ray.storage.stat import Stat
 
 ROWS = 320
 TRAINING_WORKER = True
@@ -55,8 +56,8 @@ class DyingFiles:
     def get(self, path: str) -> bytes:
         return self.files.get(path)
 
-    def size(self, path: str) -> int | None:
-        return self.files.size(path)
+    def stat(self, path: str) -> Stat | None:
+        return self.files.stat(path)
 
     def list(self, prefix: str) -> list[str]:
         return self.files.list(prefix)
