@@ -23,7 +23,7 @@ from fastfill_ray.alignment.maps import METHODS, Method
 from fastfill_ray.alignment.pairs import classifier_for
 from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings
 from fastfill_ray.engine.interface import Engine
-from fastfill_ray.errors import ConfigError, InputChanged, PlanMismatch, SpaceMismatch, StorageError
+from fastfill_ray.errors import ConfigError, CorruptFile, InputChanged, PlanMismatch, SpaceMismatch, StorageError
 from fastfill_ray.experiment.heldout import Evidence
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.gallery import Source
@@ -49,6 +49,7 @@ from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.sample import Sample, Sampling, sample
 from fastfill_ray.stages.score import Scorer, score
+from fastfill_ray.stages.segments import missing_files
 from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, read_snapshot, take_snapshot
 from fastfill_ray.stages.train import TrainedAlignment, Training, classifier_digest, load_alignment, train_maps
 from fastfill_ray.stages.version import VersionMaker
@@ -160,6 +161,7 @@ class _Run:
         self.models = Models(config.new_model, config.old_model)
         self.log = Log(context.files)
         self.damaged: set[str] = set()  # paths under the root that this call has found damaged
+        self.unfit: int | None = None  # a version that was committed, but cannot be published any more
         pins = preflight.input_pins(context.store, input_paths(config))
         named = fingerprint([plan_settings(config, exclude_defaults=True), pins])
         self.request = Request(named, plan_settings(config))
@@ -183,9 +185,7 @@ class _Run:
         step = self._next(state)
         logger.info("%s: %d versions so far, next: %s", config.output, len(state.versions), step)
         if step.do == "publish":
-            log.claim()
-            state = log.append(Publish(version=state.plan_versions[-1].version))
-            write_report(files, state)
+            state = self._publish_late(state)
             step = self._next(state)
         if step.do == "stop":
             if state.plan is not None:
@@ -238,9 +238,31 @@ class _Run:
                 self._make_versions(maker, job, sampled.receipts)
         return self._result(log.state)
 
+    def _publish_late(self, state: State) -> State:
+        """Publish what a driver committed before it died, unless files of it are gone since: the next version then
+        builds them again.
+
+        Raises:
+            CorruptFile: files are gone, and this call makes no further version.
+        """
+        files, log, version = self.context.files, self.log, state.plan_versions[-1]
+        if not (gone := missing_files(files, version)):
+            log.claim()
+            state = log.append(Publish(version=version.version))
+            write_report(files, state)
+            return state
+        self.unfit = version.version
+        what = f"version {version.version} is not published: {gone[0]} is damaged or gone"
+        if self._next(state).do != "version":
+            raise CorruptFile(f"{files.root}: {what}. Restore it from a copy, or roll back to another version.")
+        self.context.progress.say(what)
+        return state
+
     def _next(self, state: State) -> Step:
         """``next_step``, with a mismatch explained by what differs."""
         config, request = self.config, self.request
+        if self.unfit is not None:  # as if it were published: what comes next is another version
+            state = state.model_copy(update={"published": (*state.published, self.unfit)})
         try:
             return next_step(state, request.fingerprint, last_wave=self.last_wave, rule=config.stop)
         except PlanMismatch as error:

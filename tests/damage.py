@@ -24,7 +24,7 @@ from tests import synthetic
 from tests.faults import flip_bit
 
 # {kind of file: (state of the root, patterns)}. "wave": version 1 is served and wave 2 is embedded, but in no version.
-# "plan": there is a plan, no version.
+# "plan": there is a plan, no version. "bare": as "wave", in the shortest config, which searches no segment.
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "log record": ("wave", ("log/*.json",)),
     "snapshot": ("wave", ("snapshots/*/snapshot.json",)),
@@ -43,6 +43,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "template": ("plan", ("index/*/template-*.faiss",)),
     "segment": ("wave", ("index/*/w*.faiss",)),
     "segment ids": ("wave", ("index/*/w*.ids.parquet",)),
+    "segment, shortest config": ("bare", ("index/*/w*.faiss", "index/*/w*.ids.parquet")),
     "evaluation": ("wave", ("evaluation/*/old-old.*.parquet", "evaluation/*/wave-01.*.parquet")),
 }
 MUTATIONS = ("flip", "truncate", "swap", "append", "remove")
@@ -63,31 +64,49 @@ class Outcome:
 
 
 class Bench:
-    """A small run in two states, and fresh damaged copies of them."""
+    """A small run in some states, and fresh damaged copies of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._copies = folder, 0
         ids, x, classes = synthetic.write_gallery(folder / "gallery", rows=300, shards=2)
         synthetic.write_queries(folder / "queries", ids, x, classes, rows=40)
-        self.run(folder / "plan", until="plan")
+        self.run("plan", folder / "plan", until="plan")
         shutil.copytree(folder / "plan", folder / "wave")
-        self.run(folder / "wave", until="wave:1")
-        before = read_state(open_files(str(folder / "wave"))).next_seq
-        self.run(folder / "wave", until="wave:2")
-        # As if the driver had died before it committed version 2. Its segments stay, as those of a killed driver do.
-        for seq in range(before + 1, read_state(open_files(str(folder / "wave"))).next_seq):
-            (folder / "wave" / record_path(seq)).unlink()
+        for state in ("wave", "bare"):
+            root = folder / state
+            self.run(state, root, until="wave:1")
+            before = read_state(open_files(str(root))).next_seq
+            self.run(state, root, until="wave:2")
+            # As if the driver had died before it committed version 2. Its segments stay, as those of a killed one do.
+            for seq in range(before + 1, read_state(open_files(str(root))).next_seq):
+                (root / record_path(seq)).unlink()
 
-    def run(self, root: Path, *, until: str) -> str:
+    def config(self, state: str, root: Path) -> dict[str, Any]:
+        """The config of a state, for any copy of it."""
+        sections: dict[str, Any] = {
+            "pairs": {"count": 110},
+            "waves": [0.5, 0.8, 1.0],
+            "index": {"segment_rows": 150},
+            "output": str(root),
+        }
+        if state == "bare":
+            sections |= {"gallery": {"label_column": None}, "objective": {"relevance": "new_model"}}
+        else:
+            sections |= synthetic.with_queries(self.folder)
+        return synthetic.config(self.folder, **sections)
+
+    def run(self, state: str, root: Path, *, until: str) -> str:
         """The same command, without Ray. Returns what it said."""
         stream = io.StringIO()
-        sections: dict[str, Any] = synthetic.with_queries(self.folder)
-        values = synthetic.config(
-            self.folder, output=str(root), pairs={"count": 110}, waves=[0.5, 0.8, 1.0], index={"segment_rows": 150},
-            **sections,
-        )  # fmt: skip
-        _run(load_config(values), InProcessEngine(), until=until, stream=stream)
+        _run(load_config(self.config(state, root)), InProcessEngine(), until=until, stream=stream)
         return stream.getvalue()
+
+    def copy(self, state: str) -> Path:
+        """A fresh copy of a root."""
+        self._copies += 1
+        root = self.folder / f"copy-{self._copies}"
+        shutil.copytree(self.folder / state, root)
+        return root
 
     def paths(self, kind: str) -> list[str]:
         """The files of a kind in its state."""
@@ -99,20 +118,18 @@ class Bench:
         """Damage one file of a copy, run the same command on it, and look at what it left."""
         state, paths = KINDS[kind][0], self.paths(kind)
         path = paths[int(rng.integers(len(paths)))]
-        self._copies += 1
-        root = self.folder / f"copy-{self._copies}"
-        shutil.copytree(self.folder / state, root)
+        root = self.copy(state)
         try:
             others = [other for other in paths if other != path and (root / other).suffix == (root / path).suffix]
             damaged = {path, *damage(root, path, mutation, others, rng)}
-            word, said = self._outcome(root, damaged, until="wave:2" if state == "wave" else "version0")
+            word, said = self._outcome(state, root, damaged)
             return Outcome(kind, path, mutation, word, said)
         finally:
             shutil.rmtree(root)
 
-    def _outcome(self, root: Path, damaged: set[str], *, until: str) -> tuple[str, str]:
+    def _outcome(self, state: str, root: Path, damaged: set[str]) -> tuple[str, str]:
         try:
-            said = self.run(root, until=until)
+            said = self.run(state, root, until="version0" if state == "plan" else "wave:2")
         except FastfillError as error:
             text = f"{type(error).__name__}: {error}"
             return (NAMED if any(path in text for path in damaged) else WRONG_FILE), text

@@ -65,8 +65,13 @@ def set_aside(context: Context, damage: StorageError) -> None:
 
 
 def _gone(files: Files, folder: str) -> Iterator[str]:
-    """Outputs of a folder's units that are absent or of another size than their receipts say."""
-    outputs = [output for receipt in find_receipts(files, folder).values() for output in receipt.outputs]
+    """Outputs of a folder's units that are absent or of another size than their receipts say, or damaged receipts."""
+    try:
+        receipts = find_receipts(files, folder)
+    except CorruptFile as error:
+        yield from error.paths
+        return
+    outputs = [output for receipt in receipts.values() for output in receipt.outputs]
     with ThreadPoolExecutor(_THREADS) as pool:
         for output, found in zip(outputs, pool.map(files.stat, (output.path for output in outputs)), strict=True):
             if found is None or found.size != output.size:

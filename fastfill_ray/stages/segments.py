@@ -127,6 +127,14 @@ class Assembler:
         return Assembly([*kept, *rebuilt], sum(s.rows for s in replaced if (s.bucket, s.wave) in lost))
 
 
+def missing_files(files: Files, version: Version) -> list[str]:
+    """Files of a version's segments that are absent or of another size than recorded; nothing is read."""
+    references = [reference for segment in version.segments for reference in _files_of(segment)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        looked_up = zip(references, pool.map(files.stat, (each.path for each in references)), strict=True)
+        return [each.path for each, now in looked_up if now is None or now.size != each.size]
+
+
 def _work(
     number: int, bucket: Bucket, wave: int, receipts: Mapping[int, Receipt], stale_waves: tuple[int, ...] | None = None
 ) -> BucketWork:
