@@ -103,7 +103,7 @@ def mend_named(context: Context, basis: Basis, state: State, damaged: Set[str]) 
         CorruptFile: made again it has other bytes.
     """
     plan = state.plan
-    if plan is None:
+    if plan is None or not damaged:
         return
     for reference, make in _named(context, basis, plan, state).items():
         if reference.path in damaged and (made := make()) != reference.sha256:
