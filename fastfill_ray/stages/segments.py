@@ -93,10 +93,11 @@ class Assembler:
         return kept, damaged
 
     def _say(self, segment: Segment, versions: Sequence[Version]) -> None:
-        naming = ", ".join(str(v.version) for v in versions if any(s.index == segment.index for s in v.segments))
+        path = segment.index.path
+        naming = ", ".join(str(v.version) for v in versions if any(s.index.path == path for s in v.segments))
         self.context.progress.say(
-            f"{segment.index.path} or {segment.ids.path} is damaged or gone: built again under a new name. Versions "
-            f"{naming} stay damaged: fastfill-ray verify tells more."
+            f"{path} or {segment.ids.path} is damaged or gone: built again under a new name for this version. What "
+            f"names the old one stays damaged (version {naming}): fastfill-ray verify tells more."
         )
 
     def _again(

@@ -72,7 +72,7 @@ def test_a_kept_segment_that_is_damaged_is_built_again_and_the_old_version_stays
     damage_in_place(root / getattr(damaged, part).path)
     said = bench.run("bare", root, until="wave:2")
     assert f"{damaged.index.path} or {damaged.ids.path} is damaged or gone: built again" in said
-    assert "Versions 0, 1 stay damaged" in said or "Versions 1 stay damaged" in said
+    assert f"stays damaged (version {'1' if wave == 1 else '0, 1'})" in said
     files = open_files(str(root))
     assert [found.version for found in verify(files, 2)] == [2]
     again = [s for s in newest(root).segments if (s.bucket, s.wave, s.state) == (damaged.bucket, wave, state)]
