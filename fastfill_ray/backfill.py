@@ -24,14 +24,14 @@ from fastfill_ray.alignment.maps import METHODS, Method
 from fastfill_ray.alignment.pairs import classifier_for
 from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings
 from fastfill_ray.engine.interface import Engine
-from fastfill_ray.errors import ConfigError, InputChanged, PlanMismatch, SpaceMismatch
+from fastfill_ray.errors import ConfigError, CorruptFile, InputChanged, PlanMismatch, SpaceMismatch, StorageError
 from fastfill_ray.experiment.heldout import Evidence
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import check_pin
 from fastfill_ray.log.next_step import Step, next_step
-from fastfill_ray.log.records import Init, Plan, Publish
+from fastfill_ray.log.records import Init, Plan, Publish, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide_stop
 from fastfill_ray.ordering.classifier import Classifier
@@ -45,19 +45,21 @@ from fastfill_ray.stages import choose, preflight
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Models, make_job
+from fastfill_ray.stages.mend import can_be_made_again, check_sources, mend_named, set_aside
 from fastfill_ray.stages.plan import Request, make_plan, wave_units
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.sample import Sample, Sampling, sample
 from fastfill_ray.stages.score import Scorer, score
-from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, take_snapshot
+from fastfill_ray.stages.segments import missing_files
+from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, read_snapshot, take_snapshot
 from fastfill_ray.stages.train import TrainedAlignment, Training, classifier_digest, load_alignment, train_maps
 from fastfill_ray.stages.version import VersionMaker
 from fastfill_ray.stages.waves import Waves, overrun_rows
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files, probe, remove_leftovers
 from fastfill_ray.storage.heartbeat import Heartbeat
-from fastfill_ray.storage.paths import snapshot_path, wave_folder
+from fastfill_ray.storage.paths import stage_folder, wave_folder
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import fingerprint
 
@@ -170,23 +172,38 @@ class _Run:
         self.models = Models(config.new_model, config.old_model)
         self.log = Log(context.files)
         self._epoch: int | None = None
+        self.damaged: set[str] = set()  # paths under the root that this call has found damaged
+        self.unfit: int | None = None  # a version that was committed, but cannot be published any more
         pins = preflight.input_pins(context.store, input_paths(config))
         named = fingerprint([plan_settings(config, exclude_defaults=True), pins])
         self.request = Request(named, plan_settings(config))
 
     def act(self, alone: Heartbeat) -> BackfillResult:
-        """Do what is not done yet. alone: entered for as long as something may be written."""
+        """Do what is not done yet. What is found damaged or gone under the root is made again, once.
+
+        Args:
+            alone: entered for as long as something may be written.
+        """
+        process.describe(self._where)
+        while True:
+            try:
+                return self._act(alone)
+            except StorageError as error:
+                fresh = [path for path in error.paths if path not in self.damaged]
+                if not fresh or not all(can_be_made_again(self.log.state, path) for path in fresh):
+                    raise
+                self.damaged.update(fresh)
+                set_aside(self.context, error)
+
+    def _act(self, alone: Heartbeat) -> BackfillResult:
         config, context, log = self.config, self.context, self.log
         files, progress = context.files, context.progress
         state = log.read()
-        process.describe(self._where)
         step = self._next(state)
         logger.info("%s: %d versions so far, next: %s", config.output, len(state.versions), step)
         if step.do == "publish":
             with alone:
-                self._claim()
-                state = log.append(Publish(version=state.plan_versions[-1].version))
-            write_report(files, state)
+                state = self._publish_late(state)
             step = self._next(state)
         if step.do == "stop":
             if state.plan is not None:
@@ -198,7 +215,9 @@ class _Run:
                 self._claim()  # fences the other driver before it does more that this one would do again
             probe(files)
             remove_leftovers(files)
-            snapshot = take_snapshot(context, inspected, config.gallery)
+            unfinished = state.plan if step.do == "version" else None
+            cut = None if unfinished is None else unfinished.sources.get("snapshot")
+            snapshot = take_snapshot(context, inspected, config.gallery, cut)
             init = self._init(snapshot)
             self._check_bound(state.init, init)
             if state.plan is not None and step.do == "plan":
@@ -211,7 +230,11 @@ class _Run:
             sampled = self._sample(snapshot, source, job)
             trained = self._train(sampled, init)
             scorer, decision = self._choose(snapshot, source, sampled, trained, init)
+            trained_in = stage_folder("alignment", scorer.trained.fingerprint)
+            made = {"choice": (decision.digest, "choice"), "alignment": (scorer.trained.weights.sha256, trained_in)}
+            check_sources(unfinished, made)
             scores = score(context, scorer, snapshot, sampled.offsets, config.quarantine.limit(snapshot.rows))
+            check_sources(unfinished, {"scores": (scores.digest, stage_folder("scores", scores.fingerprint))})
             # Only now is anything bound: a model that cannot be built, or returns another dim, leaves no trace.
             self._check_bound(log.initialise(init).init, init)
             basis = Basis(
@@ -227,10 +250,11 @@ class _Run:
                 index=config.index,
             )
             if self._next(log.state).do == "plan":
-                made = make_plan(context, basis, self.request, len(log.state.plans))
+                new = make_plan(context, basis, self.request, len(log.state.plans))
                 self._claim()
-                log.append(made)
+                log.append(new)
             if (plan := log.state.plan) is not None:
+                mend_named(context, basis, log.state, self.damaged)
                 self._make_versions(plan, basis, job, sampled.receipts)
         return self._result(log.state)
 
@@ -251,9 +275,31 @@ class _Run:
         made, now = len(self.log.state.plan_versions), self.context.progress.now
         return f"{self.config.output}: {made} of {len(self.config.waves) + 1} versions" + (f"; {now}" if now else "")
 
+    def _publish_late(self, state: State) -> State:
+        """Publish what a driver committed before it died, unless files of it are gone since: the next version then
+        builds them again.
+
+        Raises:
+            CorruptFile: files are gone, and this call makes no further version.
+        """
+        files, log, version = self.context.files, self.log, state.plan_versions[-1]
+        if not (gone := missing_files(files, version)):
+            self._claim()
+            state = log.append(Publish(version=version.version))
+            write_report(files, state)
+            return state
+        self.unfit = version.version
+        what = f"version {version.version} is not published: {gone[0]} is damaged or gone"
+        if self._next(state).do != "version":
+            raise CorruptFile(f"{files.root}: {what}. Restore it from a copy, or roll back to another version.")
+        self.context.progress.say(what)
+        return state
+
     def _next(self, state: State) -> Step:
         """``next_step``, with a mismatch explained by what differs."""
         config, request = self.config, self.request
+        if self.unfit is not None:  # as if it were published: what comes next is another version
+            state = state.model_copy(update={"published": (*state.published, self.unfit)})
         try:
             return next_step(state, request.fingerprint, last_wave=self.last_wave, rule=config.stop)
         except PlanMismatch as error:
@@ -263,8 +309,7 @@ class _Run:
                 raise PlanMismatch(
                     f"{config.output}: {error}: {changes}. Put it back to finish the plan, or choose another output."
                 ) from None
-            snapshot = Snapshot.model_validate_json(self.context.files.get(snapshot_path(plan.snapshot)))
-            for file in snapshot.gallery.files:
+            for file in read_snapshot(self.context.files, plan.snapshot).gallery.files:
                 check_pin(self.context.store, file)
             raise InputChanged(
                 f"{config.output}: {error}: files were added to {config.gallery.path}, or the queries, qrels or "
@@ -366,10 +411,12 @@ class _Run:
             while (step := self._next(log.state)).do != "stop":
                 if step.do == "version":
                     if step.wave > 0 and waves is None:
-                        waves = self._begin_waves(plan, basis, job, step.wave)
-                    receipts = pair_receipts if step.wave == 0 or waves is None else waves.receipts(step.wave)
+                        waves = self._begin_waves(plan, basis, job, step.wave, log.state.plan_versions[-1])
+                    known = {} if step.wave == 0 or waves is None else waves.receipts_until(step.wave)
+                    receipts = {0: pair_receipts, **known}
                     if maker is None:
-                        maker = VersionMaker(self.context, basis, plan, self._claim(), config.serving.max_regression)
+                        regression = config.serving.max_regression
+                        maker = VersionMaker(self.context, basis, plan, self._claim(), regression, self.damaged)
                     version = maker.make(log.state, step.wave, receipts)
                     decision = decide_stop(plan, (*log.state.plan_versions, version), config.stop)
                     log.append(version.model_copy(update={"stopped": decision.why if decision.stop else None}))
@@ -388,14 +435,17 @@ class _Run:
             if waves is not None:
                 waves.close()
 
-    def _begin_waves(self, plan: Plan, basis: Basis, job: Job, first: int) -> Waves:
-        """Start the pool on all waves that this call makes."""
+    def _begin_waves(self, plan: Plan, basis: Basis, job: Job, first: int, before: Version) -> Waves:
+        """Start the pool on all waves that this call makes, and on those of damaged segments, where vectors may be
+        missing, too.
+        """
         config, files = self.config, self.context.files
         units = wave_units(files, plan, basis)
         last = len(plan.waves) if self.last_wave is None else self.last_wave
+        damaged = {s.wave for s in before.segments if {s.index.path, s.ids.path} & self.damaged}
         groups = {
             wave: UnitGroup(files, wave_folder(plan.plan, wave), f"wave {wave}", units[wave], config.quarantine)
-            for wave in range(first, last + 1)
+            for wave in [*sorted(damaged & set(range(1, first))), *range(first, last + 1)]
         }
         job = replace(job, thresholds=plan.thresholds)
         return Waves(self.context, job, groups, config.resources, may_stop=config.stop != StopConfig())

@@ -70,7 +70,22 @@ class AlignmentFailed(FastfillError):
 
 
 class StorageError(FastfillError):
-    """The store refused or lost an operation: full disk, permission, network."""
+    """The store refused or lost an operation: full disk, permission, network.
+
+    Args:
+        message: for people.
+        paths: under the output root, the objects at fault where the objects themselves are: a run may make them again.
+    """
+
+    def __init__(self, message: str, *paths: str) -> None:
+        super().__init__(message, *paths)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return self.args[1:]
 
 
 class FileMissing(StorageError):

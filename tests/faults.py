@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Literal, TypeVar
 
 from fastfill_ray.errors import FileMissing, StorageError
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.stat import Stat
 from fastfill_ray.types import check_path
 
 T = TypeVar("T")
@@ -29,9 +31,9 @@ class MemoryFiles:
         except KeyError:
             raise FileMissing(f"{self.root}{path} does not exist.") from None
 
-    def size(self, path: str) -> int | None:
+    def stat(self, path: str) -> Stat | None:
         data = self.objects.get(check_path(path))
-        return None if data is None else len(data)
+        return None if data is None else Stat(len(data), hashlib.md5(data).hexdigest())
 
     def list(self, prefix: str) -> list[str]:
         folder = f"{check_path(prefix)}/" if prefix else ""
@@ -75,8 +77,8 @@ class FaultyFiles:
     def get(self, path: str) -> bytes:
         return self.files.get(path)
 
-    def size(self, path: str) -> int | None:
-        return self.files.size(path)
+    def stat(self, path: str) -> Stat | None:
+        return self.files.stat(path)
 
     def list(self, prefix: str) -> list[str]:
         return self.files.list(prefix)

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fastfill_ray.storage.receipts import Receipt
+
 LATENT, OLD_DIM, NEW_DIM, CLASSES = 12, 8, 16, 6
 
 
@@ -146,6 +148,13 @@ def with_queries(root: Path) -> dict[str, Any]:
         },
         "old_model": {"embedder": "tests.synthetic:OldEmbedder"},
     }
+
+
+def receipt_at(path: Path) -> Receipt:
+    """The receipt in a file under a local root; its checksum is not looked at."""
+    fields = json.loads(path.read_bytes())
+    del fields["sha256"]
+    return Receipt.model_validate(fields)
 
 
 def config(root: Path, **sections: Any) -> dict[str, Any]:

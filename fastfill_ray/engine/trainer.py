@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import pyarrow.fs
 import ray
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -19,19 +21,34 @@ from fastfill_ray.engine.units import original_errors
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 _WORKERS = 1  # 0 is Ray Train's local mode: the driver trains
 _WORKER_FAILURES = 2
+_RUN = "train"  # the folder that Ray Train keeps its checkpoints in
 
 
 def train(loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
-    """See ``Engine.train``."""
+    """See ``Engine.train``. Where Ray Train cannot read its own list of checkpoints, it begins anew without any."""
+    try:
+        _fit(loop, data, setup)
+    except RayActorError as error:
+        if "CheckpointManagerInitializationError" not in str(error):
+            raise
+        filesystem, place = setup.store.filesystem(setup.place)
+        logger.warning("%s/%s: damaged checkpoints, training begins anew", setup.place, _RUN)
+        filesystem.rm(f"{place}/{_RUN}", recursive=True)
+        _fit(loop, data, setup)
+
+
+def _fit(loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
     with original_errors(), signals_kept():
         _Trainer(
             _worker,
             train_loop_config={"loop": loop, "data": ray.put(data)},
             scaling_config=ScalingConfig(num_workers=_WORKERS, use_gpu=setup.use_gpu),
             run_config=RunConfig(
-                name="train", failure_config=FailureConfig(max_failures=_WORKER_FAILURES), **_storage(setup)
+                name=_RUN, failure_config=FailureConfig(max_failures=_WORKER_FAILURES), **_storage(setup)
             ),
         ).fit()
 

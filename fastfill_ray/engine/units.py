@@ -45,14 +45,14 @@ def _find_ours(error: BaseException | None, depth: int = 0) -> FastfillError | N
 def pack_error(error: FastfillError) -> str:
     """An error as a value, for Ray Data: of an exception in a UDF it hands on only the text, and logs pages of it."""
     name = next(kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
-    return json.dumps([name, str(error)])
+    return json.dumps([name, *map(str, error.args)])
 
 
 def raise_packed(packed: str | None) -> None:
     """Raise what ``pack_error`` packed."""
     if packed is not None:
-        name, message = json.loads(packed)
-        raise getattr(errors, name)(message)
+        name, *arguments = json.loads(packed)
+        raise getattr(errors, name)(*arguments)
 
 
 def attempt(work: Callable[[], Receipt]) -> tuple[str | None, str | None]:

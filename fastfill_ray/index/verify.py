@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from fastfill_ray.errors import CorruptFile, NotPublished
+from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished
 from fastfill_ray.index.segment import load_index, segment_dim
 from fastfill_ray.log.records import Init, Version
 from fastfill_ray.log.state import State
@@ -29,7 +29,7 @@ def verify(files: Files, version: int | None = None) -> list[Verified]:
     """Check the log and one version, or all that are not expired.
 
     Raises:
-        CorruptFile, FileMissing: names the object that is damaged or gone.
+        CorruptFile, FileMissing: names the first object that is damaged or gone, and says which versions are whole.
         NotPublished: no log, no such version, or it is expired.
     """
     state = read_state(files)
@@ -39,7 +39,19 @@ def verify(files: Files, version: int | None = None) -> list[Verified]:
     if version is not None and not versions:
         there = ", ".join(str(v.version) for v in state.versions if v.version not in state.expired) or "none"
         raise NotPublished(f"{files.root}: there is no version {version}; live versions: {there}")
-    return [_verify_version(files, state.init, state, v) for v in versions]
+    whole: list[Verified] = []
+    damage: dict[int, CorruptFile | FileMissing] = {}
+    for each in versions:
+        try:
+            whole.append(_verify_version(files, state.init, state, each))
+        except (CorruptFile, FileMissing) as error:
+            damage[each.version] = error
+    if damage:
+        first = next(iter(damage.values()))
+        intact = ", ".join(str(checked.version) for checked in whole) or "none"
+        damaged = ", ".join(map(str, damage))
+        raise type(first)(f"{str(first).rstrip('.')}. Damaged versions: {damaged}; whole: {intact}.", *first.paths)
+    return whole
 
 
 def _verify_version(files: Files, init: Init, state: State, version: Version) -> Verified:

@@ -26,6 +26,9 @@ class FileRef(Model):
     path: RelativePath
     size: int = Field(ge=0, description="bytes")
     sha256: str
+    tag: str = Field(
+        default="", description="the store's own mark of the object (ETag, mtime) when it was verified; empty: none"
+    )
 
 
 class MetricValue(Model):
@@ -165,6 +168,10 @@ class Plan(Model):
         default=None, description="relevance that choice and calibration look at; null: the objective's"
     )
     prediction: tuple[Prediction, ...] = Field(default=(), description="one per version, in wave order")
+    sources: dict[str, str] = Field(
+        default_factory=dict,
+        description="digests of what the plan is made from: made again, it has to be the same to go on",
+    )
     choice: ChoiceResult | None = Field(default=None, description="winner, runner-up, margin and trials")
     fusion: Fusion | None = Field(default=None, description="set iff the stale mode is fused")
 
@@ -184,7 +191,10 @@ class Version(Model):
     rows: int
     new_rows: int
     quarantined: int = Field(ge=0, description="rows of waves <= wave that stayed stale because embedding them failed")
-    absent: int = Field(ge=0, description="rows without a usable old vector that are not embedded yet")
+    absent: int = Field(
+        ge=0,
+        description="rows that are not embedded yet and have no stale vector: the old one is unusable, or gone",
+    )
     fraction: float = Field(description="new_rows / rows of the plan")
     ids_digest: str
     metrics: tuple[MetricValue, ...]

@@ -50,6 +50,16 @@ class Basis:
         return self.decision.fusion(self.metric)
 
     @property
+    def sources(self) -> dict[str, str]:
+        """Digests of what a plan is made from and cannot go on without, {stage: digest}."""
+        return {
+            "snapshot": self.snapshot.cut,
+            "choice": self.decision.digest,
+            "alignment": self.scorer.trained.weights.sha256,
+            "scores": self.scores.digest,
+        }
+
+    @property
     def pairs_share(self) -> float:
         """The share of the gallery that the pairs are."""
         return len(self.pairs.ids) / self.snapshot.rows

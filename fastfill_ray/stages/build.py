@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.errors import CorruptFile
-from fastfill_ray.experiment.items import PairedItems
 from fastfill_ray.index.segment import build_index, train_template
 from fastfill_ray.inputs.gallery import mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, read_rows
 from fastfill_ray.log.records import FileRef, Plan, Segment
-from fastfill_ray.ordering.ids import combine_digests, ids_digest
+from fastfill_ray.ordering.ids import ids_digest
 from fastfill_ray.ordering.partition import Chunk, cut_buckets
 from fastfill_ray.ordering.waves import wave_of
 from fastfill_ray.retrieval.fusion import Fusion, fuse
+from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import read_vectors
 from fastfill_ray.stages.score import Scorer, Scores
@@ -30,7 +30,7 @@ from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import segment_paths, template_path
 from fastfill_ray.storage.receipts import Receipt
-from fastfill_ray.storage.refs import get_verified, put_file
+from fastfill_ray.storage.refs import get_verified, put_file, tagged
 
 # Templates see at most this many vectors of each kind: 39 to 256 per centroid is what FAISS' k-means uses.
 _TEMPLATE_ROWS = 200_000
@@ -80,89 +80,33 @@ def gallery_buckets(snapshot: Snapshot, scores: Scores, segment_rows: int) -> li
     ]
 
 
-def build_version(
-    context: Context,
-    job: BuildJob,
-    buckets: Sequence[Bucket],
-    wave: int,
-    receipts: Mapping[int, Receipt],
-    before: Sequence[Segment],
-) -> list[Segment]:
-    """The segments of the version after `wave`, ordered by bucket, wave and state.
-
-    Version 0 builds everything; a later one replaces the stale segments of its wave by new ones. A wave with bad rows
-    keeps a residual stale segment of those.
-
-    Args:
-        receipts: {chunk: receipt} of the wave (of the pairs for wave 0).
-        before: the segments of the version before; unused for wave 0.
-    """
-    rest = len(job.thresholds) + 1
-    work = []
-    for number, bucket in enumerate(buckets):
-        done = {chunk.index: receipts[chunk.index] for chunk, _, _ in bucket if chunk.index in receipts}
-        residual = any(receipt.quarantined for receipt in done.values())
-        if wave > 0 and not done:
-            continue
-        work.append(
-            BucketWork(
-                bucket=number,
-                chunks=bucket if wave == 0 else tuple(place for place in bucket if place[0].index in done),
-                new_waves=(wave,),
-                stale_waves=tuple(range(rest + 1)) if wave == 0 else (wave,) if residual else (),
-                receipts={wave: done},
-            )
-        )
-    built = build(context, job, work, f"build {wave}")
-    if wave == 0:
-        return built
-    kept = [segment for segment in before if (segment.wave, segment.state) != (wave, "stale")]
-    return sorted([*kept, *built], key=lambda segment: (segment.bucket, segment.wave, segment.state))
-
-
-def check_complete(plan: Plan, segments: Sequence[Segment]) -> None:
-    """Every item exactly once: by count, and by digest where no item is absent.
-
-    Raises:
-        CorruptFile: items are missing or held twice.
-    """
-    rows = sum(segment.rows for segment in segments)
-    absent = plan.rows - rows
-    if not 0 <= absent <= plan.unusable_rows:
-        raise CorruptFile(
-            f"plan {plan.plan}: the segments hold {rows} rows, {plan.rows} are planned and at most "
-            f"{plan.unusable_rows} may be absent. Nothing was committed."
-        )
-    digest = combine_digests(segment.ids_digest for segment in segments)
-    if absent == 0 and digest != plan.ids_digest:
-        raise CorruptFile(
-            f"plan {plan.plan}: the segments' ids digest is {digest}, planned is {plan.ids_digest}. "
-            "Nothing was committed."
-        )
-
-
-def train_templates(
-    files: Files, pairs: PairedItems, scorer: Scorer, plan: str, factory: str, stale_factory: str, fusion: Fusion | None
-) -> dict[str, FileRef]:
-    """Trained empty indexes, on the pairs' new vectors and on their aligned ones as a sample of the stale.
+def train_templates(basis: Basis) -> dict[str, bytes]:
+    """Trained empty indexes {"new": ..., "stale": ...}: on the pairs' new vectors and on their aligned ones as a
+    sample of the stale.
 
     Fused segments live in a space of their own: their template is trained on the pairs' fused vectors.
     """
-    metric = scorer.source.metric
+    pairs, scorer, fusion = basis.pairs, basis.scorer, basis.fusion
+    factory, stale_factory = basis.index.factory, basis.index.stale_factory or basis.index.factory
     side = pairs.side[:_TEMPLATE_ROWS] if pairs.side is not None else None
     aligned, _ = scorer.align(pairs.old[:_TEMPLATE_ROWS], side)
     training = np.concatenate([pairs.new[:_TEMPLATE_ROWS], aligned])
-    samples = {"new": training, "stale": training}
+    new = train_template(factory, training.shape[1], basis.metric, training)
     if fusion is not None:
-        samples["stale"] = fuse(pairs.old[:_TEMPLATE_ROWS], aligned, fusion, metric)
-    references: dict[str, FileRef] = {}
-    for state, chosen in (("new", factory), ("stale", stale_factory)):
-        if state == "stale" and chosen == factory and fusion is None:
-            # One template for both: then one coarse assignment of a query serves all segments.
-            references[state] = references["new"]
-        else:
-            data = train_template(chosen, samples[state].shape[1], metric, samples[state])
-            references[state] = put_file(files, template_path(plan, state, uuid.uuid4().hex), data)
+        training = fuse(pairs.old[:_TEMPLATE_ROWS], aligned, fusion, basis.metric)
+    elif stale_factory == factory:
+        # One template for both: then one coarse assignment of a query serves all segments.
+        return {"new": new, "stale": new}
+    return {"new": new, "stale": train_template(stale_factory, training.shape[1], basis.metric, training)}
+
+
+def put_templates(files: Files, basis: Basis, plan: str) -> dict[str, FileRef]:
+    """A plan's templates, trained and stored; one file where both are the same."""
+    trained = train_templates(basis)
+    references = {"new": put_file(files, template_path(plan, "new", uuid.uuid4().hex), trained["new"])}
+    references["stale"] = references["new"]
+    if trained["stale"] is not trained["new"]:
+        references["stale"] = put_file(files, template_path(plan, "stale", uuid.uuid4().hex), trained["stale"])
     return references
 
 
@@ -270,10 +214,9 @@ def _put_segment(
     ]
     for position, name in enumerate(names):
         columns[name] = pa.array([carried[value][position] for value in ids])
-    index = put_file(files, index_path, build_index(template, vectors, source.metric))
-    table = put_file(files, ids_path, table_bytes(pa.table(columns)))
-    for reference in (index, table):
-        get_verified(files, reference)  # a record names only what was read back
+    # A record names only what was read back.
+    index = tagged(files, put_file(files, index_path, build_index(template, vectors, source.metric)))
+    table = tagged(files, put_file(files, ids_path, table_bytes(pa.table(columns))))
     fusion = job.fusion if state == "stale" else None
     return Segment(
         bucket=bucket,

@@ -48,6 +48,11 @@ class Decision(Model):
     reasons: dict[str, str]
 
     @property
+    def digest(self) -> str:
+        """Equal for equal decisions."""
+        return fingerprint(self.model_dump(mode="json"))
+
+    @property
     def view(self) -> MapView:
         """The chosen map, and whether its norms are kept."""
         return MapView(self.method, self.norms_kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.log.records import Plan
+from fastfill_ray.log.records import FileRef, Plan
 from fastfill_ray.ordering.waves import wave_targets
 from fastfill_ray.stages.basis import Basis
-from fastfill_ray.stages.build import train_templates
+from fastfill_ray.stages.build import put_templates
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Unit
 from fastfill_ray.stages.evaluator import Evaluator
@@ -49,17 +50,13 @@ def make_plan(context: Context, basis: Basis, request: Request, number: int) -> 
     Raises:
         ConfigError: the first wave ends below the pairs' share, or no query has a relevant item.
     """
-    files, decision, index = context.files, basis.decision, basis.index
+    decision, index = basis.decision, basis.index
     name = plan_name(basis, request, number)
-    stale_factory = index.stale_factory or index.factory
     with context.progress.timed("plan"):
         targets = wave_targets(basis.waves, basis.snapshot.rows, basis.num_sampled)
         cuts = thresholds(context, basis.scores, targets)
-        counts = count_units(context, basis.scores, cuts, len(basis.waves))
-        chunks, numbers = np.nonzero(counts)
-        data = table_bytes(pa.table({"chunk": chunks, "wave": numbers, "rows": counts[chunks, numbers]}))
-        units = put_content(files, partial(units_path, name), data)
-        templates = train_templates(files, basis.pairs, basis.scorer, name, index.factory, stale_factory, basis.fusion)
+        units, wave_rows = put_work_list(context, basis, name, cuts)
+        templates = put_templates(context.files, basis, name)
     with context.progress.timed("arms"):
         arms, per_query = Evaluator(context, basis, cuts).arms(name)
     return Plan(
@@ -76,24 +73,33 @@ def make_plan(context: Context, basis: Basis, request: Request, number: int) -> 
         fusion=basis.fusion,
         waves=basis.waves,
         thresholds=tuple(cuts),
-        wave_rows=tuple(counts.sum(axis=0).tolist()),
+        wave_rows=wave_rows,
         rows=basis.snapshot.rows,
         ids_digest=basis.scores.ids_digest,
         unusable_rows=basis.scores.unusable,
         factory=index.factory,
-        stale_factory=stale_factory,
+        stale_factory=index.stale_factory or index.factory,
         segment_rows=index.segment_rows,
         units=units,
         templates=templates,
         objective=f"{basis.objective.relevance}/{basis.objective.metric}",
         baselines=arms,
         baseline_queries=per_query,
+        sources=basis.sources,
         choices=decision.reasons,
         form=decision.form,
         fitted_by=decision.chosen_by,
         prediction=decision.prediction,
         choice=decision.choice,
     )
+
+
+def put_work_list(context: Context, basis: Basis, plan: str, cuts: Sequence[int]) -> tuple[FileRef, tuple[int, ...]]:
+    """The rows per (chunk, wave) as a file, and per wave (W + 2,)."""
+    counts = count_units(context, basis.scores, cuts, len(basis.waves))
+    chunks, numbers = np.nonzero(counts)
+    data = table_bytes(pa.table({"chunk": chunks, "wave": numbers, "rows": counts[chunks, numbers]}))
+    return put_content(context.files, partial(units_path, plan), data), tuple(counts.sum(axis=0).tolist())
 
 
 def wave_units(files: Files, plan: Plan, basis: Basis) -> dict[int, list[Unit]]:

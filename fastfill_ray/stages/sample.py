@@ -107,6 +107,7 @@ def plan_pairs(pairs: PairsConfig, gallery: GalleryConfig, snapshot: Snapshot, n
     name = fingerprint(
         [
             snapshot.fingerprint,
+            snapshot.cut,
             pairs.model_dump(mode="json"),
             seed,
             new_space,

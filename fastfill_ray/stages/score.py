@@ -94,6 +94,11 @@ class Scores:
     ids_digest: str
     scorer: Scorer
 
+    @property
+    def digest(self) -> str:
+        """Equal for equal files."""
+        return fingerprint([reference.sha256 for _, reference in sorted(self.chunks.items())])
+
 
 class _Work(Model):
     """One chunk to score; `pairs` are offsets in it."""
@@ -211,6 +216,7 @@ def _scores_name(scorer: Scorer, snapshot: Snapshot) -> str:
     return fingerprint(
         [
             snapshot.fingerprint,
+            snapshot.cut,
             scorer.trained.fingerprint,
             scorer.policy,
             scorer.seed,

@@ -8,15 +8,17 @@ from functools import partial
 import numpy as np
 
 from fastfill_ray.config import GalleryConfig, ResourcesConfig
-from fastfill_ray.errors import FileMissing, InputError
+from fastfill_ray.errors import CorruptFile, FileMissing, InputError, StorageError
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, TableInput, id_type_of, pin, read_rows, vector_dim_of
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.partition import Chunk, cut_chunks
 from fastfill_ray.stages.context import Context
+from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import snapshot_path
-from fastfill_ray.types import IdType, Model, canonical, fingerprint
+from fastfill_ray.storage.sealed import seal_file, unseal_file
+from fastfill_ray.types import IdType, Model, fingerprint
 
 # Hashes of ids are compared partition by partition; one partition of this many is 32 MiB.
 _PARTITION_ROWS = 1 << 22
@@ -37,6 +39,11 @@ class Snapshot(Model):
     @property
     def rows(self) -> int:
         return self.gallery.rows
+
+    @property
+    def cut(self) -> str:
+        """Names the way in which it is cut into chunks: work that is done by chunks depends on it."""
+        return fingerprint(self.chunk_rows)
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -89,20 +96,47 @@ def inspect_gallery(store: InputStore, config: GalleryConfig, resources: Resourc
     )
 
 
-def take_snapshot(context: Context, snapshot: Snapshot, config: GalleryConfig) -> Snapshot:
+def read_snapshot(files: Files, name: str) -> Snapshot:
+    """The stored snapshot of that fingerprint.
+
+    Raises:
+        CorruptFile: it is damaged or gone; no run for other input can make it again.
+    """
+    path = snapshot_path(name)
+    try:
+        return unseal_file(path, files.get(path), Snapshot)
+    except StorageError as error:
+        raise CorruptFile(
+            f"{error} The root holds an unfinished plan of it, and the input is not the planned one any more. Restore "
+            "the input or the file, or choose another output."
+        ) from error
+
+
+def take_snapshot(context: Context, snapshot: Snapshot, config: GalleryConfig, cut: str | None = None) -> Snapshot:
     """The stored snapshot of the very files that were inspected, or this one, stored after every id was checked.
+
+    Args:
+        cut: of the snapshot that the plan which goes on was made from; None if a new plan is to be made.
 
     Raises:
         InputError: null ids, and ids that occur twice.
+        CorruptFile: what is stored is damaged, or gone and cannot be had again.
     """
     files, path = context.files, snapshot_path(snapshot.fingerprint)
     try:
-        return Snapshot.model_validate_json(files.get(path))
+        return unseal_file(path, files.get(path), Snapshot)
     except FileMissing:
         pass
+    if cut is not None:
+        if cut != snapshot.cut:
+            raise CorruptFile(
+                f"{path}: was damaged or gone, and the gallery would be cut into other chunks than the plan was made "
+                "from. Put resources.chunk_rows and chunk_bytes back to those of the first run, or restore the file."
+            )
+        context.progress.say(f"gone, made again: {path}")
     _check_ids(context, snapshot, config)
-    if not files.put_new(path, canonical(snapshot.model_dump(mode="json"))):
-        return Snapshot.model_validate_json(files.get(path))
+    if not files.put_new(path, seal_file(path, snapshot)):
+        return unseal_file(path, files.get(path), Snapshot)
     return snapshot
 
 

@@ -148,8 +148,15 @@ def train_all(context: Context, jobs: Sequence[TrainJob], pairs: PairedItems) ->
                 f"alignment {job.fingerprint} ({job.method}): the training worker ended without its receipt; run the "
                 "same command again"
             )
+        _say_damaged(context, job)
         trained[job.method] = written
     return {job.method: trained[job.method] for job in jobs}
+
+
+def _say_damaged(context: Context, job: TrainJob) -> None:
+    receipt = read_receipt(job.files, stage_receipt("alignment", job.fingerprint))
+    if receipt is not None and receipt.details.get("damaged_checkpoint"):
+        context.progress.say(f"alignment {job.fingerprint} ({job.method}): damaged checkpoint, trained from the start")
 
 
 def _finished(job: TrainJob, *, alone: bool) -> TrainedAlignment | str | None:
@@ -195,7 +202,9 @@ def _train_one(job: TrainJob, train_part: PairedItems, checkpoints: Checkpoints,
     pairs = training_pairs(train_part, job.method, job.classifier)
     fit = Fit(job.method, job.preset, pairs, seed=job.seed, device=device)
     name = f"{job.fingerprint}.safetensors"  # a checkpoint of another map is none for this one
-    if (kept := checkpoints.latest(name)) is not None:
+    kept = checkpoints.latest(name)
+    damaged = kept is not None and (kept := _unsealed(kept)) is None
+    if kept is not None:
         fit.restore(kept)
         logger.info("alignment %s (%s) goes on from epoch %d", job.fingerprint, job.method, fit.epoch)
     resumed_from = fit.epoch
@@ -203,7 +212,7 @@ def _train_one(job: TrainJob, train_part: PairedItems, checkpoints: Checkpoints,
         while fit.epoch < fit.epochs:
             metrics = fit.step()
             if fit.epoch % _CHECKPOINT_EVERY == 0 and fit.epoch < fit.epochs:
-                checkpoints.save(name, fit.state(), {**metrics, "epoch": fit.epoch})
+                checkpoints.save(name, _sealed(fit.state()), {**metrics, "epoch": fit.epoch})
         alignment = fit.finish()
     except AlignmentFailed as error:
         if alone:
@@ -211,7 +220,19 @@ def _train_one(job: TrainJob, train_part: PairedItems, checkpoints: Checkpoints,
         failure = Receipt(unit="alignment", rows=0, details={"reason": str(error)})
         put_receipt(job.files, stage_failure("alignment", job.fingerprint), failure)
         return
-    _keep(job, alignment, {"epochs": fit.epochs, "resumed_from": resumed_from})
+    details = {"epochs": fit.epochs, "resumed_from": resumed_from}
+    _keep(job, alignment, {**details, "damaged_checkpoint": True} if damaged else details)
+
+
+def _sealed(state: bytes) -> bytes:
+    """A checkpoint's bytes: the sha256 of the state, then the state."""
+    return sha256_hex(state).encode() + state
+
+
+def _unsealed(data: bytes) -> bytes | None:
+    """The state in a checkpoint, None if it is damaged."""
+    digest, state = data[:64], data[64:]
+    return state if sha256_hex(state).encode() == digest else None
 
 
 def _keep(job: TrainJob, alignment: Alignment, details: dict[str, int]) -> None:

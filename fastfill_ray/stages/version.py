@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from fastfill_ray.log.records import Plan, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.ids import combine_digests
 from fastfill_ray.stages.basis import Basis
-from fastfill_ray.stages.build import build_version, check_complete, gallery_buckets, make_build_job
+from fastfill_ray.stages.build import gallery_buckets, make_build_job
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.evaluator import Evaluator
+from fastfill_ray.stages.segments import Assembler, check_complete
 from fastfill_ray.storage.receipts import Receipt
 
 
@@ -23,6 +24,7 @@ class VersionMaker:
     Args:
         epoch: the driver's claim; it goes into the names of segments.
         max_regression: of the objective, that the gate lets pass.
+        suspects: paths of segments that were found damaged.
     """
 
     context: Context
@@ -30,34 +32,39 @@ class VersionMaker:
     plan: Plan
     epoch: int
     max_regression: float
+    suspects: Set[str] = frozenset()
 
     def __post_init__(self) -> None:
         basis, plan = self.basis, self.plan
-        self._job = make_build_job(basis.scorer, plan, self.epoch)
-        self._buckets = gallery_buckets(basis.snapshot, basis.scores, plan.segment_rows)
+        job = make_build_job(basis.scorer, plan, self.epoch)
+        buckets = gallery_buckets(basis.snapshot, basis.scores, plan.segment_rows)
+        self._assembler = Assembler(self.context, job, buckets, self.suspects)
         self._evaluator = Evaluator(self.context, basis, plan.thresholds)
 
-    def make(self, state: State, wave: int, receipts: Mapping[int, Receipt]) -> Version:
+    def make(self, state: State, wave: int, receipts: Mapping[int, Mapping[int, Receipt]]) -> Version:
         """The VERSION after `wave`; its segments are durable, its verdict is reached, nothing is published yet.
 
         Args:
-            receipts: {chunk: receipt} of the wave (of the pairs for wave 0).
+            receipts: {wave: {chunk: receipt}} of wave 0 (the pairs), of this one, and of others as far as known.
         """
         start = time.monotonic()
         plan, evaluator = self.plan, self._evaluator
         before = state.plan_versions[-1] if state.plan_versions else None
         serving = state.version(state.serving) if state.serving is not None else None
-        kept = before.segments if before is not None else ()
-        segments = build_version(self.context, self._job, self._buckets, wave, receipts, kept)
-        check_complete(plan, segments)
+        if before is None:
+            assembly = self._assembler.first(receipts[0])
+        else:
+            assembly = self._assembler.after(wave, state.plan_versions, receipts)
+        absent = plan.unusable_rows if before is None else max(plan.unusable_rows, before.absent)
+        check_complete(plan, assembly.segments, absent + assembly.lost_rows)
         with self.context.progress.timed("evaluate"):
             calibration = evaluator.fit(wave, plan)
-            segments = evaluator.calibrated(segments, calibration)
+            segments = evaluator.calibrated(assembly.segments, calibration)
             values = evaluator.measure(segments, wave, calibration)
             per_query = evaluator.keep(values, plan.plan, f"wave-{wave:02d}.parquet")
         new_rows = sum(segment.rows for segment in segments if segment.state == "new")
         rows = sum(segment.rows for segment in segments)
-        worked = sum(receipt.seconds for receipt in receipts.values())
+        worked = sum(receipt.seconds for receipt in receipts[wave].values())
         return Version(
             version=len(state.versions),
             plan=plan.plan,

@@ -22,7 +22,7 @@ class Waves:
     """Embeds what has no receipt yet, in wave order. ``close`` it in any case: that stops the pool.
 
     Args:
-        groups: {wave: its units}, consecutive waves.
+        groups: {wave: its units}, in wave order.
         may_stop: whether a rule can stop the run in the middle of a wave that would go on to the end otherwise.
     """
 
@@ -36,7 +36,7 @@ class Waves:
         may_stop: bool,
     ) -> None:
         self._groups, self._progress = groups, context.progress
-        self._handed_over: set[int] = set()
+        self._handed_over: dict[int, dict[int, Receipt]] = {}
         missing = [unit for group in groups.values() for unit in group.missing]
         logger.debug("waves %s: %d units have no receipt yet", sorted(groups), len(missing))
         self._may_stop = may_stop
@@ -48,6 +48,8 @@ class Waves:
         Raises:
             QuarantineExceeded: of this wave or one that is embedded ahead; the receipts with bad rows are withdrawn.
         """
+        if wave in self._handed_over:
+            return self._handed_over[wave]
         group = self._groups[wave]
         done = group.rows - sum(unit.rows for unit in group.missing)
         try:
@@ -61,11 +63,15 @@ class Waves:
                     if unit.wave == wave:
                         bar.advance(unit.rows)
         except QuarantineExceeded:
-            for other in self._groups.keys() - self._handed_over:
+            for other in self._groups.keys() - self._handed_over.keys():
                 self._groups[other].withdraw()
             raise
-        self._handed_over.add(wave)
-        return {chunk_of(unit): receipt for unit, receipt in group.receipts.items()}
+        self._handed_over[wave] = {chunk_of(unit): receipt for unit, receipt in group.receipts.items()}
+        return self._handed_over[wave]
+
+    def receipts_until(self, wave: int) -> dict[int, dict[int, Receipt]]:
+        """{wave: its receipts} up to and with `wave`, as ``receipts`` gives them."""
+        return {each: self.receipts(each) for each in sorted(self._groups) if each <= wave}
 
     def drain(self) -> None:
         """Begin nothing more, and wait for the units that have begun: they count when the run goes on.

@@ -15,6 +15,7 @@ from typing import Protocol
 from fastfill_ray.errors import StorageError, StoreUnsupported
 from fastfill_ray.storage.local import LocalFiles, local_path
 from fastfill_ray.storage.paths import PROBE, parse_probe, probe_path
+from fastfill_ray.storage.stat import Stat
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +38,14 @@ class Files(Protocol):
         """The object's bytes. Raises FileMissing if it is absent."""
         ...
 
-    def size(self, path: str) -> int | None:
-        """Size in bytes, None if absent."""
+    def stat(self, path: str) -> Stat | None:
+        """Size and tag, None if absent; reads no data."""
         ...
 
     def list(self, prefix: str) -> list[str]:
         """Every object under the folder `prefix` ("" for all), recursive, as sorted relative paths.
 
-        Only a hint, decisions need ``get`` or ``size``. Names that this package cannot have written are left out.
+        Only a hint, decisions need ``get`` or ``stat``. Names that this package cannot have written are left out.
         """
         ...
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastfill_ray.errors import CommitStateUnknown, FileMissing, StorageError, StoreUnsupported
+from fastfill_ray.storage.stat import Stat
 from fastfill_ray.types import check_path
 
 _TEMP_PREFIX = ".tmp-"
@@ -47,10 +49,12 @@ class LocalFiles:
         except OSError as error:
             raise _failed("reading", full, error) from error
 
-    def size(self, path: str) -> int | None:
+    def stat(self, path: str) -> Stat | None:
         full = self._full(path)
         try:
-            return full.stat().st_size if full.is_file() else None
+            found = full.stat()
+            # The clock of mtime is coarse; what is written under a name of ours is always a file of its own.
+            return Stat(found.st_size, f"{found.st_mtime_ns}-{found.st_ino}") if stat.S_ISREG(found.st_mode) else None
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

@@ -16,6 +16,7 @@ _RECORD = re.compile(r"^log/(\d{20})\.json$")
 PROBE = "probe"
 _PROBE = re.compile(r"^probe/(\d{10,12})-[0-9a-f]{32}$")
 _CHUNK = re.compile(r"c(\d{8})")
+_UNIT_OUTPUT = re.compile(r"^(.*)/([cq]\d{8})\.[0-9a-f]{16}\.parquet$")
 _UNIT_RECEIPT = re.compile(r"^(?:.*/)?([cq]\d{8})\.receipt\.json$")
 
 
@@ -110,6 +111,12 @@ def unit_output(folder: str, unit: str, digest: str) -> str:
     return check_path(f"{folder}/{unit}.{digest[:16]}.parquet")
 
 
+def parse_unit_output(path: str) -> tuple[str, str] | None:
+    """(folder, unit) of a name that ``unit_output`` built, None for another."""
+    match = _UNIT_OUTPUT.match(path)
+    return (match[1], match[2]) if match else None
+
+
 def unit_receipt(folder: str, unit: str) -> str:
     """The unit's receipt beside its output; the first one put wins."""
     return check_path(f"{folder}/{unit}.receipt.json")
@@ -119,6 +126,29 @@ def parse_unit_receipt(path: str) -> str | None:
     """The unit whose receipt `path` is, None if it is none."""
     match = _UNIT_RECEIPT.match(path)
     return match[1] if match else None
+
+
+def receipts_for(path: str) -> tuple[str, ...]:
+    """What says that the object at `path` is done: without these, a run makes it again.
+
+    Empty where a record of the log names the object itself, and for names that are not ours.
+    """
+    folder, _, name = path.rpartition("/")
+    top = path.partition("/")[0]
+    if name == "snapshot.json" or name == "failed.json" or name.endswith("receipt.json"):
+        return (path,)
+    if (found := parse_unit_output(path)) is not None:
+        # The list of all score files, which names this one, follows from their receipts.
+        whole = (f"{folder}/receipt.json",) if top == "scores" else ()
+        return (unit_receipt(*found), *whole)
+    if top in {"pairs", "alignment", "choice", "scores"}:
+        return (f"{folder}/thresholds.receipt.json" if name.startswith("thresholds.") else f"{folder}/receipt.json",)
+    return ()
+
+
+def set_aside_path(path: str, digest: str) -> str:
+    """Where the bytes that were at `path` are kept for people: nothing reads them."""
+    return check_path(f"{path}.set-aside-{digest[:16]}")
 
 
 def segment_paths(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +12,8 @@ from fastfill_ray.errors import CorruptFile, FileMissing
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import parse_unit_receipt
-from fastfill_ray.types import Model, canonical
+from fastfill_ray.storage.sealed import seal_file, unseal_file
+from fastfill_ray.types import Model
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ _THREADS = 16
 
 def put_receipt(files: Files, path: str, receipt: Receipt) -> Receipt:
     """Make a receipt durable. The first one wins: a twin's is returned instead."""
-    if files.put_new(path, canonical(receipt.model_dump(mode="json"))):
+    if files.put_new(path, seal_file(path, receipt)):
         return receipt
     logger.debug("%s/%s was there first: adopted", files.root, path)
-    return _parse(path, files.get(path))
+    return unseal_file(path, files.get(path), Receipt)
 
 
 def read_receipt(files: Files, path: str) -> Receipt | None:
@@ -57,23 +57,27 @@ def read_receipt(files: Files, path: str) -> Receipt | None:
         CorruptFile: what is there is not a receipt.
     """
     try:
-        return _parse(path, files.get(path))
+        return unseal_file(path, files.get(path), Receipt)
     except FileMissing:
         return None
 
 
 def find_receipts(files: Files, folder: str) -> dict[str, Receipt]:
-    """The units of a folder that are done: {unit: receipt}."""
-    paths: Mapping[str, str] = {
-        unit: path for path in files.list(folder) if (unit := parse_unit_receipt(path)) is not None
-    }
+    """The units of a folder that are done: {unit: receipt}.
+
+    Raises:
+        CorruptFile: names every damaged one.
+    """
+    units = {path: unit for path in files.list(folder) if (unit := parse_unit_receipt(path)) is not None}
+    found: dict[str, Receipt] = {}
+    damaged: list[CorruptFile] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(files.get, paths.values())
-        return {unit: _parse(path, data) for (unit, path), data in zip(paths.items(), found, strict=True)}
-
-
-def _parse(path: str, data: bytes) -> Receipt:
-    try:
-        return Receipt.model_validate_json(data)
-    except ValueError as error:
-        raise CorruptFile(f"{path}: not a receipt ({error}). Delete it: its work is then done again.") from error
+        for path, data in zip(units, pool.map(files.get, units), strict=True):
+            try:
+                found[units[path]] = unseal_file(path, data, Receipt)
+            except CorruptFile as error:
+                damaged.append(error)
+    if damaged:
+        others = f" And {len(damaged) - 1} more receipts in {folder}." if len(damaged) > 1 else ""
+        raise CorruptFile(f"{damaged[0]}{others}", *(path for error in damaged for path in error.paths))
+    return found

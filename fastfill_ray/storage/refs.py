@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from fastfill_ray.errors import CorruptFile
+from fastfill_ray.errors import CorruptFile, FileMissing
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.storage.arrow import _RESTORE
 from fastfill_ray.storage.files import Files
@@ -39,11 +39,30 @@ def get_verified(files: Files, ref: FileRef) -> bytes:
 
     Raises:
         FileMissing: the object is absent.
-        CorruptFile: its size or sha256 differs from the recorded one.
+        CorruptFile: its size or sha256 differs from the recorded one, at two readings: one may be torn on its way.
     """
-    data = files.get(ref.path)
+    try:
+        data = files.get(ref.path)
+        if sha256_hex(data) != ref.sha256:
+            data = files.get(ref.path)
+    except FileMissing as error:
+        raise FileMissing(str(error), ref.path) from error
+    name = f"{files.root}/{ref.path}"
     if len(data) != ref.size:
-        raise CorruptFile(f"{files.root}/{ref.path}: found {len(data):,} bytes, expected {ref.size:,}. {_RESTORE}")
+        raise CorruptFile(f"{name}: found {len(data):,} bytes, expected {ref.size:,}. {_RESTORE}", ref.path)
     if (found := sha256_hex(data)) != ref.sha256:
-        raise CorruptFile(f"{files.root}/{ref.path}: sha256 is {found}, expected {ref.sha256}. {_RESTORE}")
+        raise CorruptFile(f"{name}: sha256 is {found}, expected {ref.sha256}. {_RESTORE}", ref.path)
     return data
+
+
+def tagged(files: Files, ref: FileRef) -> FileRef:
+    """`ref`, verified, with what the store says of the object now: from here on ``is_unchanged`` can tell."""
+    before = files.stat(ref.path)
+    get_verified(files, ref)
+    return ref.model_copy(update={"tag": "" if before is None else before.tag})
+
+
+def is_unchanged(files: Files, ref: FileRef) -> bool:
+    """Whether size and tag are those that were recorded when `ref` was verified; nothing is read."""
+    now = files.stat(ref.path)
+    return now is not None and bool(ref.tag) and now == (ref.size, ref.tag)

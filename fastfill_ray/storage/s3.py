@@ -17,6 +17,7 @@ from fastfill_ray.errors import CommitStateUnknown, ConfigError, FileMissing, St
 from fastfill_ray.sanitize import one_line
 from fastfill_ray.storage import s3_client
 from fastfill_ray.storage.s3_client import Limits
+from fastfill_ray.storage.stat import Stat
 from fastfill_ray.types import check_path
 
 logger = logging.getLogger(__name__)
@@ -107,14 +108,14 @@ class S3Files:
             except FileNotFoundError as error:
                 raise FileMissing(f"s3://{key} does not exist.") from error
 
-    def size(self, path: str) -> int | None:
+    def stat(self, path: str) -> Stat | None:
         key = self._key(path)
         with _named("looking up", key):
             try:
                 info = self._filesystem().info(key)
             except FileNotFoundError:
                 return None
-        return int(info["size"]) if info["type"] == "file" else None
+        return Stat(int(info["size"]), str(info["ETag"])) if info["type"] == "file" else None
 
     def list(self, prefix: str) -> list[str]:
         top = self._key(prefix) if prefix else self._base

@@ -96,13 +96,12 @@ def _markers(durable: set[Path], workshop: Workshop) -> set[str]:
     """Markers of the items whose vectors the receipts vouch for."""
     import pyarrow.parquet as pq
 
-    from fastfill_ray.storage.receipts import Receipt
-    from tests.synthetic import marker
+    from tests.synthetic import marker, receipt_at
 
     row_of = {item: row for row, item in enumerate(workshop.ids.tolist())}
     found = set()
     for path in durable:
-        for output in Receipt.model_validate_json(path.read_bytes()).outputs:
+        for output in receipt_at(path).outputs:
             ids = pq.read_table(path.parent / Path(output.path).name).column("id").to_pylist()
             found |= {marker(workshop.x[row_of[item], 0]) for item in ids}
     return found

@@ -21,7 +21,7 @@ from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
 from tests import synthetic
 from tests.integration.conftest import ABSENT, OTHERS, Run, Workshop
-from tests.synthetic import marker, new_vectors
+from tests.synthetic import marker, new_vectors, receipt_at
 
 
 def value(version: Version, relevance: str, metric: str, scope: str = "gallery") -> float:
@@ -220,7 +220,9 @@ def test_bad_rows_are_quarantined_and_stay_stale(root: Callable[[], Path], works
     assert (last.rows, last.new_rows, last.quarantined, last.absent) == (599, 595, 5, 1)
     stale = [segment for segment in last.segments if segment.state == "stale"]
     assert sum(segment.rows for segment in stale) == 4
-    receipts = [fault for path in (target / "vectors").rglob("*.receipt.json") for fault in _receipt(path).quarantined]
+    receipts = [
+        fault for path in (target / "vectors").rglob("*.receipt.json") for fault in receipt_at(path).quarantined
+    ]
     reasons = {fault.id: fault.reason for fault in receipts}
     assert set(reasons) == {int(workshop.ids[row]) for row in [*rows, absent_for_ever]}
     assert "this row cannot be read" in reasons[int(workshop.ids[rows[0]])]
@@ -247,12 +249,6 @@ def test_a_wave_above_the_quarantine_limit_fails_before_its_commit(
     workshop.control()
     result = run(workshop.config(target), until="wave:1")
     assert result.state.versions[-1].quarantined == 0
-
-
-def _receipt(path: Path):  # type: ignore[no-untyped-def]
-    from fastfill_ray.storage.receipts import Receipt
-
-    return Receipt.model_validate_json(path.read_bytes())
 
 
 def test_strings_l2_ivf_and_no_queries(tmp_path: Path, run: Run) -> None:

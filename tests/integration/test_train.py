@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fastfill_ray.storage.receipts import Receipt
 from tests import synthetic
+from tests.synthetic import receipt_at
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -51,6 +51,6 @@ def test_training_goes_on_from_the_last_checkpoint_after_a_kill(tmp_path: Path) 
     time.sleep(3)
     assert start().wait(timeout=300) == 0, log()
     [path] = (tmp_path / "out" / "alignment").rglob("receipt.json")
-    details = Receipt.model_validate_json(path.read_bytes()).details
+    details = receipt_at(path).details
     assert details["resumed_from"] > 0, details
     assert details["epochs"] == 24

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import os
 import signal
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ import pytest
 from fastfill_ray.alignment.pairs import TrainingPairs
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.engine.in_process import InProcessEngine
-from fastfill_ray.engine.interface import Engine
+from fastfill_ray.engine.interface import Checkpoints, Engine, TrainSetup
 from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.errors import AlignmentFailed
 from fastfill_ray.experiment.items import PairedItems
@@ -35,6 +38,8 @@ from fastfill_ray.stages.train import (
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.paths import stage_receipt
 from fastfill_ray.storage.receipts import Receipt, read_receipt
+from fastfill_ray.storage.stat import Stat
+from tests.faults import flip_bit
 
 ROWS = 320
 TRAINING_WORKER = True
@@ -56,8 +61,8 @@ class DyingFiles:
     def get(self, path: str) -> bytes:
         return self.files.get(path)
 
-    def size(self, path: str) -> int | None:
-        return self.files.size(path)
+    def stat(self, path: str) -> Stat | None:
+        return self.files.stat(path)
 
     def list(self, prefix: str) -> list[str]:
         return self.files.list(prefix)
@@ -197,3 +202,54 @@ def test_what_cannot_be_fitted_is_told_before_a_worker_starts(tmp_path: Path, mo
     flat = replace(pairs, new=np.ones_like(pairs.new))
     reasons = train_all(context(files, InProcessEngine()), [few, job(files, "ridge")], flat)
     assert all("are the same" in str(reason) for reason in reasons.values())
+
+
+class KeptInMemory(InProcessEngine):
+    """Trains in this process, keeps checkpoints in a dict, and ends at the first one if `dies`."""
+
+    def __init__(self, *, dies: bool) -> None:
+        self.kept: dict[str, bytes] = {}
+        self.dies = dies
+
+    def train(self, loop: Callable[[Any, Checkpoints], None], data: Any, setup: TrainSetup) -> None:
+        loop(data, self)
+
+    def latest(self, name: str) -> bytes | None:
+        return self.kept.get(name)
+
+    def save(self, name: str, data: bytes, metrics: Mapping[str, Any]) -> None:
+        self.kept[name] = data
+        if self.dies:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", [None, *(int(bit) for bit in np.random.default_rng(0).integers(0, 100_000, 1))])
+def test_a_damaged_checkpoint_is_not_trained_on_and_this_is_said(tmp_path: Path, damage: int | None) -> None:
+    files, engine = open_files(str(tmp_path / "root")), KeptInMemory(dies=True)
+    with pytest.raises(KeyboardInterrupt):
+        together(engine, [job(files, "fct")], make_pairs())
+    [(name, data)] = engine.kept.items()
+    engine.dies = False
+    engine.kept = {name: data if damage is None else flip_bit(data, damage)}
+    said = io.StringIO()
+    train_all(Context(engine, files, InputStore(), Progress(said)), [job(files, "fct")], make_pairs())
+    assert receipt(files, job(files, "fct")).details["resumed_from"] == (8 if damage is None else 0)
+    assert ("damaged checkpoint, trained from the start" in said.getvalue()) == (damage is not None)
+
+
+@pytest.mark.slow
+def test_a_damaged_list_of_checkpoints_makes_training_begin_anew(
+    ray_session: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    setup = TrainSetup(str(tmp_path / "root"), InputStore(), use_gpu=False)
+    RayEngine().train(partial(keep_one, tmp_path), b"first", setup)
+    [listed] = tmp_path.rglob("checkpoint_manager_snapshot.json")
+    listed.write_text(listed.read_text()[:40])
+    RayEngine().train(partial(keep_one, tmp_path), b"second", setup)
+    assert (tmp_path / "latest").read_text() == "None"
+    assert "damaged checkpoints, training begins anew" in caplog.text
+
+
+def keep_one(folder: Path, data: bytes, checkpoints: Checkpoints) -> None:
+    (folder / "latest").write_text(repr(checkpoints.latest("x")))
+    checkpoints.save("x", data, {})

@@ -22,7 +22,14 @@ def test_a_group_column_gives_the_pairs_another_name_and_none_leaves_the_one_the
     synthetic.write_gallery(tmp_path / "gallery")
     plain, grouped = config(tmp_path), config(tmp_path, group_column="group")
     snapshot = inspect_gallery(InputStore(), plain.gallery, plain.resources)
-    before = [snapshot.fingerprint, plain.pairs.model_dump(mode="json"), plain.seed, "space", [("x",), "label"]]
+    before = [
+        snapshot.fingerprint,
+        snapshot.cut,
+        plain.pairs.model_dump(mode="json"),
+        plain.seed,
+        "space",
+        [("x",), "label"],
+    ]
     assert plan_pairs(plain.pairs, plain.gallery, snapshot, "space", plain.seed).fingerprint == fingerprint(before)
     assert plan_pairs(grouped.pairs, grouped.gallery, snapshot, "space", grouped.seed).fingerprint != fingerprint(
         before

@@ -22,7 +22,8 @@ def test_an_object_put_is_the_object_got(files: Files) -> None:
     files.put_data("index/p/a.faiss", b"\x00" * 100_000)
     assert files.get("log/0.json") == b"first"
     assert files.get("index/p/a.faiss") == b"\x00" * 100_000
-    assert (files.size("log/0.json"), files.size("index/p/a.faiss")) == (5, 100_000)
+    sizes = [found.size for path in ("log/0.json", "index/p/a.faiss") if (found := files.stat(path)) is not None]
+    assert sizes == [5, 100_000]
 
 
 def test_put_new_refuses_a_second_writer_and_keeps_the_first_bytes(files: Files) -> None:
@@ -59,12 +60,20 @@ def test_put_data_replaces_the_whole_object(files: Files) -> None:
     assert files.get("reports/report.html") == b"short"
 
 
+def test_an_object_that_is_written_again_has_another_tag_and_a_second_look_the_same(files: Files) -> None:
+    files.put_data("a/b", b"first")
+    first = files.stat("a/b")
+    assert files.stat("a/b") == first
+    files.put_data("a/b", b"other")
+    assert files.stat("a/b") != first
+
+
 def test_absent_objects_are_missing_by_name_and_have_no_size(files: Files) -> None:
     files.put_data("a/b/c", b"x")
     for path in ("nothing", "a", "a/b", "a/b/c/d", "a/b/cc"):
         with pytest.raises(FileMissing, match=path):
             files.get(path)
-        assert files.size(path) is None
+        assert files.stat(path) is None
         files.delete(path)
     assert files.get("a/b/c") == b"x"
 
@@ -73,7 +82,7 @@ def test_a_deleted_object_is_absent_and_its_name_can_be_put(files: Files) -> Non
     files.put_data("a/b", b"x")
     files.delete("a/b")
     files.delete("a/b")
-    assert files.size("a/b") is None
+    assert files.stat("a/b") is None
     assert files.put_new("a/b", b"y")
 
 
@@ -89,7 +98,7 @@ def test_list_gives_every_object_below_a_folder_sorted(files: Files) -> None:
 def test_a_path_that_could_leave_the_root_is_refused_by_every_verb(files: Files, path: str) -> None:
     for call in (
         lambda: files.get(path),
-        lambda: files.size(path),
+        lambda: files.stat(path),
         lambda: files.put_new(path, b"x"),
         lambda: files.put_data(path, b"x"),
         lambda: files.delete(path),

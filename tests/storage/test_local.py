@@ -181,7 +181,7 @@ def test_a_linked_file_is_replaced_or_kept_and_its_target_stays(tmp_path: Path) 
     assert target.read_bytes() == b"theirs"
     assert files.get("a/data") == b"ours"
     assert not (root / "a" / "data").is_symlink()
-    assert files.size("a/gone") is None
+    assert files.stat("a/gone") is None
 
 
 def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:

@@ -74,3 +74,33 @@ def test_outputs_with_other_bytes_have_other_names() -> None:
         layout.stage_output("alignment", "f", "model.safetensors", SHA)
         == "alignment/f/model.0123456789abcdef.safetensors"
     )
+
+
+def test_what_says_that_an_object_is_done_is_found_by_its_path() -> None:
+    wave, scores = layout.wave_folder(FP, 2), layout.stage_folder("scores", FP)
+    unit = layout.chunk_unit(7)
+    done = {
+        layout.snapshot_path(FP): (layout.snapshot_path(FP),),
+        layout.unit_receipt(wave, unit): (layout.unit_receipt(wave, unit),),
+        layout.unit_output(wave, unit, SHA): (layout.unit_receipt(wave, unit),),
+        layout.unit_output(scores, unit, SHA): (layout.unit_receipt(scores, unit), layout.stage_receipt("scores", FP)),
+        layout.stage_output("choice", FP, "choice.json", SHA): (layout.stage_receipt("choice", FP),),
+        layout.stage_output("scores", FP, "thresholds.parquet", SHA): (f"{scores}/thresholds.receipt.json",),
+    }
+    assert {path: layout.receipts_for(path) for path in done} == done
+
+
+def test_what_a_record_names_has_no_receipt() -> None:
+    for path in (
+        layout.record_path(3),
+        layout.units_path(FP, SHA),
+        layout.template_path(FP, "new", "u1"),
+        layout.stage_output("evaluation", FP, "wave-01.parquet", SHA),
+        *layout.segment_paths(FP, 1, 2, "new", 3, "u1"),
+    ):
+        assert layout.receipts_for(path) == ()
+
+
+def test_receipts_that_are_set_aside_are_taken_for_none() -> None:
+    receipt = layout.unit_receipt(layout.wave_folder(FP, 2), layout.chunk_unit(7))
+    assert layout.parse_unit_receipt(layout.set_aside_path(receipt, SHA)) is None

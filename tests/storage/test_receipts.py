@@ -8,6 +8,8 @@ from fastfill_ray.errors import CorruptFile
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import chunk_unit, unit_receipt
 from fastfill_ray.storage.receipts import Receipt, find_receipts, put_receipt, read_receipt
+from fastfill_ray.storage.sealed import unseal_file
+from tests.faults import flip_bit
 
 
 def test_the_first_receipt_wins_and_its_twin_adopts_it(files: Files) -> None:
@@ -31,5 +33,34 @@ def test_a_damaged_receipt_is_refused_by_name(files: Files, damage: bytes) -> No
     path = unit_receipt("scores/a", chunk_unit(7))
     files.put_data(path, damage)
     for read in (lambda: read_receipt(files, path), lambda: find_receipts(files, "scores/a")):
-        with pytest.raises(CorruptFile, match=r"scores/a/c00000007\.receipt\.json: not a receipt"):
+        with pytest.raises(CorruptFile, match=r"scores/a/c00000007\.receipt\.json: not the receipt") as refused:
             read()
+        assert refused.value.paths == (path,)
+
+
+def test_every_single_bit_of_a_receipt_counts(files: Files) -> None:
+    path = unit_receipt("scores/a", chunk_unit(7))
+    put_receipt(files, path, Receipt(unit=chunk_unit(7), rows=3, details={"seconds": 0.5, "why": "ä"}))
+    data = files.get(path)
+    for bit in range(len(data) * 8):
+        with pytest.raises(CorruptFile, match=path):
+            unseal_file(path, flip_bit(data, bit), Receipt)
+
+
+def test_a_receipt_of_another_place_is_refused(files: Files) -> None:
+    here, there = (unit_receipt(f"vectors/p/wave={wave:02d}", chunk_unit(7)) for wave in (1, 2))
+    put_receipt(files, there, Receipt(unit=chunk_unit(7), rows=3))
+    files.put_data(here, files.get(there))
+    with pytest.raises(CorruptFile, match=here):
+        read_receipt(files, here)
+
+
+def test_all_damaged_receipts_of_a_folder_are_named_at_once(files: Files) -> None:
+    for i in range(4):
+        put_receipt(files, unit_receipt("pairs/a", chunk_unit(i)), Receipt(unit=chunk_unit(i), rows=i))
+    damaged = tuple(unit_receipt("pairs/a", chunk_unit(i)) for i in (1, 3))
+    for path in damaged:
+        files.put_data(path, b"")
+    with pytest.raises(CorruptFile, match="1 more receipts in pairs/a") as refused:
+        find_receipts(files, "pairs/a")
+    assert refused.value.paths == damaged
