@@ -9,19 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastfill_ray.backfill import BackfillResult as BackfillResult
     from fastfill_ray.backfill import run_backfill as run_backfill
     from fastfill_ray.config import BackfillConfig as BackfillConfig
     from fastfill_ray.config import load_config as load_config
     from fastfill_ray.errors import FastfillError as FastfillError
     from fastfill_ray.index.reader import Index as Index
     from fastfill_ray.index.reader import open_index as open_index
+    from fastfill_ray.report.result import BackfillResult as BackfillResult
     from fastfill_ray.simulation import Simulation as Simulation
     from fastfill_ray.simulation import simulate as simulate
 
 _HOMES = {
     "BackfillConfig": "fastfill_ray.config",
-    "BackfillResult": "fastfill_ray.backfill",
+    "BackfillResult": "fastfill_ray.report.result",
     "FastfillError": "fastfill_ray.errors",
     "Index": "fastfill_ray.index.reader",
     "Simulation": "fastfill_ray.simulation",

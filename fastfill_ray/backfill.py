@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,7 +24,7 @@ from fastfill_ray.alignment.maps import METHODS, Method
 from fastfill_ray.alignment.pairs import classifier_for
 from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings
 from fastfill_ray.engine.interface import Engine
-from fastfill_ray.errors import ConfigError, CorruptFile, InputChanged, PlanMismatch, SpaceMismatch, StorageError
+from fastfill_ray.errors import ConfigError, CorruptFile, InputChanged, PlanMismatch, StorageError
 from fastfill_ray.experiment.heldout import Evidence
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.gallery import Source
@@ -38,9 +38,8 @@ from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.partition import sample_pairs
 from fastfill_ray.ordering.policies import CLASSIFIED
 from fastfill_ray.ordering.waves import wave_targets
-from fastfill_ray.report.text import version_table
+from fastfill_ray.report.result import BackfillResult
 from fastfill_ray.report.write import write_report
-from fastfill_ray.sanitize import printable
 from fastfill_ray.stages import choose, preflight
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.context import Context
@@ -64,60 +63,6 @@ from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import fingerprint
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BackfillResult:
-    """What a run left behind. ``state`` is the log's; ``seconds`` is where this run's time went, by stage.
-
-    ``stopped`` is why the config's `stop` ended it, None if it did not; ``overrun_rows`` are then the rows of later
-    waves that are embedded already: they count when the run goes on.
-    """
-
-    output: str
-    state: State
-    finished: bool
-    seconds: dict[str, float] = field(default_factory=dict)
-    stopped: str | None = None
-    overrun_rows: int = 0
-
-    @property
-    def serving(self) -> int | None:
-        """The version that ``open_index`` opens."""
-        return self.state.serving
-
-    @property
-    def held(self) -> bool:
-        """The plan's newest version was not published: it serves worse than what users have."""
-        versions = self.state.plan_versions
-        return bool(versions) and not versions[-1].verdict.publish and versions[-1].version not in self.state.published
-
-    @property
-    def exit_code(self) -> int:
-        return 2 if self.held else 0
-
-    def table(self) -> str:
-        """One row per version."""
-        return version_table(self.state)
-
-    def closing_words(self) -> str:
-        """What was reached, what is served, and where this run's time went."""
-        versions = self.state.plan_versions
-        if self.stopped is not None:
-            reached = f"stopped by rule after {len(versions)} versions: {self.stopped}"
-            if self.overrun_rows:
-                reached += f"; {self.overrun_rows:,} rows of later waves are embedded already, and count if it goes on"
-        elif not self.finished:
-            reached = f"stopped after {len(versions)} versions; the same command goes on"
-        elif not self.seconds:
-            reached = "everything was done already; nothing was embedded"
-        else:
-            reached = "done"
-        served = "nothing is published yet" if self.serving is None else f"version {self.serving} is served"
-        if self.held:
-            served += f"; version {versions[-1].version} is held: {versions[-1].verdict.reason}"
-        where = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
-        return printable(f"{self.output}: {reached}; {served}.") + (f"\nSeconds by stage: {where}." if where else "")
 
 
 def run_backfill(
@@ -219,7 +164,7 @@ class _Run:
             cut = None if unfinished is None else unfinished.sources.get("snapshot")
             snapshot = take_snapshot(context, inspected, config.gallery, cut)
             init = self._init(snapshot)
-            self._check_bound(state.init, init)
+            preflight.check_bound(config.output, state.init, init)
             if state.plan is not None and step.do == "plan":
                 changes = preflight.changed_settings(self.request.settings, state.plan.settings)
                 progress.say(f"a new plan, {snapshot.rows:,} items: {changes}")
@@ -236,7 +181,7 @@ class _Run:
             scores = score(context, scorer, snapshot, sampled.offsets, config.quarantine.limit(snapshot.rows))
             check_sources(unfinished, {"scores": (scores.digest, stage_folder("scores", scores.fingerprint))})
             # Only now is anything bound: a model that cannot be built, or returns another dim, leaves no trace.
-            self._check_bound(log.initialise(init).init, init)
+            preflight.check_bound(config.output, log.initialise(init).init, init)
             basis = Basis(
                 snapshot=snapshot,
                 num_sampled=config.pairs.count,
@@ -466,18 +411,6 @@ class _Run:
             old_space=old_space_of(self.config.gallery, snapshot.old_dim),
             new_space=self.models.fingerprints()["new"],
         )
-
-    def _check_bound(self, bound: Init | None, wanted: Init) -> None:
-        """Refuse a root that is bound to other spaces."""
-        if bound is not None and bound != wanted:
-            have, want = bound.model_dump(), wanted.model_dump()
-            differs = "; ".join(
-                f"{key} is {have[key]!r}, this run has {want[key]!r}" for key in want if have[key] != want[key]
-            )
-            raise SpaceMismatch(
-                f"{self.config.output} is bound to other spaces: {differs} (new_space: the embedder, its kwargs or "
-                "dim; old_space: the old vectors' column or dim). Choose another output."
-            )
 
     def _result(self, state: State) -> BackfillResult:
         plan, versions = state.plan, state.plan_versions

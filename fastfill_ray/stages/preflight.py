@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastfill_ray.config import GalleryConfig, IndexConfig, NewModelConfig, QueriesConfig
-from fastfill_ray.errors import ConfigError, InputError
+from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch
 from fastfill_ray.index.segment import check_factory
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import TableInput, vector_dim_of
+from fastfill_ray.log.records import Init
 from fastfill_ray.stages.embed import Models
 from fastfill_ray.stages.queries import pin_queries
 from fastfill_ray.stages.snapshot import Snapshot
@@ -84,6 +85,19 @@ def check_queries(
     ):
         if column is not None and (there := vector_dim_of(store, inputs, column)) != dim:
             raise ConfigError(f"{key}: column {column!r} holds vectors of {there} dims, expected {dim} as {source}")
+
+
+def check_bound(output: str, bound: Init | None, wanted: Init) -> None:
+    """Refuse a root that is bound to other spaces."""
+    if bound is not None and bound != wanted:
+        have, want = bound.model_dump(), wanted.model_dump()
+        differs = "; ".join(
+            f"{key} is {have[key]!r}, this run has {want[key]!r}" for key in want if have[key] != want[key]
+        )
+        raise SpaceMismatch(
+            f"{output} is bound to other spaces: {differs} (new_space: the embedder, its kwargs or dim; old_space: the "
+            "old vectors' column or dim). Choose another output."
+        )
 
 
 def changed_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfill_ray.backfill import BackfillResult, parse_until
+from fastfill_ray.backfill import parse_until
 from fastfill_ray.config import StopConfig, input_paths, load_config, plan_settings
 from fastfill_ray.errors import ConfigError, PlanMismatch
 from fastfill_ray.inputs.locate import InputStore
@@ -20,6 +20,7 @@ from fastfill_ray.log.envelope import seal, unseal
 from fastfill_ray.log.next_step import Step, next_step
 from fastfill_ray.log.records import Body, Claim, Plan, Publish, Verdict, Version
 from fastfill_ray.log.state import State, apply, fold
+from fastfill_ray.report.result import BackfillResult
 from fastfill_ray.stages.preflight import input_pins
 from tests.log.test_records import INIT, chain, plan, unchain, version
 
