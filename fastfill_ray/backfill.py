@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -58,7 +59,7 @@ from fastfill_ray.stages.waves import Waves, overrun_rows
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files, probe, remove_leftovers
 from fastfill_ray.storage.heartbeat import Heartbeat
-from fastfill_ray.storage.paths import stage_folder, wave_folder
+from fastfill_ray.storage.paths import stage_folder, wave_folder, work_of
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import fingerprint
 
@@ -118,6 +119,7 @@ class _Run:
         self.log = Log(context.files)
         self._epoch: int | None = None
         self.damaged: set[str] = set()  # paths under the root that this call has found damaged
+        self._mended: set[str] = set()  # the work whose outcome they were, whatever it is called the next time
         self.unfit: int | None = None  # a version that was committed, but cannot be published any more
         pins = preflight.input_pins(context.store, input_paths(config))
         named = fingerprint([plan_settings(config, exclude_defaults=True), pins])
@@ -127,35 +129,40 @@ class _Run:
         """Do what is not done yet. What is found damaged or gone under the root is made again, once.
 
         Args:
-            alone: entered for as long as something may be written.
+            alone: entered before anything is written, and until nothing will be any more.
         """
         process.describe(self._where)
-        while True:
-            try:
-                return self._act(alone)
-            except StorageError as error:
-                fresh = [path for path in error.paths if path not in self.damaged]
-                if not fresh or not all(can_be_made_again(self.log.state, path) for path in fresh):
-                    raise
-                self.damaged.update(fresh)
-                set_aside(self.context, error)
+        with ExitStack() as at_the_end:
+            at_the_end.callback(process.describe, str)
+            take_place = cache(lambda: at_the_end.enter_context(alone))
+            while True:
+                try:
+                    return self._act(take_place)
+                except StorageError as error:
+                    fresh = [path for path in error.paths if work_of(path) not in self._mended]
+                    if not fresh or not all(can_be_made_again(self.log.state, path) for path in fresh):
+                        raise
+                    self.damaged.update(fresh)
+                    self._mended.update(map(work_of, fresh))
+                    set_aside(self.context, error)
 
-    def _act(self, alone: Heartbeat) -> BackfillResult:
+    def _act(self, take_place: Callable[[], Heartbeat]) -> BackfillResult:
         config, context, log = self.config, self.context, self.log
         files, progress = context.files, context.progress
         state = log.read()
         step = self._next(state)
         logger.info("%s: %d versions so far, next: %s", config.output, len(state.versions), step)
         if step.do == "publish":
-            with alone:
-                state = self._publish_late(state)
+            take_place()
+            state = self._publish_late(state)
             step = self._next(state)
         if step.do == "stop":
             if state.plan is not None:
                 write_report(files, state)
             return self._result(state)
         inspected = self._preflight()
-        with alone, context.engine.session():
+        alone = take_place()
+        with context.engine.session():
             if alone.take_over and state.init is not None:
                 self._claim()  # fences the other driver before it does more that this one would do again
             probe(files)

@@ -1,6 +1,6 @@
 """Move a vector gallery to a new embedding model. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done, 1 error, 2 refused or held, 74 commit state unknown, 75 fenced,
+Exit codes: 0 done, 1 error, 2 refused or held, 74 commit state unknown, 75 fenced or another driver is at work,
 130 and 143 interrupted by Ctrl-C and SIGTERM: the same command goes on.
 """
 

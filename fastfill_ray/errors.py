@@ -78,7 +78,8 @@ class StorageError(FastfillError):
     """
 
     def __init__(self, message: str, *paths: str) -> None:
-        super().__init__(message, *paths)
+        super().__init__(message)
+        self.args = (*self.args, *paths)  # as they are: they name objects
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -26,7 +26,7 @@ from fastfill_ray.errors import FastfillError
 from fastfill_ray.sanitize import one_line, printable, redact
 
 # How long units in flight may take to write their receipts. Kubernetes and spot machines kill after 30 s or more.
-GRACE_S = 12.0
+GRACE_S, _FAREWELL_S = 12.0, 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Ray has asked the kernel to end them with the process that started them. Were they to end before, the C++ in this
 # process would notice, and end it with a code of its own.
@@ -105,24 +105,37 @@ def guarded(act: Callable[[], int]) -> int:
 
     # Ray reads it when it is imported. Otherwise C++ answers SIGTERM, with its stack, and may abort.
     os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
-    before = {number: signal.signal(number, lambda n, _: events.put(signal.Signals(n))) for number in _SIGNALS}
+    heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as `nohup` and `&` ask
+    before = {number: signal.signal(number, lambda n, _: events.put(signal.Signals(n))) for number in heard}
     _process.is_command = True
     try:
         threading.Thread(target=work, name="command", daemon=True).start()
         event = events.get()
         if isinstance(event, signal.Signals):
             _stop(event, events)
-        return _failed(event) if isinstance(event, BaseException) else event
+        if isinstance(event, BaseException):
+            return _failed(event)
+        if _process.ray_runs:  # after an error that the command recovered from
+            _leave(event)
+        return event
     finally:
         _process.is_command = False
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """``sys.excepthook`` of the commands: the traceback of a bug, without the secrets of the exceptions in it."""
     lines = redact("".join(traceback.format_exception(kind, error, trace))).splitlines()
-    print("\n".join(printable(line) for line in lines), file=sys.stderr)
+    _say("\n".join(printable(line) for line in lines))
+
+
+def _say(text: str) -> None:
+    """To stderr. Whoever read it may be gone (Ctrl-C ends `tee` in `... 2>&1 | tee log`): the exit code counts then."""
+    with suppress(OSError, ValueError):
+        if sys.stderr.isatty():
+            text = f"\r\x1b[K{text}"  # the line may hold a progress bar
+        print(text, file=sys.stderr, flush=True)
 
 
 def _failed(error: BaseException) -> int:
@@ -132,7 +145,7 @@ def _failed(error: BaseException) -> int:
             raise error
         print_traceback(type(error), error, error.__traceback__)
         _leave(1)
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    _say(f"{type(error).__name__}: {error}")
     if _process.ray_runs:
         _leave(error.exit_code)
     return error.exit_code
@@ -140,33 +153,38 @@ def _failed(error: BaseException) -> int:
 
 def _stop(number: signal.Signals, events: Events) -> NoReturn:
     """Let what is in flight end, for at most the grace period or until a second signal; then end the process."""
-    drained: list[BaseException | None] = []
+    work, faults = _process.in_flight[::-1], []
+    drained: list[Drainable] = []
 
-    def drain() -> None:
-        try:
-            for work in reversed(_process.in_flight.copy()):
-                work.drain()
-            drained.append(None)
-        except BaseException as error:
-            drained.append(error)
+    def drain(some: list[Drainable]) -> None:
+        for each in some:
+            try:
+                each.drain()
+            except BaseException as error:
+                faults.append(error)
+            drained.append(each)
         events.put(0)
 
     deadline = time.monotonic() + GRACE_S
-    threading.Thread(target=drain, name="drain", daemon=True).start()
-    while not drained:
+    threading.Thread(target=drain, args=(work,), name="drain", daemon=True).start()
+    while len(drained) < len(work):
         try:
             event = events.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             break
         if isinstance(event, signal.Signals):
             break
+    # What is too slow is given up; what comes after it still gets its chance, in a moment.
+    late = threading.Thread(target=drain, args=(work[len(drained) + 1 :],), name="drain", daemon=True)
+    late.start()
+    late.join(_FAREWELL_S)
     line = f"Interrupted by {number.name}"
     if where := _process.where():
         line += f": {where}"
     line += ". What is durable is kept: the same command goes on."
-    if drained and (error := drained[0]) is not None:
+    for error in faults:
         line += f" While it stopped: {type(error).__name__}: {one_line(str(error))}"
-    print(line, file=sys.stderr)
+    _say(line)
     _leave(128 + number)
 
 

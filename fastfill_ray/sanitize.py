@@ -44,7 +44,8 @@ _NAME = (
 )
 # Without quote and blank only the name itself: "my_pkg.token_model:Embedder" names a class.
 _NAMED = rf"({_NAME}(?:[\w-]{{0,40}}(?:[\\\"']*\s*(?:=>|=|:(?=\s))|[\\\"']+\s*:)|\s*:)\s*)"
-_BARE = r"""(?!(["'])\*\*\*\2)[\\"']*[^\s&"']+(?:["'][^\s&"']+)*"""
+# Not what is no value: an attribute of that name (`pad_token = tokenizer.eos_token`), our own "key: found str".
+_BARE = r"""(?!(["'])\*\*\*\2)(?!\w+\.\w+_token\b)(?!found\b)[\\"']*[^\s&"']+(?:["'][^\s&"']+)*"""
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), shown)
     for pattern, shown in (
@@ -52,7 +53,9 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         # User info: before the first slash of a URL, or with a password that holds slashes; and without a scheme.
         (r"(://)[^\s/?#'\"]{0,400}@", r"\1***@"),
         (r"(://)[^\s/?#'\"@:]{1,200}:(?!\d+[/?#])[^\s'\"]{0,400}@", r"\1***@"),
-        (r"(?<![\w./*@-])[\w.+%-]{1,200}:[^\s/@'\":]{1,400}@(?=[\w\[])", "***@"),
+        (r"(?<![\w./*@'\"-])[\w.+%-]{1,200}:[^\s/@'\":]{1,400}@(?=[\w\[])", "***@"),
+        # In quotes only with a port or path: it could be an id.
+        (r"(?<=['\"])[\w.+%-]{1,200}:[^\s/@'\":]{1,400}@(?=[\w.\[\]-]+[:/])", "***@"),
         # Queries: of a URL, and wherever one starts with a name and a value.
         (r"(://[^\s?'\"]{0,2000}\?)[^\s'\"]+", r"\1***"),
         (r"\?[\w%.~+-]+=[^\s'\"]*", "?***"),

@@ -40,9 +40,11 @@ IN_FLIGHT = "process.begin(Work())"
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    def start(act: str = "pass", *, drain_s: float = 0, grace_s: float = 60) -> subprocess.Popen[str]:
-        code = PREPARE.format(folder=str(tmp_path), act=act, drain_s=drain_s, grace_s=grace_s)
-        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    def start(
+        act: str = "pass", *, drain_s: float = 0, grace_s: float = 60, before: str = "", stdin: int | None = None
+    ) -> subprocess.Popen[str]:
+        code = before + PREPARE.format(folder=str(tmp_path), act=act, drain_s=drain_s, grace_s=grace_s)
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdin=stdin, text=True)
         wait_for(tmp_path / "ready")
         return process
 
@@ -74,6 +76,51 @@ def test_a_signal_ends_a_command_with_one_line_and_its_code(start: Start, number
     assert command.stderr.read() == (
         f"Interrupted by {number.name}: 3 of 4 versions. What is durable is kept: the same command goes on.\n"
     )
+
+
+def test_the_code_counts_where_nobody_reads_the_line_any_more(start: Start) -> None:
+    """`... 2>&1 | tee log`: Ctrl-C ends both."""
+    command = start()
+    assert command.stderr is not None
+    command.stderr.close()
+    command.send_signal(signal.SIGINT)
+    assert command.wait(timeout=60) == 130
+
+
+def test_an_error_counts_where_nobody_reads_its_line(start: Start) -> None:
+    act = "(folder / 'ready').touch(); sys.stdin.read(); from fastfill_ray.errors import Fenced; raise Fenced('x')"
+    command = start(act, stdin=subprocess.PIPE)
+    assert command.stderr is not None
+    assert command.stdin is not None
+    command.stderr.close()
+    command.stdin.close()
+    assert command.wait(timeout=60) == 75
+
+
+def test_a_fault_while_it_stops_keeps_nothing_else_from_it(start: Start, tmp_path: Path) -> None:
+    broken = "class Broken:\n        def drain(self):\n            raise OSError('lost')\n    process.begin(Broken())"
+    command = start(f"{IN_FLIGHT}\n    {broken}")
+    command.terminate()
+    assert command.wait(timeout=60) == 143
+    assert command.stderr is not None
+    assert "While it stopped: OSError: lost" in command.stderr.read()
+    assert (tmp_path / "drained").exists()
+
+
+def test_what_is_too_slow_keeps_nothing_else_from_stopping(start: Start, tmp_path: Path) -> None:
+    slow = "class Slow:\n        def drain(self):\n            time.sleep(300)\n    process.begin(Slow())"
+    command = start(f"{IN_FLIGHT}\n    {slow}", grace_s=0.2)
+    command.terminate()
+    assert command.wait(timeout=60) == 143
+    assert (tmp_path / "drained").exists()
+
+
+def test_a_signal_that_is_ignored_stays_ignored(start: Start) -> None:
+    command = start("pass", before="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    command.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    command.terminate()
+    assert command.wait(timeout=60) == 143
 
 
 def test_what_is_in_flight_may_end_first(start: Start, tmp_path: Path) -> None:

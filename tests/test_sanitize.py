@@ -116,6 +116,9 @@ ORDINARY = [
     "wrong_shape: found (1, 4), expected (1, 3)",
     "embedder raised TypeError: column 'text': expected str, found NoneType",
     "s3://bucket/run/index/p/w00-b00000-new-e00000001-0a1b.faiss: sha256 is 00ff, expected ff00. Restore it.",
+    "tokenizer.pad_token = tokenizer.eos_token",
+    "new_model.kwargs.api_key: found str (not shown), expected a number",
+    "id 'bob:x@y.com' (row 3): embedder raised ValueError: empty",
     "reading s3://bucket/a@b/c: NoCredentialsError: Unable to locate credentials. Check the bucket, the credentials in "
     "the environment, storage.s3_endpoint and the network.",
     "An error occurred (SignatureDoesNotMatch) when calling the PutObject operation: The request signature we "

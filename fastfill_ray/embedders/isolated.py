@@ -35,6 +35,7 @@ _MAX_DEATHS_IN_A_ROW = 16
 _MAX_DEATHS = 100
 # Of a model that this unit has seen built.
 _REBUILDS = 3
+_BUILD_DELAYS_S = (0.5, 2.0)  # between calls of a constructor that raises
 _LOOK_S = 0.1
 # Above this share of a node's memory Ray ends processes until it is met; it does not know how much this one holds, and
 # would end every other one first. So this one ends before, if it is its call that has taken the memory.
@@ -222,7 +223,7 @@ def serve(descriptor: int, parent: int) -> None:
     with suppress(EOFError):
         spec, kwargs = connection.recv()
         try:
-            embedder = load_embedder(spec, kwargs)
+            embedder = load_embedder(spec, kwargs, retry_delays_s=_BUILD_DELAYS_S)
         except EmbedderError as error:
             connection.send(("refused", str(error)))
             return

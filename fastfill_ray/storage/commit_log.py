@@ -43,6 +43,7 @@ class Log:
         self._new_txn = new_txn
         self._last: bytes | None = None
         self._epoch: int | None = None
+        self._was_read = False
 
     def read(self) -> State:
         """Fold the records up to the first absent number; a second call reads only what is new.
@@ -51,6 +52,7 @@ class Log:
             CorruptFile: a record that is damaged, out of chain, or missing while later ones exist.
             RefusedError: a record of a newer release.
         """
+        self._was_read = True
         while True:
             while (data := self._record(self.state.next_seq)) is not None:
                 self._adopt(data)
@@ -67,10 +69,20 @@ class Log:
                 )
 
     def initialise(self, init: Init) -> State:
-        """Put record 0, or adopt the one that is there. The caller compares ``state.init`` with its own."""
-        if self.read().init is None:
-            self._put(init, epoch=0)
-        return self.read()
+        """Put record 0, or adopt the one that is there. The caller compares ``state.init`` with its own.
+
+        What others have appended since the log was read is not adopted: see ``claim``.
+
+        Raises:
+            Fenced: another driver has put more than record 0 since the log was read empty.
+        """
+        if not self._was_read:
+            self.read()
+        if self.state.init is None and not self._put(init, epoch=0):
+            self._read_on()
+            if self.state.next_seq > 1:
+                raise self._overtaken()
+        return self.state
 
     def claim(self, *, as_read: bool = False) -> int:
         """Append CLAIM with the next epoch, again while other drivers take the number. Earlier epochs are fenced now.
@@ -92,10 +104,7 @@ class Log:
             Claim(claimed=self.state.epoch + 1), epoch=self.state.epoch + 1
         ):
             if as_read:
-                raise Fenced(
-                    f"{self._files.root}: another driver has appended to the log since this one read it. Nothing was "
-                    "deleted. Let that one finish, or stop it and run this again."
-                )
+                raise self._overtaken()
             logger.info("%s: another driver took record %d, reading on", self._files.root, self.state.next_seq)
             self._read_on()
         self._epoch = self.state.epoch
@@ -121,6 +130,12 @@ class Log:
                 "Nothing was deleted; run the same command again."
             )
         return self.state
+
+    def _overtaken(self) -> Fenced:
+        return Fenced(
+            f"{self._files.root}: another driver has appended to the log since this one read it. Nothing was deleted. "
+            "Let that one finish, or stop it and run this again."
+        )
 
     def _check_epoch(self) -> None:
         if self.state.epoch != self._epoch:

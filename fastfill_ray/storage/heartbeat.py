@@ -113,8 +113,8 @@ class Heartbeat:
     def drain(self) -> None:
         """See ``process.Drainable``: the last that a process does is to say that it goes."""
         self._ended.set()
-        if self._thread is not None:
-            self._thread.join(_FAREWELL_S)
+        if (thread := self._thread) is not None:
+            thread.join(_FAREWELL_S)
 
     def _refuse(self, beats: list[Beat]) -> None:
         for beat in beats:
@@ -156,10 +156,10 @@ def is_alive(files: Files, beat: Beat, sleep: Callable[[float], None]) -> bool:
 
     Takes no time if it is of this machine or of long ago; else up to SILENT_S, until it writes again.
     """
+    if time.time() - beat.at > _LONG_AGO_S:  # a process may outlive its run, as a notebook does
+        return False
     if beat.process and _same_machine(beat.process):
         return beat.driver in _living if beat.pid == os.getpid() else process_name(beat.pid) == beat.process
-    if time.time() - beat.at > _LONG_AGO_S:
-        return False
     logger.warning("%s: watching for up to %.0f s whether %s is alive", files.root, SILENT_S, describe(beat))
     step = BEAT_S / _LOOKS_PER_BEAT
     for _ in range(round(SILENT_S / step)):

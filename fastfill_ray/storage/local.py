@@ -128,7 +128,7 @@ class LocalFiles:
         for _, _, names, folder in os.fwalk(self.root):
             for name in names:
                 if name.startswith(_TEMP_PREFIX):
-                    with contextlib.suppress(FileNotFoundError):  # its writer, or another start, was quicker
+                    with contextlib.suppress(OSError):  # somebody was quicker, or it is another user's: it may stay
                         if os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime < before:
                             os.unlink(name, dir_fd=folder)
                             removed += 1

@@ -117,6 +117,12 @@ def parse_unit_output(path: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match else None
 
 
+def work_of(path: str) -> str:
+    """What the object at `path` is the outcome of: done again, it may have another name. The path, if that is all."""
+    found = parse_unit_output(path)
+    return path if found is None else "/".join(found)
+
+
 def unit_receipt(folder: str, unit: str) -> str:
     """The unit's receipt beside its output; the first one put wins."""
     return check_path(f"{folder}/{unit}.receipt.json")

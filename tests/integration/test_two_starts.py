@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from fastfill_ray import backfill
 from fastfill_ray.backfill import _run
 from fastfill_ray.config import load_config
 from fastfill_ray.engine.in_process import InProcessEngine
-from fastfill_ray.errors import DriverAtWork, Fenced
+from fastfill_ray.errors import DriverAtWork, Fenced, StorageError
+from fastfill_ray.stages.context import Context
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
-from fastfill_ray.storage.heartbeat import Heartbeat
+from fastfill_ray.storage.heartbeat import Heartbeat, find_drivers
 from tests.integration.conftest import Workshop, in_process
 
 pytestmark = pytest.mark.parametrize("run", ["in_process"], indirect=True)
@@ -58,6 +60,43 @@ def test_a_start_that_takes_over_fences_the_first(root: Callable[[], Path], work
     state = read_state(open_files(str(target)))
     assert state.finished
     assert [version.wave for version in state.versions] == [0, 1, 2, 3]
+
+
+def test_a_driver_is_fenced_by_who_takes_over_before_it_has_claimed(
+    root: Callable[[], Path], workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = root()
+    config = load_config(workshop.config(target))
+    score, rivals = backfill.score, [True]
+
+    def overtaken(*args: Any) -> Any:
+        if rivals:
+            rivals.clear()
+            _run(config, InProcessEngine(), until="version0", take_over=True)
+        return score(*args)
+
+    monkeypatch.setattr(backfill, "score", overtaken)
+    before = records(target)
+    with pytest.raises(Fenced, match="has appended to the log since this one read it"):
+        _run(config, InProcessEngine())
+    assert len(records(target)) == len(before) + 3, "the rival's CLAIM, VERSION and PUBLISH, and nothing more"
+
+
+def test_a_driver_keeps_its_place_while_it_mends_what_is_damaged(
+    root: Callable[[], Path], workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = root()
+    next((target / "scores").rglob("c*.parquet")).write_bytes(b"damaged")
+    set_aside, drivers = backfill.set_aside, []
+
+    def watched(context: Context, damage: StorageError) -> None:
+        drivers.append(len(find_drivers(context.files)))
+        set_aside(context, damage)
+
+    monkeypatch.setattr(backfill, "set_aside", watched)
+    assert in_process(workshop.config(target)).finished
+    assert drivers
+    assert set(drivers) == {1}
 
 
 def test_a_start_with_nothing_to_do_asks_nobody(root: Callable[[], Path], workshop: Workshop) -> None:

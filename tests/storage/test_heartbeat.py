@@ -119,6 +119,14 @@ def test_nobody_waits_for_one_that_ends_meanwhile_or_ended_long_ago(files: Files
         pass
 
 
+def test_a_process_may_outlive_its_run(files: Files) -> None:
+    """A notebook whose last run could not delete what it had written."""
+    parent = os.getppid()
+    put(files, elsewhere(pid=parent, process=process_name(parent), at=time.time() - 3600))
+    with Heartbeat(files, sleep=never):
+        pass
+
+
 def test_of_two_that_start_at_once_the_later_goes(files: Files) -> None:
     now = time.time()
 
