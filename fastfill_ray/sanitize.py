@@ -118,7 +118,9 @@ def one_line(text: str, max_chars: int = MAX_MESSAGE_CHARS) -> str:
 
     Again on its own outcome it changes nothing: errors pass through it once more when they are unpickled.
     """
-    text = printable(re.sub(r"[ \t\r\n]*[\r\n][ \t\r\n]*", " ", redact(text)).strip())
+    redacted = re.sub(r"[ \t\r\n]*[\r\n][ \t\r\n]*", " ", redact(text)).strip()
+    if (text := printable(redacted)) != redacted:
+        text = redact(text)  # with escapes in it more could look like a secret: now, rather than the next time
     return text if len(text) <= max_chars else text[: max_chars - 3].rstrip() + "..."
 
 

@@ -102,12 +102,12 @@ def test_names_change_only_where_a_side_column_is_set(tmp_path: Path) -> None:
     add_column(tmp_path / "gallery", *FORMS["lists of float64"])
     plain, with_side = configured(tmp_path, None), configured(tmp_path, "side")
     before, after = inspected(plain), inspected(with_side)
-    # As releases without side vectors named them: what is under an older root is found again.
+    # Without side vectors nothing of them is in the names.
     assert before.fingerprint == fingerprint([before.gallery.model_dump(mode="json"), "id", "embedding"])
     stored = {key: value for key, value in before.model_dump(mode="json").items() if key != "side_dim"}
     assert Snapshot.model_validate(stored) == before
     assert plan_pairs(plain.pairs, plain.gallery, before, "new", plain.seed).fingerprint == fingerprint(
-        [before.fingerprint, plain.pairs.model_dump(mode="json"), 0, "new", [("x",), "label"]]
+        [before.fingerprint, before.cut, plain.pairs.model_dump(mode="json"), 0, "new", [("x",), "label"]]
     )
     assert after.fingerprint != before.fingerprint
     same_snapshot = after.model_copy(update={"fingerprint": before.fingerprint})

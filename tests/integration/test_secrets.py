@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import logging
 import os
 import pickle
@@ -121,9 +122,7 @@ def test_a_run_whose_embedder_tells_everything_stores_and_says_nothing_of_it(
 
 
 def _reasons(path: Path) -> list[str]:
-    from fastfill_ray.storage.receipts import Receipt
-
-    return [fault.reason for fault in Receipt.model_validate_json(path.read_bytes()).quarantined]
+    return [fault["reason"] for fault in json.loads(path.read_bytes())["quarantined"]]
 
 
 @pytest.mark.parametrize("kwargs", [{"builds": False}, {"unknown": USER}, {"control": None}], ids=str)
