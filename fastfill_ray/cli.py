@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     simulate.set_defaults(act=_simulate)
 
     arguments = parser.parse_args(argv)
-    return guarded(lambda: int(arguments.act(arguments)))
+    return guarded(lambda: int(arguments.act(arguments)), last=argv is None)
 
 
 def job(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def job(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="jobs/backfill.py", description="Run a backfill, or resume it.")
     _add_run_arguments(parser)
     arguments = parser.parse_args(argv)
-    return guarded(lambda: _run(arguments))
+    return guarded(lambda: _run(arguments), last=argv is None)
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:

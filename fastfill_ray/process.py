@@ -85,8 +85,11 @@ def leave_ray_running() -> None:
     _process.ray_runs = True
 
 
-def guarded(act: Callable[[], int]) -> int:
+def guarded(act: Callable[[], int], *, last: bool = False) -> int:
     """Run a command; call it from the main thread.
+
+    Args:
+        last: nothing follows in this process. Signals that come once the command is through change nothing any more.
 
     Returns:
         What `act` returns, or an error's exit code, once its one line is on stderr. After a signal, or an error with
@@ -121,7 +124,7 @@ def guarded(act: Callable[[], int]) -> int:
     finally:
         _process.is_command = False
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, signal.SIG_IGN if last else handler or signal.SIG_DFL)
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

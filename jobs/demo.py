@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one key; repeatable")
     parser.add_argument("--until", metavar="plan|version0|wave:K", help="stop after it")
     arguments = parser.parse_args()
-    return guarded(lambda: run(Path(arguments.dir).resolve(), arguments.set, arguments.until))
+    return guarded(lambda: run(Path(arguments.dir).resolve(), arguments.set, arguments.until), last=True)
 
 
 def run(folder: Path, more: list[str], until: str | None) -> int:

@@ -115,6 +115,25 @@ def test_what_is_too_slow_keeps_nothing_else_from_stopping(start: Start, tmp_pat
     assert (tmp_path / "drained").exists()
 
 
+def test_a_signal_after_all_is_done_changes_nothing(tmp_path: Path) -> None:
+    code = f"""
+import atexit, sys, time
+from pathlib import Path
+from fastfill_ray.process import guarded
+def slowly():
+    Path({str(tmp_path / "ready")!r}).touch()
+    time.sleep(1)
+atexit.register(slowly)
+sys.exit(guarded(lambda: 2, last=True))
+"""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        command = subprocess.Popen([sys.executable, "-c", code])
+        wait_for(tmp_path / "ready")
+        command.send_signal(number)
+        assert command.wait(timeout=60) == 2
+        (tmp_path / "ready").unlink()
+
+
 def test_a_signal_that_is_ignored_stays_ignored(start: Start) -> None:
     command = start("pass", before="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)")
     command.send_signal(signal.SIGINT)
