@@ -38,13 +38,20 @@ sys.exit(process.guarded(act))
 IN_FLIGHT = "process.begin(Work())"
 
 
+def hears_ctrl_c() -> None:
+    """In a child, as `preexec_fn`: a shell lets what it starts with `&` ignore SIGINT, and so everything below."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     def start(
         act: str = "pass", *, drain_s: float = 0, grace_s: float = 60, before: str = "", stdin: int | None = None
     ) -> subprocess.Popen[str]:
         code = before + PREPARE.format(folder=str(tmp_path), act=act, drain_s=drain_s, grace_s=grace_s)
-        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdin=stdin, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stderr=subprocess.PIPE, stdin=stdin, text=True, preexec_fn=hears_ctrl_c
+        )
         wait_for(tmp_path / "ready")
         return process
 
@@ -127,7 +134,7 @@ atexit.register(slowly)
 sys.exit(guarded(lambda: 2, last=True))
 """
     for number in (signal.SIGINT, signal.SIGTERM):
-        command = subprocess.Popen([sys.executable, "-c", code])
+        command = subprocess.Popen([sys.executable, "-c", code], preexec_fn=hears_ctrl_c)
         wait_for(tmp_path / "ready")
         command.send_signal(number)
         assert command.wait(timeout=60) == 2

@@ -23,6 +23,7 @@ from fastfill_ray.storage.files import open_files
 from tests.integration.cluster import REPOSITORY
 from tests.integration.conftest import Workshop, in_process
 from tests.integration.test_kill import _markers, receipts
+from tests.test_process import hears_ctrl_c
 
 WITHIN_S = 30  # what Kubernetes gives
 ORPHANS_GO_S = 10
@@ -69,6 +70,7 @@ class Command:
             stderr=(self.root.parent / "stderr.txt").open("w"),
             start_new_session=True,
             text=True,
+            preexec_fn=hears_ctrl_c,
         )
         while process.poll() is None and not listens(process.pid):
             time.sleep(0.005)
