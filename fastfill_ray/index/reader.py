@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class _Loaded:
     """One segment in memory; what it was read from is its identity."""
 
     key: tuple[str, str]
-    index: Any
+    index: faiss.Index
     ids: pa.Array
     template: str | None
 

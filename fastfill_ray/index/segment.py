@@ -99,7 +99,7 @@ def build_index(template: bytes, vectors: F32, metric: Metric) -> bytes:
         return _serialise(index)
 
 
-def load_index(data: bytes, *, dim: int, metric: Metric, rows: int, name: str) -> Any:
+def load_index(data: bytes, *, dim: int, metric: Metric, rows: int, name: str) -> faiss.Index:
     """Deserialise one segment and check that it is the one that is recorded.
 
     Returns:
@@ -166,8 +166,8 @@ class Assignment:
 class _Inverted:
     """The IVF part of an index, and the transforms (OPQ, PCA, ...) that vectors pass through before it."""
 
-    ivf: Any
-    transforms: tuple[Any, ...]
+    ivf: Any  # faiss.IndexIVF, with methods that its stubs do not know
+    transforms: tuple[faiss.VectorTransform, ...]
 
     def transform(self, vectors: F32) -> F32:
         for transform in self.transforms:
@@ -175,7 +175,7 @@ class _Inverted:
         return vectors
 
 
-def template_key(index: Any) -> str | None:
+def template_key(index: faiss.Index) -> str | None:
     """Equal for IVF indexes with the same coarse quantiser and transforms: they can share an assignment. Else None."""
     inverted = _inverted(index)
     if inverted is None:
@@ -188,7 +188,7 @@ def template_key(index: Any) -> str | None:
     return digest.hexdigest()
 
 
-def coarse(index: Any, queries: F32, nprobe: int | None = None) -> Assignment | None:
+def coarse(index: faiss.Index, queries: F32, nprobe: int | None = None) -> Assignment | None:
     """The lists to probe for prepared queries (Q, d); None if the index is not an IVF one.
 
     Args:
@@ -202,7 +202,7 @@ def coarse(index: Any, queries: F32, nprobe: int | None = None) -> Assignment | 
 
 
 def search_segment(
-    index: Any, queries: F32, k: int, metric: Metric, assignment: Assignment | None = None
+    index: faiss.Index, queries: F32, k: int, metric: Metric, assignment: Assignment | None = None
 ) -> tuple[F32, I64]:
     """The k best rows of one segment.
 
@@ -229,7 +229,7 @@ def search_segment(
     return scores, rows
 
 
-def _search_lists(index: Any, queries: F32, k: int, assignment: Assignment) -> tuple[F32, I64]:
+def _search_lists(index: faiss.Index, queries: F32, k: int, assignment: Assignment) -> tuple[F32, I64]:
     inverted = _inverted(index)
     if inverted is None:
         raise ValueError("a coarse assignment was given for an index without inverted lists")
@@ -254,7 +254,7 @@ def _search_lists(index: Any, queries: F32, k: int, assignment: Assignment) -> t
     return distances, labels
 
 
-def _inverted(index: Any) -> _Inverted | None:
+def _inverted(index: faiss.Index) -> _Inverted | None:
     if isinstance(index, faiss.IndexIVF):
         return _Inverted(index, ())
     if isinstance(index, faiss.IndexPreTransform):
@@ -276,11 +276,11 @@ def _prepared(vectors: NDArray[Any], dim: int, metric: Metric, name: str = "vect
     return unit_rows(array) if metric == "cosine" else array
 
 
-def _serialise(index: Any) -> bytes:
+def _serialise(index: faiss.Index) -> bytes:
     return bytes(faiss.serialize_index(index).tobytes())
 
 
-def _deserialise(data: bytes, name: str) -> Any:
+def _deserialise(data: bytes, name: str) -> faiss.Index:
     reader: Any = faiss.VectorIOReader()
     faiss.copy_array_to_vector(np.frombuffer(data, np.uint8), reader.data)
     # A damaged length must not become a huge allocation. The limit is global in FAISS, hence the lock.
