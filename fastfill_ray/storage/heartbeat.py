@@ -102,12 +102,11 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         _living.discard(self._beat.driver)
-        self._ended.set()
         if self._thread is None:
             self._leave()
         else:
             process.end(self)
-            self._thread.join(_FAREWELL_S)
+            self.drain()
             self._thread = None
 
     def drain(self) -> None:
