@@ -192,7 +192,7 @@ class _Run:
             basis = Basis(
                 snapshot=snapshot,
                 num_sampled=config.pairs.count,
-                pair_chunks=tuple(sampled.offsets),
+                pair_units=tuple(sampled.offsets),
                 pairs=sampled.pairs,
                 queries=sampled.queries,
                 decision=decision,
@@ -354,7 +354,7 @@ class _Run:
         )
         return scorer, decision
 
-    def _make_versions(self, plan: Plan, basis: Basis, job: Job, pair_receipts: Mapping[int, Receipt]) -> None:
+    def _make_versions(self, plan: Plan, basis: Basis, job: Job, pair_receipts: Mapping[str, Receipt]) -> None:
         """Version 0, then the waves as one streaming execution: version k is built while the pool embeds wave k + 1."""
         config, log, progress = self.config, self.log, self.context.progress
         waves: Waves | None = None

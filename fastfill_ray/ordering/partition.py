@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +16,12 @@ MIN_SPLIT: dict[Split, int] = {"train": 32, "calibration": 16, "audit": 16}
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows [start, start + rows) of gallery file number `file`."""
+    """Rows [start, start + rows) of gallery file number `file`; `unit` names them for ever, whatever the number is."""
 
-    index: int
     file: int
     start: int
     rows: int
+    unit: str
 
 
 def sample_pairs(rows: int, count: int, split: tuple[float, float, float], seed: int) -> dict[Split, I64]:
@@ -46,25 +45,44 @@ def sample_pairs(rows: int, count: int, split: tuple[float, float, float], seed:
     return parts
 
 
-def cut_chunks(files: Sequence[tuple[int, int]], *, chunk_rows: int, chunk_bytes: int) -> list[Chunk]:
-    """Fixed slices of the gallery's files, numbered in file order.
+def cut_chunks(
+    files: Sequence[tuple[Sequence[int], int]], *, chunk_rows: int, chunk_bytes: int
+) -> list[tuple[int, int, int]]:
+    """Fixed slices (file, start, rows) of the gallery's files, in file order; together they are all rows, once.
+
+    No slice holds parts of two row groups: either whole ones, or an even part of one. So each row group can be decoded
+    for its own slices alone.
 
     Args:
-        files: (rows, bytes) per file; bytes as they are read, uncompressed.
+        files: (rows of each row group, bytes) per file; bytes as they are read, uncompressed.
         chunk_rows: most rows of a chunk.
         chunk_bytes: most bytes of a chunk, at the file's mean row size; one row may exceed it.
     """
-    chunks: list[Chunk] = []
-    for number, (rows, size) in enumerate(files):
-        if rows == 0:
-            continue
-        per_row = max(1.0, size / rows)
-        step = max(1, min(chunk_rows, int(chunk_bytes / per_row)))
-        pieces = -(-rows // step)
-        edges = np.linspace(0, rows, pieces + 1).round().astype(int)  # even pieces: no tiny last chunk
-        for start, end in itertools.pairwise(edges.tolist()):
-            chunks.append(Chunk(len(chunks), number, start, end - start))
+    chunks: list[tuple[int, int, int]] = []
+    for number, (groups, size) in enumerate(files):
+        per_row = max(1.0, size / max(1, sum(groups)))
+        most = max(1, min(chunk_rows, int(chunk_bytes / per_row)))
+        start = 0
+        for rows in _slices(groups, most):
+            chunks.append((number, start, rows))
+            start += rows
     return chunks
+
+
+def _slices(groups: Sequence[int], most: int) -> Iterator[int]:
+    """The rows of each slice: row groups joined, or one cut evenly, so that none has more than `most` rows."""
+    joined = 0
+    for rows in groups:
+        if joined and joined + rows > most:
+            yield joined
+            joined = 0
+        if rows <= most:
+            joined += rows
+            continue
+        size = -(-rows // -(-rows // most))
+        yield from [size] * (rows // size) + [rows % size] * (rows % size > 0)
+    if joined:
+        yield joined
 
 
 def cut_buckets(chunks: Sequence[Chunk], *, segment_rows: int) -> list[list[Chunk]]:

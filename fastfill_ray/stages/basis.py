@@ -17,13 +17,13 @@ from fastfill_ray.types import Metric
 class Basis:
     """What a plan and every version of it are made from: the outputs of the stages before, and the config's parts.
 
-    num_sampled: items that were sampled as pairs; those that teach nothing are not among `pairs`. pair_chunks: the
+    num_sampled: items that were sampled as pairs; those that teach nothing are not among `pairs`. pair_units: the
     chunks that they are in.
     """
 
     snapshot: Snapshot
     num_sampled: int
-    pair_chunks: tuple[int, ...]
+    pair_units: tuple[str, ...]
     pairs: PairedItems
     queries: Queries
     decision: Decision

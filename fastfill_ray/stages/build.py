@@ -52,14 +52,14 @@ class BuildJob:
 class BucketWork:
     """One bucket's share of a version: which waves become new segments, and which get stale ones.
 
-    chunks: (chunk, its file, its scores). receipts: {wave: {chunk: receipt}} of the new waves.
+    chunks: (chunk, its file, its scores). receipts: {wave: {unit: receipt}} of the new waves.
     """
 
     bucket: int
     chunks: tuple[tuple[Chunk, PinnedFile, FileRef], ...]
     new_waves: tuple[int, ...]
     stale_waves: tuple[int, ...]
-    receipts: dict[int, dict[int, Receipt]]
+    receipts: dict[int, dict[str, Receipt]]
 
 
 # A run of chunks that shares segments: (chunk, its file, its scores).
@@ -75,7 +75,7 @@ def gallery_buckets(snapshot: Snapshot, scores: Scores, segment_rows: int) -> li
     """The whole gallery, cut into buckets."""
     files = snapshot.gallery.files
     return [
-        tuple((chunk, files[chunk.file], scores.chunks[chunk.index]) for chunk in bucket)
+        tuple((chunk, files[chunk.file], scores.chunks[chunk.unit]) for chunk in bucket)
         for bucket in cut_buckets(snapshot.chunks, segment_rows=segment_rows)
     ]
 
@@ -132,9 +132,8 @@ def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
     if names:
         carried = _carried_columns(job, work, names)
     for wave in work.new_waves:
-        receipts = [
-            work.receipts[wave][chunk.index] for chunk, _, _ in work.chunks if chunk.index in work.receipts[wave]
-        ]
+        known = work.receipts[wave]
+        receipts = [known[chunk.unit] for chunk, _, _ in work.chunks if chunk.unit in known]
         ids, vectors = read_vectors(files, receipts, dim)
         embedded.update(ids)
         if ids:

@@ -52,7 +52,7 @@ class Evaluator:
     @cached_property
     def _plan(self) -> ShadowPlan:
         basis = self._basis
-        keys = pair_keys(self._context.engine, self._context.files, basis.scores, basis.pair_chunks)
+        keys = pair_keys(self._context.engine, self._context.files, basis.scores, basis.pair_units)
         return ShadowPlan(self._cuts, basis.waves, basis.pairs_share, keys, basis.fusion)
 
     def _shadow(self, split: Split) -> ShadowVersions:

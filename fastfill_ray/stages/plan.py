@@ -20,7 +20,7 @@ from fastfill_ray.stages.evaluator import Evaluator
 from fastfill_ray.stages.score import count_units, thresholds
 from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import chunk_unit, units_path, wave_folder
+from fastfill_ray.storage.paths import units_path, wave_folder
 from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.types import fingerprint
 
@@ -97,8 +97,9 @@ def make_plan(context: Context, basis: Basis, request: Request, number: int) -> 
 def put_work_list(context: Context, basis: Basis, plan: str, cuts: Sequence[int]) -> tuple[FileRef, tuple[int, ...]]:
     """The rows per (chunk, wave) as a file, and per wave (W + 2,)."""
     counts = count_units(context, basis.scores, cuts, len(basis.waves))
-    chunks, numbers = np.nonzero(counts)
-    data = table_bytes(pa.table({"chunk": chunks, "wave": numbers, "rows": counts[chunks, numbers]}))
+    names = np.array(sorted(basis.scores.chunks))
+    places, numbers = np.nonzero(counts)
+    data = table_bytes(pa.table({"unit": names[places], "wave": numbers, "rows": counts[places, numbers]}))
     return put_content(context.files, partial(units_path, plan), data), tuple(counts.sum(axis=0).tolist())
 
 
@@ -106,23 +107,23 @@ def wave_units(files: Files, plan: Plan, basis: Basis) -> dict[int, list[Unit]]:
     """{wave: its units in chunk order} of the plan's work list, the pairs' left out."""
     table = read_table(get_verified(files, plan.units), name=plan.units.path)
     snapshot, scores = basis.snapshot, basis.scores
-    chunks = snapshot.chunks
+    rows = {(row["unit"], row["wave"]): row["rows"] for row in table.to_pylist()}
     units: dict[int, list[Unit]] = {wave: [] for wave in range(1, len(plan.waves) + 1)}
-    for row in table.sort_by("chunk").to_pylist():
-        if row["wave"] in units:
-            chunk = chunks[row["chunk"]]
-            units[row["wave"]].append(
-                Unit(
-                    unit=chunk_unit(chunk.index),
-                    folder=wave_folder(plan.plan, row["wave"]),
-                    file=snapshot.gallery.files[chunk.file],
-                    start=chunk.start,
-                    length=chunk.rows,
-                    rows=row["rows"],
-                    role="item",
-                    model="new",
-                    wave=row["wave"],
-                    scores=scores.chunks[chunk.index],
+    for chunk in snapshot.chunks:
+        for wave in units:
+            if (chunk.unit, wave) in rows:
+                units[wave].append(
+                    Unit(
+                        unit=chunk.unit,
+                        folder=wave_folder(plan.plan, wave),
+                        file=snapshot.gallery.files[chunk.file],
+                        start=chunk.start,
+                        length=chunk.rows,
+                        rows=rows[chunk.unit, wave],
+                        role="item",
+                        model="new",
+                        wave=wave,
+                        scores=scores.chunks[chunk.unit],
+                    )
                 )
-            )
     return units

@@ -24,7 +24,7 @@ from fastfill_ray.stages.queries import load_queries, pin_queries, plan_queries
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.storage.arrow import id_array, objects, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import chunk_of, chunk_unit, stage_folder, stage_output, stage_receipt
+from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.types import SPLITS, fingerprint
@@ -37,7 +37,7 @@ class PairPlan:
     fingerprint: str
     units: tuple[Unit, ...]
     split_of: dict[str, tuple[str, ...]]
-    offsets: dict[int, tuple[int, ...]]
+    offsets: dict[str, tuple[int, ...]]
 
     @property
     def folder(self) -> str:
@@ -59,12 +59,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Sample:
-    """Pairs and queries with their vectors. offsets, receipts: {chunk: offsets of its pairs, receipt of its pairs}."""
+    """Pairs and queries with their vectors. offsets, receipts: {unit of a chunk: its pairs' offsets, their receipt}."""
 
     pairs: PairedItems
     queries: Queries
-    offsets: dict[int, tuple[int, ...]]
-    receipts: dict[int, Receipt]
+    offsets: dict[str, tuple[int, ...]]
+    receipts: dict[str, Receipt]
 
 
 def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampling: Sampling) -> Sample:
@@ -87,8 +87,7 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
     else:
         receipts = {model: group.receipts for model, group in query_groups.items()}
         queries = load_queries(files, query_plan, receipts, source, snapshot.fingerprint, new_dim)
-    by_chunk = {chunk_of(unit): receipt for unit, receipt in pair_group.receipts.items()}
-    return Sample(pairs, queries, plan.offsets, by_chunk)
+    return Sample(pairs, queries, plan.offsets, dict(pair_group.receipts))
 
 
 def audit_queries(pairs: PairedItems, seed: int) -> Queries:
@@ -132,12 +131,11 @@ def plan_pairs(pairs: PairsConfig, gallery: GalleryConfig, snapshot: Snapshot, n
     units, split_of, offsets = [], {}, {}
     for index in np.unique(owner).tolist():
         chunk, inside = chunks[index], owner == index
-        unit = chunk_unit(index)
-        split_of[unit] = tuple(splits[inside].tolist())
-        offsets[index] = tuple((rows[inside] - starts[index]).tolist())
+        split_of[chunk.unit] = tuple(splits[inside].tolist())
+        offsets[chunk.unit] = tuple((rows[inside] - starts[index]).tolist())
         units.append(
             Unit(
-                unit=unit,
+                unit=chunk.unit,
                 folder=stage_folder("pairs", name),
                 file=snapshot.gallery.files[chunk.file],
                 start=chunk.start,
@@ -145,7 +143,7 @@ def plan_pairs(pairs: PairsConfig, gallery: GalleryConfig, snapshot: Snapshot, n
                 rows=int(inside.sum()),
                 role="item",
                 model="new",
-                offsets=offsets[index],
+                offsets=offsets[chunk.unit],
             )
         )
     return PairPlan(fingerprint=name, units=tuple(units), split_of=split_of, offsets=offsets)

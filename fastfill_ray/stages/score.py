@@ -29,7 +29,7 @@ from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
 from fastfill_ray.storage.arrow import id_array, objects, read_table, table_bytes
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import chunk_unit, stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
+from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.types import F32, U64, Model, fingerprint
@@ -86,10 +86,10 @@ _loaded: dict[FileRef, Alignment] = {}
 
 @dataclass(frozen=True)
 class Scores:
-    """The finished stage: per chunk the file with id, log_variance, priority, key, is_pair; and what made them."""
+    """The finished stage: what made it; chunks: per unit the file with id, log_variance, priority, key, is_pair."""
 
     fingerprint: str
-    chunks: dict[int, FileRef]
+    chunks: dict[str, FileRef]
     unusable: int
     ids_digest: str
     scorer: Scorer
@@ -103,7 +103,7 @@ class Scores:
 class _Work(Model):
     """One chunk to score; `pairs` are offsets in it."""
 
-    index: int
+    unit: str
     start: int
     rows: int
     file: PinnedFile
@@ -111,12 +111,12 @@ class _Work(Model):
 
 
 def score(
-    context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]], limit: int
+    context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[str, tuple[int, ...]], limit: int
 ) -> Scores:
     """Score all chunks that have no receipt yet.
 
     Args:
-        pair_offsets: {chunk: offsets of its pairs}.
+        pair_offsets: {unit of a chunk: offsets of its pairs}.
         limit: most rows whose old vector may be unusable.
 
     Raises:
@@ -129,18 +129,18 @@ def score(
         return _from_table(name, scorer, finished)
     receipts = find_receipts(files, folder)
     logger.debug("scores %s: %d of %d chunks have receipts", name, len(receipts), len(snapshot.chunk_rows))
-    work = [item for item in _all_work(snapshot, pair_offsets) if chunk_unit(item.index) not in receipts]
+    work = [item for item in _all_work(snapshot, pair_offsets) if item.unit not in receipts]
     done = snapshot.rows - sum(item.rows for item in work)
     with progress.stage("score", snapshot.rows, "items", done=done) as bar:
         for receipt in context.engine.run_units(partial(score_chunk, scorer, folder), work):
             receipts[receipt.unit] = receipt
             bar.advance(receipt.rows)
     _check_unusable(scorer, snapshot, receipts, limit)
-    ordered = [receipts[chunk_unit(chunk.index)] for chunk in snapshot.chunks]
+    ordered = [receipts[unit] for unit in sorted(chunk.unit for chunk in snapshot.chunks)]
     outputs = [receipt.outputs[0] for receipt in ordered]
     table = pa.table(
         {
-            "chunk": pa.array([chunk.index for chunk in snapshot.chunks], pa.int64()),
+            "unit": [receipt.unit for receipt in ordered],
             "path": [output.path for output in outputs],
             "size": pa.array([output.size for output in outputs], pa.int64()),
             "sha256": [output.sha256 for output in outputs],
@@ -158,21 +158,21 @@ def score(
     return _from_table(name, scorer, put_receipt(files, stage_receipt("scores", name), stage))
 
 
-def _all_work(snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]]) -> list[_Work]:
+def _all_work(snapshot: Snapshot, pair_offsets: dict[str, tuple[int, ...]]) -> list[_Work]:
     return [
         _Work(
-            index=chunk.index,
+            unit=chunk.unit,
             start=chunk.start,
             rows=chunk.rows,
             file=snapshot.gallery.files[chunk.file],
-            pairs=pair_offsets.get(chunk.index, ()),
+            pairs=pair_offsets.get(chunk.unit, ()),
         )
         for chunk in snapshot.chunks
     ]
 
 
 def _with_thresholds(
-    context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[int, tuple[int, ...]], name: str
+    context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[str, tuple[int, ...]], name: str
 ) -> Scorer:
     """The scorer with what `expected_gain` must know of the whole gallery: a first pass, kept with the scores.
 
@@ -233,7 +233,7 @@ def _from_table(name: str, scorer: Scorer, stage: Receipt) -> Scores:
     table = read_table(get_verified(scorer.files, output), name=output.path).to_pylist()
     return Scores(
         fingerprint=name,
-        chunks={row["chunk"]: FileRef(path=row["path"], size=row["size"], sha256=row["sha256"]) for row in table},
+        chunks={row["unit"]: FileRef(path=row["path"], size=row["size"], sha256=row["sha256"]) for row in table},
         unusable=int(stage.details["unusable"]),
         ids_digest=stage.ids_digest,
         scorer=scorer,
@@ -275,10 +275,9 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
             }
         )
     )
-    unit = chunk_unit(work.index)
     receipt = Receipt(
-        unit=unit,
-        outputs=(put_content(scorer.files, partial(unit_output, folder, unit), data),),
+        unit=work.unit,
+        outputs=(put_content(scorer.files, partial(unit_output, folder, work.unit), data),),
         rows=work.rows,
         ids_digest=ids_digest(ids.tolist()),
         quarantined=tuple(
@@ -289,14 +288,14 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
         ),
         seconds=time.monotonic() - start,
     )
-    return put_receipt(scorer.files, unit_receipt(folder, unit), receipt)
+    return put_receipt(scorer.files, unit_receipt(folder, work.unit), receipt)
 
 
 def _check_unusable(scorer: Scorer, snapshot: Snapshot, receipts: dict[str, Receipt], limit: int) -> None:
     bad = [
         (snapshot.gallery.files[chunk.file].path, fault)
         for chunk in snapshot.chunks
-        for fault in receipts[chunk_unit(chunk.index)].quarantined
+        for fault in receipts[chunk.unit].quarantined
     ]
     if len(bad) > limit:
         shown = "; ".join(f"{path} row {fault.row} (id {fault.id!r}): {fault.reason}" for path, fault in bad[:_SHOWN])
@@ -321,28 +320,26 @@ def thresholds(context: Context, scores: Scores, targets: Sequence[int]) -> list
 
 
 def count_units(context: Context, scores: Scores, cuts: Sequence[int], num_waves: int) -> np.ndarray:
-    """Rows per (chunk, wave): (chunks, W + 2) int64."""
-    counts = np.zeros((len(scores.chunks), num_waves + 2), np.int64)
+    """Rows per (chunk, wave): (chunks, W + 2) int64, the chunks in the order of their units' names."""
     work = partial(_count, files=context.files, cuts=tuple(cuts), width=num_waves + 2)
-    for group, part in context.engine.run_tasks(work, _groups(scores), name="count waves"):
-        counts[[index for index, _ in group]] = part
-    return counts
+    parts = context.engine.run_tasks(work, _groups(scores), name="count waves", ordered=True)
+    return np.concatenate([part for _, part in parts])
 
 
-def pair_keys(engine: Engine, files: Files, scores: Scores, chunks: Sequence[int]) -> dict[int | str, int]:
+def pair_keys(engine: Engine, files: Files, scores: Scores, units: Sequence[str]) -> dict[int | str, int]:
     """{id: order key} of the pairs, as the score files hold them: computed again, a key may fall into another wave.
 
     Args:
-        chunks: those that hold pairs.
+        units: of the chunks that hold pairs.
     """
-    groups = [[(chunk, scores.chunks[chunk]) for chunk in group] for group in _cut(sorted(chunks))]
+    groups = [[(unit, scores.chunks[unit]) for unit in group] for group in _cut(sorted(units))]
     keys: dict[int | str, int] = {}
     for _, part in engine.run_tasks(partial(_pair_keys, files=files), groups, name="read pairs' keys"):
         keys |= part
     return keys
 
 
-def _pair_keys(group: list[tuple[int, FileRef]], *, files: Files) -> dict[int | str, int]:
+def _pair_keys(group: list[tuple[str, FileRef]], *, files: Files) -> dict[int | str, int]:
     keys: dict[int | str, int] = {}
     for _, ref in group:
         table = read_table(get_verified(files, ref), name=ref.path, columns=["id", "key", "is_pair"])
@@ -355,7 +352,7 @@ def _cut(items: Sequence[T]) -> list[list[T]]:
     return [list(items[i : i + _CHUNKS_PER_TASK]) for i in range(0, len(items), _CHUNKS_PER_TASK)]
 
 
-def _groups(scores: Scores) -> list[list[tuple[int, FileRef]]]:
+def _groups(scores: Scores) -> list[list[tuple[str, FileRef]]]:
     return _cut(sorted(scores.chunks.items()))
 
 
@@ -364,10 +361,10 @@ def _keys(files: Files, ref: FileRef) -> tuple[np.ndarray, np.ndarray]:
     return table.column("key").to_numpy(), table.column("is_pair").to_numpy(zero_copy_only=False)
 
 
-def _histogram(group: list[tuple[int, FileRef]], *, files: Files, prefixes: tuple[int, ...], level: int) -> Histogram:
+def _histogram(group: list[tuple[str, FileRef]], *, files: Files, prefixes: tuple[int, ...], level: int) -> Histogram:
     parts = [keys[~is_pair] for keys, is_pair in (_keys(files, ref) for _, ref in group)]
     return key_histogram(np.concatenate(parts), prefixes, level)
 
 
-def _count(group: list[tuple[int, FileRef]], *, files: Files, cuts: tuple[int, ...], width: int) -> np.ndarray:
+def _count(group: list[tuple[str, FileRef]], *, files: Files, cuts: tuple[int, ...], width: int) -> np.ndarray:
     return np.stack([np.bincount(wave_of(*_keys(files, ref), cuts), minlength=width) for _, ref in group])

@@ -41,24 +41,24 @@ class Assembler:
     buckets: Sequence[Bucket]
     suspects: Set[str]
 
-    def first(self, receipts: Mapping[int, Receipt]) -> Assembly:
+    def first(self, receipts: Mapping[str, Receipt]) -> Assembly:
         """Version 0: the new segments of the pairs, and stale ones of every wave.
 
         Args:
-            receipts: {chunk: receipt} of the pairs.
+            receipts: {unit: receipt} of the pairs.
         """
         everything = tuple(range(len(self.job.thresholds) + 2))
         work = [_work(number, bucket, 0, receipts, everything) for number, bucket in enumerate(self.buckets)]
         return Assembly(build(self.context, self.job, work, "build 0"))
 
-    def after(self, wave: int, versions: Sequence[Version], receipts: Mapping[int, Mapping[int, Receipt]]) -> Assembly:
+    def after(self, wave: int, versions: Sequence[Version], receipts: Mapping[int, Mapping[str, Receipt]]) -> Assembly:
         """The version after `wave`: its stale segments are replaced by new ones, and the others kept.
 
         A wave with bad rows keeps a residual stale segment of those. Damaged segments are built again.
 
         Args:
             versions: of the plan, in wave order.
-            receipts: {wave: {chunk: receipt}} of this wave, and of earlier ones as far as they are known.
+            receipts: {wave: {unit: receipt}} of this wave, and of earlier ones as far as they are known.
 
         Raises:
             CorruptFile: a damaged segment is of an earlier wave whose receipts are not known; names all of those.
@@ -105,7 +105,7 @@ class Assembler:
         wave: int,
         kept: Sequence[Segment],
         damaged: Sequence[Segment],
-        receipts: Mapping[int, Mapping[int, Receipt]],
+        receipts: Mapping[int, Mapping[str, Receipt]],
     ) -> Assembly:
         """The kept segments, with new ones for the damaged: of a bucket and wave all of them."""
         context, job, buckets = self.context, self.job, self.buckets
@@ -137,15 +137,15 @@ def missing_files(files: Files, version: Version) -> list[str]:
 
 
 def _work(
-    number: int, bucket: Bucket, wave: int, receipts: Mapping[int, Receipt], stale_waves: tuple[int, ...] | None = None
+    number: int, bucket: Bucket, wave: int, receipts: Mapping[str, Receipt], stale_waves: tuple[int, ...] | None = None
 ) -> BucketWork:
     """A bucket's new segment of a wave, and stale ones: of the rows that were quarantined, or of `stale_waves`."""
-    done = {chunk.index: receipts[chunk.index] for chunk, _, _ in bucket if chunk.index in receipts}
+    done = {chunk.unit: receipts[chunk.unit] for chunk, _, _ in bucket if chunk.unit in receipts}
     if stale_waves is not None:
         return BucketWork(number, bucket, (wave,), stale_waves, {wave: done})
     residual = (wave,) if any(receipt.quarantined for receipt in done.values()) else ()
     return BucketWork(
-        number, tuple(place for place in bucket if place[0].index in done), (wave,), residual, {wave: done}
+        number, tuple(place for place in bucket if place[0].unit in done), (wave,), residual, {wave: done}
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.partition import Chunk, cut_chunks
 from fastfill_ray.stages.context import Context
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import snapshot_path
+from fastfill_ray.storage.paths import chunk_unit, snapshot_path
 from fastfill_ray.storage.sealed import seal_file, unseal_file
 from fastfill_ray.types import IdType, Model, fingerprint
 
@@ -45,9 +45,14 @@ class Snapshot(Model):
         """Names the way in which it is cut into chunks: work that is done by chunks depends on it."""
         return fingerprint(self.chunk_rows)
 
-    @property
+    @cached_property
     def chunks(self) -> list[Chunk]:
-        return [Chunk(index, *place) for index, place in enumerate(self.chunk_rows)]
+        """In the order of the files. A chunk's unit is a hash of (file pin, start, rows): no other file has a say."""
+        pins = [[file.path, file.size, file.tag] for file in self.gallery.files]
+        return [
+            Chunk(file, start, rows, chunk_unit(fingerprint([*pins[file], start, rows])))
+            for file, start, rows in self.chunk_rows
+        ]
 
     def file_starts(self) -> np.ndarray:
         """Global row number of each file's first row (files,)."""
@@ -81,7 +86,7 @@ def inspect_gallery(store: InputStore, config: GalleryConfig, resources: Resourc
     """
     gallery = pin(store, config.path, gallery_columns(config))
     chunks = cut_chunks(
-        [(file.rows, file.read_bytes) for file in gallery.files],
+        [(file.row_groups, file.read_bytes) for file in gallery.files],
         chunk_rows=resources.chunk_rows,
         chunk_bytes=resources.chunk_bytes,
     )
@@ -91,7 +96,7 @@ def inspect_gallery(store: InputStore, config: GalleryConfig, resources: Resourc
         gallery=gallery,
         id_type=id_type_of(gallery, config.id_column),
         old_dim=vector_dim_of(store, gallery, config.old_vector_column),
-        chunk_rows=tuple((chunk.file, chunk.start, chunk.rows) for chunk in chunks),
+        chunk_rows=tuple(chunks),
         side_dim=vector_dim_of(store, gallery, side[0]) if side else None,
     )
 

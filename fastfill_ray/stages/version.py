@@ -41,11 +41,11 @@ class VersionMaker:
         self._assembler = Assembler(self.context, job, buckets, self.suspects)
         self._evaluator = Evaluator(self.context, basis, plan.thresholds)
 
-    def make(self, state: State, wave: int, receipts: Mapping[int, Mapping[int, Receipt]]) -> Version:
+    def make(self, state: State, wave: int, receipts: Mapping[int, Mapping[str, Receipt]]) -> Version:
         """The VERSION after `wave`; its segments are durable, its verdict is reached, nothing is published yet.
 
         Args:
-            receipts: {wave: {chunk: receipt}} of wave 0 (the pairs), of this one, and of others as far as known.
+            receipts: {wave: {unit: receipt}} of wave 0 (the pairs), of this one, and of others as far as known.
         """
         start = time.monotonic()
         plan, evaluator = self.plan, self._evaluator

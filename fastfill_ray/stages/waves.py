@@ -12,7 +12,7 @@ from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, pool_work
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import chunk_of, wave_folder
+from fastfill_ray.storage.paths import wave_folder
 from fastfill_ray.storage.receipts import Receipt, find_receipts
 
 logger = logging.getLogger(__name__)
@@ -36,14 +36,14 @@ class Waves:
         may_stop: bool,
     ) -> None:
         self._groups, self._progress = groups, context.progress
-        self._handed_over: dict[int, dict[int, Receipt]] = {}
+        self._handed_over: dict[int, dict[str, Receipt]] = {}
         missing = [unit for group in groups.values() for unit in group.missing]
         logger.debug("waves %s: %d units have no receipt yet", sorted(groups), len(missing))
         self._may_stop = may_stop
         self._pool = context.engine.run_pool(pool_work(job), missing, resources)
 
-    def receipts(self, wave: int) -> dict[int, Receipt]:
-        """The receipts {chunk: receipt} of a wave, as soon as its last one is durable; ask in wave order.
+    def receipts(self, wave: int) -> dict[str, Receipt]:
+        """The receipts {unit: receipt} of a wave, as soon as its last one is durable; ask in wave order.
 
         Raises:
             QuarantineExceeded: of this wave or one that is embedded ahead; the receipts with bad rows are withdrawn.
@@ -66,10 +66,10 @@ class Waves:
             for other in self._groups.keys() - self._handed_over.keys():
                 self._groups[other].withdraw()
             raise
-        self._handed_over[wave] = {chunk_of(unit): receipt for unit, receipt in group.receipts.items()}
+        self._handed_over[wave] = dict(group.receipts)
         return self._handed_over[wave]
 
-    def receipts_until(self, wave: int) -> dict[int, dict[int, Receipt]]:
+    def receipts_until(self, wave: int) -> dict[int, dict[str, Receipt]]:
         """{wave: its receipts} up to and with `wave`, as ``receipts`` gives them."""
         return {each: self.receipts(each) for each in sorted(self._groups) if each <= wave}
 

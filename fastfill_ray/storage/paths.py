@@ -15,9 +15,8 @@ REPORT_METRICS = "reports/metrics.json"
 _RECORD = re.compile(r"^log/(\d{20})\.json$")
 PROBE = "probe"
 _PROBE = re.compile(r"^probe/(\d{10,12})-[0-9a-f]{32}$")
-_CHUNK = re.compile(r"c(\d{8})")
-_UNIT_OUTPUT = re.compile(r"^(.*)/([cq]\d{8})\.[0-9a-f]{16}\.parquet$")
-_UNIT_RECEIPT = re.compile(r"^(?:.*/)?([cq]\d{8})\.receipt\.json$")
+_UNIT_OUTPUT = re.compile(r"^(.*)/(c[0-9a-f]{16}|q\d{8})\.[0-9a-f]{16}\.parquet$")
+_UNIT_RECEIPT = re.compile(r"^(?:.*/)?(c[0-9a-f]{16}|q\d{8})\.receipt\.json$")
 
 
 def record_path(seq: int) -> str:
@@ -83,17 +82,9 @@ def units_path(plan: str, digest: str) -> str:
     return check_path(f"vectors/{plan}/units.{digest[:16]}.parquet")
 
 
-def chunk_unit(chunk: int) -> str:
-    """Unit id of a gallery chunk."""
-    return f"c{chunk:08d}"
-
-
-def chunk_of(unit: str) -> int:
-    """The gallery chunk of a unit id that ``chunk_unit`` built. Raises ValueError for another name."""
-    match = _CHUNK.fullmatch(unit)
-    if match is None:
-        raise ValueError(f"{unit!r} is no unit of a gallery chunk")
-    return int(match[1])
+def chunk_unit(digest: str) -> str:
+    """Unit id of a gallery chunk; digest: 16 hex digits that name its rows."""
+    return f"c{digest}"
 
 
 def query_folder(fingerprint: str, model: Literal["new", "old"]) -> str:

@@ -68,7 +68,7 @@ def test_a_driver_whose_place_was_taken_before_it_claimed_does_not_fence_the_oth
     in_process(config, until="version0")
     receipts, rivals = Waves.receipts, [1]
 
-    def overtaken(waves: Waves, wave: int) -> dict[int, Receipt]:
+    def overtaken(waves: Waves, wave: int) -> dict[str, Receipt]:
         embedded = receipts(waves, wave)
         if rivals:
             in_process(config, until=f"wave:{rivals.pop()}", take_over=True)

@@ -135,29 +135,38 @@ def test_pairs_too_few_to_decide_anything_are_refused_naming_the_part() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 100_000)), max_size=6),
+    st.lists(st.tuples(st.lists(st.integers(0, 200), max_size=6), st.integers(0, 100_000)), max_size=6),
     st.integers(1, 150),
     st.integers(1, 20_000),
 )
 def test_chunks_partition_every_file_within_their_limits(
-    files: list[tuple[int, int]], chunk_rows: int, chunk_bytes: int
+    files: list[tuple[list[int], int]], chunk_rows: int, chunk_bytes: int
 ) -> None:
     chunks = cut_chunks(files, chunk_rows=chunk_rows, chunk_bytes=chunk_bytes)
-    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
-    covered = [(chunk.file, row) for chunk in chunks for row in range(chunk.start, chunk.start + chunk.rows)]
-    assert covered == [(number, row) for number, (rows, _) in enumerate(files) for row in range(rows)]
-    for chunk in chunks:
-        rows, size = files[chunk.file]
-        assert 1 <= chunk.rows <= chunk_rows
-        assert chunk.rows == 1 or chunk.rows * size / rows <= chunk_bytes * (1 + 1e-9)
-    for _, same_file in itertools.groupby(chunks, key=lambda chunk: chunk.file):
-        sizes = [chunk.rows for chunk in same_file]
-        assert max(sizes) - min(sizes) <= 1  # no tiny last chunk
+    covered = [(file, row) for file, start, rows in chunks for row in range(start, start + rows)]
+    assert covered == [(number, row) for number, (groups, _) in enumerate(files) for row in range(sum(groups))]
+    for file, _, rows in chunks:
+        groups, size = files[file]
+        assert 1 <= rows <= chunk_rows
+        assert rows == 1 or rows * size / sum(groups) <= chunk_bytes * (1 + 1e-9)
+
+
+@given(st.lists(st.integers(0, 200), max_size=8), st.integers(1, 150))
+def test_a_chunk_is_whole_row_groups_or_an_even_part_of_one(groups: list[int], chunk_rows: int) -> None:
+    edges = np.cumsum([0, *groups])
+    for start, rows in (
+        (start, rows) for _, start, rows in cut_chunks([(groups, 0)], chunk_rows=chunk_rows, chunk_bytes=1 << 30)
+    ):
+        first = int(np.searchsorted(edges, start, side="right")) - 1
+        inside = start + rows <= edges[first + 1]
+        assert inside or (start in edges and start + rows in edges)
+        if inside and start + rows < edges[first + 1] and rows < groups[first]:
+            assert rows >= min(groups[first], chunk_rows) / 2  # no tiny chunk but at the end
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
 def test_buckets_are_runs_of_chunks_as_long_as_their_rows_allow(sizes: list[int], segment_rows: int) -> None:
-    chunks = [Chunk(i, 0, 0, rows) for i, rows in enumerate(sizes)]
+    chunks = [Chunk(0, 0, rows, str(i)) for i, rows in enumerate(sizes)]
     buckets = cut_buckets(chunks, segment_rows=segment_rows)
     assert [chunk for bucket in buckets for chunk in bucket] == chunks
     totals = [sum(chunk.rows for chunk in bucket) for bucket in buckets]

@@ -21,7 +21,7 @@ def test_the_first_receipt_wins_and_its_twin_adopts_it(files: Files) -> None:
 
 
 def test_the_units_of_a_folder_are_found_by_their_receipts(files: Files) -> None:
-    made = {chunk_unit(i): Receipt(unit=chunk_unit(i), rows=i) for i in range(20)}
+    made = {chunk_unit(f"{i:016x}"): Receipt(unit=chunk_unit(f"{i:016x}"), rows=i) for i in range(20)}
     for unit, receipt in made.items():
         put_receipt(files, unit_receipt("pairs/a", unit), receipt)
     put_receipt(files, "pairs/a/receipt.json", Receipt(unit="pairs", rows=3))
@@ -30,17 +30,17 @@ def test_the_units_of_a_folder_are_found_by_their_receipts(files: Files) -> None
 
 @pytest.mark.parametrize("damage", [b"{", b"[]", b'{"unit": "c"}', b'{"unit": "c", "rows": -1}'])
 def test_a_damaged_receipt_is_refused_by_name(files: Files, damage: bytes) -> None:
-    path = unit_receipt("scores/a", chunk_unit(7))
+    path = unit_receipt("scores/a", chunk_unit("0000000000000007"))
     files.put_data(path, damage)
     for read in (lambda: read_receipt(files, path), lambda: find_receipts(files, "scores/a")):
-        with pytest.raises(CorruptFile, match=r"scores/a/c00000007\.receipt\.json: not the receipt") as refused:
+        with pytest.raises(CorruptFile, match=r"scores/a/c0000000000000007\.receipt\.json: not the receipt") as refused:
             read()
         assert refused.value.paths == (path,)
 
 
 def test_every_single_bit_of_a_receipt_counts(files: Files) -> None:
-    path = unit_receipt("scores/a", chunk_unit(7))
-    put_receipt(files, path, Receipt(unit=chunk_unit(7), rows=3, details={"seconds": 0.5, "why": "ä"}))
+    path = unit_receipt("scores/a", chunk_unit("0000000000000007"))
+    put_receipt(files, path, Receipt(unit=chunk_unit("0000000000000007"), rows=3, details={"seconds": 0.5, "why": "ä"}))
     data = files.get(path)
     for bit in range(len(data) * 8):
         with pytest.raises(CorruptFile, match=path):
@@ -48,8 +48,8 @@ def test_every_single_bit_of_a_receipt_counts(files: Files) -> None:
 
 
 def test_a_receipt_of_another_place_is_refused(files: Files) -> None:
-    here, there = (unit_receipt(f"vectors/p/wave={wave:02d}", chunk_unit(7)) for wave in (1, 2))
-    put_receipt(files, there, Receipt(unit=chunk_unit(7), rows=3))
+    here, there = (unit_receipt(f"vectors/p/wave={wave:02d}", chunk_unit("0000000000000007")) for wave in (1, 2))
+    put_receipt(files, there, Receipt(unit=chunk_unit("0000000000000007"), rows=3))
     files.put_data(here, files.get(there))
     with pytest.raises(CorruptFile, match=here):
         read_receipt(files, here)
@@ -57,8 +57,10 @@ def test_a_receipt_of_another_place_is_refused(files: Files) -> None:
 
 def test_all_damaged_receipts_of_a_folder_are_named_at_once(files: Files) -> None:
     for i in range(4):
-        put_receipt(files, unit_receipt("pairs/a", chunk_unit(i)), Receipt(unit=chunk_unit(i), rows=i))
-    damaged = tuple(unit_receipt("pairs/a", chunk_unit(i)) for i in (1, 3))
+        put_receipt(
+            files, unit_receipt("pairs/a", chunk_unit(f"{i:016x}")), Receipt(unit=chunk_unit(f"{i:016x}"), rows=i)
+        )
+    damaged = tuple(unit_receipt("pairs/a", chunk_unit(f"{i:016x}")) for i in (1, 3))
     for path in damaged:
         files.put_data(path, b"")
     with pytest.raises(CorruptFile, match="1 more receipts in pairs/a") as refused:
