@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
 from fastfill_ray.config import ResourcesConfig
-from fastfill_ray.engine.interface import Attempt, Checkpoints, Pool, PoolWork, TrainSetup
+from fastfill_ray.engine.interface import Attempt, Checkpoints, Groups, Pool, PoolWork, TrainSetup
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
 
@@ -41,11 +42,11 @@ class InProcessEngine:
             on_cut(item)
         return [join(*part) for part in zip(*pieces, strict=True)]
 
-    def run_units(self, function: Callable[[U], Receipt], units: Sequence[U]) -> Iterator[Receipt]:
-        return (function(unit) for unit in units)
+    def run_units(self, function: Callable[[Sequence[U]], Iterator[Receipt]], groups: Groups[U]) -> Iterator[Receipt]:
+        return itertools.chain.from_iterable(map(function, groups))
 
-    def run_pool(self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig) -> Pool[U]:
-        return _InProcessPool(work, units)
+    def run_pool(self, work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig) -> Pool[U]:
+        return _InProcessPool(work, groups)
 
     def train(self, loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
         loop(data, _NoCheckpoints())
@@ -54,17 +55,18 @@ class InProcessEngine:
 class _InProcessPool(Generic[U]):
     """A pool of one actor, which begins a unit when its receipt is asked for."""
 
-    def __init__(self, work: PoolWork[U], units: Sequence[U]) -> None:
+    def __init__(self, work: PoolWork[U], groups: Groups[U]) -> None:
         self._stopped = False
-        self._stream = self._run(work, units)
+        self._stream = self._run(work, groups)
 
-    def _run(self, work: PoolWork[U], units: Sequence[U]) -> Generator[tuple[U, Receipt]]:
+    def _run(self, work: PoolWork[U], groups: Groups[U]) -> Generator[tuple[U, Receipt]]:
         worker = None
-        for unit in units:
-            if self._stopped:
-                return
-            worker = worker or work.worker()
-            yield unit, worker(unit, work.read(unit), Attempt())
+        for group in groups:
+            for unit, payload in zip(group, work.read(group), strict=True):
+                if self._stopped:
+                    return
+                worker = worker or work.worker()
+                yield unit, worker(unit, payload, Attempt())
 
     def __iter__(self) -> Iterator[tuple[U, Receipt]]:
         return self

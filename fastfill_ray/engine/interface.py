@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import pyarrow as pa
 
@@ -24,6 +24,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 U = TypeVar("U", bound=Model)
 U_co = TypeVar("U_co", bound=Model, covariant=True)
+
+# Units in order; those of one group are read by one task, in one pass.
+Groups: TypeAlias = Sequence[Sequence[U]]
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class PoolWork(Generic[U]):
-    """What a pool does with a unit.
+    """What a pool does with units.
 
-    read: its payload, done ahead of the actors. worker: builds what an actor calls with (unit, payload, attempt); it is
-    called once per actor, so that a model loads once.
+    read: the payloads of a group, one after the other, done ahead of the actors. worker: builds what an actor calls
+    with (unit, payload, attempt); it is called once per actor, so that a model loads once.
     """
 
-    read: Callable[[U], pa.Table]
+    read: Callable[[Sequence[U]], Iterator[pa.Table]]
     worker: Callable[[], Callable[[U, pa.Table, Attempt], Receipt]]
 
 
@@ -114,11 +117,11 @@ class Engine(Protocol):
         """
         ...
 
-    def run_units(self, function: Callable[[U], Receipt], units: Sequence[U]) -> Iterator[Receipt]:
-        """One streaming pass over units: the receipts as they come."""
+    def run_units(self, function: Callable[[Sequence[U]], Iterator[Receipt]], groups: Groups[U]) -> Iterator[Receipt]:
+        """One streaming pass over units: the receipts as they come; `function` gives those of one group."""
         ...
 
-    def run_pool(self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig) -> Pool[U]:
+    def run_pool(self, work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig) -> Pool[U]:
         """Units through a pool of actors, begun in their order as far as their payloads come in it."""
         ...
 

@@ -6,6 +6,7 @@ computes is written by the worker and never comes back to the driver.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -15,7 +16,7 @@ import ray.data
 
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine.intake import Intake, Journal, Withdrawn, admit, way_of
-from fastfill_ray.engine.interface import Attempt, PoolWork
+from fastfill_ray.engine.interface import Attempt, Groups, PoolWork
 from fastfill_ray.engine.units import original_errors, pack_error, raise_packed
 from fastfill_ray.errors import EmbedderError, FastfillError
 from fastfill_ray.storage.receipts import Receipt
@@ -36,9 +37,9 @@ _UNITS_PER_ACTOR = 2
 class RayPool(Generic[U]):
     """See ``engine.interface.Pool``."""
 
-    def __init__(self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig) -> None:
-        self._intake = Intake() if units else None
-        self._stream = _run(work, units, resources, self._intake)
+    def __init__(self, work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig) -> None:
+        self._intake = Intake() if groups else None
+        self._stream = _run(work, groups, resources, self._intake)
 
     def __iter__(self) -> Iterator[tuple[U, Receipt]]:
         return self
@@ -60,15 +61,20 @@ class RayPool(Generic[U]):
 
 
 def _run(
-    work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig, intake: Intake | None
+    work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig, intake: Intake | None
 ) -> Generator[tuple[U, Receipt]]:
     if intake is None or intake.drained:
         return
     low, high = resources.embed_actors
+    units = [unit for group in groups for unit in group]
     pool = ray.data.ActorPoolStrategy(
         min_size=low, max_size=max(low, min(high, len(units))), max_tasks_in_flight_per_actor=_UNITS_PER_ACTOR
     )
-    descriptors = [{"number": number, "unit": unit.model_dump_json()} for number, unit in enumerate(units)]
+    first = itertools.accumulate((len(group) for group in groups), initial=0)
+    descriptors = [
+        {"first": number, "units": [unit.model_dump_json() for unit in group]}
+        for number, group in zip(first, groups, strict=False)
+    ]
     unit_type = type(units[0])
     dataset = (
         ray.data.from_items(descriptors, override_num_blocks=len(descriptors))
@@ -76,7 +82,7 @@ def _run(
             _Read(work.read, unit_type),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=max(_READERS, high)),
+            compute=ray.data.TaskPoolStrategy(size=min(len(groups), max(_READERS, high))),
             num_cpus=0,
         )
         .map_batches(
@@ -107,21 +113,26 @@ def _run(
 
 
 class _Read:
-    """One row in, the same row with its payload as Arrow IPC out."""
+    """A group in, its units out, a row each, with their payloads as Arrow IPC; the first error ends it."""
 
-    def __init__(self, read: Callable[[Any], pa.Table], unit_type: type[Model]) -> None:
+    def __init__(self, read: Callable[[Sequence[Any]], Iterator[pa.Table]], unit_type: type[Model]) -> None:
         self._read, self._unit_type = read, unit_type
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        payload, error = None, None
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        number, texts = batch.column("first")[0].as_py(), batch.column("units")[0].as_py()
+        units = [self._unit_type.model_validate_json(text) for text in texts]
+        done = 0
         try:
-            payload = _ipc(self._read(self._unit_type.model_validate_json(batch.column("unit")[0].as_py())))
+            for payload in self._read(units):
+                yield _payload_row(number + done, texts[done], _ipc(payload), None)
+                done += 1
         except FastfillError as fault:
-            error = pack_error(fault)
-        columns = {name: batch.column(name) for name in ("number", "unit")}
-        return pa.table(
-            {**columns, "payload": pa.array([payload], pa.large_binary()), "error": pa.array([error], pa.string())}
-        )
+            yield _payload_row(number + done, texts[done], None, pack_error(fault))
+
+
+def _payload_row(number: int, unit: str, payload: bytes | None, error: str | None) -> pa.Table:
+    columns = {"payload": pa.array([payload], pa.large_binary()), "error": pa.array([error], pa.string())}
+    return pa.table({"number": [number], "unit": [unit], **columns})
 
 
 class _Actor:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import dataset, session, tasks, trainer
 from fastfill_ray.engine.drain import DrainablePool
-from fastfill_ray.engine.interface import Checkpoints, Pool, PoolWork, TrainSetup
+from fastfill_ray.engine.interface import Checkpoints, Groups, Pool, PoolWork, TrainSetup
 from fastfill_ray.engine.pool import RayPool
 from fastfill_ray.engine.resources import require
 from fastfill_ray.storage.receipts import Receipt
@@ -44,18 +44,18 @@ class RayEngine:
         require(_ONE_CPU, _ADD_A_CPU)
         return tasks.exchange(cut, join, items, parts, on_cut)
 
-    def run_units(self, function: Callable[[U], Receipt], units: Sequence[U]) -> Iterator[Receipt]:
-        if units:
+    def run_units(self, function: Callable[[Sequence[U]], Iterator[Receipt]], groups: Groups[U]) -> Iterator[Receipt]:
+        if groups:
             require(_ONE_CPU, _ADD_A_CPU)
-        return dataset.run_units(function, units)
+        return dataset.run_units(function, groups)
 
-    def run_pool(self, work: PoolWork[U], units: Sequence[U], resources: ResourcesConfig) -> Pool[U]:
-        if units:
+    def run_pool(self, work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig) -> Pool[U]:
+        if groups:
             require(
                 {"CPU": resources.cpus_per_actor, "GPU": resources.gpus_per_actor},
                 "Lower resources.cpus_per_actor or resources.gpus_per_actor, or add a node of that size.",
             )
-        return DrainablePool(RayPool(work, units, resources))
+        return DrainablePool(RayPool(work, groups, resources))
 
     def train(self, loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
         require(

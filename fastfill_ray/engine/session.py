@@ -104,8 +104,9 @@ def _data_settings() -> Iterator[None]:
     wanted: Mapping[str, Any] = {
         "enable_progress_bars": False,
         "execution_no_progress_timeout_s": _NO_PROGRESS_S,
-        # A unit of work travels as one block, never cut and never joined.
-        "target_max_block_size": None,
+        # A unit travels as one row and one block: any row is larger than this. With no bound, all that one task reads
+        # would be joined to one block.
+        "target_max_block_size": 1,
         # A block that fails must fail the run: dropped blocks are dropped items.
         "max_errored_blocks": 0,
     }

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray.exceptions import RayError
 
 from fastfill_ray import errors
 from fastfill_ray.errors import FastfillError
-from fastfill_ray.storage.receipts import Receipt
 
 
 @contextmanager
@@ -53,11 +52,3 @@ def raise_packed(packed: str | None) -> None:
     if packed is not None:
         name, *arguments = json.loads(packed)
         raise getattr(errors, name)(*arguments)
-
-
-def attempt(work: Callable[[], Receipt]) -> tuple[str | None, str | None]:
-    """A unit's receipt as JSON and None, or None and its packed error."""
-    try:
-        return work().model_dump_json(), None
-    except FastfillError as error:
-        return None, pack_error(error)

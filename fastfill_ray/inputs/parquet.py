@@ -5,9 +5,12 @@ A *table input* is one Parquet file or a folder of them: the gallery, the querie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +19,14 @@ import pyarrow.parquet as pq
 from fastfill_ray.errors import ConfigError, InputChanged, InputError
 from fastfill_ray.inputs.kinds import vector_dim, vectors_of
 from fastfill_ray.inputs.locate import InputFile, InputStore
-from fastfill_ray.types import IdType, Model
+from fastfill_ray.types import I64, IdType, Model
+
+T = TypeVar("T")
 
 _FOOTER_THREADS = 16
 _SAMPLE_ROWS = 256
+# Read from the store at a time and per column, where a row group is larger than this.
+_BUFFER_BYTES = 8 << 20
 
 
 class PinnedFile(Model):
@@ -34,6 +41,11 @@ class PinnedFile(Model):
     @property
     def rows(self) -> int:
         return sum(self.row_groups)
+
+    @cached_property
+    def row_ends(self) -> I64:
+        """The row after the last one of each row group (groups,)."""
+        return np.cumsum(self.row_groups, dtype=np.int64)
 
 
 class TableInput(Model):
@@ -116,31 +128,124 @@ def _footer(store: InputStore, file: InputFile) -> pq.FileMetaData:
         raise InputError(f"{file.path}: cannot be read ({_first_line(error)})") from error
 
 
+@dataclass(frozen=True)
+class Span:
+    """Rows [start, start + rows) of a pinned file."""
+
+    file: PinnedFile
+    start: int
+    rows: int
+
+    @property
+    def row_group(self) -> int | None:
+        """The row group that it is a part of; None if it is all of one, or of several."""
+        ends = self.file.row_ends
+        group = int(np.searchsorted(ends, self.start, side="right"))
+        end = self.start + self.rows
+        is_part = group < len(ends) and end <= ends[group] and self.rows < self.file.row_groups[group]
+        return group if is_part else None
+
+
+def in_one_pass(items: Iterable[T], span_of: Callable[[T], Span]) -> list[list[T]]:
+    """The items in their order, in groups that are best read together: neighbours whose spans share a row group."""
+    groups: list[list[T]] = []
+    before: tuple[PinnedFile, int | None] | None = None
+    for item in items:
+        span = span_of(item)
+        place = (span.file, span.row_group)
+        if place == before and place[1] is not None:
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+        before = place
+    return groups
+
+
+def read_spans(store: InputStore, spans: Iterable[Span], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of each span, one table after the other.
+
+    A run of spans of one file, in the order of its rows, costs one pass: each row group that they touch is decoded
+    once, a batch at a time, whatever its size. Spans that share no row group with another can as well be read alone.
+
+    Raises:
+        InputChanged: a file is not the pinned one any more.
+        InputError: its bytes cannot be decoded.
+    """
+    for _, run in itertools.groupby(spans, key=lambda span: span.file):
+        yield from _read_run(store, list(run), list(dict.fromkeys(columns)))
+
+
 def read_rows(
     store: InputStore, file: PinnedFile, columns: Sequence[str], *, start: int = 0, rows: int | None = None
 ) -> pa.Table:
-    """Rows [start, start + rows) of a pinned file; only the row groups that cover them are read.
+    """One span, see ``read_spans``."""
+    return next(read_spans(store, [Span(file, start, file.rows - start if rows is None else rows)], columns))
 
-    Raises:
-        InputChanged: the file is not the pinned one any more.
-        InputError: its bytes cannot be decoded.
-    """
-    rows = file.rows - start if rows is None else rows
-    ends = np.cumsum(file.row_groups)
-    first = int(np.searchsorted(ends, start, side="right"))
-    last = int(np.searchsorted(ends, start + rows, side="left"))
-    before = int(ends[first - 1]) if first else 0
+
+def _read_run(store: InputStore, spans: Sequence[Span], columns: list[str]) -> Iterator[pa.Table]:
+    file = spans[0].file
     check_pin(store, file)
+    largest = file.read_bytes * max(file.row_groups, default=0) // max(1, file.rows)
+    reading = spans[0]
     try:
         with store.open(file.path) as handle:
-            reader = pq.ParquetFile(handle, page_checksum_verification=True)
-            groups = list(range(first, min(last + 1, len(file.row_groups))))
-            table = reader.read_row_groups(groups, columns=list(dict.fromkeys(columns)), use_threads=False)
+            # Small row groups are fetched in one go. Of large ones a whole column may be gigabytes: it is fetched in
+            # parts, as it is decoded.
+            reader = pq.ParquetFile(
+                handle,
+                page_checksum_verification=True,
+                pre_buffer=largest <= _BUFFER_BYTES,
+                buffer_size=_BUFFER_BYTES,
+            )
+            rows = _ForwardReader(reader, file, columns, max(span.rows for span in spans))
+            for reading in spans:
+                yield rows.read(reading.start, reading.rows)
     except FileNotFoundError as error:
         raise InputChanged(f"{file.path}: vanished after planning. Put it back, or start a new output root.") from error
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file.path}: rows {start}..{start + rows} cannot be read ({_first_line(error)})") from error
-    return table.slice(start - before, rows)
+        raise InputError(
+            f"{file.path}: rows {reading.start}..{reading.start + reading.rows} cannot be read ({_first_line(error)})"
+        ) from error
+
+
+class _ForwardReader:
+    """The rows of a file in ascending order, decoded batch by batch; what lies between is decoded and dropped."""
+
+    def __init__(self, reader: pq.ParquetFile, file: PinnedFile, columns: list[str], batch_rows: int) -> None:
+        self._reader, self._columns, self._batch_rows = reader, columns, batch_rows
+        self._ends = file.row_ends
+        self._group = -1
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._batch: pa.RecordBatch | None = None
+        self._start = 0  # of the batch
+
+    def read(self, start: int, rows: int) -> pa.Table:
+        parts = []
+        end = start + rows
+        while start < end:
+            batch = self._at(start)
+            part = batch.slice(start - self._start, end - start)
+            parts.append(part)
+            start += len(part)
+        schema = parts[0].schema if parts else self._reader.schema_arrow
+        return pa.Table.from_batches(parts, schema).select(self._columns)
+
+    def _at(self, row: int) -> pa.RecordBatch:
+        """The batch that holds a row."""
+        while self._batch is None or not self._start <= row < self._start + len(self._batch):
+            group = int(np.searchsorted(self._ends, row, side="right"))
+            if group != self._group or (self._batch is not None and row < self._start):
+                self._group, self._batch = group, None
+                self._start = int(self._ends[group - 1]) if group else 0
+                self._batches = self._reader.iter_batches(
+                    self._batch_rows, row_groups=[group], columns=self._columns, use_threads=False
+                )
+            else:
+                self._start += len(self._batch) if self._batch is not None else 0
+            self._batch = next(self._batches, None)
+            if self._batch is None:
+                raise pa.ArrowInvalid(f"row group {group} ends before row {row}")
+        return self._batch
 
 
 def check_pin(store: InputStore, file: PinnedFile) -> None:

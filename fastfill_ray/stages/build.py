@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.index.segment import build_index, train_template
-from fastfill_ray.inputs.gallery import mapped_columns, mapped_vectors
+from fastfill_ray.inputs.gallery import Source, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.parquet import PinnedFile, read_rows
+from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
 from fastfill_ray.log.records import FileRef, Plan, Segment
 from fastfill_ray.ordering.ids import ids_digest
 from fastfill_ray.ordering.partition import Chunk, cut_buckets
@@ -162,9 +162,8 @@ def _read_bucket(
     source = job.scorer.source
     ids: list[int | str] = []
     old, side, waves, usable = [], [], [], []
-    for chunk, file, scores in work.chunks:
-        columns = [source.config.id_column, *mapped_columns(source.config)]
-        table = read_rows(source.store, file, columns, start=chunk.start, rows=chunk.rows)
+    columns = [source.config.id_column, *mapped_columns(source.config)]
+    for (chunk, file, scores), table in _read_chunks(source, work, columns):
         vectors, extra, bad = mapped_vectors(table, source)
         scored = read_table(get_verified(job.scorer.files, scores), name=scores.path, columns=["id", "key", "is_pair"])
         here = read_ids(table, source.config.id_column, source.id_type).tolist()
@@ -180,13 +179,18 @@ def _read_bucket(
     return ids, np.concatenate(old), sides, np.concatenate(waves), np.concatenate(usable)
 
 
+def _read_chunks(
+    source: Source, work: BucketWork, columns: Sequence[str]
+) -> Iterator[tuple[tuple[Chunk, PinnedFile, FileRef], pa.Table]]:
+    spans = (Span(file, chunk.start, chunk.rows) for chunk, file, _ in work.chunks)
+    return zip(work.chunks, read_spans(source.store, spans, columns), strict=True)
+
+
 def _carried_columns(job: BuildJob, work: BucketWork, names: Sequence[str]) -> dict[int | str, tuple[object, ...]]:
     """{id: (label, group)}: columns that evaluation needs beside the ids."""
     source = job.scorer.source
     carried: dict[int | str, tuple[object, ...]] = {}
-    for chunk, file, _ in work.chunks:
-        columns = [source.config.id_column, *names]
-        table = read_rows(source.store, file, columns, start=chunk.start, rows=chunk.rows)
+    for _, table in _read_chunks(source, work, [source.config.id_column, *names]):
         ids = read_ids(table, source.config.id_column, source.id_type).tolist()
         rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
         carried.update(zip(ids, rows, strict=True))

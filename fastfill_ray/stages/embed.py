@@ -7,9 +7,10 @@ to the driver: the receipt does.
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from fastfill_ray.errors import EmbedderError, InputError
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import PinnedFile, read_rows
+from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import ids_digest
 from fastfill_ray.ordering.waves import wave_of
@@ -56,6 +57,11 @@ class Unit(Model):
     wave: int = 0
     offsets: tuple[int, ...] | None = None
     scores: FileRef | None = None
+
+    @property
+    def span(self) -> Span:
+        """What is read to get its rows."""
+        return Span(self.file, self.start, self.length)
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def pool_work(job: Job) -> PoolWork[Unit]:
     the driver decides, and calls ``keep_receipt``.
     """
     # Readers need no model: its kwargs, which may be secret, travel to the actors alone.
-    return PoolWork(partial(read_unit, replace(job, spaces={})), partial(UnitEmbedder, job))
+    return PoolWork(partial(read_units, replace(job, spaces={})), partial(UnitEmbedder, job))
 
 
 class UnitEmbedder:
@@ -169,11 +175,27 @@ class UnitEmbedder:
             sys.modules["torch"].cuda.empty_cache()
 
 
-def read_unit(job: Job, unit: Unit) -> pa.Table:
-    """The unit's rows: columns ``__row`` (row in the file), ``__id``, and the payload columns."""
-    id_column, payload = job.columns(unit.role)
+def grouped(units: Iterable[Unit]) -> list[list[Unit]]:
+    """Units in their order, in groups that a task of the pool reads in one pass."""
+    runs = (list(run) for _, run in itertools.groupby(units, key=lambda unit: (unit.folder, unit.role)))
+    return [group for run in runs for group in in_one_pass(run, lambda unit: unit.span)]
+
+
+def read_units(job: Job, units: Sequence[Unit]) -> Iterator[pa.Table]:
+    """Each unit's rows: columns ``__row`` (row in the file), ``__id``, and the payload columns.
+
+    Args:
+        units: of one role.
+    """
+    id_column, payload = job.columns(units[0].role)
     columns = [*payload] if id_column is None else [id_column, *payload]
-    table = read_rows(job.store, unit.file, columns, start=unit.start, rows=unit.length)
+    for unit, table in zip(units, read_spans(job.store, (unit.span for unit in units), columns), strict=True):
+        yield _rows_of(job, unit, table)
+
+
+def _rows_of(job: Job, unit: Unit, table: pa.Table) -> pa.Table:
+    """The unit's rows of what was read for it."""
+    id_column, payload = job.columns(unit.role)
     offsets = np.arange(unit.length)
     if unit.offsets is not None:
         offsets = np.array(unit.offsets, dtype=np.int64)

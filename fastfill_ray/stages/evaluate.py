@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.experiment.items import Queries
 from fastfill_ray.index.segment import load_index, prepare_queries, search_segment, segment_queries
 from fastfill_ray.inputs.gallery import Source, old_vectors
 from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.parquet import PinnedFile, read_rows
+from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
 from fastfill_ray.log.records import Segment
 from fastfill_ray.ordering.partition import Chunk
 from fastfill_ray.retrieval.calibration import Calibration
@@ -127,8 +128,11 @@ def _search_old_bucket(source: Source, search: GallerySearch, old: F32, places: 
     """The usable rows of a bucket as one segment; a chunk's scores are dropped as soon as they are merged."""
     merger = HitMerger(min(search.num_hits, sum(chunk.rows for chunk, _ in places)))
     ids, labels, start = [], [], 0
-    for place in places:
-        chunk_ids, chunk_labels, vectors = _read_old_chunk(source, *place)
+    config = source.config
+    names = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
+    spans = (Span(file, chunk.start, chunk.rows) for chunk, file in places)
+    for table in read_spans(source.store, spans, names):
+        chunk_ids, chunk_labels, vectors = _usable_old(source, table)
         scores = similarity(old, vectors, source.metric)
         rows = np.arange(len(vectors))
         merger.add(scores, np.broadcast_to(rows, scores.shape), Calibration(), start + rows)
@@ -146,15 +150,15 @@ def _search_old_bucket(source: Source, search: GallerySearch, old: F32, places: 
     )
 
 
-def _read_old_chunk(source: Source, chunk: Chunk, file: PinnedFile) -> tuple[Objects, Objects, F32]:
+def _usable_old(source: Source, table: pa.Table) -> tuple[Objects, Objects, F32]:
     """Ids, labels (None without a label column) and old vectors of a chunk's usable rows."""
     config = source.config
-    names = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
-    table = read_rows(source.store, file, names, start=chunk.start, rows=chunk.rows)
     old, unusable = old_vectors(table, source)
-    usable = np.array([row for row in range(chunk.rows) if row not in unusable], dtype=np.int64)
+    usable = np.array([row for row in range(table.num_rows) if row not in unusable], dtype=np.int64)
     ids = read_ids(table, config.id_column, source.id_type).astype(object)[usable]
-    labels = np.full(chunk.rows, None) if config.label_column is None else objects(table.column(config.label_column))
+    labels = (
+        np.full(table.num_rows, None) if config.label_column is None else objects(table.column(config.label_column))
+    )
     return ids, labels[usable], old[usable]
 
 

@@ -15,10 +15,10 @@ from fastfill_ray.errors import ConfigError, QuarantineExceeded
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
 from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.parquet import read_rows
+from fastfill_ray.inputs.parquet import read_spans
 from fastfill_ray.ordering.partition import MIN_SPLIT, sample_pairs
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.embed import Job, Unit, pool_work, read_vectors
+from fastfill_ray.stages.embed import Job, Unit, grouped, pool_work, read_vectors
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.queries import load_queries, pin_queries, plan_queries
 from fastfill_ray.stages.snapshot import Snapshot
@@ -166,7 +166,7 @@ def embed_first(
     try:
         with (
             context.progress.stage("pairs", rows, "items", done=done) as bar,
-            closing(context.engine.run_pool(pool_work(job), missing, resources)) as pool,
+            closing(context.engine.run_pool(pool_work(job), grouped(missing), resources)) as pool,
         ):
             for unit, receipt in pool:
                 groups[unit.folder].add(unit, receipt)
@@ -197,7 +197,9 @@ def finish_pairs(
         ConfigError: a split keeps too few pairs to decide anything.
     """
     files, read = context.files, partial(_read_old, source=source)
-    tables = {unit.unit: table for unit, table in context.engine.run_tasks(read, plan.units, name="read pairs")}
+    tables: dict[str, pa.Table] = {}
+    for group, found in context.engine.run_tasks(read, grouped(plan.units), name="read pairs"):
+        tables |= {unit.unit: table for unit, table in zip(group, found, strict=True)}
     parts = []
     for unit in plan.units:
         known, vectors = read_vectors(files, [receipts[unit.unit]], new_dim)
@@ -229,14 +231,19 @@ def finish_pairs(
     return _from_table(plan.fingerprint, table)
 
 
-def _read_old(unit: Unit, *, source: Source) -> pa.Table:
-    """Columns id, old, usable and, where configured, side, label, group and weight of a unit's pairs."""
+def _read_old(units: Sequence[Unit], *, source: Source) -> list[pa.Table]:
+    """Columns id, old, usable and, where configured, side, label, group and weight of each unit's pairs."""
     config = source.config
     optional = {"label": config.label_column, "group": config.group_column}
     beside = {name: column for name, column in optional.items() if column is not None}
     columns = [config.id_column, *mapped_columns(config), *beside.values()]
     columns += [config.weight_column] if config.weight_column is not None else []
-    table = read_rows(source.store, unit.file, columns, start=unit.start, rows=unit.length)
+    tables = read_spans(source.store, (unit.span for unit in units), columns)
+    return [_old_of(unit, table, source, beside) for unit, table in zip(units, tables, strict=True)]
+
+
+def _old_of(unit: Unit, table: pa.Table, source: Source, beside: Mapping[str, str]) -> pa.Table:
+    config = source.config
     table = table.take(pa.array(unit.offsets, pa.int64()))
     old, side, unusable = mapped_vectors(table, source)
     result = {

@@ -17,7 +17,7 @@ from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.parquet import PinnedFile, read_rows
+from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
 from fastfill_ray.ordering.policies import LABELLED, ItemColumns, Policy, Reference, priority_of
@@ -109,6 +109,10 @@ class _Work(Model):
     file: PinnedFile
     pairs: tuple[int, ...]
 
+    @property
+    def span(self) -> Span:
+        return Span(self.file, self.start, self.rows)
+
 
 def score(
     context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[str, tuple[int, ...]], limit: int
@@ -132,7 +136,7 @@ def score(
     work = [item for item in _all_work(snapshot, pair_offsets) if item.unit not in receipts]
     done = snapshot.rows - sum(item.rows for item in work)
     with progress.stage("score", snapshot.rows, "items", done=done) as bar:
-        for receipt in context.engine.run_units(partial(score_chunk, scorer, folder), work):
+        for receipt in context.engine.run_units(partial(score_chunks, scorer, folder), _grouped(work)):
             receipts[receipt.unit] = receipt
             bar.advance(receipt.rows)
     _check_unusable(scorer, snapshot, receipts, limit)
@@ -188,8 +192,8 @@ def _with_thresholds(
         with context.progress.stage("thresholds", snapshot.rows, "items") as bar:
 
             def best() -> Iterator[np.ndarray]:
-                for item, part in context.engine.run_tasks(best_scores, work, name="best scores"):
-                    bar.advance(item.rows)
+                for group, part in context.engine.run_tasks(best_scores, _grouped(work), name="best scores"):
+                    bar.advance(sum(item.rows for item in group))
                     yield part
 
             table = pa.table({"threshold": merge_top(best())[:, -1]})
@@ -201,10 +205,19 @@ def _with_thresholds(
     return replace(scorer, reference=replace(scorer.reference, proxies=replace(proxies, thresholds=found)))
 
 
-def _best_scores(scorer: Scorer, proxies: Proxies, work: _Work) -> np.ndarray:
-    """Each proxy query's best scores (P, k) in one chunk, its pairs and unusable rows left out."""
+def _grouped(work: Sequence[_Work]) -> list[list[_Work]]:
+    """Chunks in groups that a task reads in one pass."""
+    return in_one_pass(work, lambda item: item.span)
+
+
+def _best_scores(scorer: Scorer, proxies: Proxies, work: Sequence[_Work]) -> np.ndarray:
+    """Each proxy query's best scores (P, k) in some chunks, their pairs and unusable rows left out."""
     source = scorer.source
-    table = read_rows(source.store, work.file, mapped_columns(source.config), start=work.start, rows=work.rows)
+    tables = read_spans(source.store, (item.span for item in work), mapped_columns(source.config))
+    return merge_top(_best_of_chunk(scorer, proxies, item, table) for item, table in zip(work, tables, strict=True))
+
+
+def _best_of_chunk(scorer: Scorer, proxies: Proxies, work: _Work, table: pa.Table) -> np.ndarray:
     old, side, unusable = mapped_vectors(table, scorer.source)
     kept = np.setdiff1d(np.arange(work.rows), [*work.pairs, *unusable])
     aligned, _ = scorer.align(old[kept], side[kept] if side is not None else None)
@@ -240,9 +253,8 @@ def _from_table(name: str, scorer: Scorer, stage: Receipt) -> Scores:
     )
 
 
-def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
-    """Score one chunk and write it. Rows without a usable old vector come first: they are absent until embedded."""
-    start = time.monotonic()
+def score_chunks(scorer: Scorer, folder: str, work: Sequence[_Work]) -> Iterator[Receipt]:
+    """Score chunks and write them. Rows without a usable old vector come first: they are absent until embedded."""
     config = scorer.source.config
     columns = [config.id_column, *mapped_columns(config)]
     needs_labels = scorer.policy in LABELLED
@@ -250,7 +262,16 @@ def score_chunk(scorer: Scorer, folder: str, work: _Work) -> Receipt:
         columns.append(config.label_column)
     if config.weight_column is not None:
         columns.append(config.weight_column)
-    table = read_rows(scorer.source.store, work.file, columns, start=work.start, rows=work.rows)
+    start = time.monotonic()
+    tables = read_spans(scorer.source.store, (item.span for item in work), columns)
+    for item, table in zip(work, tables, strict=True):
+        yield _score_chunk(scorer, folder, item, table, start)
+        start = time.monotonic()
+
+
+def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, start: float) -> Receipt:
+    """start: when its rows began to be read, by ``time.monotonic``."""
+    config, needs_labels = scorer.source.config, scorer.policy in LABELLED
     ids = read_ids(table, config.id_column, scorer.source.id_type)
     old, side, unusable = mapped_vectors(table, scorer.source)
     aligned, log_variance = scorer.align(old, side)

@@ -9,7 +9,7 @@ from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.errors import EmbedderError, QuarantineExceeded
 from fastfill_ray.log.records import Plan
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.embed import Job, pool_work
+from fastfill_ray.stages.embed import Job, grouped, pool_work
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import wave_folder
@@ -40,7 +40,7 @@ class Waves:
         missing = [unit for group in groups.values() for unit in group.missing]
         logger.debug("waves %s: %d units have no receipt yet", sorted(groups), len(missing))
         self._may_stop = may_stop
-        self._pool = context.engine.run_pool(pool_work(job), missing, resources)
+        self._pool = context.engine.run_pool(pool_work(job), grouped(missing), resources)
 
     def receipts(self, wave: int) -> dict[str, Receipt]:
         """The receipts {unit: receipt} of a wave, as soon as its last one is durable; ask in wave order.

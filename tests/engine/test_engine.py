@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,9 @@ class Number(Model):
     value: int
 
 
-def numbers(count: int) -> list[Number]:
-    return [Number(value=value) for value in range(count)]
+def pairs_of(count: int) -> list[list[Number]]:
+    """The numbers below `count` in groups of two; the last one may be alone."""
+    return [[Number(value=value) for value in range(first, min(first + 2, count))] for first in range(0, count, 2)]
 
 
 @pytest.fixture(params=["in_process", "ray"])
@@ -93,27 +94,29 @@ def test_an_error_of_an_exchange_comes_out_as_it_was_raised(engine: Engine) -> N
         engine.exchange(partial(by_remainder, 2), total, [np.arange(3), np.arange(20)], 2, lambda item: None)
 
 
-def receipt_of(offset: int, unit: Number) -> Receipt:
-    if unit.value + offset == 99:
-        raise InputError("99 cannot be used")
-    return Receipt(unit=f"c{unit.value:08d}", rows=unit.value + offset)
+def receipts_of(offset: int, units: Sequence[Number]) -> Iterator[Receipt]:
+    for unit in units:
+        if unit.value + offset == 99:
+            raise InputError("99 cannot be used")
+        yield Receipt(unit=f"c{unit.value:08d}", rows=unit.value + offset)
 
 
 def test_a_pass_gives_the_receipt_of_every_unit(engine: Engine) -> None:
-    receipts = {receipt.unit: receipt.rows for receipt in engine.run_units(partial(receipt_of, 10), numbers(5))}
+    receipts = {receipt.unit: receipt.rows for receipt in engine.run_units(partial(receipts_of, 10), pairs_of(5))}
     assert receipts == {f"c{value:08d}": value + 10 for value in range(5)}
-    assert list(engine.run_units(partial(receipt_of, 10), [])) == []
+    assert list(engine.run_units(partial(receipts_of, 10), [])) == []
 
 
 def test_an_error_of_a_pass_comes_out_as_it_was_raised(engine: Engine) -> None:
     with pytest.raises(InputError, match=r"^99 cannot be used$"):
-        list(engine.run_units(partial(receipt_of, 97), numbers(4)))
+        list(engine.run_units(partial(receipts_of, 97), pairs_of(4)))
 
 
-def payload(unit: Number) -> pa.Table:
-    if unit.value == 99:
-        raise InputError("99 cannot be read")
-    return pa.table({"x": list(range(unit.value))})
+def payloads(units: Sequence[Number]) -> Iterator[pa.Table]:
+    for unit in units:
+        if unit.value == 99:
+            raise InputError("99 cannot be read")
+        yield pa.table({"x": list(range(unit.value))})
 
 
 class Summer:
@@ -139,14 +142,14 @@ def lines(folder: Path, name: str) -> list[str]:
 
 
 def work(folder: Path) -> PoolWork[Number]:
-    return PoolWork(payload, partial(Summer, folder))
+    return PoolWork(payloads, partial(Summer, folder))
 
 
 def test_a_pool_gives_each_unit_with_its_receipt_and_builds_a_worker_once(engine: Engine, tmp_path: Path) -> None:
-    with closing(engine.run_pool(work(tmp_path), numbers(6), ONE_ACTOR)) as pool:
+    with closing(engine.run_pool(work(tmp_path), pairs_of(7), ONE_ACTOR)) as pool:
         came = {unit.value: receipt.rows for unit, receipt in pool}
-    assert came == {value: sum(range(value)) for value in range(6)}
-    assert sorted(lines(tmp_path, "begun")) == [str(value) for value in range(6)]
+    assert came == {value: sum(range(value)) for value in range(7)}
+    assert sorted(lines(tmp_path, "begun")) == [str(value) for value in range(7)]
     assert len(lines(tmp_path, "built")) == 1
     assert list(engine.run_pool(work(tmp_path), [], ONE_ACTOR)) == []
 
@@ -155,13 +158,13 @@ def test_a_pool_gives_each_unit_with_its_receipt_and_builds_a_worker_once(engine
 def test_an_error_of_a_pool_comes_out_as_it_was_raised(
     engine: Engine, tmp_path: Path, value: int, error: type[Exception]
 ) -> None:
-    with closing(engine.run_pool(work(tmp_path), [Number(value=value)], ONE_ACTOR)) as pool:  # noqa: SIM117
+    with closing(engine.run_pool(work(tmp_path), [[Number(value=value)]], ONE_ACTOR)) as pool:  # noqa: SIM117
         with pytest.raises(error, match=f"^{value} cannot be"):
             next(pool)
 
 
 def test_a_stopped_pool_ends_when_all_that_has_begun_has_come_back(engine: Engine, tmp_path: Path) -> None:
-    with closing(engine.run_pool(work(tmp_path), numbers(30), ONE_ACTOR)) as pool:
+    with closing(engine.run_pool(work(tmp_path), pairs_of(30), ONE_ACTOR)) as pool:
         came = [next(pool)[0].value]
         pool.stop()
         came += [unit.value for unit, _ in pool]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,17 @@ from hypothesis import strategies as st
 from fastfill_ray.errors import ConfigError, InputChanged, InputError, StorageError
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import TableInput, check_pin, id_type_of, pin, read_rows, vector_dim_of
+from fastfill_ray.inputs.parquet import (
+    Span,
+    TableInput,
+    check_pin,
+    id_type_of,
+    pin,
+    read_rows,
+    read_spans,
+    vector_dim_of,
+)
+from fastfill_ray.ordering.partition import cut_chunks
 from fastfill_ray.storage import s3_client
 from fastfill_ray.storage.s3_client import Limits
 from tests.faults import flip_bit
@@ -247,19 +257,63 @@ def test_a_slice_across_row_groups_equals_the_plain_table(
     assert read_rows(STORE, file, ["id"], start=start).column("id").to_pylist() == list(range(start, rows))
 
 
-def test_only_the_row_groups_that_cover_a_slice_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pq.write_table(table(embedding=vectors([[0.0]] * 12)), folder / "a.parquet", row_group_size=3)
-    asked: list[list[int]] = []
-    read = pq.ParquetFile.read_row_groups
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of every batch that pyarrow decodes."""
+    counts: list[int] = []
+    iterate = pq.ParquetFile.iter_batches
 
-    def spy(self: pq.ParquetFile, groups: list[int], **options: Any) -> pa.Table:
-        asked.append(groups)
-        return read(self, groups, **options)
+    def spy(self: pq.ParquetFile, *arguments: Any, **options: Any) -> Iterator[pa.RecordBatch]:
+        for batch in iterate(self, *arguments, **options):
+            counts.append(len(batch))
+            yield batch
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", spy)
-    for start, rows in ((3, 3), (2, 2), (0, 12), (11, 1)):
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
+    return counts
+
+
+@pytest.mark.parametrize("group_rows", [3, 100, 1000, 1024, 5000])
+def test_a_pass_decodes_every_row_once_whatever_the_row_groups(
+    folder: Path, group_rows: int, decoded: list[int]
+) -> None:
+    plain = table(embedding=vectors([[float(row)] for row in range(5000)]))
+    pq.write_table(plain, folder / "a.parquet", row_group_size=group_rows)
+    file = pinned(folder).files[0]
+    chunks = cut_chunks([(file.row_groups, file.read_bytes)], chunk_rows=128, chunk_bytes=1 << 30)
+    spans = [Span(file, start, rows) for _, start, rows in chunks]
+    parts = list(read_spans(STORE, spans, ["id", "embedding"]))
+    assert [part.num_rows for part in parts] == [span.rows for span in spans]
+    assert pa.concat_tables(parts).to_pydict() == plain.to_pydict()
+    assert sum(decoded) == 5000
+
+
+def test_a_slice_costs_its_row_groups_up_to_its_end(folder: Path, decoded: list[int]) -> None:
+    pq.write_table(table(embedding=vectors([[0.0]] * 12)), folder / "a.parquet", row_group_size=6)
+    for start, rows, cost in ((6, 2, 2), (8, 2, 4), (4, 4, 10), (0, 12, 12)):
+        decoded.clear()
         read_rows(STORE, pinned(folder).files[0], ["id"], start=start, rows=rows)
-    assert asked == [[1], [0, 1], [0, 1, 2, 3], [3]]
+        assert sum(decoded) == cost
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_spans_of_several_files_in_any_order_equal_the_plain_tables(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = tmp_path_factory.mktemp("spans")
+    for name in "ab":
+        rows = data.draw(st.integers(1, 30))
+        plain = table(ids=[f"{name}{row}" for row in range(rows)], embedding=vectors([[0.0]] * rows))
+        pq.write_table(plain, base / f"{name}.parquet", row_group_size=data.draw(st.integers(1, 12)))
+    spans, expected = [], []
+    for _ in range(data.draw(st.integers(1, 6))):
+        file = data.draw(st.sampled_from(pinned(base).files))
+        start = data.draw(st.integers(0, file.rows))
+        spans.append(Span(file, start, data.draw(st.integers(0, file.rows - start))))
+        name = Path(file.path).stem
+        expected.append([f"{name}{row}" for row in range(start, start + spans[-1].rows)])
+    found = [part.column("id").to_pylist() for part in read_spans(STORE, spans, ["id"])]
+    assert found == expected
 
 
 def rewrite(path: Path) -> None:
