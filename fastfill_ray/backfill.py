@@ -148,7 +148,7 @@ class _Run:
 
     def _act(self, take_place: Callable[[], Heartbeat]) -> BackfillResult:
         config, context, log = self.config, self.context, self.log
-        files, progress = context.files, context.progress
+        files = context.files
         state = log.read()
         step = self._next(state)
         logger.info("%s: %d versions so far, next: %s", config.output, len(state.versions), step)
@@ -167,48 +167,70 @@ class _Run:
                 self._claim()  # fences the other driver before it does more that this one would do again
             probe(files)
             remove_leftovers(files)
-            unfinished = state.plan if step.do == "version" else None
-            cut = None if unfinished is None else unfinished.sources.get("snapshot")
-            snapshot = take_snapshot(context, inspected, config.gallery, cut)
-            init = self._init(snapshot)
-            preflight.check_bound(config.output, state.init, init)
-            if state.plan is not None and step.do == "plan":
-                changes = preflight.changed_settings(self.request.settings, state.plan.settings)
-                progress.say(f"a new plan, {snapshot.rows:,} items: {changes}")
-            source = Source(
-                context.store, config.gallery, snapshot.id_type, snapshot.old_dim, init.metric, snapshot.side_dim
-            )
-            job = make_job(source, files, config.queries, self.models)
-            sampled = self._sample(snapshot, source, job)
-            trained = self._train(sampled, init)
-            scorer, decision = self._choose(snapshot, source, sampled, trained, init)
-            trained_in = stage_folder("alignment", scorer.trained.fingerprint)
-            made = {"choice": (decision.digest, "choice"), "alignment": (scorer.trained.weights.sha256, trained_in)}
-            check_sources(unfinished, made)
-            scores = score(context, scorer, snapshot, sampled.offsets, config.quarantine.limit(snapshot.rows))
-            check_sources(unfinished, {"scores": (scores.digest, stage_folder("scores", scores.fingerprint))})
-            # Only now is anything bound: a model that cannot be built, or returns another dim, leaves no trace.
-            preflight.check_bound(config.output, log.initialise(init).init, init)
-            basis = Basis(
-                snapshot=snapshot,
-                num_sampled=config.pairs.count,
-                pair_units=tuple(sampled.offsets),
-                pairs=sampled.pairs,
-                queries=sampled.queries,
-                decision=decision,
-                scores=scores,
-                objective=config.objective,
-                waves=config.waves,
-                index=config.index,
-            )
-            if self._next(log.state).do == "plan":
-                new = make_plan(context, basis, self.request, len(log.state.plans))
-                self._claim()
-                log.append(new)
-            if (plan := log.state.plan) is not None:
-                mend_named(context, basis, log.state, self.damaged)
-                self._make_versions(plan, basis, job, sampled.receipts)
+            self._make_what_is_next(state, step, inspected)
         return self._result(log.state)
+
+    def _make_what_is_next(self, state: State, step: Step, inspected: Snapshot) -> None:
+        """The figure from the snapshot on: everything up to the basis of a plan, a plan if it is time for one, and its
+        versions.
+        """
+        context, log = self.context, self.log
+        unfinished = state.plan if step.do == "version" else None
+        source = self._source(inspected)
+        limit = self.config.quarantine.limit(inspected.rows)
+        cut = None if unfinished is None else unfinished.sources.get("snapshot")
+        snapshot = take_snapshot(context, inspected, source, limit=limit, cut=cut)
+        init = self._init(snapshot)
+        preflight.check_bound(self.config.output, state.init, init)
+        if state.plan is not None and step.do == "plan":
+            changes = preflight.changed_settings(self.request.settings, state.plan.settings)
+            context.progress.say(f"a new plan, {snapshot.rows:,} items: {changes}")
+        job = make_job(source, context.files, self.config.queries, self.models)
+        sampled = self._sample(snapshot, source, job)
+        basis = self._basis(snapshot, source, sampled, init, unfinished)
+        # Only now is anything bound: a model that cannot be built, or returns another dim, leaves no trace.
+        preflight.check_bound(self.config.output, log.initialise(init).init, init)
+        if self._next(log.state).do == "plan":
+            new = make_plan(context, basis, self.request, len(log.state.plans))
+            self._claim()
+            log.append(new)
+        if (plan := log.state.plan) is not None:
+            mend_named(context, basis, log.state, self.damaged)
+            self._make_versions(plan, basis, job, sampled.receipts)
+
+    def _source(self, inspected: Snapshot) -> Source:
+        """How workers read the gallery."""
+        config = self.config
+        return Source(
+            self.context.store,
+            config.gallery,
+            inspected.id_type,
+            inspected.old_dim,
+            config.new_model.metric,
+            inspected.side_dim,
+        )
+
+    def _basis(self, snapshot: Snapshot, source: Source, sampled: Sample, init: Init, unfinished: Plan | None) -> Basis:
+        """Maps trained, the choice made, every item scored; for an unfinished plan the same as it was made from."""
+        config = self.config
+        scorer, decision = self._choose(snapshot, source, sampled, self._train(sampled, init), init)
+        trained_in = stage_folder("alignment", scorer.trained.fingerprint)
+        made = {"choice": (decision.digest, "choice"), "alignment": (scorer.trained.weights.sha256, trained_in)}
+        check_sources(unfinished, made)
+        scores = score(self.context, scorer, snapshot, sampled.offsets)
+        check_sources(unfinished, {"scores": (scores.digest, stage_folder("scores", scores.fingerprint))})
+        return Basis(
+            snapshot=snapshot,
+            num_sampled=config.pairs.count,
+            pair_units=tuple(sampled.offsets),
+            pairs=sampled.pairs,
+            queries=sampled.queries,
+            decision=decision,
+            scores=scores,
+            objective=config.objective,
+            waves=config.waves,
+            index=config.index,
+        )
 
     def _claim(self) -> int:
         """The epoch of this start, claimed when there is first something to append.

@@ -16,6 +16,9 @@ from fastfill_ray.inputs.kinds import element_type, vectors_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.types import F32, IdType, Metric
 
+# Why a row cannot be used whose old vector is null: it is a new item, and no fault.
+NO_VECTOR = "null_vector"
+
 
 def old_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, dict[int, str]]:
     """The old vectors (N, D) of gallery rows, and {row: reason} of those that cannot be used."""

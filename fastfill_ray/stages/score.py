@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.engine.interface import Engine
-from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
@@ -38,7 +37,6 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 5
 # Score files read by one counting task: keys are 8 bytes a row, so this is some megabytes.
 _CHUNKS_PER_TASK = 64
 
@@ -114,17 +112,11 @@ class _Work(Model):
         return Span(self.file, self.start, self.rows)
 
 
-def score(
-    context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[str, tuple[int, ...]], limit: int
-) -> Scores:
+def score(context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[str, tuple[int, ...]]) -> Scores:
     """Score all chunks that have no receipt yet.
 
     Args:
         pair_offsets: {unit of a chunk: offsets of its pairs}.
-        limit: most rows whose old vector may be unusable.
-
-    Raises:
-        InputError: more unusable old vectors than `limit`; names the first rows and reasons.
     """
     files, name, progress = context.files, _scores_name(scorer, snapshot), context.progress
     scorer = _with_thresholds(context, scorer, snapshot, pair_offsets, name)
@@ -139,7 +131,6 @@ def score(
         for receipt in context.engine.run_units(partial(score_chunks, scorer, folder), _grouped(work)):
             receipts[receipt.unit] = receipt
             bar.advance(receipt.rows)
-    _check_unusable(scorer, snapshot, receipts, limit)
     ordered = [receipts[unit] for unit in sorted(chunk.unit for chunk in snapshot.chunks)]
     outputs = [receipt.outputs[0] for receipt in ordered]
     table = pa.table(
@@ -310,22 +301,6 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
         seconds=time.monotonic() - start,
     )
     return put_receipt(scorer.files, unit_receipt(folder, work.unit), receipt)
-
-
-def _check_unusable(scorer: Scorer, snapshot: Snapshot, receipts: dict[str, Receipt], limit: int) -> None:
-    bad = [
-        (snapshot.gallery.files[chunk.file].path, fault)
-        for chunk in snapshot.chunks
-        for fault in receipts[chunk.unit].quarantined
-    ]
-    if len(bad) > limit:
-        shown = "; ".join(f"{path} row {fault.row} (id {fault.id!r}): {fault.reason}" for path, fault in bad[:_SHOWN])
-        config = scorer.source.config
-        side = "" if config.side_column is None else f" and gallery.side_column {config.side_column!r}"
-        raise InputError(
-            f"gallery.old_vector_column {config.old_vector_column!r}{side}: {len(bad)} of {snapshot.rows} rows cannot "
-            f"be used, at most {limit} are allowed: {shown}. Mend them, or raise quarantine.max_rows."
-        )
 
 
 def thresholds(context: Context, scores: Scores, targets: Sequence[int]) -> list[int]:

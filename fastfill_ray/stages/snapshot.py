@@ -1,17 +1,22 @@
-"""Pin the gallery: files, id type, old dimension, chunks. Ids are checked before anything is embedded."""
+"""Pin the gallery: files, id type, old dimension, chunks. Every row is checked before anything is embedded."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig, ResourcesConfig
 from fastfill_ray.errors import CorruptFile, FileMissing, InputError, StorageError
+from fastfill_ray.inputs.gallery import NO_VECTOR, Source, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import PinnedFile, TableInput, id_type_of, pin, read_rows, vector_dim_of
+from fastfill_ray.inputs.parquet import Span, TableInput, id_type_of, pin, read_spans, vector_dim_of
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.partition import Chunk, cut_chunks
 from fastfill_ray.stages.context import Context
@@ -24,6 +29,7 @@ from fastfill_ray.types import IdType, Model, fingerprint
 _PARTITION_ROWS = 1 << 22
 _ID_GROUPS = 1000  # tasks that hash: partitions x groups objects are exchanged
 _SHOWN = 5
+_MOST_FOUND = 1000  # rows of repeated ids that are looked up in one file
 
 
 class Snapshot(Model):
@@ -117,14 +123,17 @@ def read_snapshot(files: Files, name: str) -> Snapshot:
         ) from error
 
 
-def take_snapshot(context: Context, snapshot: Snapshot, config: GalleryConfig, cut: str | None = None) -> Snapshot:
-    """The stored snapshot of the very files that were inspected, or this one, stored after every id was checked.
+def take_snapshot(
+    context: Context, snapshot: Snapshot, source: Source, *, limit: int, cut: str | None = None
+) -> Snapshot:
+    """The stored snapshot of the very files that were inspected, or this one, stored after every row was checked.
 
     Args:
+        limit: most rows whose old or side vector may be unusable; rows without an old vector are none of them.
         cut: of the snapshot that the plan which goes on was made from; None if a new plan is to be made.
 
     Raises:
-        InputError: null ids, and ids that occur twice.
+        InputError: null ids, ids that occur twice, more unusable vectors than `limit`.
         CorruptFile: what is stored is damaged, or gone and cannot be had again.
     """
     files, path = context.files, snapshot_path(snapshot.fingerprint)
@@ -139,33 +148,54 @@ def take_snapshot(context: Context, snapshot: Snapshot, config: GalleryConfig, c
                 "from. Put resources.chunk_rows and chunk_bytes back to those of the first run, or restore the file."
             )
         context.progress.say(f"gone, made again: {path}")
-    _check_ids(context, snapshot, config)
+    _check_rows(context, snapshot, source, limit)
     if not files.put_new(path, seal_file(path, snapshot)):
         return unseal_file(path, files.get(path), Snapshot)
     return snapshot
 
 
-def _check_ids(context: Context, snapshot: Snapshot, config: GalleryConfig) -> None:
-    """Every id present and unique. Tasks exchange hashes by partition: no process ever holds all of them."""
-    gallery = [file for file in snapshot.gallery.files if file.rows]
+@dataclass(frozen=True)
+class _Faults:
+    """Rows with an unusable vector: how many, and the first ones in words."""
+
+    count: int
+    shown: tuple[str, ...]
+
+
+_FileSpans = tuple[Span, ...]  # the chunks of one file
+
+
+def _check_rows(context: Context, snapshot: Snapshot, source: Source, limit: int) -> None:
+    """Every id present and unique, and vectors that can be used, before anything is computed.
+
+    Tasks exchange hashes of ids by partition: no process ever holds all of them.
+    """
+    config = source.config
+    gallery = [
+        tuple(Span(snapshot.gallery.files[number], chunk.start, chunk.rows) for chunk in chunks)
+        for number, chunks in itertools.groupby(snapshot.chunks, key=lambda chunk: chunk.file)
+    ]
     partitions = max(2, -(-snapshot.rows // _PARTITION_ROWS))
     step = -(-len(gallery) // _ID_GROUPS)
     groups = [gallery[i : i + step] for i in range(0, len(gallery), step)]
-    cut = partial(_hash_group, context.store, config.id_column, snapshot.id_type, partitions)
     with context.progress.stage("snapshot", snapshot.rows, "items") as bar:
-        repeated = np.concatenate(
-            context.engine.exchange(
-                cut, _repeated, groups, partitions, lambda group: bar.advance(sum(file.rows for file in group))
-            )
+        *repeated, faults = context.engine.exchange(
+            partial(_check_files, source, partitions),
+            _join,
+            groups,
+            partitions + 1,
+            lambda group: bar.advance(sum(span.rows for spans in group for span in spans)),
         )
-    if len(repeated) == 0:
+    _check_unusable(faults, snapshot, config, limit)
+    hashes = np.concatenate(repeated)
+    if len(hashes) == 0:
         return
     # Rare path: look the rows up, so that the message names them, and so that a mere collision of hashes is forgiven.
     places: dict[int | str, list[str]] = {}
-    find = partial(_find_ids, store=context.store, column=config.id_column, id_type=snapshot.id_type, hashes=repeated)
-    for file, rows in context.engine.run_tasks(find, gallery, name="find duplicate ids", ordered=True):
+    find = partial(_find_ids, source=source, hashes=hashes)
+    for spans, rows in context.engine.run_tasks(find, gallery, name="find duplicate ids", ordered=True):
         for row, value in rows:
-            places.setdefault(value, []).append(f"{file.path} row {row}")
+            places.setdefault(value, []).append(f"{spans[0].file.path} row {row}")
     duplicates = {value: found for value, found in places.items() if len(found) > 1}
     if duplicates:
         shown = "; ".join(
@@ -177,34 +207,63 @@ def _check_ids(context: Context, snapshot: Snapshot, config: GalleryConfig) -> N
         )
 
 
-def _hash_group(
-    store: InputStore, column: str, id_type: IdType, parts: int, files: Sequence[PinnedFile]
-) -> list[np.ndarray]:
-    """The hashes of all ids of some files, cut into `parts` by value."""
-    hashes = []
-    for file in files:
-        table = read_rows(store, file, [column])
-        values = table.column(column)
-        if values.null_count:
-            row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-            raise InputError(
-                f"{file.path} row {row}: column {column!r} is null ({values.null_count} such rows in this file). "
-                "Every item needs an id: fill them in, or remove the rows."
-            )
-        hashes.append(hash_ids(read_ids(table, column, id_type)))
+def _check_files(source: Source, parts: int, files: Sequence[_FileSpans]) -> list[np.ndarray | _Faults]:
+    """The hashes of all ids of some files, cut into `parts` by value; and the rows with unusable vectors."""
+    config = source.config
+    spans = [span for file in files for span in file]
+    columns = [config.id_column, *mapped_columns(config)]
+    hashes, count, shown = [], 0, list[str]()
+    for span, table in zip(spans, read_spans(source.store, spans, columns), strict=True):
+        ids = _present_ids(table, span, source)
+        hashes.append(hash_ids(ids))
+        _, _, unusable = mapped_vectors(table, source)
+        faults = {row: reason for row, reason in unusable.items() if reason != NO_VECTOR}
+        count += len(faults)
+        for row, reason in itertools.islice(faults.items(), _SHOWN - len(shown)):
+            shown.append(f"{span.file.path} row {span.start + row} (id {ids[row : row + 1].tolist()[0]!r}): {reason}")
     hashed = np.concatenate(hashes)
     part = (hashed % np.uint64(parts)).astype(np.int64)
-    return [hashed[part == i] for i in range(parts)]
+    return [*(hashed[part == i] for i in range(parts)), _Faults(count, tuple(shown))]
 
 
-def _repeated(*hashes: np.ndarray) -> np.ndarray:
-    ordered = np.sort(np.concatenate(hashes))
+def _present_ids(table: pa.Table, span: Span, source: Source) -> np.ndarray:
+    column = source.config.id_column
+    values = table.column(column)
+    if values.null_count:
+        row = span.start + int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise InputError(
+            f"{span.file.path} row {row}: column {column!r} is null. "
+            "Every item needs an id: fill such ids in, or remove the rows."
+        )
+    return read_ids(table, column, source.id_type)
+
+
+def _join(*pieces: Any) -> Any:
+    """What ``_check_files`` gave for one part: the hashes that occur more than once, or all faults."""
+    if isinstance(pieces[0], _Faults):
+        shown = [text for piece in pieces for text in piece.shown]
+        return _Faults(sum(piece.count for piece in pieces), tuple(shown[:_SHOWN]))
+    ordered = np.sort(np.concatenate(pieces))
     return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
 
-def _find_ids(
-    file: PinnedFile, *, store: InputStore, column: str, id_type: IdType, hashes: np.ndarray
-) -> Sequence[tuple[int, int | str]]:
-    ids = read_ids(read_rows(store, file, [column]), column, id_type)
-    rows = np.flatnonzero(np.isin(hash_ids(ids), hashes))
-    return [(int(row), ids[row] if id_type == "string" else int(ids[row])) for row in rows[:1000]]
+def _check_unusable(faults: _Faults, snapshot: Snapshot, config: GalleryConfig, limit: int) -> None:
+    if faults.count > limit:
+        side = "" if config.side_column is None else f" and gallery.side_column {config.side_column!r}"
+        raise InputError(
+            f"gallery.old_vector_column {config.old_vector_column!r}{side}: {faults.count} of {snapshot.rows} rows "
+            f"cannot be used, at most {limit} are allowed: {'; '.join(faults.shown)}. Mend them, or raise "
+            "quarantine.max_rows."
+        )
+
+
+def _find_ids(spans: _FileSpans, *, source: Source, hashes: np.ndarray) -> list[tuple[int, int | str]]:
+    """(Row, id) of at most 1000 rows whose id has one of the hashes."""
+    column, found = source.config.id_column, list[tuple[int, int | str]]()
+    for span, table in zip(spans, read_spans(source.store, spans, [column]), strict=True):
+        ids = read_ids(table, column, source.id_type)
+        rows = np.flatnonzero(np.isin(hash_ids(ids), hashes))
+        found += [(span.start + int(row), ids[row] if source.id_type == "string" else int(ids[row])) for row in rows]
+        if len(found) >= _MOST_FOUND:
+            break
+    return found[:_MOST_FOUND]

@@ -82,13 +82,17 @@ def test_a_gallery_that_cannot_be_used_is_refused_before_any_embedding(
     assert not (tmp_path / "out" / "log").exists()
 
 
-def test_too_many_unusable_vectors_fail_before_the_plan(tmp_path: Path) -> None:
-    nan = [float("nan")] * synthetic.OLD_DIM
-    synthetic.write_gallery(tmp_path / "gallery", unusable=dict.fromkeys(range(0, 600, 20), nan))
+@pytest.mark.parametrize(
+    ("value", "reason"), [(float("nan"), "non_finite"), (0.0, "zero_norm")], ids=["nan", "zero"]
+)
+def test_too_many_unusable_vectors_fail_while_ids_are_checked(tmp_path: Path, value: float, reason: str) -> None:
+    spoilt = dict.fromkeys(range(0, 600, 20), [value] * synthetic.OLD_DIM)
+    synthetic.write_gallery(tmp_path / "gallery", unusable=spoilt)
     with pytest.raises(
-        InputError, match=r"30 of 600 rows cannot be used, at most 10 .*non_finite.*quarantine\.max_rows"
+        InputError, match=rf"30 of 600 rows cannot be used, at most 10 .*row 0 \(id 3\): {reason}.*quarantine\.max_rows"
     ):
-        in_process(synthetic.config(tmp_path, alignment={"method": "ridge"}))
+        in_process(synthetic.config(tmp_path, alignment={"method": "ridge"}, new_model={"metric": "cosine"}))
+    assert not (tmp_path / "out" / "pairs").exists(), "nothing was embedded"
 
 
 @pytest.mark.parametrize(
