@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     simulate.add_argument("--out", required=True, help="folder for simulation.json")
     simulate.add_argument("--objective", metavar="label/map", help="relevance/metric that everything is chosen by")
     simulate.add_argument("--queries", help="Parquet with new, optional id, old, label, group")
-    simulate.add_argument("--qrels", help="Parquet with query_id, item_id")
+    simulate.add_argument("--qrels", help="Parquet with query_id, item_id, optional score or relevance")
     simulate.add_argument("--classifier", help="the new model's own, an .npz with weight (C, E) and bias (C,)")
     simulate.add_argument("--protocol", choices=["authors"], help="the published evaluation: L2, nothing chosen")
     simulate.add_argument("--metric", choices=["l2", "ip", "cosine"], default="cosine")

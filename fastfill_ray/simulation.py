@@ -80,7 +80,7 @@ def simulate(
         objective: "relevance/metric": what is optimised; `label`, `qrels` or `new_model`, and one of the metrics. None
             for label/map where pairs (and queries) have labels, else new_model/recall@10.
         queries: Parquet with `new`, optional `id`, `old`, `label`, `group`; None: the items of a split ask it.
-        qrels: Parquet with `query_id`, `item_id`; needs queries.
+        qrels: Parquet with `query_id`, `item_id`, and a grade as `score` or `relevance` or none; needs queries.
         classifier: the new model's own, an .npz with weight (C, E) and bias (C,); labels are then its class numbers.
         policies: the orders that may be chosen; None for all that the data allows.
         alignments: maps that are trained already, such as a run's; None trains `methods` on the train pairs here.
@@ -200,8 +200,7 @@ def _queries(
         raise ConfigError("qrels are given without queries; name the query file that they judge")
     if queries is None or isinstance(queries, Queries):
         return queries
-    dims = {"new_dim": pairs.new.shape[1], "old_dim": pairs.old.shape[1]}
-    return read_queries(store, queries, qrels, metric=metric, **dims)
+    return read_queries(store, queries, qrels, pairs, metric=metric)
 
 
 def _objective(text: str | None, pairs: PairedItems, queries: Queries | None) -> Objective:

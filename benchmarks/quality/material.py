@@ -22,6 +22,7 @@ from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.policies import LABELLED, Policy
+from fastfill_ray.retrieval.relevance import Judgement
 from fastfill_ray.simulation import in_order
 from fastfill_ray.types import I64, SPLITS, Metric, Split
 
@@ -169,5 +170,5 @@ def judged_queries(built: BenchmarkSet) -> Queries:
     if built.query_item is None or built.queries_new is None:
         raise ValueError(f"set {built.name!r} has no queries of its own")
     ids = np.array([f"q{row}" for row in range(len(built.query_item))], object)
-    judged = tuple(enumerate(built.query_item.tolist()))
+    judged = tuple(Judgement(query, item) for query, item in enumerate(built.query_item.tolist()))
     return Queries(ids, built.queries_new, built.queries_old, judged=judged)

@@ -109,14 +109,23 @@ def training_pairs(train: PairedItems, method: str, classifier: Classifier | Non
         classifier: the new model's own, whose row numbers the labels then are; None where it is not given.
 
     Raises:
-        ConfigError: a classifier is given, and a label is no number.
+        ConfigError: a classifier is given, and labels are lists, or one is no number.
     """
     part = train.by_hash()
     if method != "fastfill":
         return TrainingPairs(part.old, part.new, side=part.side)
+    _check_classes(part, classifier)
     part = part.labelled()
     numbers = None if part.labels is None else _class_numbers(part.labels, given=classifier is not None)
     return TrainingPairs(part.old, part.new, numbers, classifier if numbers is not None else None, part.side)
+
+
+def _check_classes(train: PairedItems, given: Classifier | None) -> None:
+    if given is not None and train.has_label_lists:
+        raise ConfigError(
+            "the new model's classifier needs one class per item, but the labels here are lists; name a column of "
+            "single class numbers, or leave the classifier out."
+        )
 
 
 def _class_numbers(labels: Objects, *, given: bool) -> I64:
@@ -165,12 +174,16 @@ def classifier_for(given: Classifier | None, train: PairedItems) -> Classifier |
         train: pairs; their labels may be of any type, None where unknown.
 
     Returns:
-        None where none is given and labels say too little: one class only, or hardly two items per class.
+        None where none is given and labels say too little: one class only, hardly two items per class, or lists.
+
+    Raises:
+        ConfigError: a classifier is given, and labels are lists.
     """
-    if given is not None or train.labels is None:
+    _check_classes(train, given)
+    if given is not None or train.classes is None:
         return given
     part = train.by_hash()
-    labels = train.labels[:0] if part.labels is None else part.labels
+    labels = train.classes[:0] if part.classes is None else part.classes
     known = np.array([label is not None for label in labels.tolist()], bool)
     classes, numbers = np.unique(labels[known].astype(str), return_inverse=True)
     if len(classes) < 2 or 2 * len(classes) > len(numbers):

@@ -84,12 +84,13 @@ class Allowed:
 
 
 def policies_allowed(
-    wanted: Sequence[Policy] | None, relevance: Relevance, *, labelled: bool, classified: bool
+    wanted: Sequence[Policy] | None, relevance: Relevance, *, labelled: bool, classified: bool, lists: bool = False
 ) -> list[Policy]:
     """The orders to compare: those that are asked for, else all that the data allows and that suit the relevance.
 
     Args:
-        labelled: whether the items have labels. classified: whether there is a classifier, given or fitted.
+        labelled: whether each item has one label. classified: whether there is a classifier, given or fitted.
+        lists: whether labels are lists, so that an item has no one class.
 
     Raises:
         ConfigError: an order that is asked for reads what is not there.
@@ -100,6 +101,9 @@ def policies_allowed(
         lacking |= dict.fromkeys(CLASSIFIED, f"{why}; set new_model.classifier, raise pairs.count, or choose another")
     if not labelled:
         lacking |= dict.fromkeys(LABELLED, "it reads the items' labels; name their column, or choose another")
+    if lists:
+        why = "it needs one class per item, but the labels here are lists; name a column of single labels, or choose"
+        lacking = dict.fromkeys(lacking, f"{why} another")
     for policy in wanted or ():
         if policy in lacking:
             raise ConfigError(f"policy {policy}: {lacking[policy]}")

@@ -87,9 +87,14 @@ def run_experiment(evidence: Evidence, question: Question) -> Findings:
     Raises:
         ConfigError: an order that is asked for reads what is not there.
     """
-    objective, labelled = question.objective, evidence.pairs.labels is not None
-    classified = evidence.classifier is not None
-    policies = policies_allowed(question.policies, objective.relevance, labelled=labelled, classified=classified)
+    objective, pairs = question.objective, evidence.pairs
+    policies = policies_allowed(
+        question.policies,
+        objective.relevance,
+        labelled=pairs.classes is not None,
+        classified=evidence.classifier is not None,
+        lists=pairs.has_label_lists,
+    )
     allowed = Allowed(evidence.views, policies, question.weights, question.forms)
     calibration, audit = (hold_out(evidence, split, policies) for split in ("calibration", "audit"))
     chosen_by = _answerable(calibration, objective)

@@ -5,7 +5,6 @@ Legend: Q queries, N items of the split, D old dim, E new dim.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -20,6 +19,7 @@ from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.policies import CLASSIFIED, ItemColumns, Policy, Reference, priority_of
 from fastfill_ray.ordering.proxies import make_proxies, with_thresholds
 from fastfill_ray.retrieval.intervals import JACKKNIFE_GROUPS
+from fastfill_ray.retrieval.relevance import judged_rows, label_matches
 from fastfill_ray.retrieval.similarity import match_norms, similarity
 from fastfill_ray.types import F32, I64, Metric, Relevance, Split
 
@@ -85,7 +85,7 @@ class Evidence:
         by_class = "class_margin" in policies
         return Reference(
             new=train.new if by_class else None,
-            labels=train.labels if by_class else None,
+            labels=train.classes if by_class else None,
             classifier=self.classifier if CLASSIFIED & set(policies) else None,
             proxies=proxies,
         )
@@ -170,12 +170,11 @@ def answered(queries: Queries, items: PairedItems, relevance: Relevance) -> Quer
         return queries
     has_answer = np.zeros(len(queries.ids), bool)
     if relevance == "qrels" and queries.judged is not None:
-        here = set(items.ids.tolist())
-        has_answer[[query for query, item in queries.judged if item in here]] = True
+        has_answer[judged_rows(queries.judged, items.row_of)[0][:, 0]] = True
     elif relevance == "label" and queries.labels is not None and items.labels is not None:
-        items_with = Counter(label for label in items.labels.tolist() if label is not None)
         least = 2 if queries.are_items else 1  # an item is no answer to itself
-        has_answer[:] = [items_with[label] >= least for label in queries.labels.tolist()]
+        for asking, sharing in label_matches(queries.labels, items.labels):
+            has_answer[asking] = len(sharing) >= least
     return queries.take(np.flatnonzero(has_answer))
 
 
@@ -193,6 +192,6 @@ def hold_out(evidence: Evidence, split: Split, policies: Sequence[Policy]) -> He
             if reference.proxies is not None:
                 measured = with_thresholds(reference.proxies, items.old, aligned[view])
                 reference = replace(reference, proxies=measured)
-            columns = ItemColumns(items.id_hash, items.old, aligned[view], log_variance, items.labels, items.weights)
+            columns = ItemColumns(items.id_hash, items.old, aligned[view], log_variance, items.classes, items.weights)
             priorities[view] = {p: priority_of(p, columns, reference, seed=evidence.seed) for p in wanted}
     return HeldOut(items, queries.shuffled(evidence.seed), evidence.metric, evidence.old_scale(), aligned, priorities)

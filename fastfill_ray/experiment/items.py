@@ -15,6 +15,7 @@ import numpy as np
 from fastfill_ray.ordering.ids import hash_ids, seeded_hash
 from fastfill_ray.ordering.partition import MIN_SPLIT
 from fastfill_ray.ordering.streams import HashSeed
+from fastfill_ray.retrieval.relevance import Judgement, are_lists
 from fastfill_ray.types import F32, I64, U64, Objects, Split
 
 # Queries that one measured state looks at: more move no mean, only the clock.
@@ -60,7 +61,8 @@ class PairedItems(_Rows):
     """Items with both vectors: the pairs, or one split of them.
 
     ids: (N,) ints or strings. old: (N, D), new: (N, E) float32. split: (N,) of ``types.SPLITS``. labels, groups: (N,)
-    of any type, None where unknown. weights: (N,), side: (N, S) float32. fingerprint: names what they were made from.
+    of any type, None where unknown; a label that is a tuple means any of its members. weights: (N,), side: (N, S)
+    float32. fingerprint: names what they were made from.
     """
 
     old: F32
@@ -80,10 +82,22 @@ class PairedItems(_Rows):
         """The same items in the order of their ids' hashes: it depends on no file, and on no sample's order."""
         return self.take(np.argsort(self.id_hash, kind="stable"))
 
+    @cached_property
+    def classes(self) -> Objects | None:
+        """The labels (N,) where each item has one at most: what can be learnt from. None where they are lists."""
+        return None if self.labels is None or are_lists(self.labels) else self.labels
+
+    @property
+    def has_label_lists(self) -> bool:
+        """Whether there are labels, and they are lists."""
+        return self.labels is not None and self.classes is None
+
     def labelled(self) -> PairedItems:
-        """The items whose label is known; all of them, without labels, if those are too few to learn from."""
+        """The items whose class is known; all of them, without labels, if those are too few to learn from."""
         if self.labels is None:
             return self
+        if self.has_label_lists:
+            return replace(self, labels=None)
         known = np.flatnonzero([label is not None for label in self.labels.tolist()])
         return self.take(known) if len(known) >= MIN_SPLIT["train"] else replace(self, labels=None)
 
@@ -97,15 +111,15 @@ class Queries(_Rows):
     """Queries with everything that measuring needs.
 
     ids: (Q,) strings, or gallery ids where the queries are items. new: (Q, E), old: (Q, D) float32. labels, groups:
-    (Q,). judged: relevant items as (row of the query, item id), None without judgements. are_items: each query is the
-    gallery item of its id, which is left out of its own ranking. fingerprint: names the queries and their gallery.
+    (Q,), as of the items. judged: None without judgements. are_items: each query is the gallery item of its id, which
+    its own ranking leaves out. fingerprint: names the queries and their gallery.
     """
 
     new: F32
     old: F32 | None = None
     labels: Objects | None = None
     groups: Objects | None = None
-    judged: tuple[tuple[int, int | str], ...] | None = None
+    judged: tuple[Judgement, ...] | None = None
     are_items: bool = False
     fingerprint: str = ""
 
@@ -115,7 +129,8 @@ class Queries(_Rows):
         if self.judged is None:
             return chosen
         place = {row: i for i, row in enumerate(rows.tolist())}
-        return replace(chosen, judged=tuple((place[row], item) for row, item in self.judged if row in place))
+        judged = tuple(one._replace(query=place[one.query]) for one in self.judged if one.query in place)
+        return replace(chosen, judged=judged)
 
     def own_rows(self, row_of: Mapping[object, int]) -> I64:
         """(Q,): the row of the item that each query itself is, -1 for none; row_of: {id: row} of the items."""

@@ -14,14 +14,7 @@ import numpy as np
 
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.retrieval.metrics import measure
-from fastfill_ray.retrieval.relevance import (
-    RelevantItems,
-    judged_relevant,
-    judged_rows,
-    label_codes,
-    number_labels,
-    same_label,
-)
+from fastfill_ray.retrieval.relevance import RelevantItems, judged_rows, same_label
 from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.types import F32, F64, I64, Bools, Metric, Objects, Relevance
 
@@ -84,12 +77,11 @@ def make_shadow(items: PairedItems, queries: Queries, metric: Metric) -> Shadow:
     old = None if queries.old is None else scores_of(queries.old, items.old, metric, own)
     relevant: dict[Relevance, RelevantItems] = {"new_model": RelevantItems.top(new)}
     if queries.labels is not None and items.labels is not None:
-        numbers = number_labels(queries.labels)
-        same = same_label(label_codes(queries.labels, numbers), label_codes(items.labels, numbers))
-        relevant["label"] = RelevantItems.of(same & np.isfinite(new))
+        relevant["label"] = RelevantItems.of(same_label(queries.labels, items.labels) & np.isfinite(new))
     if queries.judged is not None:
-        judged = judged_relevant(judged_rows(queries.judged, items.row_of), *new.shape)
-        relevant["qrels"] = RelevantItems.of(judged & np.isfinite(new))
+        judged, grades = judged_rows(queries.judged, items.row_of)
+        others = np.isfinite(new[judged[:, 0], judged[:, 1]])
+        relevant["qrels"] = RelevantItems.of_judged(judged[others], grades[others], len(new))
     return Shadow(new, old, relevant, queries.groups)
 
 

@@ -7,12 +7,14 @@ import pyarrow as pa
 
 from fastfill_ray.errors import InputError
 from fastfill_ray.experiment.items import PairedItems, Queries
-from fastfill_ray.inputs.kinds import element_type, read_ids, vectors_of
+from fastfill_ray.inputs.judgements import pin_judgements, read_judgements
+from fastfill_ray.inputs.kinds import element_type, labels_of, read_ids, vectors_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import columns_of, id_type_of, pin, read_rows, vector_dim_of
 from fastfill_ray.ordering.ids import hash_ids, seeded_hash
 from fastfill_ray.ordering.streams import HashSeed
-from fastfill_ray.types import SPLITS, IdType
+from fastfill_ray.storage.arrow import objects
+from fastfill_ray.types import F32, I64, SPLITS, IdType, Objects
 
 SHARES = (0.7, 0.15, 0.15)
 _OPTIONAL = ("label", "group", "weight", "split", "side")
@@ -44,7 +46,7 @@ def read_pairs(
     kept = np.array([row for row in range(len(ids)) if row not in unusable], np.int64)
     if len(kept) == 0:
         raise InputError(f"{path}: none of {len(ids)} rows has two usable vectors; the first: {unusable.get(0)}")
-    columns = {name: _objects(table, name)[kept] for name in present if name != "side"}
+    columns = {name: _column(table, name, path)[kept] for name in present if name != "side"}
     split = columns.get("split")
     id_hash = hash_ids(ids)[kept]
     if split is None:
@@ -53,15 +55,7 @@ def read_pairs(
     elif not set(split.tolist()) <= set(SPLITS):
         other = next(value for value in split.tolist() if value not in SPLITS)
         raise InputError(f"{path}: column 'split' holds {other!r}; {', '.join(SPLITS)} are expected")
-    weights = columns.get("weight")
-    if weights is not None:
-        try:
-            weights = weights.astype(np.float32)
-        except ValueError:
-            raise InputError(f"{path}: column 'weight' holds {weights[0]!r}; numbers are expected") from None
-        if not np.isfinite(weights).all():
-            row = int(kept[np.argmin(np.isfinite(weights))])
-            raise InputError(f"{path}: column 'weight' is no finite number in row {row}; fill it in, 1 where unknown")
+    weights = _weights(columns["weight"], kept, path) if "weight" in columns else None
     items = PairedItems(
         ids=ids.astype(object)[kept],
         old=vectors["old"][kept],
@@ -75,16 +69,17 @@ def read_pairs(
     return items, tuple(sorted(unusable.items()))
 
 
-def read_queries(
-    store: InputStore, path: str, qrels: str | None, *, metric: str, new_dim: int, old_dim: int
-) -> Queries:
+def read_queries(store: InputStore, path: str, qrels: str | None, pairs: PairedItems, *, metric: str) -> Queries:
     """Columns `new`, optional `id`, `old`, `label`, `group` of a query file; with `qrels` the `id` is needed.
 
     Args:
-        qrels: Parquet with columns query_id, item_id; None for no judgements.
+        qrels: Parquet with columns query_id, item_id, and a grade or none, see ``inputs.judgements``; None for no
+            judgements.
+        pairs: the items that the queries ask for.
 
     Raises:
-        ConfigError, InputError: a missing column, another dim than the pairs', no usable query.
+        ConfigError, InputError: a missing column, another dim or id type than the pairs', no usable query, a judgement
+            that cannot be read.
     """
     wanted = {"new": "new"} | ({"id": "id"} if qrels is not None else {})
     optional = ("old", "label", "group") if qrels is not None else ("id", "old", "label", "group")
@@ -94,26 +89,25 @@ def read_queries(
     if "old" in present:
         old, unusable = _vectors(store, path, table, "old", metric)
         bad |= unusable
-    for name, found, dim in (("new", new, new_dim), ("old", old, old_dim)):
-        if found is not None and found.shape[1] != dim:
+    for name, found, expected in (("new", new, pairs.new), ("old", old, pairs.old)):
+        if found is not None and found.shape[1] != (dim := expected.shape[1]):
             raise InputError(f"{path}: column {name!r} has {found.shape[1]} dims, the pairs' {name!r} has {dim}")
     kept = np.array([row for row in range(len(new)) if row not in bad], np.int64)
     if len(kept) == 0:
         raise InputError(f"{path}: no query has usable vectors")
     named = qrels is not None or "id" in present
-    ids = _objects(table, "id")[kept].astype(str) if named else kept.astype(str)
+    ids = objects(table.column("id"))[kept].astype(str) if named else kept.astype(str)
     judged = None
     if qrels is not None:
-        place = {value: row for row, value in enumerate(ids.tolist())}
-        judgements, _, _ = _read(store, qrels, {"query_id": "query_id", "item_id": "item_id"}, ())
-        rows = zip(judgements.column("query_id").to_pylist(), judgements.column("item_id").to_pylist(), strict=True)
-        judged = tuple(dict.fromkeys((place[str(query)], item) for query, item in rows if str(query) in place))
+        id_type: IdType = "string" if isinstance(pairs.ids[0], str) else "int64"
+        row_of = {value: row for row, value in enumerate(ids.tolist())}
+        judged = read_judgements(store, pin_judgements(store, qrels, id_type), id_type, row_of)
     return Queries(
         ids=ids.astype(object),
         new=new[kept],
         old=None if old is None else old[kept],
-        labels=_objects(table, "label")[kept] if "label" in present else None,
-        groups=_objects(table, "group")[kept] if "group" in present else None,
+        labels=_column(table, "label", path)[kept] if "label" in present else None,
+        groups=_column(table, "group", path)[kept] if "group" in present else None,
         judged=judged,
     )
 
@@ -143,7 +137,19 @@ def _vectors(
     return vectors_of(table.column(name), dim, metric=metric, binary_dtype=kind)
 
 
-def _objects(table: pa.Table, name: str) -> np.ndarray:
-    values = np.empty(table.num_rows, object)
-    values[:] = table.column(name).to_pylist()
-    return values
+def _weights(given: Objects, rows: I64, path: str) -> F32:
+    """The weights (N,) of the kept rows; rows: (N,) their numbers in the file."""
+    try:
+        weights = given.astype(np.float32)
+    except ValueError:
+        raise InputError(f"{path}: column 'weight' holds {given[0]!r}; numbers are expected") from None
+    if not np.isfinite(weights).all():
+        row = int(rows[np.argmin(np.isfinite(weights))])
+        raise InputError(f"{path}: column 'weight' is no finite number in row {row}; fill it in, 1 where unknown")
+    return weights
+
+
+def _column(table: pa.Table, name: str, path: str) -> Objects:
+    """An optional column (N,) as Python objects."""
+    column = table.column(name)
+    return labels_of(column, where=f"{path}: column {name!r}") if name == "label" else objects(column)

@@ -111,8 +111,18 @@ def pin(store: InputStore, path: str, columns: dict[str, str]) -> TableInput:
 
 
 def columns_of(store: InputStore, path: str) -> list[str]:
-    """The column names of the (first) file at a path."""
-    return list(_footer(store, store.find(path)[0]).schema.to_arrow_schema().names)
+    """The column names of the files at a path, each once: what only some files have is named, too."""
+    return list(dict.fromkeys(name for file in store.find(path) for name in _schema(store, file).names))
+
+
+def column_type(store: InputStore, pinned: TableInput, column: str) -> pa.DataType:
+    """The Arrow type of a column, as the first file that has rows says."""
+    file = next((file for file in pinned.files if file.rows), pinned.files[0])
+    return _schema(store, InputFile(file.path, file.size, file.tag)).field(column).type
+
+
+def _schema(store: InputStore, file: InputFile) -> pa.Schema:
+    return _footer(store, file).schema.to_arrow_schema()
 
 
 def _footer(store: InputStore, file: InputFile) -> pq.FileMetaData:

@@ -5,13 +5,17 @@ Legend: Q queries, S segments, K hits per query of one segment or of the merged 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.types import F32, I64
+
+Number = TypeVar("Number", bound=np.generic)
+Values = NDArray[np.signedinteger]
 
 
 class Hits(NamedTuple):
@@ -54,44 +58,55 @@ def merge_hits(
     Returns:
         (Q, k) each: best first, equal scores in the order of segments, then rows.
     """
-    parts = [] if before is None else [before]
+    parts = [*([] if before is None else [before]), *_calibrated(scores, rows, calibrations, first)]
+    return _best(parts, k)[0]
+
+
+def _calibrated(
+    scores: Sequence[F32], rows: Sequence[I64], calibrations: Sequence[Calibration], first: int
+) -> Iterator[Hits]:
+    """The hits of each segment as they are merged."""
     for number, (raw, row, calibration) in enumerate(zip(scores, rows, calibrations, strict=True), first):
         calibrated = (calibration.scale * raw.astype(np.float64) + calibration.offset).astype(np.float32)
-        parts.append(Hits(np.where(row < 0, np.float32(-np.inf), calibrated), np.where(row < 0, -1, number), row))
-    padding = [(0, 0), (0, max(0, k - sum(part.rows.shape[1] for part in parts)))]
-    score = np.pad(np.concatenate([part.scores for part in parts], axis=1), padding, constant_values=-np.inf)
-    segment = np.pad(np.concatenate([part.segments for part in parts], axis=1), padding, constant_values=-1)
-    row = np.pad(np.concatenate([part.rows for part in parts], axis=1), padding, constant_values=-1)
-    best = np.lexsort((row, segment, -score), axis=1)[:, :k]
-    return Hits(
-        np.take_along_axis(score, best, axis=1),
-        np.take_along_axis(segment, best, axis=1),
-        np.take_along_axis(row, best, axis=1),
-    )
+        yield Hits(np.where(row < 0, np.float32(-np.inf), calibrated), np.where(row < 0, -1, number), row)
+
+
+def _best(parts: Sequence[Hits], k: int) -> tuple[Hits, I64]:
+    """The k best hits of all parts, and where each stood in the parts side by side (Q, <= k)."""
+    score = np.concatenate([part.scores for part in parts], axis=1)
+    segment = np.concatenate([part.segments for part in parts], axis=1)
+    row = np.concatenate([part.rows for part in parts], axis=1)
+    place = np.lexsort((row, segment, -score), axis=1)[:, :k]
+    return Hits(_taken(score, place, k, -np.inf), _taken(segment, place, k, -1), _taken(row, place, k, -1)), place
+
+
+def _taken(column: NDArray[Number], place: I64, k: int, missing: float) -> NDArray[Number]:
+    """The entries of a column (Q, L) at `place` (Q, <= k), filled up to (Q, k)."""
+    return np.pad(np.take_along_axis(column, place, axis=1), [(0, 0), (0, k - place.shape[1])], constant_values=missing)
 
 
 class HitMerger:
     """``merge_hits`` over the segments of a version one after the other, without all their hits in memory.
 
-    Each hit may bring a value of its item along, such as the number of its label: what a hit is judged by.
+    Each hit brings a whole number along, such as whether it is relevant: what it is judged by.
     """
 
     def __init__(self, k: int) -> None:
         """`k`: hits per query that are kept."""
         self._k = k
         self._first = 0  # number of the first segment that waits
-        self._before: tuple[Hits, I64] | None = None
+        self._before: tuple[Hits, Values] | None = None
         self._scores: list[F32] = []
         self._rows: list[I64] = []
         self._calibrations: list[Calibration] = []
-        self._values: list[I64] = []
+        self._values: list[Values] = []
 
-    def add(self, scores: F32, rows: I64, calibration: Calibration, values: I64) -> None:
+    def add(self, scores: F32, rows: I64, calibration: Calibration, values: Values) -> None:
         """The next segment of the version.
 
         Args:
-            scores: (Q, K) as the segment gives them. rows: (Q, K).
-            values: (N,) one per row of the segment.
+            scores: (Q, K) as the segment gives them. rows: (Q, K), -1 where missing.
+            values: (Q, K) one per hit, of one type over all segments.
         """
         self._scores.append(scores)
         self._rows.append(rows)
@@ -105,32 +120,21 @@ class HitMerger:
             for waiting in (self._scores, self._rows, self._calibrations, self._values):
                 waiting.clear()
 
-    def best(self, queries: slice = slice(None)) -> tuple[Hits, I64]:
-        """The best k hits of some queries over all segments so far, and the values of their items (Q, K); -1: none."""
-        before, known = None, np.empty((0, 0), np.int64)
-        if self._before is not None:
-            before, known = self._before[0].take(queries), self._before[1][queries]
-        hits = merge_hits(
-            [scores[queries] for scores in self._scores],
-            [rows[queries] for rows in self._rows],
-            self._calibrations,
-            self._k,
-            first=self._first,
-            before=before,
+    def best(self, queries: slice = slice(None)) -> tuple[Hits, Values]:
+        """The best k hits of some queries over all segments so far, and their values (Q, k); -1 where hits are missing
+        from all segments.
+        """
+        parts = list(
+            _calibrated(
+                [scores[queries] for scores in self._scores],
+                [rows[queries] for rows in self._rows],
+                self._calibrations,
+                self._first,
+            )
         )
-        return hits, self._values_of(hits, known)
-
-    def _values_of(self, hits: Hits, known: I64) -> I64:
-        """Values (Q, K) of merged hits; `known` (Q, K): those of the hits before."""
-        values = np.full(hits.rows.shape, -1, np.int64)
-        waiting = hits.segments >= self._first
-        if self._values:
-            starts = np.cumsum([0, *(len(part) for part in self._values)])
-            places = starts[hits.segments[waiting] - self._first] + hits.rows[waiting]
-            values[waiting] = np.concatenate(self._values)[places]
-        # Merging leaves the hits before in their order: the nth of them that is still here was the nth then.
-        kept = (hits.segments >= 0) & ~waiting
-        if kept.any():
-            nth = np.maximum(np.cumsum(kept, axis=1) - 1, 0)
-            values[kept] = np.take_along_axis(known, nth, axis=1)[kept]
-        return values
+        values = [part[queries] for part in self._values]
+        if self._before is not None:
+            parts.insert(0, self._before[0].take(queries))
+            values.insert(0, self._before[1][queries])
+        hits, place = _best(parts, self._k)
+        return hits, _taken(np.concatenate(values, axis=1), place, self._k, -1)

@@ -1,8 +1,8 @@
 """Retrieval metrics per query, their means with bootstrap intervals, and the area under a backfilling curve.
 
-Legend: Q queries, K ranks looked at. ``hits`` (Q, K) bool says, best rank first, whether the item is relevant;
-``num_relevant`` (Q,) counts all relevant items of the searched gallery, found or not. A query without a relevant item
-has no value (NaN) and is left out of means.
+Legend: Q queries, K ranks looked at, P relevant (query, item) pairs. ``hits`` (Q, K) says, best rank first, whether the
+item is relevant, or its grade; ``num_relevant`` (Q,) counts all relevant items of the searched gallery, found or not. A
+query without a relevant item has no value (NaN) and is left out of means.
 """
 
 from __future__ import annotations
@@ -17,16 +17,25 @@ from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.types import F32, F64, I64, Bools
 
 METRICS = ("cmc@1", "cmc@5", "map", "recall@1", "recall@10", "mrr", "ndcg@10")
+# nDCG's discount of the ranks 1 to 10.
+_DISCOUNT = 1.0 / np.log2(np.arange(2, 12))
 
 
-def per_query(hits: Bools, num_relevant: I64) -> dict[str, F64]:
+def per_query(hits: Bools | F64, num_relevant: I64, best_grades: F64 | None = None) -> dict[str, F64]:
     """Every metric per query, (Q,) float64 each.
 
     cmc@k: 1 if a relevant item is among the first k. recall@k: share of the relevant items among the first k.
     map (the values are average precisions): mean over the relevant items of the precision at their rank, 0 for items
     below rank K (Manning et al., Introduction to Information Retrieval, ch. 8.4). mrr: 1 / rank of the first relevant
-    item. ndcg@10: binary gains, log2 discount (Järvelin & Kekäläinen, 2002).
+    item. ndcg@10: log2 discount (Järvelin & Kekäläinen, 2002); the gain is the grade itself, as in trec_eval's
+    ndcg_cut, which BEIR and MTEB report, and not 2^grade - 1. Every other metric counts a grade above 0 as relevant.
+
+    Args:
+        hits: (Q, K) bool, or float64 grades, 0 where an item is not relevant.
+        best_grades: (Q, 10) the highest grades in the searched gallery, descending, 0 where there are fewer: what the
+            ideal ranking begins with. None where every relevant item has grade 1.
     """
+    gains, hits = hits[:, :10], hits > 0
     depth = hits.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
         relevant = np.where(num_relevant > 0, num_relevant, np.nan).astype(np.float64)
@@ -34,8 +43,6 @@ def per_query(hits: Bools, num_relevant: I64) -> dict[str, F64]:
         found = np.cumsum(hits, axis=1)
         precision = np.where(hits, found / ranks, 0.0).sum(axis=1)
         first = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)
-        discount = 1.0 / np.log2(np.arange(2, 12))
-        ideal = np.concatenate([[np.nan], np.cumsum(discount)])[np.minimum(num_relevant, 10)]
         answerable = np.where(num_relevant > 0, 1.0, np.nan)
 
         def recall(k: int) -> F64:
@@ -49,8 +56,16 @@ def per_query(hits: Bools, num_relevant: I64) -> dict[str, F64]:
             "recall@1": recall(1),
             "recall@10": recall(10),
             "mrr": answerable / first,
-            "ndcg@10": (hits[:, :10] * discount[: min(10, depth)]).sum(axis=1) / ideal,
+            "ndcg@10": (gains * _DISCOUNT[: min(10, depth)]).sum(axis=1) / _ideal_gain(num_relevant, best_grades),
         }
+
+
+def _ideal_gain(num_relevant: I64, best_grades: F64 | None) -> F64:
+    """The discounted gain (Q,) of the best possible first ten ranks; NaN where nothing is relevant."""
+    if best_grades is None:
+        gain: F64 = np.concatenate([[np.nan], np.cumsum(_DISCOUNT)])[np.minimum(num_relevant, 10)]
+        return gain
+    return np.where(num_relevant > 0, np.cumsum(best_grades * _DISCOUNT, axis=1)[:, -1], np.nan)
 
 
 def per_query_by_relevance(
@@ -87,7 +102,9 @@ def metrics_of(relevant: RelevantItems, ranks: I64) -> dict[str, F64]:
     count = len(counts)
     some = counts > 0
     owner = np.repeat(np.arange(count), counts)
-    ordered = ranks[np.lexsort((ranks, owner))]
+    order = np.lexsort((ranks, owner))
+    ordered = ranks[order]
+    gains = 1.0 if relevant.grades is None else relevant.grades[order]
     position = np.arange(len(ranks)) - np.repeat(relevant.starts[:-1], counts) + 1
     num_relevant = np.where(some, counts, np.nan).astype(np.float64)
 
@@ -97,7 +114,7 @@ def metrics_of(relevant: RelevantItems, ranks: I64) -> dict[str, F64]:
 
     first = np.full(count, np.nan)
     first[some] = ordered[relevant.starts[:-1][some]]
-    ideal = np.concatenate([[np.nan], np.cumsum(1 / np.log2(np.arange(2, 12)))])[np.minimum(counts, 10)]
+    ideal = _ideal_gain(counts, relevant.best_grades)
 
     def cmc(depth: int) -> F64:
         return np.where(some, (first <= depth).astype(np.float64), np.nan)
@@ -109,7 +126,7 @@ def metrics_of(relevant: RelevantItems, ranks: I64) -> dict[str, F64]:
         "recall@1": total((ordered <= 1).astype(np.float64)) / num_relevant,
         "recall@10": total((ordered <= 10).astype(np.float64)) / num_relevant,
         "mrr": 1 / first,
-        "ndcg@10": total(np.where(ordered <= 10, 1 / np.log2(ordered + 1), 0.0)) / ideal,
+        "ndcg@10": total(np.where(ordered <= 10, gains / np.log2(ordered + 1), 0.0)) / ideal,
     }
 
 

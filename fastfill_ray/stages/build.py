@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow as pa
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.index.segment import build_index, train_template
 from fastfill_ray.inputs.gallery import Source, mapped_columns, mapped_vectors
-from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.kinds import label_type, labels_of, read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
 from fastfill_ray.log.records import FileRef, Plan, Segment
 from fastfill_ray.ordering.ids import ids_digest
@@ -26,7 +26,7 @@ from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import read_vectors
 from fastfill_ray.stages.score import Scorer, Scores
 from fastfill_ray.stages.snapshot import Snapshot
-from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
+from fastfill_ray.storage.arrow import id_array, objects, read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import segment_paths, template_path
 from fastfill_ray.storage.receipts import Receipt
@@ -60,6 +60,17 @@ class BucketWork:
     new_waves: tuple[int, ...]
     stale_waves: tuple[int, ...]
     receipts: dict[int, dict[str, Receipt]]
+
+
+class _Beside(NamedTuple):
+    """What stands beside the ids of a segment, for evaluation.
+
+    types: {"label" and "group", where they are configured: Arrow type, None where it follows from the values}.
+    values: {id: one value per type}.
+    """
+
+    types: dict[str, pa.DataType | None]
+    values: dict[int | str, tuple[object, ...]]
 
 
 # A run of chunks that shares segments: (chunk, its file, its scores).
@@ -126,18 +137,15 @@ def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
     files, dim = job.scorer.files, job.scorer.alignment().new_dim
     segments: list[Segment] = []
     embedded: set[int | str] = set()
-    carried: dict[int | str, tuple[object, ...]] = {}
     gallery = _read_bucket(job, work) if work.stale_waves else None
-    names = [name for name in (job.scorer.source.config.label_column, job.scorer.source.config.group_column) if name]
-    if names:
-        carried = _carried_columns(job, work, names)
+    beside = _read_beside(job, work)
     for wave in work.new_waves:
         known = work.receipts[wave]
         receipts = [known[chunk.unit] for chunk, _, _ in work.chunks if chunk.unit in known]
         ids, vectors = read_vectors(files, receipts, dim)
         embedded.update(ids)
         if ids:
-            segments.append(_put_segment(job, work.bucket, wave, "new", ids, vectors, carried))
+            segments.append(_put_segment(job, work.bucket, wave, "new", ids, vectors, beside))
     if gallery is not None:
         ids_all, old, side, waves, usable = gallery
         missing = (
@@ -151,7 +159,7 @@ def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
                 if job.fusion is not None:
                     stale = fuse(old[rows], aligned, job.fusion, job.scorer.source.metric)
                 ids = [ids_all[row] for row in rows]
-                segments.append(_put_segment(job, work.bucket, wave, "stale", ids, stale, carried))
+                segments.append(_put_segment(job, work.bucket, wave, "stale", ids, stale, beside))
     return segments
 
 
@@ -186,15 +194,25 @@ def _read_chunks(
     return zip(work.chunks, read_spans(source.store, spans, columns), strict=True)
 
 
-def _carried_columns(job: BuildJob, work: BucketWork, names: Sequence[str]) -> dict[int | str, tuple[object, ...]]:
-    """{id: (label, group)}: columns that evaluation needs beside the ids."""
-    source = job.scorer.source
-    carried: dict[int | str, tuple[object, ...]] = {}
-    for _, table in _read_chunks(source, work, [source.config.id_column, *names]):
-        ids = read_ids(table, source.config.id_column, source.id_type).tolist()
-        rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
-        carried.update(zip(ids, rows, strict=True))
-    return carried
+def _read_beside(job: BuildJob, work: BucketWork) -> _Beside:
+    source, config = job.scorer.source, job.scorer.source.config
+    named = {"label": config.label_column, "group": config.group_column}
+    columns = {name: column for name, column in named.items() if column is not None}
+    beside = _Beside(dict.fromkeys(columns), {})
+    if not columns:
+        return beside
+    for (_, file, _), table in _read_chunks(source, work, [config.id_column, *columns.values()]):
+        values = []
+        for name, column in columns.items():
+            if name == "label":
+                values.append(labels_of(table.column(column), where=f"{file.path}: gallery.label_column {column!r}"))
+                kind = label_type(table.column(column).type)
+                beside.types[name] = beside.types[name] if pa.types.is_null(kind) else kind
+            else:
+                values.append(objects(table.column(column)))
+        ids = read_ids(table, config.id_column, source.id_type).tolist()
+        beside.values.update(zip(ids, zip(*values, strict=True), strict=True))
+    return beside
 
 
 def _put_segment(
@@ -204,19 +222,14 @@ def _put_segment(
     state: Literal["stale", "new"],
     ids: list[int | str],
     vectors: np.ndarray,
-    carried: Mapping[int | str, tuple[object, ...]],
+    beside: _Beside,
 ) -> Segment:
     files, source = job.scorer.files, job.scorer.source
     template = get_verified(files, job.templates[state])
     index_path, ids_path = segment_paths(job.plan, wave, bucket, state, job.epoch, uuid.uuid4().hex)
     columns: dict[str, object] = {"id": id_array(ids, source.id_type)}
-    names = [
-        name
-        for name, column in (("label", source.config.label_column), ("group", source.config.group_column))
-        if column is not None
-    ]
-    for position, name in enumerate(names):
-        columns[name] = pa.array([carried[value][position] for value in ids])
+    for position, (name, kind) in enumerate(beside.types.items()):
+        columns[name] = pa.array([beside.values[value][position] for value in ids], kind)
     # A record names only what was read back.
     index = tagged(files, put_file(files, index_path, build_index(template, vectors, source.metric)))
     table = tagged(files, put_file(files, ids_path, table_bytes(pa.table(columns))))

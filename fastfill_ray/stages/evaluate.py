@@ -1,34 +1,35 @@
 """A version searched with every query: its segments, the old index, and the shadow gallery of the audit items.
 
-Legend: Q queries, n items of a segment, K hits per query of a segment or of all, J judged pairs.
+Legend: Q queries, n items of a segment, K hits per query of a segment or of all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.experiment.items import Queries
 from fastfill_ray.index.segment import load_index, prepare_queries, search_segment, segment_queries
 from fastfill_ray.inputs.gallery import Source, old_vectors
-from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.kinds import labels_of, read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
 from fastfill_ray.log.records import Segment
 from fastfill_ray.ordering.partition import Chunk
 from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.retrieval.merging import HitMerger, Hits
 from fastfill_ray.retrieval.metrics import METRICS, per_query
-from fastfill_ray.retrieval.relevance import judged_rows, label_codes, number_labels, same_label
+from fastfill_ray.retrieval.relevance import RelevantItems, hits_with_label, judged_rows
 from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.storage.arrow import objects, read_table
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.refs import get_verified
-from fastfill_ray.types import F32, F64, I64, Bools, Metric, Objects
+from fastfill_ray.types import F32, F64, I64, Metric, Objects
 
 # A ranking is complete up to this many scores per version; beyond, it is judged by its first _DEPTH ranks.
 _COMPLETE_SCORES = 1 << 25
@@ -61,17 +62,17 @@ class SegmentHits:
 
     scores: (Q, K) float32, as the segment gives them, -inf where missing. rows: (Q, K) int64, -1 where missing.
     own_rows: (Q,) the row of the item that a query itself is, -1 for none.
-    label_codes: (n,) of ``retrieval.relevance``, -1 throughout where there are no labels.
+    same_label: (Q, K) int8, 1 where the hit has the query's label, also where it is the query itself; else 0.
     num_same_label: (Q,) items with the query's label, itself left out; None where there are no labels.
-    judged: (J, 2) query and row of relevant items, itself left out; None where nothing is judged.
+    judged: rows of the relevant items, the query itself left out; None where nothing is judged.
     """
 
     scores: F32
     rows: I64
     own_rows: I64
-    label_codes: I64
+    same_label: NDArray[np.int8]
     num_same_label: I64 | None
-    judged: I64 | None
+    judged: RelevantItems | None
 
 
 def complete_depth(rows: int, num_queries: int) -> int:
@@ -103,7 +104,7 @@ def search_one_segment(files: Files, search: GallerySearch, segment: Segment) ->
     new, old = search.queries.new, search.queries.old
     vectors = segment_queries(segment, prepare_queries(new, new.shape[1], search.metric), old, search.metric)
     scores, rows = search_segment(index, vectors, min(search.num_hits, segment.rows), search.metric)
-    labels = objects(table.column("label")) if "label" in table.column_names else None
+    labels = labels_of(table.column("label")) if "label" in table.column_names else None
     return hits_of(search.queries, scores, rows, objects(table.column("id")), labels)
 
 
@@ -131,12 +132,13 @@ def _search_old_bucket(source: Source, search: GallerySearch, old: F32, places: 
     config = source.config
     names = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
     spans = (Span(file, chunk.start, chunk.rows) for chunk, file in places)
-    for table in read_spans(source.store, spans, names):
-        chunk_ids, chunk_labels, vectors = _usable_old(source, table)
+    for (_, file), table in zip(places, read_spans(source.store, spans, names), strict=True):
+        chunk_ids, chunk_labels, vectors = _usable_old(source, table, file.path)
         scores = similarity(old, vectors, source.metric)
-        rows = np.arange(len(vectors))
-        merger.add(scores, np.broadcast_to(rows, scores.shape), Calibration(), start + rows)
-        start += len(rows)
+        rows = np.broadcast_to(np.arange(len(vectors)), scores.shape)
+        in_bucket = np.broadcast_to(np.arange(start, start + len(vectors)), scores.shape)
+        merger.add(scores, rows, Calibration(), in_bucket)
+        start += len(vectors)
         ids.append(chunk_ids)
         labels.append(chunk_labels)
     hits, rows_in_bucket = merger.best()
@@ -144,21 +146,21 @@ def _search_old_bucket(source: Source, search: GallerySearch, old: F32, places: 
     return hits_of(
         search.queries,
         hits.scores,
-        rows_in_bucket,
+        rows_in_bucket.astype(np.int64, copy=False),
         np.concatenate(ids),
         np.concatenate(labels) if has_labels else None,
     )
 
 
-def _usable_old(source: Source, table: pa.Table) -> tuple[Objects, Objects, F32]:
+def _usable_old(source: Source, table: pa.Table, path: str) -> tuple[Objects, Objects, F32]:
     """Ids, labels (None without a label column) and old vectors of a chunk's usable rows."""
     config = source.config
     old, unusable = old_vectors(table, source)
     usable = np.array([row for row in range(table.num_rows) if row not in unusable], dtype=np.int64)
     ids = read_ids(table, config.id_column, source.id_type).astype(object)[usable]
-    labels = (
-        np.full(table.num_rows, None) if config.label_column is None else objects(table.column(config.label_column))
-    )
+    labels = np.full(table.num_rows, None)
+    if config.label_column is not None:
+        labels = labels_of(table.column(config.label_column), where=f"{path}: gallery.label_column")
     return ids, labels[usable], old[usable]
 
 
@@ -170,78 +172,80 @@ def hits_of(queries: Queries, scores: F32, rows: I64, ids: Objects, labels: Obje
     """
     row_of = {value: row for row, value in enumerate(ids.tolist())}
     own_rows = queries.own_rows(row_of)
-    codes, num_same_label = np.full(len(ids), -1, np.int64), None
+    same_label, num_same_label, judged = np.zeros(rows.shape, np.int8), None, None
     if labels is not None and queries.labels is not None:
-        numbers = number_labels(queries.labels)
-        codes, wanted = label_codes(labels, numbers), label_codes(queries.labels, numbers)
-        counts = np.bincount(codes[codes >= 0], minlength=len(numbers) + 1)
-        is_own = np.append(codes, -1)[own_rows] == wanted  # -1 where a query is no item of this segment
-        num_same_label = np.where(wanted >= 0, counts[wanted] - is_own, 0)
-    judged = None
+        relevant, num_same_label = hits_with_label(queries.labels, labels, rows, own_rows)
+        same_label = relevant.view(np.int8)
     if queries.judged is not None:
-        judged = judged_rows(queries.judged, row_of)
-        judged = judged[judged[:, 1] != own_rows[judged[:, 0]]]
-    return SegmentHits(scores, rows, own_rows, codes, num_same_label, judged)
+        places, grades = judged_rows(queries.judged, row_of)
+        others = places[:, 1] != own_rows[places[:, 0]]
+        judged = RelevantItems.of_judged(places[others], grades[others], len(queries.ids))
+    return SegmentHits(scores, rows, own_rows, same_label, num_same_label, judged)
 
 
 class GalleryRanking:
     """The gallery ranked by every query, segment after segment, and judged: what its metrics are made of."""
 
     def __init__(self, search: GallerySearch) -> None:
-        count, labels = len(search.queries.ids), search.queries.labels
         self._search = search
-        self._labels = np.full(count, -1) if labels is None else label_codes(labels, number_labels(labels))
         self._merger = HitMerger(search.num_hits)
         self._num_segments = 0
-        self._own = np.full((count, 2), -1, np.int64)  # segment and row of the item that a query is
-        self._judged: list[I64] = []  # query, segment, row
-        self._num_relevant: dict[str, I64] = {}
+        self._own = np.full((len(search.queries.ids), 2), -1, np.int64)  # segment and row of the item that a query is
+        self._judged: list[RelevantItems] = []  # per segment, items as ``_place`` numbers them
+        self._num_same_label: I64 | None = None
 
     def add(self, hits: SegmentHits, calibration: Calibration) -> None:
         """The next segment of the version."""
         number, count = self._num_segments, len(self._own)
         self._num_segments += 1
-        self._merger.add(hits.scores, hits.rows, calibration, hits.label_codes)
+        self._merger.add(hits.scores, hits.rows, calibration, hits.same_label)
         there = hits.own_rows >= 0
         self._own[there] = np.stack([np.full(count, number), hits.own_rows], axis=1)[there]
         if hits.num_same_label is not None:
-            self._num_relevant["label"] = self._num_relevant.get("label", 0) + hits.num_same_label
+            before = 0 if self._num_same_label is None else self._num_same_label
+            self._num_same_label = before + hits.num_same_label
         if hits.judged is not None:
-            self._judged.append(np.insert(hits.judged, 1, number, axis=1))
-            found = np.bincount(hits.judged[:, 0], minlength=count)
-            self._num_relevant["qrels"] = self._num_relevant.get("qrels", 0) + found
+            self._judged.append(replace(hits.judged, items=_place(np.int64(number), hits.judged.items)))
 
     def per_query(self) -> PerRelevance:
         """{relevance: {metric: (Q,)}}."""
+        judged = RelevantItems.joined(self._judged) if self._judged else None
         count = len(self._own)
         step = max(1, _BLOCK_SCORES // self._search.num_hits)
-        blocks = [self._block(slice(start, min(start + step, count))) for start in range(0, count, step)]
+        blocks = [self._block(slice(start, min(start + step, count)), judged) for start in range(0, count, step)]
         return {
             name: {metric: np.concatenate([block[name][metric] for block in blocks]) for metric in METRICS}
-            for name in self._num_relevant
+            for name in blocks[0]
         }
 
-    def _block(self, queries: slice) -> PerRelevance:
-        hits, codes = self._merger.best(queries)
+    def _block(self, queries: slice, judged: RelevantItems | None) -> PerRelevance:
+        hits, same_label = self._merger.best(queries)
         own = (hits.segments == self._own[queries, :1]) & (hits.rows == self._own[queries, 1:]) & (hits.rows >= 0)
         # Without its own item, which is a hit like any other until here, a query's next hits move up.
         others = np.argsort(own, axis=1, kind="stable")[:, : self._search.depth]
-        return {
-            name: per_query(
-                np.take_along_axis(self._relevant(name, queries, hits, codes) & ~own, others, axis=1),
-                num_relevant[queries],
-            )
-            for name, num_relevant in self._num_relevant.items()
-        }
+        values: PerRelevance = {}
+        if self._num_same_label is not None:
+            same = (same_label == 1) & ~own
+            values["label"] = per_query(np.take_along_axis(same, others, axis=1), self._num_same_label[queries])
+        if judged is not None:
+            mine = judged.take(np.arange(queries.start, queries.stop))
+            grades = np.take_along_axis(_grades(hits, mine), others, axis=1)
+            values["qrels"] = per_query(grades, mine.counts, mine.best_grades)
+        return values
 
-    def _relevant(self, relevance: str, queries: slice, hits: Hits, codes: I64) -> Bools:
-        """Which hits (Q, K) are relevant; `codes` (Q, K): of their labels."""
-        if relevance == "label":
-            return same_label(self._labels[queries], codes)
-        judged = np.concatenate(self._judged)
-        relevant = np.zeros(hits.rows.shape, bool)
-        # Segment and row in one number, for isin.
-        places, wanted = hits.segments << 32 | hits.rows, judged[:, 1] << 32 | judged[:, 2]
-        for line, query in enumerate(range(queries.start, queries.stop)):
-            relevant[line] = np.isin(places[line], wanted[judged[:, 0] == query])
-        return relevant
+
+def _place(segment: np.int64 | I64, row: I64) -> I64:
+    """Segment and row as one number, in the order of both."""
+    return segment << 32 | row
+
+
+def _grades(hits: Hits, judged: RelevantItems) -> F64:
+    """The grade of each hit (Q, K), 0 where it is not relevant. judged: items as ``_place`` numbers them."""
+    grades = np.zeros(hits.rows.shape)
+    places = _place(hits.segments, hits.rows)
+    for query, (start, end) in enumerate(zip(judged.starts[:-1], judged.starts[1:], strict=True)):
+        wanted = judged.items[start:end]
+        relevant = np.isin(places[query], wanted)
+        known = np.ones(len(wanted)) if judged.grades is None else judged.grades[start:end]
+        grades[query, relevant] = known[np.searchsorted(wanted, places[query, relevant])]
+    return grades

@@ -15,6 +15,7 @@ from fastfill_ray.log.records import FileRef, FlipValue, MetricValue, Plan, Segm
 from fastfill_ray.ordering.partition import cut_buckets
 from fastfill_ray.retrieval.calibration import OrderCalibration
 from fastfill_ray.retrieval.metrics import measure as measure_scores
+from fastfill_ray.retrieval.relevance import label_matches
 from fastfill_ray.stages import measure
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.context import Context
@@ -194,7 +195,7 @@ class Evaluator:
         relevance, queries, pairs = self._basis.objective.relevance, self._basis.queries, self._basis.pairs
         answerable = True
         if relevance == "label" and queries.labels is not None and pairs.labels is not None:
-            answerable = bool((set(queries.labels.tolist()) - {None}) & set(pairs.labels.tolist()))
+            answerable = any(True for _ in label_matches(queries.labels, pairs.labels))
         elif relevance == "qrels" and "old/old" in arms:
             answerable = any(value.relevance == relevance for value in arms["old/old"])
         if not answerable:

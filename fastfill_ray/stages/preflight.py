@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastfill_ray.config import GalleryConfig, IndexConfig, NewModelConfig, QueriesConfig
+from fastfill_ray.config import GalleryConfig, IndexConfig, NewModelConfig, PolicyConfig, QueriesConfig
 from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch
 from fastfill_ray.index.segment import check_factory
+from fastfill_ray.inputs.kinds import comparable_labels, label_kind
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import TableInput, vector_dim_of
+from fastfill_ray.inputs.parquet import TableInput, column_type, vector_dim_of
 from fastfill_ray.log.records import Init
+from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED
 from fastfill_ray.stages.embed import Models
 from fastfill_ray.stages.queries import pin_queries
 from fastfill_ray.stages.snapshot import Snapshot
@@ -69,6 +71,27 @@ def can_fuse(index: IndexConfig, queries: QueriesConfig | None, models: Models, 
     return True
 
 
+def check_labels(
+    store: InputStore, gallery: GalleryConfig, policy: PolicyConfig, new: NewModelConfig, inspected: Snapshot
+) -> None:
+    """Refuse labels of another type, and lists of them for what learns one class per item.
+
+    Raises:
+        ConfigError, InputError: names the key or column, what was found and what is expected.
+    """
+    if gallery.label_column is None:
+        return
+    kind = _label_kind(store, inspected.gallery, "gallery.label_column", gallery.label_column)
+    explicit = {"new_model.classifier": new.classifier is not None}
+    explicit[f"policy.name {policy.name!r}"] = policy.name in LABELLED | CLASSIFIED
+    for key, chosen in explicit.items():
+        if chosen and kind.startswith("list of "):
+            raise ConfigError(
+                f"{key} needs one class per item, but the labels in gallery.label_column {gallery.label_column!r} are "
+                f"lists ({kind}). Name a column of single labels, or leave that key out."
+            )
+
+
 def check_queries(
     store: InputStore, queries: QueriesConfig, gallery: GalleryConfig, new: NewModelConfig, inspected: Snapshot
 ) -> None:
@@ -77,8 +100,15 @@ def check_queries(
     Raises:
         ConfigError, InputError: names the key or column, what was found and what is expected.
     """
-    inputs, _ = pin_queries(store, queries)
-    _check_label_types(queries, gallery, inputs, inspected)
+    inputs, _ = pin_queries(store, queries, inspected.id_type)
+    if gallery.label_column is not None and queries.label_column is not None:
+        kind = _label_kind(store, inputs, "queries.label_column", queries.label_column)
+        expected = _label_kind(store, inspected.gallery, "gallery.label_column", gallery.label_column)
+        if not comparable_labels(kind, expected):
+            raise ConfigError(
+                f"queries.label_column: column {queries.label_column!r} is {kind}, but gallery.label_column "
+                f"{gallery.label_column!r} is {expected}; they must be of one kind to be compared"
+            )
     for key, column, dim, source in (
         ("queries.new_vector_column", queries.new_vector_column, new.dim, "new_model.dim"),
         ("queries.old_vector_column", queries.old_vector_column, inspected.old_dim, "the gallery's old vectors"),
@@ -116,16 +146,11 @@ def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _check_label_types(queries: QueriesConfig, gallery: GalleryConfig, inputs: TableInput, inspected: Snapshot) -> None:
-    """Labels are compared as they are: an int never equals a string."""
-    if gallery.label_column is None or queries.label_column is None:
-        return
-    kind, expected = inputs.types[queries.label_column], inspected.gallery.types[gallery.label_column]
-    if ("int" in kind) != ("int" in expected) or ("string" in kind) != ("string" in expected):
-        raise ConfigError(
-            f"queries.label_column: column {queries.label_column!r} is {kind}, but gallery.label_column "
-            f"{gallery.label_column!r} is {expected}; they must be of one type to be compared"
-        )
+def _label_kind(store: InputStore, inputs: TableInput, key: str, column: str) -> str:
+    try:
+        return label_kind(column_type(store, inputs, column))
+    except InputError as error:
+        raise InputError(f"{key}: column {column!r} of {inputs.files[0].path}: {error}") from None
 
 
 def _stale_factory(index: IndexConfig) -> str:

@@ -12,14 +12,17 @@ from fastfill_ray.config import QueriesConfig
 from fastfill_ray.errors import InputError
 from fastfill_ray.experiment.items import Queries
 from fastfill_ray.inputs.gallery import Source
-from fastfill_ray.inputs.kinds import element_type, vectors_of
+from fastfill_ray.inputs.judgements import pin_judgements, read_judgements
+from fastfill_ray.inputs.kinds import element_type, labels_of, vectors_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, TableInput, pin, read_rows
+from fastfill_ray.retrieval.relevance import Judgement
 from fastfill_ray.stages.embed import Unit, read_vectors
+from fastfill_ray.storage.arrow import objects
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import query_folder, query_unit
 from fastfill_ray.storage.receipts import Receipt
-from fastfill_ray.types import F32, Objects, fingerprint
+from fastfill_ray.types import F32, IdType, Objects, fingerprint
 
 MAX_QUERIES = 1000
 
@@ -38,8 +41,10 @@ class QueryPlan:
     units: dict[str, tuple[Unit, ...]]
 
 
-def pin_queries(store: InputStore, config: QueriesConfig) -> tuple[TableInput, TableInput | None]:
-    """The query files and the judgements, pinned."""
+def pin_queries(
+    store: InputStore, config: QueriesConfig, id_type: IdType | None = None
+) -> tuple[TableInput, TableInput | None]:
+    """The query files and the judgements, pinned; id_type: of the gallery, for ``pin_judgements``."""
     columns = {"queries.id_column": config.id_column} if config.qrels_path is not None else {}
     columns |= {f"queries.payload_columns[{i}]": name for i, name in enumerate(config.payload_columns)}
     optional = {
@@ -52,10 +57,7 @@ def pin_queries(store: InputStore, config: QueriesConfig) -> tuple[TableInput, T
     inputs = pin(store, config.path, columns)
     if inputs.rows == 0:
         raise InputError(f"queries.path {config.path}: there are no rows; leave `queries` out to use the audit items")
-    if config.qrels_path is None:
-        return inputs, None
-    names = {"queries.qrels_path (queries)": "query_id", "queries.qrels_path (items)": "item_id"}
-    return inputs, pin(store, config.qrels_path, names)
+    return inputs, None if config.qrels_path is None else pin_judgements(store, config.qrels_path, id_type)
 
 
 def plan_queries(
@@ -141,9 +143,7 @@ def load_queries(
         )
 
     def column_of(name: str) -> Objects:
-        values = np.empty(len(places), object)
-        values[:] = [value for table in tables for value in table.column(name).to_pylist()]
-        return values[usable]
+        return np.concatenate([objects(table.column(name)) for table in tables])[usable]
 
     if judgements is None:
         ids, judged = np.array([f"{file}:{row}" for file, row in places])[usable], None
@@ -156,7 +156,7 @@ def load_queries(
         ids=ids.astype(object),
         new=np.stack([vectors["new"][places[i]] for i in usable]),
         old=np.stack([vectors["old"][places[i]] for i in usable]) if "old" in vectors else None,
-        labels=column_of(config.label_column) if config.label_column is not None else None,
+        labels=_labels(plan, tables, config.label_column)[usable] if config.label_column is not None else None,
         judged=judged,
         are_items=False,
         groups=column_of(config.group_column) if config.group_column is not None else None,
@@ -189,24 +189,20 @@ def _embedded_vectors(
     return vectors
 
 
-def _judged(
-    source: Source, judgements: TableInput, id_column: str, ids: np.ndarray
-) -> tuple[tuple[int, int | str], ...]:
-    """(query number, gallery id) of every judgement of a query that is asked."""
-    index = {str(value): i for i, value in enumerate(ids)}
-    if len(index) < len(ids) or "None" in index:
+def _labels(plan: QueryPlan, tables: Sequence[pa.Table], column: str) -> Objects:
+    """The labels of the rows in use, file after file."""
+    parts = zip(plan.rows, tables, strict=True)
+    return np.concatenate(
+        [labels_of(table.column(column), where=f"{file.path}: column {column!r}") for (file, _), table in parts]
+    )
+
+
+def _judged(source: Source, judgements: TableInput, id_column: str, ids: np.ndarray) -> tuple[Judgement, ...]:
+    """The relevant items of the queries that are asked."""
+    row_of = {str(value): i for i, value in enumerate(ids)}
+    if len(row_of) < len(ids) or "None" in row_of:
         raise InputError(
-            f"queries.id_column {id_column!r}: {len(ids)} queries have {len(index)} distinct ids (null counts as "
+            f"queries.id_column {id_column!r}: {len(ids)} queries have {len(row_of)} distinct ids (null counts as "
             "'None'); judgements need one id per query, and none of them null"
         )
-    judged: dict[tuple[int, int | str], None] = {}
-    for file in judgements.files:
-        table = read_rows(source.store, file, ["query_id", "item_id"])
-        for query, item in zip(table.column("query_id").to_pylist(), table.column("item_id").to_pylist(), strict=True):
-            if item is None or isinstance(item, str) != (source.id_type == "string"):
-                raise InputError(f"{file.path}: item_id {item!r} is not of the gallery's id type {source.id_type}")
-            if str(query) in index:
-                judged[index[str(query)], item] = None  # a pair that is judged twice is one judgement
-    if not judged:
-        raise InputError(f"{judgements.files[0].path}: no query_id occurs in the queries' id column")
-    return tuple(judged)
+    return read_judgements(source.store, judgements, source.id_type, row_of)

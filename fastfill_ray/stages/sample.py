@@ -14,7 +14,7 @@ from fastfill_ray.config import GalleryConfig, PairsConfig, QuarantineConfig, Qu
 from fastfill_ray.errors import ConfigError, QuarantineExceeded
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
 from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
-from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.kinds import label_type, labels_of, read_ids
 from fastfill_ray.inputs.parquet import read_spans
 from fastfill_ray.ordering.partition import MIN_SPLIT, sample_pairs
 from fastfill_ray.stages.context import Context
@@ -210,7 +210,7 @@ def finish_pairs(
         kept = [i for i, value in enumerate(ids) if usable[i] and value in row_of]
         chosen = table.take(pa.array(kept, pa.int64())).drop_columns("usable")
         parts.append(chosen.append_column("new", vector_column(vectors[[row_of[ids[i]] for i in kept]])))
-    table = pa.concat_tables(parts)
+    table = pa.concat_tables(parts, promote_options="default")  # a file may hold no label at all
     for split, too_few in MIN_SPLIT.items():
         left = table.column("split").to_pylist().count(split)
         if left < too_few:
@@ -234,15 +234,13 @@ def finish_pairs(
 def _read_old(units: Sequence[Unit], *, source: Source) -> list[pa.Table]:
     """Columns id, old, usable and, where configured, side, label, group and weight of each unit's pairs."""
     config = source.config
-    optional = {"label": config.label_column, "group": config.group_column}
-    beside = {name: column for name, column in optional.items() if column is not None}
-    columns = [config.id_column, *mapped_columns(config), *beside.values()]
-    columns += [config.weight_column] if config.weight_column is not None else []
+    optional = (config.label_column, config.group_column, config.weight_column)
+    columns = [config.id_column, *mapped_columns(config), *(name for name in optional if name is not None)]
     tables = read_spans(source.store, (unit.span for unit in units), columns)
-    return [_old_of(unit, table, source, beside) for unit, table in zip(units, tables, strict=True)]
+    return [_old_of(unit, table, source) for unit, table in zip(units, tables, strict=True)]
 
 
-def _old_of(unit: Unit, table: pa.Table, source: Source, beside: Mapping[str, str]) -> pa.Table:
+def _old_of(unit: Unit, table: pa.Table, source: Source) -> pa.Table:
     config = source.config
     table = table.take(pa.array(unit.offsets, pa.int64()))
     old, side, unusable = mapped_vectors(table, source)
@@ -255,7 +253,12 @@ def _old_of(unit: Unit, table: pa.Table, source: Source, beside: Mapping[str, st
         result["side"] = vector_column(side)
     if config.weight_column is not None:
         result["weight"] = pa.array(item_weights(table, config.weight_column, unit.file.path))
-    result |= {name: table.column(column).combine_chunks() for name, column in beside.items()}
+    if config.label_column is not None:
+        column = table.column(config.label_column)
+        labels = labels_of(column, where=f"{unit.file.path}: gallery.label_column {config.label_column!r}")
+        result["label"] = pa.array(labels.tolist(), label_type(column.type))
+    if config.group_column is not None:
+        result["group"] = table.column(config.group_column).combine_chunks()
     return pa.table(result)
 
 
@@ -265,7 +268,7 @@ def _from_table(name: str, table: pa.Table) -> PairedItems:
         ids=objects(table.column("id")),
         old=_matrix(table, "old"),
         new=_matrix(table, "new"),
-        labels=objects(table.column("label")) if "label" in table.column_names else None,
+        labels=labels_of(table.column("label")) if "label" in table.column_names else None,
         split=np.array(table.column("split").to_pylist()),
         side=_matrix(table, "side") if "side" in table.column_names else None,
         groups=objects(table.column("group")) if "group" in table.column_names else None,

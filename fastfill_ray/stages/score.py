@@ -15,7 +15,7 @@ import pyarrow as pa
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
-from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.kinds import labels_of, read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
@@ -26,7 +26,7 @@ from fastfill_ray.retrieval.similarity import match_norms
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
-from fastfill_ray.storage.arrow import id_array, objects, read_table, table_bytes
+from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt
@@ -266,7 +266,9 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
     ids = read_ids(table, config.id_column, scorer.source.id_type)
     old, side, unusable = mapped_vectors(table, scorer.source)
     aligned, log_variance = scorer.align(old, side)
-    labels = objects(table.column(config.label_column)) if needs_labels and config.label_column is not None else None
+    labels = None
+    if needs_labels and config.label_column is not None:
+        labels = labels_of(table.column(config.label_column), where=f"{work.file.path}: gallery.label_column")
     weights = item_weights(table, config.weight_column, work.file.path) if config.weight_column is not None else None
     items = ItemColumns(hash_ids(ids), old, aligned, log_variance, labels, weights)
     priority, keys = scorer.keys(items)

@@ -90,9 +90,7 @@ def vector_column(vectors: F32) -> pa.FixedSizeListArray:
 def objects(column: pa.ChunkedArray | Sequence[object]) -> np.ndarray:
     """A column as an object array (N,) of Python values."""
     values = column.to_pylist() if isinstance(column, pa.ChunkedArray) else list(column)
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
+    return np.fromiter(values, object, len(values))  # lists of one length would become a matrix elsewhere
 
 
 def stored_vectors(table: pa.Table, dim: int) -> np.ndarray:

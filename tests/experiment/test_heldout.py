@@ -29,6 +29,7 @@ from fastfill_ray.ordering.policies import (
 )
 from fastfill_ray.ordering.proxies import make_proxies, with_thresholds
 from fastfill_ray.retrieval.fusion import fuse, fusion_of
+from fastfill_ray.retrieval.relevance import Judgement
 from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.types import F32, SPLITS, Metric, Split
 
@@ -233,19 +234,31 @@ def users_of(items: PairedItems, **columns: Any) -> Queries:
 
 def test_the_queries_with_an_answer_are_those_that_the_shadow_has_relevant_items_for() -> None:
     items = replace(pairs_of().part("audit"), labels=objects(["cat"] * 10 + ["dog"] + [None] * 19))
-    judged = ((0, 2), (0, 1), (3, items.ids[4]), (4, "no item"))
+    judged = (
+        Judgement(0, items.ids[2]),
+        Judgement(0, items.ids[1]),
+        Judgement(3, items.ids[4]),
+        Judgement(4, "no item"),
+        Judgement(2, items.ids[4], 0),
+    )
+    tags = [("cat", "dog")] * 9 + [("dog",), None, ("eel", "cow")] + [None] * 18
+    listed = replace(items, labels=objects(tags))
     queries = [
         items.as_queries(),
         users_of(items, labels=objects(["cat", None, "eel", "dog", "cat"])),
         users_of(items, judged=judged),
+        listed.as_queries(),
     ]
     for some in queries:
-        shadow = make_shadow(items, some, "ip")
+        searched = listed if some is queries[-1] else items
+        shadow = make_shadow(searched, some, "ip")
         for relevance in ("label", "qrels", "new_model"):
-            kept = answered(some, items, relevance)
+            kept = answered(some, searched, relevance)
             assert kept.ids.tolist() == some.ids[shadow.answered(relevance)].tolist()
     assert len(answered(queries[0], items, "label").ids) == 10, "the only dog is no answer to itself"
     assert len(answered(queries[1], items, "label").ids) == 3
+    assert len(answered(queries[2], items, "qrels").ids) == 2
+    assert len(answered(queries[3], listed, "label").ids) == 10, "the eel alone shares no label"
 
 
 def test_without_labels_or_judgements_no_query_has_an_answer_by_them() -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.partition import MIN_SPLIT
+from fastfill_ray.retrieval.relevance import Judgement
 from fastfill_ray.types import SPLITS
 
 N, OLD, NEW = 40, 3, 5
@@ -45,7 +46,7 @@ def items_of(rows: int = N, *, bare: bool = False) -> PairedItems:
 def queries_of(rows: int = N) -> Queries:
     """Row i says i in every column; query i is judged by items i and 100 + i."""
     items = items_of(rows)
-    judged = tuple((row, base + row) for base in (0, 100) for row in range(rows))
+    judged = tuple(Judgement(row, base + row, 1 + base) for base in (0, 100) for row in range(rows))
     return replace(items.as_queries(), are_items=False, judged=judged)
 
 
@@ -121,6 +122,19 @@ def test_a_label_that_is_zero_or_empty_is_known() -> None:
     assert len(items.labelled().ids) == N
 
 
+def test_labels_that_are_lists_are_no_classes_and_leave_nothing_to_learn_from() -> None:
+    items = items_of()
+    assert items.classes is items.labels
+    assert not items.has_label_lists
+    listed = replace(items, labels=objects([("a", "b"), None] * (N // 2)))
+    assert listed.classes is None
+    assert listed.has_label_lists
+    assert listed.take(np.arange(2)).has_label_lists
+    assert listed.labelled().labels is None
+    assert len(listed.labelled().ids) == N
+    assert not items_of(bare=True).has_label_lists
+
+
 def test_items_as_queries_are_themselves_and_say_so() -> None:
     items = items_of()
     queries = items.as_queries()
@@ -135,7 +149,9 @@ def test_judgements_follow_their_query(rows: list[int]) -> None:
     part = queries_of().take(np.array(rows, np.int64))
     assert rows_of(part) == rows
     assert part.judged is not None
-    assert sorted(part.judged) == sorted((place, base + row) for place, row in enumerate(rows) for base in (0, 100))
+    assert sorted(part.judged) == sorted(
+        (place, base + row, 1 + base) for place, row in enumerate(rows) for base in (0, 100)
+    )
     assert replace(queries_of(), judged=None).take(np.array(rows, np.int64)).judged is None
 
 
@@ -153,7 +169,9 @@ def test_the_first_of_shuffled_queries_are_the_same_whatever_the_order_of_the_fi
     assert set(first) <= set(range(N))
     sampled = moved.sample(count, seed)
     assert sampled.judged is not None
-    assert sorted(sampled.judged) == sorted((i, base + row) for i, row in enumerate(first) for base in (0, 100))
+    assert sorted(sampled.judged) == sorted(
+        (i, base + row, 1 + base) for i, row in enumerate(first) for base in (0, 100)
+    )
 
 
 @pytest.mark.parametrize("count", [1, 10, 25])

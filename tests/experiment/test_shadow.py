@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.experiment.shadow import Shadow, make_shadow, own_items, scores_of
 from fastfill_ray.retrieval.metrics import measure
-from fastfill_ray.retrieval.relevance import RelevantItems
+from fastfill_ray.retrieval.relevance import Judgement, RelevantItems
 from fastfill_ray.types import Metric
 
 N, OLD, NEW = 30, 4, 6
@@ -92,13 +92,26 @@ def test_where_fewer_than_ten_items_are_left_all_of_them_are_relevant_to_the_new
     assert relevant.counts.tolist() == [3] * 4 + [4] * 2
 
 
+JUDGED = (
+    Judgement(0, 107),
+    Judgement(2, 101),
+    Judgement(2, 100),
+    Judgement(2, 101, 2),
+    Judgement(1, 99),
+    Judgement(0, "107"),
+    Judgement(1, 102, 0),
+)
+
+
 def test_relevance_by_judgements_is_what_was_judged_of_this_split() -> None:
     items = items_of()
-    queries = users_of(items, judged=((0, 107), (2, 101), (2, 100), (2, 101), (1, 99), (0, "107")))
+    queries = users_of(items, judged=JUDGED)
     shadow = make_shadow(items, queries, "cosine")
     assert set(shadow.relevant) == {"new_model", "qrels"}
     assert shadow.relevant["qrels"].items.tolist() == [7, 0, 1]
     assert shadow.relevant["qrels"].counts.tolist() == [1, 0, 2]
+    assert shadow.relevant["qrels"].grades is not None
+    assert shadow.relevant["qrels"].grades.tolist() == [1, 1, 2]
     assert shadow.answered("qrels").tolist() == [True, False, True]
     assert shadow.old is None
     assert shadow.groups is None

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastfill_ray.errors import ConfigError, FastfillError, InputError
-from fastfill_ray.experiment.items import Queries
+from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.pairs import read_pairs, read_queries
 from fastfill_ray.ordering.ids import hash_ids
@@ -185,9 +185,17 @@ def test_no_rows_and_no_file_are_refused(path: Path) -> None:
 # Queries
 
 
+PAIRS = PairedItems(
+    ids=np.array([3], object),
+    old=np.ones((1, OLD), np.float32),
+    new=np.ones((1, NEW), np.float32),
+    split=np.array(["audit"], object),
+)
+
+
 def queries(path: Path, values: dict[str, Any], qrels: dict[str, Any] | None = None) -> Queries:
     judged = None if qrels is None else write(path.with_name("qrels.parquet"), qrels)
-    return read_queries(InputStore(), write(path, values), judged, metric="cosine", new_dim=NEW, old_dim=OLD)
+    return read_queries(InputStore(), write(path, values), judged, PAIRS, metric="cosine")
 
 
 def test_queries_need_their_new_vectors_alone(path: Path) -> None:
@@ -217,12 +225,13 @@ def test_old_vectors_labels_groups_and_judgements_of_queries_are_read(path: Path
     np.testing.assert_array_equal(result.old, np.stack(values["old"]))
     assert result.labels.tolist() == list("abca")
     assert result.groups.tolist() == ["x", None, "y", "x"]
-    assert result.judged == ((2, 14), (0, 7), (2, 21))  # each once; of unknown queries none
+    assert result.judged == ((2, 14, 1), (0, 7, 1), (2, 21, 1))  # each once; of unknown queries none
 
 
 def test_query_ids_that_are_numbers_meet_judgements_in_either_type(path: Path) -> None:
     for names in ([0, 7, 7], ["0", "7", "7"]):
-        assert queries(path, columns(3), {"query_id": names, "item_id": [1, 2, 3]}).judged == ((0, 1), (1, 2), (1, 3))
+        qrels = {"query_id": names, "item_id": [1, 2, 3]}
+        assert queries(path, columns(3), qrels).judged == ((0, 1, 1), (1, 2, 1), (1, 3, 1))
 
 
 def test_queries_without_usable_vectors_are_left_out_and_judgements_follow(path: Path) -> None:
@@ -232,7 +241,7 @@ def test_queries_without_usable_vectors_are_left_out_and_judgements_follow(path:
     result = queries(path, values, {"query_id": [0, 7, 14, 21], "item_id": [1, 2, 3, 4]})
     assert result.labels is not None
     assert result.labels.tolist() == ["b", "d"]
-    assert result.judged == ((0, 2), (1, 4))
+    assert result.judged == ((0, 2, 1), (1, 4, 1))
     assert result.old is not None
     assert len(result.new) == len(result.old) == 2
 

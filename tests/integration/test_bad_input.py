@@ -82,9 +82,7 @@ def test_a_gallery_that_cannot_be_used_is_refused_before_any_embedding(
     assert not (tmp_path / "out" / "log").exists()
 
 
-@pytest.mark.parametrize(
-    ("value", "reason"), [(float("nan"), "non_finite"), (0.0, "zero_norm")], ids=["nan", "zero"]
-)
+@pytest.mark.parametrize(("value", "reason"), [(float("nan"), "non_finite"), (0.0, "zero_norm")], ids=["nan", "zero"])
 def test_too_many_unusable_vectors_fail_while_ids_are_checked(tmp_path: Path, value: float, reason: str) -> None:
     spoilt = dict.fromkeys(range(0, 600, 20), [value] * synthetic.OLD_DIM)
     synthetic.write_gallery(tmp_path / "gallery", unusable=spoilt)

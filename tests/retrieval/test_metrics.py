@@ -78,6 +78,21 @@ def test_scikit_learn_agrees_on_complete_rankings(seed: int, items: int, density
     for i in range(5):
         assert values["map"][i] == pytest.approx(average_precision_score(relevant[i], scores[i]))
         assert values["ndcg@10"][i] == pytest.approx(ndcg_score(relevant[i : i + 1], scores[i : i + 1], k=10))
+    grades = relevant * rng.integers(1, 4, relevant.shape).astype(np.float64)
+    best = np.pad(-np.sort(-grades, axis=1), ((0, 0), (0, 10)))[:, :10]
+    graded = per_query(np.take_along_axis(grades, rank(scores), axis=1), relevant.sum(axis=1), best)["ndcg@10"]
+    for i in range(5):
+        assert graded[i] == pytest.approx(ndcg_score(grades[i : i + 1], scores[i : i + 1], k=10))
+
+
+def test_a_graded_ndcg_is_what_a_hand_says() -> None:
+    # Grades 3, 2, 0, 1 in the order of the ranking; another item of grade 2 was not found.
+    values = per_query(np.array([[3.0, 2.0, 0.0, 1.0]]), np.array([4]), np.array([[3.0, 2, 2, 1, 0, 0, 0, 0, 0, 0]]))
+    gain = 3 + 2 / np.log2(3) + 1 / np.log2(5)
+    ideal = 3 + 2 / np.log2(3) + 2 / np.log2(4) + 1 / np.log2(5)
+    assert values["ndcg@10"][0] == pytest.approx(gain / ideal)
+    assert values["ndcg@10"][0] == pytest.approx(0.82433, abs=1e-5)
+    assert values["recall@10"][0] == 0.75
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12))

@@ -48,6 +48,28 @@ def test_every_metric_is_that_of_the_full_ranking_also_with_ties_and_exclusions(
             np.testing.assert_allclose(values, expected[metric], atol=1e-12, err_msg=f"{name} {metric}")
 
 
+@given(SEEDS, st.integers(1, 6), st.integers(1, 40), st.sampled_from([1, 3, 1000]))
+@settings(max_examples=150, deadline=None)
+def test_graded_metrics_from_ranks_are_those_of_the_full_ranking(
+    seed: int, queries: int, items: int, levels: int
+) -> None:
+    scores, relevant = some(seed, queries, items, levels)
+    grades = np.where(relevant, np.random.default_rng(seed).choice([0.25, 1, 2, 3], relevant.shape), 0.0)
+    places = np.argwhere(relevant)
+    sparse = RelevantItems.of_judged(places, grades[relevant], queries)
+    best = np.pad(-np.sort(-grades, axis=1), ((0, 0), (0, 10)))[:, :10]
+    in_order = np.take_along_axis(grades, rank(scores), axis=1)
+    expected = per_query(in_order, relevant.sum(axis=1), best)
+    binary = per_query(rank_hits(scores, relevant), relevant.sum(axis=1))
+    for metric, values in measure(scores, {"": sparse})[""].items():
+        np.testing.assert_allclose(values, expected[metric], atol=1e-12, err_msg=metric)
+        if metric != "ndcg@10":
+            np.testing.assert_array_equal(expected[metric], binary[metric])
+    ones = RelevantItems.of_judged(places, np.ones(len(places)), queries)
+    for metric, values in measure(scores, {"": ones})[""].items():
+        np.testing.assert_array_equal(values, measure(scores, {"": RelevantItems.of(relevant)})[""][metric])
+
+
 @given(SEEDS, st.integers(1, 6), st.integers(1, 30), st.sampled_from([1, 3, 1000]))
 @settings(max_examples=100, deadline=None)
 def test_ranks_are_places_in_a_stable_descending_sort(seed: int, queries: int, items: int, levels: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastfill_ray.log.records import Segment
 from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.retrieval.fusion import Fusion, fusion_of
 from fastfill_ray.retrieval.metrics import per_query
+from fastfill_ray.retrieval.relevance import Judgement
 from fastfill_ray.stages.evaluate import GalleryRanking, GallerySearch, PerRelevance, hits_of, search_one_segment
 from fastfill_ray.types import F32, I64, Metric
 from tests.index.test_reader import DIM, OLD_DIM, Root
@@ -45,7 +47,7 @@ def test_a_label_counts_all_its_items_and_none_counts_nothing() -> None:
     hits = hits_of(queries(objects("x", None)), SCORES, ROWS, ITEMS, objects("x", None, "x"))
     assert hits.num_same_label is not None
     assert hits.num_same_label.tolist() == [2, 0]
-    assert hits.label_codes.tolist() == [0, -1, 0]
+    assert hits.same_label.tolist() == [[1, 0, 1], [0, 0, 0]]
     values = measured(queries(objects("x", None)), objects("x", None, "x"))["label"]
     assert values["map"][0] == pytest.approx((1 + 2 / 3) / 2)
     assert np.isnan(values["map"][1])
@@ -63,7 +65,8 @@ def test_an_item_that_asks_does_not_find_itself_and_an_unlabelled_one_has_no_val
 
 
 def test_a_judgement_counts_once_and_where_its_item_is_in_the_gallery() -> None:
-    values = measured(queries(judged=[(0, "b"), (0, "b"), (0, "elsewhere"), (1, "elsewhere")]), None)
+    judged = [Judgement(0, "b"), Judgement(0, "b"), Judgement(0, "elsewhere"), Judgement(1, "elsewhere")]
+    values = measured(queries(judged=judged), None)
     assert list(values) == ["qrels"]
     assert values["qrels"]["map"].tolist()[:1] == [0.5]
     assert values["qrels"]["recall@10"][0] == 1
@@ -78,11 +81,13 @@ def whole_numbers(rows: int, dim: int, seed: int) -> F32:
     return np.random.default_rng(seed).integers(-1, 2, (rows, dim)).astype(np.float32)
 
 
-def mixed_version(path: Path, metric: Metric, factory: str) -> tuple[Root, list[Segment], np.ndarray]:
+def mixed_version(
+    path: Path, metric: Metric, factory: str, known: Sequence[Any] = ("x", "y", "z", None)
+) -> tuple[Root, list[Segment], np.ndarray]:
     """New, aligned and fused segments, the stale ones calibrated; and the items' labels. Ids are 0, 1, ..."""
     fusion = fusion_of(0.5, "cosine") if metric == "cosine" else Fusion(old=1, new=1)
     root = Root(path, metric, "int64", factory, fusion)
-    labels = objects(*np.random.default_rng(1).choice(np.array(["x", "y", "z", None]), sum(ITEM_COUNTS)))
+    labels = objects(*known)[np.random.default_rng(1).integers(0, len(known), sum(ITEM_COUNTS))]
     starts = np.cumsum((0, *ITEM_COUNTS))
     ids = [range(start, start + count) for start, count in zip(starts, ITEM_COUNTS, strict=False)]
     names = [labels[list(part)].tolist() for part in ids]
@@ -101,7 +106,9 @@ def mixed_version(path: Path, metric: Metric, factory: str) -> tuple[Root, list[
     return root, segments, labels
 
 
-def queries_of(count: int, labels: np.ndarray, *, are_items: bool) -> Queries:
+def queries_of(
+    count: int, labels: np.ndarray, *, are_items: bool, known: Sequence[Any] = ("x", "y", "nowhere", None)
+) -> Queries:
     rng = np.random.default_rng(2)
     own = rng.choice(len(labels), count, replace=False)
     new = whole_numbers(count, DIM, 20)
@@ -110,30 +117,44 @@ def queries_of(count: int, labels: np.ndarray, *, are_items: bool) -> Queries:
         ids=own.astype(object) if are_items else objects(*(f"q{i}" for i in range(count))),
         new=new + np.float32(0.2),
         old=whole_numbers(count, OLD_DIM, 21) + np.float32(0.2),
-        labels=labels[own] if are_items else objects(*rng.choice(np.array(["x", "y", "nowhere", None]), count)),
-        judged=None if are_items else [(int(q), int(i)) for q, i in rng.integers(0, (count, 110), (60, 2))],
+        labels=labels[own] if are_items else objects(*known)[rng.integers(0, len(known), count)],
+        judged=None
+        if are_items
+        else tuple(Judgement(q, i, g) for q, i, g in rng.integers(0, (count, 110, 4), (200, 3)).tolist()),
         are_items=are_items,
     )
+
+
+def shared(one: object, other: object) -> bool:
+    """Whether two labels, or lists of labels, have one in common."""
+    members = [{label} if isinstance(label, str) else set(label or ()) for label in (one, other)]  # type: ignore[call-overload]
+    return bool(members[0] & members[1])
 
 
 def by_search(ids: I64, asked: Queries, labels: np.ndarray, depth: int) -> PerRelevance:
     """Metrics of the ids (Q, K) that a search returned, judged one by one; items have the ids 0, 1, ..."""
     found = {}
-    judged = set(asked.judged or ())
+    grade_of: dict[tuple[int, int], float] = {}
+    for query, item, grade in asked.judged or ():
+        grade_of[query, int(item)] = max(grade, grade_of.get((query, int(item)), 0))
     for relevance in ("label", "qrels") if asked.judged is not None else ("label",):
-        hits, totals = np.zeros((len(ids), depth), bool), np.zeros(len(ids), np.int64)
+        hits, totals = np.zeros((len(ids), depth)), np.zeros(len(ids), np.int64)
+        best = np.zeros((len(ids), len(labels)))
         for query, name in enumerate(asked.ids.tolist()):
 
-            def relevant(item: int, query: int = query, name: object = name, relevance: str = relevance) -> bool:
+            def grade(item: int, query: int = query, name: object = name, relevance: str = relevance) -> float:
                 if item == name or item < 0:
-                    return False
+                    return 0
+                if relevance == "qrels":
+                    return grade_of.get((query, item), 0)
                 label = asked.labels[query] if asked.labels is not None else None
-                return (query, item) in judged if relevance == "qrels" else label is not None and label == labels[item]
+                return shared(label, labels[item])
 
-            ranked = [relevant(item) for item in ids[query].tolist() if item != name][:depth]
+            ranked = [grade(item) for item in ids[query].tolist() if item != name][:depth]
             hits[query, : len(ranked)] = ranked
-            totals[query] = sum(relevant(item) for item in range(len(labels)))
-        found[relevance] = per_query(hits, totals)
+            best[query] = sorted((grade(item) for item in range(len(labels))), reverse=True)
+            totals[query] = np.count_nonzero(best[query])
+        found[relevance] = per_query(hits, totals, best[:, :10] if relevance == "qrels" else None)
     return found
 
 
@@ -159,6 +180,41 @@ def test_every_metric_follows_from_the_hits_that_a_search_returns(
     for relevance, metrics in expected.items():
         for name, values in metrics.items():
             np.testing.assert_allclose(measured[relevance][name], values, rtol=1e-12, err_msg=f"{relevance} {name}")
+
+
+@pytest.mark.parametrize("are_items", [True, False])
+@pytest.mark.parametrize("depth", [sum(ITEM_COUNTS), 7])
+def test_a_list_of_labels_is_met_by_items_with_any_of_them(tmp_path: Path, depth: int, are_items: bool) -> None:
+    known = [("x",), ("y", "x"), ("z",), ("z", "y", "w"), None]
+    root, segments, labels = mixed_version(tmp_path, "ip", "Flat", known)
+    asked = queries_of(12, labels, are_items=are_items, known=[("w", "x"), ("y",), ("nowhere", "z"), None])
+    asked = Queries(**{**vars(asked), "new": np.round(asked.new), "old": np.round(asked.old)})
+    search = GallerySearch(asked, "ip", depth)
+    ranking = GalleryRanking(search)
+    for segment in segments:
+        ranking.add(search_one_segment(root.files, search, segment), segment.calibration)
+    _, ids = open_index(str(tmp_path)).search(asked.new, search.num_hits, old_queries=asked.old)
+    measured, expected = ranking.per_query()["label"], by_search(ids, asked, labels, depth)["label"]
+    assert 0 < np.nanmean(measured["map"]) < 1
+    for name, values in expected.items():
+        np.testing.assert_allclose(measured[name], values, rtol=1e-12, err_msg=name)
+
+
+def test_ndcg_of_grades_is_what_a_hand_says_over_two_segments() -> None:
+    # The ranking is a, b, c, then x. Item c is judged twice, x ranks beyond the depth but is in the ideal ranking.
+    judged = [Judgement(0, "a", 1), Judgement(0, "c", 2), Judgement(0, "c", 3), Judgement(0, "b", 0)]
+    asked = queries(judged=(*judged, Judgement(0, "x", 2), Judgement(0, "elsewhere", 9), Judgement(1, "b", -1)))
+    ranking = GalleryRanking(GallerySearch(asked, "ip", depth=3))
+    ranking.add(hits_of(asked, SCORES, ROWS, ITEMS, None), Calibration())
+    scores, rows = np.zeros((2, 1), np.float32), np.zeros((2, 1), np.int64)
+    ranking.add(hits_of(asked, scores, rows, objects("x"), None), Calibration())
+    values = ranking.per_query()["qrels"]
+    gain, ideal = 1 / np.log2(2) + 3 / np.log2(4), 3 / np.log2(2) + 2 / np.log2(3) + 1 / np.log2(4)
+    assert values["ndcg@10"][0] == pytest.approx(gain / ideal)
+    assert (gain, ideal) == (pytest.approx(2.5), pytest.approx(4.76186))
+    assert values["map"][0] == pytest.approx((1 + 2 / 3) / 3)
+    assert values["cmc@1"][0] == 1
+    assert all(np.isnan(column[1]) for column in values.values()), "a grade of 0 or less is not relevant"
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])

@@ -1,0 +1,124 @@
+"""Judgements (qrels): which items were judged for which queries, and with which grade."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from fastfill_ray.errors import InputError
+from fastfill_ray.inputs.kinds import read_ids, value_kind
+from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.inputs.parquet import TableInput, column_type, columns_of, pin, read_rows
+from fastfill_ray.retrieval.relevance import Judgement
+from fastfill_ray.types import F64, IdType
+
+# What the grade is called in BEIR's and MTEB's files, and in those made from TREC's.
+GRADES = ("score", "relevance")
+_ID_TYPES: Mapping[str | None, IdType] = {"integer": "int64", "text": "string"}
+
+
+def pin_judgements(store: InputStore, path: str, id_type: IdType | None = None) -> TableInput:
+    """The files with columns query_id, item_id and at most one of GRADES, pinned.
+
+    Args:
+        id_type: of the gallery; None where it is not known yet.
+
+    Raises:
+        ConfigError, InputError: a missing column, two grades, grades that are no numbers, ids of another type; names
+            the file.
+    """
+    grades = [name for name in GRADES if name in columns_of(store, path)]
+    if len(grades) > 1:
+        raise InputError(
+            f"{path}: columns 'score' and 'relevance' are both there, and only one can be the grade. Drop 'score', or "
+            "drop 'relevance' if 'score' is what was judged."
+        )
+    pinned = pin(store, path, {f"qrels ({name})": name for name in ("query_id", "item_id", *grades)})
+    for name in grades:
+        kind = column_type(store, pinned, name)
+        if value_kind(kind) not in ("integer", "number"):
+            raise InputError(
+                f"{path}: column {name!r} is {kind}, but the grade of a judgement must be a number. Cast it to an "
+                "integer or a float; without the column every judged item counts as relevant."
+            )
+    if id_type is not None:
+        _check_item_ids(column_type(store, pinned, "item_id"), path, id_type)
+    return pinned
+
+
+def read_judgements(
+    store: InputStore, pinned: TableInput, id_type: IdType, row_of: Mapping[str, int]
+) -> tuple[Judgement, ...]:
+    """The judgements of some queries that have a grade above 0; of a pair that is judged twice the highest.
+
+    Without a grade column every row has grade 1. Item ids become the gallery's type; query ids are compared as text.
+
+    Args:
+        row_of: {id of a query, as text: its row}.
+
+    Raises:
+        InputError: an id or a grade that is null or cannot be read (names file and row), or no judgement is left.
+    """
+    best: dict[tuple[int, int | str], float] = {}
+    judged = False
+    for file in pinned.files:
+        table = read_rows(store, file, sorted(pinned.types))
+        _refuse_nulls(table, "query_id", file.path)
+        queries, items = table.column("query_id").to_pylist(), _item_ids(table, file.path, id_type)
+        for query, item, grade in zip(queries, items, _grades(table, file.path).tolist(), strict=True):
+            row = row_of.get(str(query))
+            if row is None:
+                continue
+            judged = True
+            if grade > 0:
+                best[row, item] = max(grade, best.get((row, item), 0.0))
+    if not judged:
+        raise InputError(f"{pinned.files[0].path}: no query_id occurs in the queries' id column")
+    if not best:
+        raise InputError(
+            f"{pinned.files[0].path}: no judgement of these queries has a grade above 0, so nothing is relevant"
+        )
+    return tuple(Judgement(row, item, grade) for (row, item), grade in best.items())
+
+
+def _item_ids(table: pa.Table, path: str, id_type: IdType) -> list[int | str]:
+    _check_item_ids(table.schema.field("item_id").type, path, id_type)
+    _refuse_nulls(table, "item_id", path)
+    try:
+        return read_ids(table, "item_id", id_type).tolist()
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: column 'item_id' cannot be read as {id_type}: {error}") from error
+
+
+def _check_item_ids(kind: pa.DataType, path: str, id_type: IdType) -> None:
+    if not pa.types.is_null(kind) and _ID_TYPES.get(value_kind(kind)) != id_type:
+        raise InputError(
+            f"{path}: column 'item_id' is {kind}, but the gallery's ids are {id_type}. Cast it: an integer never "
+            "equals a text."
+        )
+
+
+def _refuse_nulls(table: pa.Table, name: str, path: str) -> None:
+    column = table.column(name)
+    if column.null_count:
+        row = int(np.argmax(column.is_null().to_numpy()))
+        raise InputError(
+            f"{path}: column {name!r} is null in {column.null_count} rows, the first is row {row}; fill them in"
+        )
+
+
+def _grades(table: pa.Table, path: str) -> F64:
+    """The grade of each row (J,)."""
+    name = next((name for name in GRADES if name in table.column_names), None)
+    if name is None:
+        return np.ones(table.num_rows)
+    grades = table.column(name).cast(pa.float64(), safe=False).to_numpy()
+    bad = np.flatnonzero(~np.isfinite(grades))
+    if len(bad):
+        raise InputError(
+            f"{path}: column {name!r} is {table.column(name)[int(bad[0])].as_py()!r} in row {bad[0]}, expected a "
+            "finite number. Fill the grade in (0 where the item is not relevant), or drop the row."
+        )
+    return grades
