@@ -103,7 +103,7 @@ class GalleryConfig(Part):
     old_vector_column: str = Field("embedding", description="list, fixed_size_list or fixed_size_binary of f16/f32/f64")
     payload_columns: tuple[str, ...] = Field(min_length=1, description="what the embedder reads")
     label_column: str | None = Field(
-        None, description="class of an item; enables relevance `label` and orders by class"
+        None, description="class or tags of an item; enables relevance `label`, a class also orders"
     )
     group_column: str | None = Field(None, description="subgroup of an item; kept with the index for per-group figures")
     weight_column: str | None = Field(None, description="how often an item is asked for; multiplies its priority")
@@ -119,7 +119,7 @@ class QueriesConfig(Part):
     label_column: str | None = None
     group_column: str | None = Field(None, description="subgroup of a query; enables per-group figures")
     qrels_path: Location | None = Field(
-        None, description="Parquet with columns query_id, item_id: the judged relevant items"
+        None, description="Parquet with columns query_id, item_id, optional score or relevance: the judgements"
     )
     new_vector_column: str | None = Field(None, description="vectors of the new model, if they are already there")
     old_vector_column: str | None = Field(None, description="vectors of the old model, if they are already there")

@@ -244,6 +244,46 @@ def test_labels_that_name_single_items_leave_entropy_out(items: PairedItems, use
     assert "entropy" not in {curve["policy"] for curve in data["curves"]}
 
 
+def test_lists_of_labels_are_an_objective_and_no_classes(
+    pairs: str, tmp_path: Path, items: PairedItems, users: Queries
+) -> None:
+    table = pq.read_table(pairs)
+    labels = table.column("label").to_pylist()
+    tags = pa.array([[label, "all"] if row % 2 else [label] for row, label in enumerate(labels)])
+    table = table.set_column(table.column_names.index("label"), "label", tags)
+    pq.write_table(table, tmp_path / "tags.parquet")
+    options: dict[str, Any] = {"methods": ["fastfill"], "objective": "label/map", "queries": users}
+    data = quiet(str(tmp_path / "tags.parquet"), policies=None, **options).data
+    single = quiet(items, policies=["random"], **options).data
+    assert {curve["policy"] for curve in data["curves"]} == {"random", "uncertainty", "expected_gain"}
+    assert data["arms"]["new/new"]["label/map"] == single["arms"]["new/new"]["label/map"], "no query is tagged `all`"
+    with pytest.raises(ConfigError, match="policy class_margin: it needs one class per item, but the labels"):
+        quiet(str(tmp_path / "tags.parquet"), policies=["class_margin"], **options)
+
+
+def test_graded_judgements_of_a_file_are_the_gain_of_ndcg(pairs: str, tmp_path: Path, items: PairedItems) -> None:
+    """Every query is an item's own vector, judged with 1, beside an item of the opposite direction, judged with 3."""
+    rows = np.flatnonzero(items.split != "train")
+    new = items.new[rows] / np.linalg.norm(items.new[rows], axis=1, keepdims=True)
+    split = items.split[rows]
+    same = split[:, None] == split[None, :]
+    last = np.where(same, new @ new.T, np.inf).argmin(axis=1)
+    names = [f"q{i}" for i in range(len(rows))]
+    users, qrels = tmp_path / "queries.parquet", tmp_path / "qrels.parquet"
+    pq.write_table(pa.table({"id": names, "new": list(items.new[rows])}), users)
+    judged = {
+        "query_id": [*names, *names, *names],
+        "item_id": [*items.ids[rows].tolist(), *items.ids[rows[last]].tolist(), *items.ids[rows[::-1]].tolist()],
+        "score": [1] * len(rows) + [3] * len(rows) + [0] * len(rows),
+    }
+    pq.write_table(pa.table(judged), qrels)
+    options: dict[str, Any] = {"queries": str(users), "qrels": str(qrels), "methods": ["ridge"], "policies": ["random"]}
+    arms = quiet(pairs, objective="qrels/ndcg@10", **options).data["arms"]["new/new"]
+    assert arms["qrels/ndcg@10"]["value"] == pytest.approx(1 / (3 + 1 / np.log2(3)), abs=1e-6)
+    assert arms["qrels/recall@10"]["value"] == 0.5
+    assert arms["qrels/mrr"]["value"] == 1
+
+
 def test_one_map_and_one_order_without_old_queries_have_no_runner_up(items: PairedItems, users: Queries) -> None:
     simulation = quiet(items, queries=users, methods=["ridge"], policies=["random"])
     choice = simulation.data["choice"]

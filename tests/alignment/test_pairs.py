@@ -128,6 +128,18 @@ def test_a_label_that_is_no_class_number_is_named_with_what_to_do() -> None:
     assert training_pairs(items, "ridge", own_classifier()).labels is None, "no map but fastfill reads a label"
 
 
+def test_lists_of_labels_teach_no_class_and_a_classifier_with_them_is_refused() -> None:
+    items = train_items([("a", "b") if i % 2 else ("b", f"only-{i}") for i in range(ROWS)])
+    assert training_pairs(items, "fastfill", None).labels is None
+    assert len(training_pairs(items, "fastfill", None).old) == ROWS
+    assert classifier_for(None, items) is None
+    message = "needs one class per item, but the labels here are lists"
+    with pytest.raises(ConfigError, match=message):
+        training_pairs(items, "fastfill", own_classifier())
+    with pytest.raises(ConfigError, match=message):
+        classifier_for(own_classifier(), items)
+
+
 # The classifier that orders read
 
 

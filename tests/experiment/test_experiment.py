@@ -209,6 +209,9 @@ def test_the_orders_asked_for_are_those_and_one_that_reads_what_is_not_there_is_
         policies_allowed(["random", "entropy"], "label", labelled=True, classified=False)
     with pytest.raises(ConfigError, match="policy class_margin: it reads the items' labels; name their column"):
         policies_allowed(["class_margin"], "label", labelled=False, classified=True)
+    for policy in ("entropy", "class_loss", "class_margin"):
+        with pytest.raises(ConfigError, match=f"policy {policy}: it needs one class per item, but the labels .* lists"):
+            policies_allowed([policy], "label", labelled=False, classified=False, lists=True)  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="policy entropy: it needs the new model's classifier"):
         run_experiment(evidence_of(), replace(QUESTION, policies=("entropy",)))
 

@@ -1,0 +1,164 @@
+"""What a label can be in a file, and as what it is compared: by value, whatever Arrow type holds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastfill_ray.errors import InputError
+from fastfill_ray.inputs.kinds import comparable_labels, label_kind, label_type, labels_of
+
+TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
+KINDS: dict[str, Sequence[pa.DataType]] = {
+    "text": (*TEXTS, pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.large_string())),
+    "integer": (pa.int8(), pa.int64(), pa.uint16(), pa.uint64(), pa.dictionary(pa.int32(), pa.int64())),
+    "number": (pa.float16(), pa.float32(), pa.float64(), pa.decimal128(9, 2)),
+    "boolean": (pa.bool_(),),
+}
+TYPES = [(kind, found) for kind, several in KINDS.items() for found in several]
+
+
+def lists_of(member: pa.DataType) -> list[pa.DataType]:
+    return [pa.list_(member), pa.large_list(member), pa.list_(member, 2)]
+
+
+def column(values: list[Any], kind: pa.DataType) -> pa.ChunkedArray:
+    """The values in two chunks; the first is sliced out of a longer array."""
+    whole = pa.array([*values[:1], *values], kind)
+    return pa.chunked_array([whole[1:2], whole[2:]], kind)
+
+
+@pytest.mark.parametrize(("kind", "found"), TYPES, ids=str)
+def test_every_encoding_of_a_kind_is_called_by_it(kind: str, found: pa.DataType) -> None:
+    assert label_kind(found) == kind
+    for listed in lists_of(found):
+        assert label_kind(listed) == f"list of {kind}"
+        assert comparable_labels(label_kind(listed), kind)
+
+
+VALUES: dict[str, Any] = {
+    "text": st.text(max_size=3),
+    "integer": st.integers(0, 100),
+    "number": st.integers(-400, 400).map(lambda value: value / 4),
+    "boolean": st.booleans(),
+}
+
+
+def given_as(kind: str, found: pa.DataType, value: Any) -> Any:
+    """A plain value as Arrow takes it into a column of this type."""
+    if isinstance(value, list):
+        return [given_as(kind, found, member) for member in value]
+    if value is None or kind not in ("text", "number"):
+        return value
+    if kind == "text":
+        return value.encode() if "binary" in str(found) else value
+    return Decimal(str(value)) if pa.types.is_decimal(found) else np.float16(value) if found == pa.float16() else value
+
+
+@pytest.mark.parametrize(("kind", "found"), TYPES, ids=str)
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_labels_are_read_by_value_and_stored_labels_come_back(kind: str, found: pa.DataType, data: Any) -> None:
+    values = data.draw(st.lists(st.none() | VALUES[kind], min_size=1, max_size=6))
+    labels = labels_of(column([given_as(kind, found, value) for value in values], found))
+    assert labels.dtype == object
+    assert labels.tolist() == values
+    stored = pa.chunked_array([pa.array(labels.tolist(), label_type(found))])
+    assert labels_of(stored).tolist() == values
+    assert {type(label) for label in labels} <= {str, int, float, bool, type(None)}
+
+
+@pytest.mark.parametrize(("kind", "found"), TYPES, ids=str)
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_list_is_its_distinct_members_and_an_empty_one_no_label(kind: str, found: pa.DataType, data: Any) -> None:
+    members = st.lists(st.none() | VALUES[kind], max_size=4)
+    values = data.draw(st.lists(st.none() | members, min_size=1, max_size=5))
+    expected = [tuple(dict.fromkeys(m for m in value or () if m is not None)) or None for value in values]
+    for listed in (pa.list_(found), pa.large_list(found)):
+        labels = labels_of(column([given_as(kind, found, value) for value in values], listed))
+        assert labels.shape == (len(values),)
+        assert labels.tolist() == expected
+        stored = pa.chunked_array([pa.array(labels.tolist(), label_type(listed))])
+        assert labels_of(stored).tolist() == expected
+
+
+def test_numbers_are_what_they_equal_and_nan_is_no_label() -> None:
+    labels = labels_of(column([3.0, math.nan, None, 2.5, math.inf, 1e300, -0.0], pa.float64()))
+    assert labels.tolist() == [3, None, None, 2.5, math.inf, 1e300, 0]
+    assert [type(label) for label in labels[:4]] == [int, type(None), type(None), float], "a class 3.0 is called 3"
+    assert labels_of(column([[math.nan, 3.0], [math.nan]], pa.list_(pa.float64()))).tolist() == [(3,), None]
+    big = labels_of(column([2**64 - 1, None], pa.uint64()))
+    assert pa.array(big.tolist(), label_type(pa.uint64())).to_pylist() == [2**64 - 1, None]
+    assert labels_of(column([Decimal(10**17), None], pa.decimal128(18, 0))).tolist() == [10**17, None]
+    assert labels_of(pa.chunked_array([pa.nulls(2)])).tolist() == [None, None]
+    assert labels_of(pa.chunked_array([], pa.string())).tolist() == []
+
+
+def test_lists_of_one_length_are_no_matrix() -> None:
+    labels = labels_of(column([["a", "b"], ["b", "c"]], pa.list_(pa.string(), 2)))
+    assert labels.shape == (2,)
+    assert labels.tolist() == [("a", "b"), ("b", "c")]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        pa.timestamp("us"),
+        pa.date32(),
+        pa.struct({"a": pa.int64()}),
+        pa.map_(pa.string(), pa.int64()),
+        pa.list_(pa.list_(pa.string())),
+        pa.list_(pa.struct({"a": pa.int64()})),
+        pa.duration("s"),
+        pa.binary(16),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_a_label_is_refused_with_the_cast_to_make(found: pa.DataType) -> None:
+    with pytest.raises(InputError, match=r"cannot be a label: .* Cast it to one of them, such as a string"):
+        label_kind(found)
+    with pytest.raises(InputError, match=r"a\.parquet: column 'x': .* cannot be a label"):
+        labels_of(pa.chunked_array([], found), where="a.parquet: column 'x'")
+
+
+def test_kinds_compare_by_what_their_values_can_equal() -> None:
+    assert comparable_labels("integer", "number")
+    assert comparable_labels("list of number", "integer")
+    assert comparable_labels("null", "list of text")
+    assert not comparable_labels("integer", "text")
+    assert not comparable_labels("list of text", "list of number")
+    assert not comparable_labels("boolean", "integer")
+
+
+def raw(kind: pa.DataType) -> pa.Array:
+    """The bytes of two texts, the second of them Latin-1, under a type that says nothing about it."""
+    texts = pa.array([b"good", b"caf\xe9"], pa.binary())
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(pa.array([0, 1], kind.index_type), raw(kind.value_type))
+    if pa.types.is_binary(kind):
+        return texts
+    if pa.types.is_large_string(kind):
+        return pa.Array.from_buffers(kind, 2, pa.array([b"good", b"caf\xe9"], pa.large_binary()).buffers())
+    return pa.Array.from_buffers(kind, 2, texts.buffers())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_a_text_that_is_not_utf8_is_refused_by_row(kind: pa.DataType) -> None:
+    with pytest.raises(InputError, match=r"f: row 1 of those read is b'caf\\xe9', which is not UTF-8"):
+        labels_of(pa.chunked_array([raw(kind)]), where="f")
+    listed = pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), raw(kind))
+    with pytest.raises(InputError, match=r"f: .* not UTF-8"):
+        labels_of(pa.chunked_array([listed]), where="f")
