@@ -166,7 +166,7 @@ def _read_bucket(
     for (chunk, file, scores), table in _read_chunks(source, work, columns):
         vectors, extra, bad = mapped_vectors(table, source)
         scored = read_table(get_verified(job.scorer.files, scores), name=scores.path, columns=["id", "key", "is_pair"])
-        here = read_ids(table, source.config.id_column, source.id_type).tolist()
+        here = read_ids(table, source.config.id_column, source.id_type, path=file.path, start=chunk.start).tolist()
         if here != scored.column("id").to_pylist():
             raise CorruptFile(f"{scores.path}: its ids are not those of {file.path} rows {chunk.start}+{chunk.rows}")
         ids.extend(here)
@@ -190,8 +190,8 @@ def _carried_columns(job: BuildJob, work: BucketWork, names: Sequence[str]) -> d
     """{id: (label, group)}: columns that evaluation needs beside the ids."""
     source = job.scorer.source
     carried: dict[int | str, tuple[object, ...]] = {}
-    for _, table in _read_chunks(source, work, [source.config.id_column, *names]):
-        ids = read_ids(table, source.config.id_column, source.id_type).tolist()
+    for (chunk, file, _), table in _read_chunks(source, work, [source.config.id_column, *names]):
+        ids = read_ids(table, source.config.id_column, source.id_type, path=file.path, start=chunk.start).tolist()
         rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
         carried.update(zip(ids, rows, strict=True))
     return carried

@@ -83,7 +83,9 @@ def check_queries(
         ("queries.new_vector_column", queries.new_vector_column, new.dim, "new_model.dim"),
         ("queries.old_vector_column", queries.old_vector_column, inspected.old_dim, "the gallery's old vectors"),
     ):
-        if column is not None and (there := vector_dim_of(store, inputs, column)) != dim:
+        if column is None:
+            continue
+        if (there := vector_dim_of(store, inputs, column, queries.vector_dtype)) != dim:
             raise ConfigError(f"{key}: column {column!r} holds vectors of {there} dims, expected {dim} as {source}")
 
 

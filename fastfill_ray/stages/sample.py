@@ -13,6 +13,7 @@ import pyarrow as pa
 from fastfill_ray.config import GalleryConfig, PairsConfig, QuarantineConfig, QueriesConfig, ResourcesConfig
 from fastfill_ray.errors import ConfigError, QuarantineExceeded
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
+from fastfill_ray.inputs.encodings import take_rows
 from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import read_spans
@@ -242,9 +243,11 @@ def _read_old(units: Sequence[Unit], *, source: Source) -> list[pa.Table]:
     return [_old_of(unit, table, source, beside) for unit, table in zip(units, tables, strict=True)]
 
 
-def _old_of(unit: Unit, table: pa.Table, source: Source, beside: Mapping[str, str]) -> pa.Table:
+def _old_of(unit: Unit, chunk: pa.Table, source: Source, beside: Mapping[str, str]) -> pa.Table:
+    """Those columns of a unit's pairs; chunk: all rows of its span."""
     config = source.config
-    table = table.take(pa.array(unit.offsets, pa.int64()))
+    offsets = np.array(unit.offsets, np.int64)
+    table = take_rows(chunk, offsets)
     old, side, unusable = mapped_vectors(table, source)
     result = {
         "id": id_array(read_ids(table, config.id_column, source.id_type), source.id_type),
@@ -254,7 +257,9 @@ def _old_of(unit: Unit, table: pa.Table, source: Source, beside: Mapping[str, st
     if side is not None:
         result["side"] = vector_column(side)
     if config.weight_column is not None:
-        result["weight"] = pa.array(item_weights(table, config.weight_column, unit.file.path))
+        # Of the whole chunk: so a bad one is named by its row in the file.
+        weights = item_weights(chunk, config.weight_column, unit.file.path, unit.start)
+        result["weight"] = pa.array(weights[offsets])
     result |= {name: table.column(column).combine_chunks() for name, column in beside.items()}
     return pa.table(result)
 

@@ -272,11 +272,13 @@ def score_chunks(scorer: Scorer, folder: str, work: Sequence[_Work]) -> Iterator
 def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, start: float) -> Receipt:
     """start: when its rows began to be read, by ``time.monotonic``."""
     config, needs_labels = scorer.source.config, scorer.policy in LABELLED
-    ids = read_ids(table, config.id_column, scorer.source.id_type)
+    ids = read_ids(table, config.id_column, scorer.source.id_type, path=work.file.path, start=work.start)
     old, side, unusable = mapped_vectors(table, scorer.source)
     aligned, log_variance = scorer.align(old, side)
     labels = objects(table.column(config.label_column)) if needs_labels and config.label_column is not None else None
-    weights = item_weights(table, config.weight_column, work.file.path) if config.weight_column is not None else None
+    weights = None
+    if config.weight_column is not None:
+        weights = item_weights(table, config.weight_column, work.file.path, work.start)
     items = ItemColumns(hash_ids(ids), old, aligned, log_variance, labels, weights)
     priority, keys = scorer.keys(items)
     bad = np.array(sorted(unusable), dtype=np.int64)

@@ -11,7 +11,7 @@ from fastfill_ray.config import GalleryConfig, ResourcesConfig
 from fastfill_ray.errors import CorruptFile, FileMissing, InputError, StorageError
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import PinnedFile, TableInput, id_type_of, pin, read_rows, vector_dim_of
+from fastfill_ray.inputs.parquet import PinnedFile, TableInput, id_type_of, pin, read_rows, vector_dim_of, vectors_in
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.partition import Chunk, cut_chunks
 from fastfill_ray.stages.context import Context
@@ -35,6 +35,11 @@ class Snapshot(Model):
     old_dim: int
     chunk_rows: tuple[tuple[int, int, int], ...]
     side_dim: int | None = None
+    old_kinds: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        files = f"{len(self.gallery.files)} file{'s' if len(self.gallery.files) > 1 else ''}"
+        return f"{self.rows:,} items in {files}; old vectors: {self.old_dim} x {', '.join(self.old_kinds)}"
 
     @property
     def rows(self) -> int:
@@ -90,14 +95,20 @@ def inspect_gallery(store: InputStore, config: GalleryConfig, resources: Resourc
         chunk_rows=resources.chunk_rows,
         chunk_bytes=resources.chunk_bytes,
     )
-    side = [config.side_column] if config.side_column is not None else []
+    side, dtype = [config.side_column] if config.side_column is not None else [], config.vector_dtype
+    old_dim, kinds = vectors_in(store, gallery, config.old_vector_column, dtype)
+    # The same bytes are other vectors where they are read as another type.
+    read_as = [*side, *([["vector_dtype", dtype]] if dtype is not None else [])]
     return Snapshot(
-        fingerprint=fingerprint([gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *side]),
+        fingerprint=fingerprint(
+            [gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *read_as]
+        ),
         gallery=gallery,
         id_type=id_type_of(gallery, config.id_column),
-        old_dim=vector_dim_of(store, gallery, config.old_vector_column),
+        old_dim=old_dim,
+        old_kinds=tuple(dict.fromkeys(map(str, kinds))),
         chunk_rows=tuple(chunks),
-        side_dim=vector_dim_of(store, gallery, side[0]) if side else None,
+        side_dim=vector_dim_of(store, gallery, side[0], dtype) if side else None,
     )
 
 
@@ -191,7 +202,7 @@ def _hash_group(
                 f"{file.path} row {row}: column {column!r} is null ({values.null_count} such rows in this file). "
                 "Every item needs an id: fill them in, or remove the rows."
             )
-        hashes.append(hash_ids(read_ids(table, column, id_type)))
+        hashes.append(hash_ids(read_ids(table, column, id_type, path=file.path)))
     hashed = np.concatenate(hashes)
     part = (hashed % np.uint64(parts)).astype(np.int64)
     return [hashed[part == i] for i in range(parts)]
@@ -205,6 +216,6 @@ def _repeated(*hashes: np.ndarray) -> np.ndarray:
 def _find_ids(
     file: PinnedFile, *, store: InputStore, column: str, id_type: IdType, hashes: np.ndarray
 ) -> Sequence[tuple[int, int | str]]:
-    ids = read_ids(read_rows(store, file, [column]), column, id_type)
+    ids = read_ids(read_rows(store, file, [column]), column, id_type, path=file.path)
     rows = np.flatnonzero(np.isin(hash_ids(ids), hashes))
     return [(int(row), ids[row] if id_type == "string" else int(ids[row])) for row in rows[:1000]]
