@@ -162,6 +162,7 @@ class _Run:
             return self._result(state)
         inspected = self._preflight()
         alone = take_place()
+        context.progress.say(f"gallery: {inspected}")
         with context.engine.session():
             if alone.take_over and state.init is not None:
                 self._claim()  # fences the other driver before it does more that this one would do again

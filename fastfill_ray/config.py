@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.sanitize import hide
-from fastfill_ray.types import Metric, Relevance, fingerprint
+from fastfill_ray.types import Metric, Relevance, VectorDtype, fingerprint
 
 _MAX_CONFIG_BYTES = 1 << 20
 # The parser lets the last two out: for dates that do not exist, and for nesting without end.
@@ -95,12 +95,16 @@ class Part(BaseModel):
         return values
 
 
+_VECTOR_DTYPE = "element type of vectors that are stored as bytes, little-endian"
+
+
 class GalleryConfig(Part):
     """The items: one Parquet file or a folder of them."""
 
     path: Location = Field(description="a Parquet file or a folder of them; local or s3://")
     id_column: str = Field("id", description="int64 or string, unique, never null")
-    old_vector_column: str = Field("embedding", description="list, fixed_size_list or fixed_size_binary of f16/f32/f64")
+    old_vector_column: str = Field("embedding", description="lists of numbers, tensors with one axis, or bytes")
+    vector_dtype: VectorDtype | None = Field(None, description=_VECTOR_DTYPE)
     payload_columns: tuple[str, ...] = Field(min_length=1, description="what the embedder reads")
     label_column: str | None = Field(
         None, description="class or tags of an item; enables relevance `label`, a class also orders"
@@ -123,6 +127,7 @@ class QueriesConfig(Part):
     )
     new_vector_column: str | None = Field(None, description="vectors of the new model, if they are already there")
     old_vector_column: str | None = Field(None, description="vectors of the old model, if they are already there")
+    vector_dtype: VectorDtype | None = Field(None, description=_VECTOR_DTYPE)
 
 
 class NewModelConfig(Part):

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-# How scores compare vectors, what an id is, and the words of design section 2 that are chosen among.
+# How scores compare vectors, what stored ones are made of, what an id is, and the words of design section 2 that are
+# chosen among.
 Metric = Literal["cosine", "ip", "l2"]
+VectorDtype = Literal["float16", "float32", "float64", "bfloat16", "int8", "uint8"]
 IdType = Literal["int64", "string"]
 Relevance = Literal["label", "qrels", "new_model"]
 Scope = Literal["audit", "gallery"]

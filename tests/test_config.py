@@ -71,6 +71,7 @@ def test_a_config_cannot_be_changed_afterwards(part: str) -> None:
         ({"gallery": {"payload_columns": "text"}}, ["gallery.payload_columns: found 'text'", "a list is expected"]),
         ({"gallery": {"payload_columns": []}}, ["gallery.payload_columns: found []", "at least 1"]),
         ({"gallery": []}, ["gallery: found []", "dictionary"]),
+        ({"gallery": {"vector_dtype": "f2"}}, ["gallery.vector_dtype: found 'f2'", "'float16', 'float32'"]),
         ({"new_model": {"dim": "wide"}}, ["new_model.dim: found 'wide'", "integer"]),
         ({"new_model": {"dim": 0}}, ["new_model.dim: found 0", "greater than 0"]),
         ({"new_model": {"metric": "dot"}}, ["new_model.metric: found 'dot'", "'cosine', 'ip' or 'l2'"]),

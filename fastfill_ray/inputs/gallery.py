@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig
 from fastfill_ray.errors import InputError
-from fastfill_ray.inputs.kinds import element_type, vectors_of
+from fastfill_ray.inputs.kinds import naming, vector_kind, vectors_of, weight_kind, weights_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.types import F32, IdType, Metric
 
@@ -23,8 +23,8 @@ NO_VECTOR = "null_vector"
 def old_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, dict[int, str]]:
     """The old vectors (N, D) of gallery rows, and {row: reason} of those that cannot be used."""
     name = source.config.old_vector_column
-    kind = element_type(table.schema.field(name))
-    return vectors_of(table.column(name), source.old_dim, metric=source.metric, binary_dtype=kind)
+    kind = vector_kind(table.schema.field(name), source.config.vector_dtype)
+    return vectors_of(table.column(name), source.old_dim, metric=source.metric, kind=kind)
 
 
 def mapped_columns(config: GalleryConfig) -> list[str]:
@@ -43,27 +43,32 @@ def mapped_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, np.ndar
     name = source.config.side_column
     if name is None or source.side_dim is None:
         return old, None, unusable
-    kind = element_type(table.schema.field(name))
-    side, bad = vectors_of(table.column(name), source.side_dim, binary_dtype=kind)
+    kind = vector_kind(table.schema.field(name), source.config.vector_dtype)
+    side, bad = vectors_of(table.column(name), source.side_dim, kind=kind)
     reasons = {row: f"gallery.side_column: {reason}" for row, reason in bad.items()}
     return old, side, dict(sorted((reasons | unusable).items()))
 
 
-def item_weights(table: pa.Table, name: str, path: str) -> F32:
-    """The weights (N,) float32 of gallery rows: `name` is the weight column, `path` the file that they are read from.
+def item_weights(table: pa.Table, name: str, path: str, start: int = 0) -> F32:
+    """The weights (N,) float32 of gallery rows.
+
+    Args:
+        name: the weight column.
+        path, start: the file that the rows are from, and the row in it of the first one; for errors.
 
     Raises:
         InputError: a weight that is null, not a number, not finite or negative: names the file and the row in it.
     """
-    column = table.column(name)
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise InputError(f"{path}: gallery.weight_column {name!r} is {column.type}; numbers are expected")
-    weights = column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float32)
+    with naming(path):
+        weight_kind(table.schema.field(name))
+    weights = weights_of(table.column(name))
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
+        row = int(bad[0])
         raise InputError(
-            f"{path}: gallery.weight_column {name!r} is {column[int(bad[0])].as_py()!r} in {len(bad)} of the rows that "
-            "were read; finite numbers of at least 0 are expected. Fill them in, or leave weight_column out."
+            f"{path} row {start + row}: gallery.weight_column {name!r} is {table.column(name)[row].as_py()!r} there, "
+            f"and {len(bad)} of the rows that were read are like it; finite numbers of at least 0 are expected. Fill "
+            "them in, or leave weight_column out."
         )
     return weights
 

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.errors import InputError
-from fastfill_ray.inputs.kinds import read_ids, value_kind
+from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.labels import value_kind
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import TableInput, column_type, columns_of, pin, read_rows
 from fastfill_ray.retrieval.relevance import Judgement

@@ -1,83 +1,290 @@
-"""What an id, a vector or a label can be in a user's file, and how it is read into one type.
+"""What an id, a vector, a weight and a payload can be in a user's file, and how each is read into one type.
+
+Many Arrow types are one kind: a run compares kinds, never types, so the files of one table may be written by several
+tools. A column of type null (no rows, or nothing but nulls) says nothing of its kind: None.
 
 Legend: N items, d dimensions. Vectors are (N, d) float32.
 """
 
 from __future__ import annotations
 
-from decimal import Decimal
-from typing import Any
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from fastfill_ray.errors import InputError
-from fastfill_ray.types import F32, I64, IdType, Objects
+from fastfill_ray.inputs.encodings import (
+    as_float32,
+    chunks_of,
+    elements_of,
+    extension_name,
+    is_bytes,
+    is_list,
+    is_text,
+    nulls_of,
+    numpy_dtype,
+    plain_type,
+    tensor_of,
+)
+from fastfill_ray.types import F32, IdType, VectorDtype
 
 # Below this norm a direction is rounding noise: cosine similarity is not defined.
 _MIN_NORM = 1e-12
-_ELEMENT_TYPES = ("float16", "float32", "float64")
+_NUMBERS = {
+    pa.float16(): "float16",
+    pa.float32(): "float32",
+    pa.float64(): "float64",
+    **{pa.type_for_alias(f"{sign}{bits}"): f"{sign}{bits}" for sign in ("int", "uint") for bits in (8, 16, 32, 64)},
+}
+_DTYPES = (*_NUMBERS.values(), "bfloat16")
+_UUID_BYTES = 16
 
 
-def element_type(field: pa.Field) -> str:
-    """Element type of a vector column: of a fixed_size_binary one it is in the field's metadata (``dtype``, float32).
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Errors about a field begin with the file that it is in."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+# Ids
+
+
+def id_kind(field: pa.Field) -> IdType | None:
+    """What the ids of a column are read as: integers as int64, text and UUIDs (16 bytes, as their text) as strings.
 
     Raises:
-        InputError: not a column of float16, float32 or float64 vectors.
+        InputError: nothing of these; names the cast to make.
     """
-    kind = field.type
+    kind = plain_type(field.type)
+    if pa.types.is_null(kind):
+        return None
+    if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
+        return "int64"
+    if is_text(kind) or is_bytes(kind) or (pa.types.is_fixed_size_binary(kind) and kind.byte_width == _UUID_BYTES):
+        return "string"
+    cast = f"CAST({field.name} AS VARCHAR)"
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        cast = f"CAST({field.name} AS BIGINT)"
+    elif pa.types.is_fixed_size_binary(kind):
+        cast = f"lower(hex({field.name}))"
+    raise InputError(f"id column {field.name!r} is {field.type}: cast it to int64 or string, for example {cast}")
+
+
+def read_ids(table: pa.Table, column: str, id_type: IdType, *, path: str = "", start: int = 0) -> np.ndarray:
+    """Ids (N,) as int64, or as an object array of str.
+
+    Args:
+        path, start: the file that the table is from, and the row in it of the table's first row; for errors.
+
+    Raises:
+        InputError: ids of the other kind; an id that is null, does not fit into int64, or is not UTF-8: names its row.
+    """
+    field = table.schema.field(column)
+    if id_kind(field) not in (id_type, None):
+        raise InputError(f"{path}: id column {column!r} is {field.type}, but the other ids are {id_type}")
+    parts = [np.empty(0, np.int64 if id_type == "int64" else object)]
+    for chunk in chunks_of(table.column(column)):
+        parts.append(_read_ids(chunk, id_type, f"id column {column!r}", path, start))
+        start += len(chunk)
+    return np.concatenate(parts)
+
+
+def _read_ids(chunk: pa.Array, id_type: IdType, name: str, path: str, start: int) -> np.ndarray:
+    if chunk.null_count:
+        row = int(np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))[0])
+        raise _bad_id(path, start + row, f"{name} is null. Every item needs an id: fill it in, or remove the row.")
+    if pa.types.is_fixed_size_binary(chunk.type):
+        return _uuid_texts(chunk)
+    try:
+        if id_type == "int64":
+            return _widened(chunk).cast(pa.int64()).to_numpy(zero_copy_only=False)
+        # Arrow takes a string column at its word; from bytes to text it looks at every one.
+        return chunk.cast(pa.large_binary()).cast(pa.large_string()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
+        readable = _fits_int64 if id_type == "int64" else _is_utf8
+        values = (chunk if id_type == "int64" else chunk.cast(pa.large_binary())).to_pylist()
+        row, value = next((row, value) for row, value in enumerate(values) if not readable(value))
+        if id_type == "int64":
+            what = f"{name} holds {value}, which does not fit into int64: cast the column to string."
+        else:
+            what = f"{name} holds {value[:50]!r}, which is not UTF-8: mend it, or remove the row."
+        raise _bad_id(path, start + row, what) from None
+
+
+def _bad_id(path: str, row: int, what: str) -> InputError:
+    return InputError(f"{path} row {row}: {what}".lstrip())
+
+
+def _fits_int64(value: Any) -> bool:
+    return -(1 << 63) <= int(value) < 1 << 63
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _uuid_texts(chunk: pa.Array) -> np.ndarray:
+    """UUIDs (N,) of 16 bytes as text, as uuid.UUID writes them."""
+    width = 2 * _UUID_BYTES
+    digits = b"".join(chunk.to_pylist()).hex()
+    texts = np.empty(len(chunk), object)
+    for row in range(len(chunk)):
+        one = digits[row * width : (row + 1) * width]
+        texts[row] = f"{one[:8]}-{one[8:12]}-{one[12:16]}-{one[16:20]}-{one[20:]}"
+    return texts
+
+
+def _widened(chunk: pa.Array) -> pa.Array:
+    """Narrow decimals as decimal128: Arrow cannot cast those of 32 bits to int64."""
+    if pa.types.is_decimal(chunk.type) and chunk.type.bit_width < 128:
+        return chunk.cast(pa.decimal128(chunk.type.precision, chunk.type.scale))
+    return chunk
+
+
+# Vectors
+
+
+@dataclass(frozen=True)
+class VectorKind:
+    """What the vectors of a column are.
+
+    Attributes:
+        dtype: of the elements: numpy's name, or bfloat16.
+        dim: components, where the type fixes them.
+        encoding: how they are stored.
+    """
+
+    dtype: str
+    dim: int | None
+    encoding: Literal["list", "tensor", "bytes"]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} ({self.encoding})"
+
+
+def vector_kind(field: pa.Field, stated: str | None = None) -> VectorKind | None:
+    """What the vectors of a column are: lists of numbers, tensors with one axis, or little-endian bytes.
+
+    Args:
+        stated: element type of vectors that are stored as bytes (``vector_dtype``); the field's metadata key ``dtype``
+            may state it, too. Elements that are numbers have a type of their own.
+
+    Raises:
+        InputError: no vectors; bytes of no stated type, of two, or of a width that is no whole number of elements;
+            tensors with more than one axis above 1.
+    """
+    tensor, kind = tensor_of(field), plain_type(field.type)
+    if pa.types.is_null(kind):
+        return None
     if pa.types.is_fixed_size_binary(kind):
-        found = (field.metadata or {}).get(b"dtype", b"float32").decode(errors="replace")
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        found = {"halffloat": "float16", "float": "float32", "double": "float64"}.get(str(kind.value_type), "")
-    else:
-        found = ""
-    if found not in _ELEMENT_TYPES:
-        raise InputError(
-            f"column {field.name!r} is {kind}, expected vectors: list, large_list, fixed_size_list or "
-            f"fixed_size_binary of {', '.join(_ELEMENT_TYPES)} (for binary, named by the field's metadata key 'dtype')."
-        )
-    return found
-
-
-def vector_dim(field: pa.Field) -> int | None:
-    """Dimensions of a vector column if its type fixes them, None for variable lists.
-
-    Raises:
-        InputError: not a vector column, or a binary width that is no multiple of the element size.
-    """
-    width = np.dtype(element_type(field)).itemsize
-    if pa.types.is_fixed_size_binary(field.type):
-        if field.type.byte_width % width:
+        dtype = _bytes_dtype(field, None, stated)
+        width = numpy_dtype(dtype).itemsize
+        if kind.byte_width % width:
             raise InputError(
-                f"column {field.name!r}: {field.type.byte_width} bytes are not a whole number of elements."
+                f"column {field.name!r}: {kind.byte_width} bytes are not a whole number of {dtype} elements. State "
+                "the element type that they have as vector_dtype."
             )
-        return int(field.type.byte_width) // width
-    return int(field.type.list_size) if pa.types.is_fixed_size_list(field.type) else None
+        return VectorKind(dtype, kind.byte_width // width, "bytes")
+    if is_bytes(kind):
+        return VectorKind(_bytes_dtype(field, None, stated), None, "bytes")
+    if not is_list(kind):
+        raise _no_vectors(field)
+    element, dim = kind.value_field, int(kind.list_size) if pa.types.is_fixed_size_list(kind) else None
+    if tensor is not None:
+        dim = math.prod(tensor.shape)
+        if sum(axis > 1 for axis in tensor.shape) > 1 or not tensor.shape:
+            raise InputError(
+                f"column {field.name!r} holds tensors of shape {tensor.shape}; vectors have one axis: flatten them"
+            )
+    if pa.types.is_null(element.type):
+        return None  # lists without elements
+    if element.type in _NUMBERS:
+        return VectorKind(_NUMBERS[element.type], dim, "list" if tensor is None else "tensor")
+    stored = plain_type(element.type)
+    if not pa.types.is_fixed_size_binary(stored):
+        raise _no_vectors(field)
+    dtype = _bytes_dtype(field, element, stated)
+    if stored.byte_width != numpy_dtype(dtype).itemsize:
+        raise InputError(f"column {field.name!r}: elements of {stored.byte_width} bytes are no {dtype}")
+    return VectorKind(dtype, dim, "bytes")
+
+
+def _no_vectors(field: pa.Field) -> InputError:
+    return InputError(
+        f"column {field.name!r} is {field.type}, expected vectors: lists of numbers ({', '.join(_NUMBERS.values())}), "
+        "tensors with one axis, or bytes of a stated element type. Cast it, for example "
+        f"CAST({field.name} AS FLOAT[])."
+    )
+
+
+def _bytes_dtype(field: pa.Field, element: pa.Field | None, stated: str | None) -> str:
+    """The element type of vectors stored as bytes: said by the config, by the file, or by both alike."""
+    written = (field.metadata or {}).get(b"dtype", b"").decode(errors="replace")
+    if element is not None and extension_name(element) == "lance.bfloat16":
+        written = "bfloat16"
+    dtype = stated or written
+    if not dtype:
+        raise InputError(
+            f"column {field.name!r} is {field.type}: vectors stored as bytes, and nothing states their element type. "
+            f"Set gallery.vector_dtype or queries.vector_dtype to one of {', '.join(get_args(VectorDtype))}, or write "
+            "the field's metadata key 'dtype'."
+        )
+    if dtype not in _DTYPES:
+        raise InputError(
+            f"column {field.name!r}: its metadata key 'dtype' is {dtype!r}; one of {', '.join(_DTYPES)} is expected"
+        )
+    if written not in ("", dtype):
+        raise InputError(
+            f"column {field.name!r}: vector_dtype is {dtype}, but the file says that its elements are {written}. "
+            "Set vector_dtype to what they are, or leave it out."
+        )
+    return dtype
+
+
+def common_dim(column: pa.ChunkedArray | pa.Array, kind: VectorKind | None) -> int | None:
+    """The most frequent length of a column's vectors, in elements; None where every row is null."""
+    if kind is None:
+        return None
+    lengths = [np.empty(0, np.int64)]
+    for chunk in chunks_of(column):
+        elements = elements_of(chunk, kind.dtype)
+        lengths.append(elements.lengths[~nulls_of(chunk)] // elements.unit)
+    values, counts = np.unique(np.concatenate(lengths), return_counts=True)
+    return int(values[counts.argmax()]) if len(values) else None
 
 
 def vectors_of(
-    column: pa.ChunkedArray | pa.Array, dim: int, *, metric: str = "l2", binary_dtype: str = "float32"
+    column: pa.ChunkedArray | pa.Array, dim: int, *, metric: str = "l2", kind: VectorKind | None
 ) -> tuple[F32, dict[int, str]]:
     """The vectors of a column, and the rows that have none that can be used.
 
     Args:
-        column: N vectors, of any type that ``element_type`` takes; slices and chunks are fine.
+        column: N vectors; slices and chunks are fine.
         metric: for "cosine" a vector without direction is unusable.
-        binary_dtype: element type (little-endian) of a fixed_size_binary column, see ``element_type``.
+        kind: of the column's field, see ``vector_kind``.
 
     Returns:
         (N, dim) float32, rows that cannot be used are zeros, possibly a read-only view of the column; and
-        {row: reason}, reason in "null_vector", "wrong_dim: found F, expected D", "non_finite" (an element, or the
-        squared norm, is not finite in float32), "zero_norm".
+        {row: reason}, reason in "null_vector", "wrong_dim: found F, expected D", "non_finite" (an element is null, or
+        it or the squared norm is not finite in float32), "zero_norm".
     """
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     parts: list[F32] = []
     reasons: dict[int, str] = {}
     start = 0
-    for chunk in chunks:
-        vectors, unusable = _chunk_vectors(chunk, dim, binary_dtype)
+    for chunk in chunks_of(column):
+        vectors, unusable = _chunk_vectors(chunk, dim, kind)
         parts.append(vectors)
         reasons.update({start + row: reason for row, reason in unusable.items()})
         start += len(vectors)
@@ -97,193 +304,69 @@ def vectors_of(
     return vectors, dict(sorted(reasons.items()))
 
 
-def _chunk_vectors(chunk: pa.Array, dim: int, binary_dtype: str) -> tuple[F32, dict[int, str]]:
+def _chunk_vectors(chunk: pa.Array, dim: int, kind: VectorKind | None) -> tuple[F32, dict[int, str]]:
     """One chunk as (n, dim) float32; null rows and rows of another length are zeros and get a reason."""
-    rows = len(chunk)
-    null = np.zeros(rows, bool) if not chunk.null_count else chunk.is_null().to_numpy(zero_copy_only=False)
-    values, lengths = _flat(chunk, binary_dtype)
-    usable = ~null & (lengths == dim)
-    with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which is found later
-        if usable.all():
-            return values.astype(np.float32, copy=False).reshape(rows, dim), {}
-        vectors = np.zeros((rows, dim), np.float32)
-        # Null rows may occupy elements and ragged rows shift all that follow: drop exactly theirs.
-        vectors[usable] = values[np.repeat(usable, lengths)].reshape(-1, dim)
+    rows, null = len(chunk), nulls_of(chunk)
+    if pa.types.is_null(chunk.type):
+        return np.zeros((rows, dim), np.float32), dict.fromkeys(range(rows), "null_vector")
+    flat, lengths, unit, dtype = elements_of(chunk, kind.dtype if kind is not None else "float32")
+    usable = ~null & (lengths == dim * unit)
+    if usable.all():
+        return as_float32(flat, dtype).reshape(rows, dim), {}
+    vectors = np.zeros((rows, dim), np.float32)
+    # Null rows may occupy elements and ragged rows shift all that follow: drop exactly theirs.
+    vectors[usable] = as_float32(flat[np.repeat(usable, lengths)], dtype).reshape(-1, dim)
     reasons = {
-        row: "null_vector" if null[row] else f"wrong_dim: found {lengths[row]}, expected {dim}"
+        row: "null_vector" if null[row] else _wrong_dim(int(lengths[row]), dim, unit)
         for row in np.flatnonzero(~usable).tolist()
     }
     return vectors, reasons
 
 
-def _flat(chunk: pa.Array, binary_dtype: str) -> tuple[NDArray[np.floating[Any]], I64]:
-    """The elements of all rows, one after the other, and each row's number of elements; a null element is NaN."""
-    rows, kind = len(chunk), chunk.type
-    if pa.types.is_fixed_size_binary(kind):
-        dtype, width = np.dtype(binary_dtype).newbyteorder("<"), int(kind.byte_width)
-        buffer = chunk.buffers()[1]
-        raw = (
-            np.frombuffer(buffer, np.uint8, rows * width, chunk.offset * width)
-            if rows and buffer
-            else np.empty(0, "u1")
-        )
-        return raw.view(dtype), np.full(rows, width // dtype.itemsize if len(raw) else 0)
-    if pa.types.is_fixed_size_list(kind):
-        size = int(kind.list_size)
-        elements = chunk.values.slice(chunk.offset * size, rows * size)
-        lengths = np.full(rows, size)
-    else:
-        offsets = chunk.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
-        elements = chunk.values.slice(offsets[0], offsets[-1] - offsets[0])
-        lengths = np.diff(offsets)
-    return elements.to_numpy(zero_copy_only=False), lengths
+def _wrong_dim(length: int, dim: int, unit: int) -> str:
+    """unit: bytes of an element, 1 where the length counts elements."""
+    if length % unit:
+        return f"wrong_dim: found {length} bytes, expected {dim * unit}"
+    return f"wrong_dim: found {length // unit}, expected {dim}"
 
 
-def read_ids(table: pa.Table, column: str, id_type: IdType) -> np.ndarray:
-    """Ids (N,) as int64, or as an object array of str; nulls must have been refused before."""
-    values = table.column(column)
-    if id_type == "int64":
-        return values.cast(pa.int64()).combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
-    return values.cast(pa.string()).to_numpy(zero_copy_only=False).astype(object)
+# Weights
 
 
-_LISTS = (
-    pa.types.is_list,
-    pa.types.is_large_list,
-    pa.types.is_fixed_size_list,
-    pa.types.is_list_view,
-    pa.types.is_large_list_view,
-)
-_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, *_BYTES)
-# What values of each kind of label are stored as.
-_LABEL_TYPES = {
-    "integer": pa.int64(),
-    "number": pa.float64(),
-    "boolean": pa.bool_(),
-    "text": pa.string(),
-    "null": pa.null(),
-}
-_EXACT = 1 << 53  # below it every whole float64 is an integer without doubt
+def weight_kind(field: pa.Field) -> Literal["number"] | None:
+    """That the weights of a column are numbers.
 
-
-def value_kind(kind: pa.DataType) -> str | None:
-    """What single values of an Arrow type are: "integer", "number", "boolean", "text" (also as UTF-8 bytes), "null".
-
-    None for every other type. Dictionary-encoded values are what they stand for. Decimals without a fraction that fit
-    into int64 are integers, others are numbers.
+    Raises:
+        InputError: they are anything else, truth values and text among them.
     """
-    if pa.types.is_dictionary(kind):
-        return value_kind(kind.value_type)
-    if isinstance(kind, pa.BaseExtensionType):
-        return value_kind(kind.storage_type)
-    if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0 and kind.precision <= 18):
-        return "integer"
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    kind = plain_type(field.type)
+    if pa.types.is_null(kind):
+        return None
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return "number"
-    if pa.types.is_boolean(kind):
-        return "boolean"
-    if any(is_text(kind) for is_text in _TEXTS):
-        return "text"
-    return "null" if pa.types.is_null(kind) else None
+    raise InputError(
+        f"weight column {field.name!r} is {field.type}; numbers are expected: cast it, for example "
+        f"CAST({field.name} AS DOUBLE)"
+    )
 
 
-def label_kind(kind: pa.DataType) -> str:
-    """What labels of an Arrow type are: as ``value_kind`` says, or "list of" that. Lists of X compare with X.
-
-    Raises:
-        InputError: values of this type cannot be labels.
-    """
-    members = _members_of(kind)
-    found = value_kind(kind if members is None else members)
-    if found is None:
-        raise InputError(
-            f"{kind} cannot be a label: integers, floats, booleans, text, or lists of one of these are expected. Cast "
-            "it to one of them, such as a string"
-        )
-    return found if members is None else f"list of {found}"
+def weights_of(column: pa.ChunkedArray | pa.Array) -> F32:
+    """The weights (N,) of a column of kind "number"; NaN for null."""
+    parts = [np.empty(0, np.float32)]
+    for chunk in chunks_of(column):
+        number = chunk.cast(pa.float64()) if pa.types.is_decimal(chunk.type) or pa.types.is_null(chunk.type) else chunk
+        with np.errstate(over="ignore"):  # becomes inf, which the caller looks for
+            parts.append(number.to_numpy(zero_copy_only=False).astype(np.float32))
+    return np.concatenate(parts)
 
 
-def comparable_labels(one: str, other: str) -> bool:
-    """Whether labels of two kinds (``label_kind``) can be equal."""
-    kinds = {kind.removeprefix("list of ").replace("integer", "number") for kind in (one, other)}
-    return len(kinds - {"null"}) <= 1
+# Payload
 
 
-def label_type(kind: pa.DataType) -> pa.DataType:
-    """The Arrow type that ``labels_of`` a column of this type are stored as: one for all types of a kind."""
-    if (members := _members_of(kind)) is not None:
-        return pa.list_(label_type(members))
-    if pa.types.is_uint64(kind.value_type if pa.types.is_dictionary(kind) else kind):
-        return pa.uint64()
-    return _LABEL_TYPES[label_kind(kind)]
-
-
-def _members_of(kind: pa.DataType) -> pa.DataType | None:
-    """The type of a list's members, None for other types."""
-    return kind.value_type if any(is_list(kind) for is_list in _LISTS) else None
-
-
-def labels_of(column: pa.ChunkedArray, *, where: str = "the label column") -> Objects:
-    """Labels (N,) as Python objects, None where there is none.
-
-    Null and NaN are no label; whole floats are the int that they equal; bytes are text. A list is a tuple of its
-    distinct members, None if it has none.
-
-    Args:
-        where: file and column, for messages.
+def check_payload(field: pa.Field) -> None:
+    """Anything that Arrow can give Python is a payload.
 
     Raises:
-        InputError: not a type of labels; text that is not UTF-8 (names the row among those given).
+        InputError: tensors whose shape cannot be read.
     """
-    try:
-        kind = label_kind(column.type)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    if kind == "text":
-        return _texts(column, where)
-    if kind == "integer" and not column.null_count and pa.types.is_integer(column.type):
-        return column.to_numpy().astype(object)
-    try:
-        values = column.to_pylist()
-    except UnicodeDecodeError:
-        raise InputError(f"{where}: a text in a list is not UTF-8. Write it again as UTF-8.") from None
-    if kind.startswith("list of "):
-        return np.fromiter((_label_set(value, where) for value in values), object, len(values))
-    return np.fromiter(map(_plain, values), object, len(values))
-
-
-def _texts(column: pa.ChunkedArray, where: str) -> Objects:
-    try:
-        return column.cast(pa.string()).to_numpy(zero_copy_only=False)
-    except (pa.ArrowException, UnicodeDecodeError):
-        raw = column.cast(pa.binary()).to_pylist()
-        row = next(row for row, value in enumerate(raw) if value is not None and not _is_utf8(value))
-        raise InputError(
-            f"{where}: row {row} of those read is {raw[row]!r}, which is not UTF-8. Write the text again as UTF-8."
-        ) from None
-
-
-def _is_utf8(value: bytes) -> bool:
-    return value.decode(errors="replace").encode() == value
-
-
-def _label_set(values: list[object] | None, where: str) -> tuple[object, ...] | None:
-    try:
-        members = dict.fromkeys(map(_plain, values or ()))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: {error.object!r} is not UTF-8. Write the text again as UTF-8.") from None
-    members.pop(None, None)
-    return tuple(members) or None
-
-
-def _plain(value: object) -> object:
-    """A label's value as what it is compared as."""
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, Decimal):
-        whole = value.is_finite() and value == value.to_integral_value() and abs(value) < 1 << 63
-        value = int(value) if whole else float(value)
-    if isinstance(value, float):
-        return None if value != value else int(value) if value.is_integer() and abs(value) < _EXACT else value
-    return value
+    tensor_of(field)

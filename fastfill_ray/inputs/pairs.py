@@ -8,13 +8,23 @@ import pyarrow as pa
 from fastfill_ray.errors import InputError
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.inputs.judgements import pin_judgements, read_judgements
-from fastfill_ray.inputs.kinds import element_type, labels_of, read_ids, vectors_of
+from fastfill_ray.inputs.kinds import (
+    common_dim,
+    id_kind,
+    naming,
+    read_ids,
+    vector_kind,
+    vectors_of,
+    weight_kind,
+    weights_of,
+)
+from fastfill_ray.inputs.labels import labels_of
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import columns_of, id_type_of, pin, read_rows, vector_dim_of
+from fastfill_ray.inputs.parquet import columns_of, pin, read_rows
 from fastfill_ray.ordering.ids import hash_ids, seeded_hash
 from fastfill_ray.ordering.streams import HashSeed
 from fastfill_ray.storage.arrow import objects
-from fastfill_ray.types import F32, I64, SPLITS, IdType, Objects
+from fastfill_ray.types import SPLITS, IdType, Objects
 
 SHARES = (0.7, 0.15, 0.15)
 _OPTIONAL = ("label", "group", "weight", "split", "side")
@@ -33,20 +43,20 @@ def read_pairs(
     Raises:
         ConfigError, InputError: a missing column, ids that are null or repeated, an unknown split, nothing left.
     """
-    table, id_type, present = _read(store, path, {"id": "id", "old": "old", "new": "new"}, _OPTIONAL)
-    ids = read_ids(table, "id", id_type)
+    parts, present = _read(store, path, {"id": "id", "old": "old", "new": "new"}, _OPTIONAL)
+    ids = _ids(parts, "id")
     if len(np.unique(ids)) < len(ids):
         values, counts = np.unique(ids, return_counts=True)
         repeated = values.tolist()[counts.argmax()]
         raise InputError(f"{path}: id {repeated!r} occurs {counts.max()} times; ids must be unique")
     vectors, unusable = {}, dict[int, str]()
     for name in ("old", "new", *(["side"] if "side" in present else [])):
-        vectors[name], bad = _vectors(store, path, table, name, metric if name != "side" else "ip")
+        vectors[name], bad = _vectors(parts, name, metric if name != "side" else "ip")
         unusable |= {row: f"{name}: {reason}" for row, reason in bad.items()}
     kept = np.array([row for row in range(len(ids)) if row not in unusable], np.int64)
     if len(kept) == 0:
         raise InputError(f"{path}: none of {len(ids)} rows has two usable vectors; the first: {unusable.get(0)}")
-    columns = {name: _column(table, name, path)[kept] for name in present if name != "side"}
+    columns = {name: _column(parts, name)[kept] for name in present if name not in ("side", "weight")}
     split = columns.get("split")
     id_hash = hash_ids(ids)[kept]
     if split is None:
@@ -55,7 +65,7 @@ def read_pairs(
     elif not set(split.tolist()) <= set(SPLITS):
         other = next(value for value in split.tolist() if value not in SPLITS)
         raise InputError(f"{path}: column 'split' holds {other!r}; {', '.join(SPLITS)} are expected")
-    weights = _weights(columns["weight"], kept, path) if "weight" in columns else None
+    weights = _weights(parts, kept) if "weight" in present else None
     items = PairedItems(
         ids=ids.astype(object)[kept],
         old=vectors["old"][kept],
@@ -83,11 +93,11 @@ def read_queries(store: InputStore, path: str, qrels: str | None, pairs: PairedI
     """
     wanted = {"new": "new"} | ({"id": "id"} if qrels is not None else {})
     optional = ("old", "label", "group") if qrels is not None else ("id", "old", "label", "group")
-    table, _, present = _read(store, path, wanted, optional)
-    new, bad = _vectors(store, path, table, "new", metric)
+    parts, present = _read(store, path, wanted, optional)
+    new, bad = _vectors(parts, "new", metric)
     old = None
     if "old" in present:
-        old, unusable = _vectors(store, path, table, "old", metric)
+        old, unusable = _vectors(parts, "old", metric)
         bad |= unusable
     for name, found, expected in (("new", new, pairs.new), ("old", old, pairs.old)):
         if found is not None and found.shape[1] != (dim := expected.shape[1]):
@@ -96,7 +106,7 @@ def read_queries(store: InputStore, path: str, qrels: str | None, pairs: PairedI
     if len(kept) == 0:
         raise InputError(f"{path}: no query has usable vectors")
     named = qrels is not None or "id" in present
-    ids = objects(table.column("id"))[kept].astype(str) if named else kept.astype(str)
+    ids = _ids(parts, "id")[kept].astype(str) if named else kept.astype(str)
     judged = None
     if qrels is not None:
         id_type: IdType = "string" if isinstance(pairs.ids[0], str) else "int64"
@@ -106,50 +116,77 @@ def read_queries(store: InputStore, path: str, qrels: str | None, pairs: PairedI
         ids=ids.astype(object),
         new=new[kept],
         old=None if old is None else old[kept],
-        labels=_column(table, "label", path)[kept] if "label" in present else None,
-        groups=_column(table, "group", path)[kept] if "group" in present else None,
+        labels=_column(parts, "label")[kept] if "label" in present else None,
+        groups=_column(parts, "group")[kept] if "group" in present else None,
         judged=judged,
     )
 
 
-def _read(
-    store: InputStore, path: str, wanted: dict[str, str], optional: tuple[str, ...]
-) -> tuple[pa.Table, IdType, list[str]]:
-    """The table, the type of its ids, and which optional columns it has."""
+# The files of a table, each as it is: what one holds as lists, another may hold as bytes.
+_Parts = list[tuple[str, pa.Table]]
+
+
+def _read(store: InputStore, path: str, wanted: dict[str, str], optional: tuple[str, ...]) -> tuple[_Parts, list[str]]:
+    """The files with rows, each with its path, and which optional columns they have."""
     there = columns_of(store, path)
     present = [name for name in optional if name in there]
     found = pin(store, path, wanted | {name: name for name in present})
     if found.rows == 0:
         raise InputError(f"{path}: there are no rows")
     columns = [*wanted.values(), *present]
-    table = pa.concat_tables([read_rows(store, file, columns) for file in found.files])
-    for name in wanted.values():
-        if name.endswith("id") and table.column(name).null_count:
-            raise InputError(f"{path}: column {name!r} is null in {table.column(name).null_count} rows; fill them in")
-    return table, id_type_of(found, "id") if "id" in wanted else "string", present
+    return [(file.path, read_rows(store, file, columns)) for file in found.files if file.rows], present
 
 
-def _vectors(
-    store: InputStore, path: str, table: pa.Table, name: str, metric: str
-) -> tuple[np.ndarray, dict[int, str]]:
-    dim = vector_dim_of(store, pin(store, path, {name: name}), name)
-    kind = element_type(table.schema.field(name))
-    return vectors_of(table.column(name), dim, metric=metric, binary_dtype=kind)
+def _ids(parts: _Parts, name: str) -> np.ndarray:
+    """The ids (N,) of a column, all of the first file's kind."""
+    id_type: IdType | None = None
+    for path, table in parts:
+        with naming(path):
+            id_type = id_type or id_kind(table.schema.field(name))
+    return np.concatenate([read_ids(table, name, id_type or "string", path=path) for path, table in parts])
 
 
-def _weights(given: Objects, rows: I64, path: str) -> F32:
-    """The weights (N,) of the kept rows; rows: (N,) their numbers in the file."""
-    try:
-        weights = given.astype(np.float32)
-    except ValueError:
-        raise InputError(f"{path}: column 'weight' holds {given[0]!r}; numbers are expected") from None
-    if not np.isfinite(weights).all():
-        row = int(rows[np.argmin(np.isfinite(weights))])
-        raise InputError(f"{path}: column 'weight' is no finite number in row {row}; fill it in, 1 where unknown")
-    return weights
+def _vectors(parts: _Parts, name: str, metric: str) -> tuple[np.ndarray, dict[int, str]]:
+    """The vectors (N, dim) of a column, see ``kinds.vectors_of``; dim is the most frequent length in the files."""
+    kinds, dims = [], dict[str, int]()
+    for path, table in parts:
+        with naming(path):
+            kinds.append(vector_kind(table.schema.field(name)))
+        if (dim := common_dim(table.column(name), kinds[-1])) is not None:
+            dims[path] = dim
+    if not dims:
+        raise InputError(f"{parts[0][0]}: column {name!r} holds no vector, only nulls")
+    first, expected = next(iter(dims.items()))
+    for path, dim in dims.items():
+        if dim != expected:
+            raise InputError(f"{path}: column {name!r} holds vectors of {dim} dims, expected {expected} as in {first}")
+    vectors, unusable, start = [], dict[int, str](), 0
+    for (_, table), kind in zip(parts, kinds, strict=True):
+        found, bad = vectors_of(table.column(name), expected, metric=metric, kind=kind)
+        unusable |= {start + row: reason for row, reason in bad.items()}
+        vectors.append(found)
+        start += len(found)
+    return np.concatenate(vectors), unusable
 
 
-def _column(table: pa.Table, name: str, path: str) -> Objects:
+def _weights(parts: _Parts, kept: np.ndarray) -> np.ndarray:
+    """The weights of the rows that are kept."""
+    for path, table in parts:
+        with naming(path):
+            weight_kind(table.schema.field("weight"))
+    weights = np.concatenate([weights_of(table.column("weight")) for _, table in parts])
+    bad = kept[~np.isfinite(weights[kept])]
+    if len(bad):
+        raise InputError(
+            f"{parts[0][0]}: column 'weight' is no finite number in row {bad[0]}; fill it in, 1 where unknown"
+        )
+    return weights[kept]
+
+
+def _column(parts: _Parts, name: str) -> Objects:
     """An optional column (N,) as Python objects."""
-    column = table.column(name)
-    return labels_of(column, where=f"{path}: column {name!r}") if name == "label" else objects(column)
+    if name == "label":
+        found = [labels_of(table.column(name), where=f"{path}: column {name!r}") for path, table in parts]
+    else:
+        found = [objects(table.column(name)) for _, table in parts]
+    return np.concatenate(found)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastfill_ray.errors import ConfigError, InputChanged, InputError
-from fastfill_ray.inputs.kinds import vector_dim, vectors_of
+from fastfill_ray.inputs.kinds import VectorKind, common_dim, naming, vector_kind, vectors_of
 from fastfill_ray.inputs.locate import InputFile, InputStore
 from fastfill_ray.types import I64, IdType, Model
 
@@ -68,7 +68,7 @@ def pin(store: InputStore, path: str, columns: dict[str, str]) -> TableInput:
 
     Raises:
         ConfigError: a column is missing in the first file.
-        InputError: a file is not Parquet or truncated, has an extension type, or differs from the first one's schema.
+        InputError: a file is not Parquet or truncated, or differs from the first one's schema.
     """
     found = store.find(path)
     names = sorted(set(columns.values()))
@@ -91,10 +91,6 @@ def pin(store: InputStore, path: str, columns: dict[str, str]) -> TableInput:
                 raise InputError(
                     f"{file.path}: column {name!r} is {here or 'missing'}, but {first.field(name).type} in "
                     f"{found[0].path}. All files must have one schema: rewrite this one, or move it out of the folder."
-                )
-            if isinstance(here, pa.BaseExtensionType):
-                raise InputError(
-                    f"{file.path}: column {name!r} has the extension type {here}; store it as a plain type"
                 )
         groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
         wanted = {i for i in range(footer.num_columns) if footer.schema.column(i).path.split(".")[0] in names}
@@ -283,8 +279,19 @@ def id_type_of(gallery: TableInput, column: str) -> IdType:
     raise InputError(f"{gallery.files[0].path}: id column {column!r} is {name}; int64 or string is expected")
 
 
-def vector_dim_of(store: InputStore, gallery: TableInput, column: str) -> int:
-    """The dimension of the old vectors: from the type, or for lists from the first rows of every file.
+def vector_dim_of(store: InputStore, gallery: TableInput, column: str, stated: str | None = None) -> int:
+    """The dimension alone of ``vectors_in``."""
+    return vectors_in(store, gallery, column, stated)[0]
+
+
+def vectors_in(
+    store: InputStore, gallery: TableInput, column: str, stated: str | None = None
+) -> tuple[int, tuple[VectorKind, ...]]:
+    """The dimension of the vectors, and their kind in each file with rows: from the type, or for what leaves the
+    dimension open from the first rows.
+
+    Args:
+        stated: see ``kinds.vector_kind``.
 
     Raises:
         InputError: not a vector type, files that disagree, or a file whose first rows hold no usable vector.
@@ -293,39 +300,37 @@ def vector_dim_of(store: InputStore, gallery: TableInput, column: str) -> int:
         files = [file for file in gallery.files if file.rows]
         if not files:
             raise InputError(f"{gallery.files[0].path}: the gallery has no rows")
-        dims = list(pool.map(lambda file: _file_dim(store, file, column), files))
+        found = list(pool.map(lambda file: _vectors_in_file(store, file, column, stated), files))
+    dims, kinds = zip(*found, strict=True)
     for file, dim in zip(files, dims, strict=True):
         if dim != dims[0]:
             raise InputError(
                 f"{file.path}: column {column!r} holds vectors of {dim} dims, expected {dims[0]} as in {files[0].path}"
             )
-    return dims[0]
+    return dims[0], kinds
 
 
-def _file_dim(store: InputStore, file: PinnedFile, column: str) -> int:
+def _vectors_in_file(store: InputStore, file: PinnedFile, column: str, stated: str | None) -> tuple[int, VectorKind]:
     with store.open(file.path) as handle:
         reader = pq.ParquetFile(handle)
-        try:
-            fixed = vector_dim(reader.schema_arrow.field(column))
-        except InputError as error:
-            raise InputError(f"{file.path}: {error}") from error
-        if fixed is not None:
-            return fixed
+        with naming(file.path):
+            kind = vector_kind(reader.schema_arrow.field(column), stated)
+        if kind is not None and kind.dim is not None:
+            return kind.dim, kind
         try:
             sample = next(reader.iter_batches(batch_size=_SAMPLE_ROWS, columns=[column]), None)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file.path}: its first rows cannot be read ({_first_line(error)})") from error
-    lengths = [] if sample is None else [len(row) for row in sample.column(0).to_pylist() if row is not None]
-    if sample is None or not lengths:
+    dim = None if sample is None else common_dim(sample.column(0), kind)
+    if kind is None or sample is None or dim is None:
         raise InputError(f"{file.path}: the first {_SAMPLE_ROWS} rows of column {column!r} are all null")
-    dim = max(set(lengths), key=lengths.count)
-    _, unusable = vectors_of(sample.column(0), dim)
+    _, unusable = vectors_of(sample.column(0), dim, kind=kind)
     if len(unusable) == sample.num_rows:
         raise InputError(
             f"{file.path}: none of the first {sample.num_rows} rows of column {column!r} is a usable vector: "
             f"{next(iter(unusable.values()))}"
         )
-    return dim
+    return dim, kind
 
 
 def _first_line(error: BaseException) -> str:

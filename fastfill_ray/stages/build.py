@@ -14,7 +14,8 @@ import pyarrow as pa
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.index.segment import build_index, train_template
 from fastfill_ray.inputs.gallery import Source, mapped_columns, mapped_vectors
-from fastfill_ray.inputs.kinds import label_type, labels_of, read_ids
+from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.labels import label_type, labels_of
 from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
 from fastfill_ray.log.records import FileRef, Plan, Segment
 from fastfill_ray.ordering.ids import ids_digest
@@ -174,7 +175,7 @@ def _read_bucket(
     for (chunk, file, scores), table in _read_chunks(source, work, columns):
         vectors, extra, bad = mapped_vectors(table, source)
         scored = read_table(get_verified(job.scorer.files, scores), name=scores.path, columns=["id", "key", "is_pair"])
-        here = read_ids(table, source.config.id_column, source.id_type).tolist()
+        here = read_ids(table, source.config.id_column, source.id_type, path=file.path, start=chunk.start).tolist()
         if here != scored.column("id").to_pylist():
             raise CorruptFile(f"{scores.path}: its ids are not those of {file.path} rows {chunk.start}+{chunk.rows}")
         ids.extend(here)
@@ -201,7 +202,7 @@ def _read_beside(job: BuildJob, work: BucketWork) -> _Beside:
     beside = _Beside(dict.fromkeys(columns), {})
     if not columns:
         return beside
-    for (_, file, _), table in _read_chunks(source, work, [config.id_column, *columns.values()]):
+    for (chunk, file, _), table in _read_chunks(source, work, [config.id_column, *columns.values()]):
         values = []
         for name, column in columns.items():
             if name == "label":
@@ -210,7 +211,7 @@ def _read_beside(job: BuildJob, work: BucketWork) -> _Beside:
                 beside.types[name] = beside.types[name] if pa.types.is_null(kind) else kind
             else:
                 values.append(objects(table.column(column)))
-        ids = read_ids(table, config.id_column, source.id_type).tolist()
+        ids = read_ids(table, config.id_column, source.id_type, path=file.path, start=chunk.start).tolist()
         beside.values.update(zip(ids, zip(*values, strict=True), strict=True))
     return beside
 

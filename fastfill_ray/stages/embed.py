@@ -20,17 +20,20 @@ import pyarrow as pa
 
 from fastfill_ray.config import NewModelConfig, OldModelConfig, QueriesConfig
 from fastfill_ray.embedders.isolated import IsolatedEmbedder
-from fastfill_ray.embedders.protocol import Embedder, Role, embed_rows, load_embedder, may_pass
+from fastfill_ray.embedders.protocol import MAX_REASON_CHARS, Embedder, Role, embed_rows, load_embedder, may_pass
 from fastfill_ray.embedders.watchdog import Watched, build_limit_s, ends_process_after
 from fastfill_ray.engine.interface import Attempt, PoolWork
 from fastfill_ray.errors import EmbedderError, InputError
+from fastfill_ray.inputs.encodings import take_rows
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
+from fastfill_ray.inputs.payload import payload_values
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import ids_digest
 from fastfill_ray.ordering.waves import wave_of
+from fastfill_ray.sanitize import one_line
 from fastfill_ray.storage.arrow import id_array, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import unit_output, unit_receipt
@@ -206,10 +209,13 @@ def _rows_of(job: Job, unit: Unit, table: pa.Table) -> pa.Table:
             f"{unit.folder}/{unit.unit}: found {len(offsets)} rows in {unit.file.path}, the plan says {unit.rows}"
         )
     rows = offsets + unit.start
-    chosen = table.take(offsets) if len(offsets) < unit.length else table
+    chosen = take_rows(table, offsets) if len(offsets) < unit.length else table
     ids = pa.array(rows) if id_column is None else id_array(read_ids(chosen, id_column, job.id_type), job.id_type)
-    fixed = {"__row": pa.array(rows), "__id": ids}
-    return pa.table({**fixed, **{name: chosen.column(name) for name in payload}})
+    fields = [table.schema.field(name) for name in dict.fromkeys(payload)]  # their metadata may say what they hold
+    return pa.Table.from_arrays(
+        [pa.array(rows), ids, *(chosen.column(field.name) for field in fields)],
+        schema=pa.schema([pa.field("__row", pa.int64()), pa.field("__id", ids.type), *fields]),
+    )
 
 
 def read_waves(files: Files, scores: FileRef, thresholds: Sequence[int]) -> np.ndarray:
@@ -243,7 +249,10 @@ def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receip
 
 
 def _embed_table(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> tuple[F32, dict[int, str]]:
-    """See ``embed_rows``. Rows whose call raised are embedded again, all of the unit's after one wait."""
+    """See ``embed_rows``. Rows whose call raised are embedded again, all of the unit's after one wait.
+
+    A row whose payload cannot be read is not shown to the embedder, and has that for its reason.
+    """
     space = job.spaces[unit.model]
     _, payload = job.columns(unit.role)
     vectors = np.zeros((table.num_rows, space.dim), np.float32)
@@ -255,14 +264,33 @@ def _embed_table(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> tupl
         time.sleep(delay_s)
         for first in range(0, len(rows), space.batch_size):
             part = rows[first : first + space.batch_size]
-            batch = {name: table.column(name).take(part).to_pylist() for name in payload}
-            found, faults = embed_rows(model, batch, unit.role, space.dim, metric=space.metric)
-            vectors[part] = found
             for row in part.tolist():
                 unusable.pop(row, None)
+            batch, unreadable = _read_payload(table, payload, part)
+            unusable |= unreadable
+            part = part[[row not in unreadable for row in part.tolist()]]
+            if len(part) == 0:
+                continue
+            found, faults = embed_rows(model, batch, unit.role, space.dim, metric=space.metric)
+            vectors[part] = found
             unusable |= {int(part[row]): reason for row, reason in faults.items()}
         rows = np.array([row for row, reason in sorted(unusable.items()) if may_pass(reason)], dtype=np.int64)
     return vectors, unusable
+
+
+def _read_payload(
+    table: pa.Table, names: Sequence[str], rows: np.ndarray
+) -> tuple[dict[str, list[object]], dict[int, str]]:
+    """The payload columns of those of `rows` that can be read, as the embedder takes them, and {row: reason} of the
+    others.
+    """
+    columns = {name: payload_values(table.column(name), table.schema.field(name), rows) for name in names}
+    reasons: dict[int, str] = {}
+    for name, (_, faults) in columns.items():
+        for place, fault in faults.items():
+            reasons.setdefault(int(rows[place]), one_line(f"payload column {name!r}: {fault}", MAX_REASON_CHARS))
+    kept = [place for place, row in enumerate(rows.tolist()) if row not in reasons]
+    return {name: [values[place] for place in kept] for name, (values, _) in columns.items()}, reasons
 
 
 def keep_receipt(files: Files, unit: Unit, receipt: Receipt) -> Receipt:

@@ -17,7 +17,8 @@ from fastfill_ray.engine.interface import Engine
 from fastfill_ray.experiment.items import Queries
 from fastfill_ray.index.segment import load_index, prepare_queries, search_segment, segment_queries
 from fastfill_ray.inputs.gallery import Source, old_vectors
-from fastfill_ray.inputs.kinds import labels_of, read_ids
+from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.labels import labels_of
 from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
 from fastfill_ray.log.records import Segment
 from fastfill_ray.ordering.partition import Chunk

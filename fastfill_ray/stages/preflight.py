@@ -8,7 +8,7 @@ from typing import Any
 from fastfill_ray.config import GalleryConfig, IndexConfig, NewModelConfig, PolicyConfig, QueriesConfig
 from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch
 from fastfill_ray.index.segment import check_factory
-from fastfill_ray.inputs.kinds import comparable_labels, label_kind
+from fastfill_ray.inputs.labels import comparable_labels, label_kind
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import TableInput, column_type, vector_dim_of
 from fastfill_ray.log.records import Init
@@ -113,7 +113,9 @@ def check_queries(
         ("queries.new_vector_column", queries.new_vector_column, new.dim, "new_model.dim"),
         ("queries.old_vector_column", queries.old_vector_column, inspected.old_dim, "the gallery's old vectors"),
     ):
-        if column is not None and (there := vector_dim_of(store, inputs, column)) != dim:
+        if column is None:
+            continue
+        if (there := vector_dim_of(store, inputs, column, queries.vector_dtype)) != dim:
             raise ConfigError(f"{key}: column {column!r} holds vectors of {there} dims, expected {dim} as {source}")
 
 

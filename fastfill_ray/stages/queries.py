@@ -11,9 +11,11 @@ import pyarrow as pa
 from fastfill_ray.config import QueriesConfig
 from fastfill_ray.errors import InputError
 from fastfill_ray.experiment.items import Queries
+from fastfill_ray.inputs.encodings import take_rows
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.judgements import pin_judgements, read_judgements
-from fastfill_ray.inputs.kinds import element_type, labels_of, vectors_of
+from fastfill_ray.inputs.kinds import id_kind, naming, read_ids, vector_kind, vectors_of
+from fastfill_ray.inputs.labels import labels_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, TableInput, pin, read_rows
 from fastfill_ray.retrieval.relevance import Judgement
@@ -125,7 +127,8 @@ def load_queries(
     wanted = [config.new_vector_column, config.old_vector_column, config.label_column, config.group_column]
     columns = [name for name in (*wanted, config.id_column if judgements is not None else None) if name is not None]
     columns = columns or [config.payload_columns[0]]
-    tables = [read_rows(source.store, file, columns).take(rows) for file, rows in plan.rows]
+    whole = [read_rows(source.store, file, columns) for file, _ in plan.rows]
+    tables = [take_rows(table, rows) for table, (_, rows) in zip(whole, plan.rows, strict=True)]
     places = [(number, int(row)) for number, (_, rows) in enumerate(plan.rows) for row in rows]
     vectors: dict[str, dict[_Place, F32]] = {}
     for model, dim, column in (
@@ -148,7 +151,12 @@ def load_queries(
     if judgements is None:
         ids, judged = np.array([f"{file}:{row}" for file, row in places])[usable], None
     else:
-        ids = column_of(config.id_column).astype(str)
+        # Of whole files: so an id that cannot be read is named by its row in the file.
+        parts = [
+            _query_ids(table, config.id_column, file)[rows]
+            for table, (file, rows) in zip(whole, plan.rows, strict=True)
+        ]
+        ids = np.concatenate(parts)[usable]
         judged = _judged(source, judgements, config.id_column, ids)
     return Queries(
         # Per-query figures are compared query by query: only those of the same queries, asked of the same gallery.
@@ -163,14 +171,21 @@ def load_queries(
     )
 
 
+def _query_ids(table: pa.Table, column: str, file: PinnedFile) -> np.ndarray:
+    """The ids (N,) of the queries in a file, as text: judgements name them in any type."""
+    with naming(file.path):
+        id_type = id_kind(table.schema.field(column)) or "string"
+    return read_ids(table, column, id_type, path=file.path).astype(str)
+
+
 def _given_vectors(
     plan: QueryPlan, tables: Sequence[pa.Table], column: str, dim: int, metric: str
 ) -> dict[_Place, F32]:
     """The usable vectors of a column of the query files."""
     vectors: dict[_Place, F32] = {}
     for number, ((_, rows), table) in enumerate(zip(plan.rows, tables, strict=True)):
-        kind = element_type(table.schema.field(column))
-        values, unusable = vectors_of(table.column(column), dim, metric=metric, binary_dtype=kind)
+        kind = vector_kind(table.schema.field(column), plan.config.vector_dtype)
+        values, unusable = vectors_of(table.column(column), dim, metric=metric, kind=kind)
         vectors |= {(number, int(row)): values[i] for i, row in enumerate(rows) if i not in unusable}
     return vectors
 

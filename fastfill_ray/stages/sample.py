@@ -13,8 +13,10 @@ import pyarrow as pa
 from fastfill_ray.config import GalleryConfig, PairsConfig, QuarantineConfig, QueriesConfig, ResourcesConfig
 from fastfill_ray.errors import ConfigError, QuarantineExceeded
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
+from fastfill_ray.inputs.encodings import take_rows
 from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
-from fastfill_ray.inputs.kinds import label_type, labels_of, read_ids
+from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.labels import label_type, labels_of
 from fastfill_ray.inputs.parquet import read_spans
 from fastfill_ray.ordering.partition import MIN_SPLIT, sample_pairs
 from fastfill_ray.stages.context import Context
@@ -240,9 +242,11 @@ def _read_old(units: Sequence[Unit], *, source: Source) -> list[pa.Table]:
     return [_old_of(unit, table, source) for unit, table in zip(units, tables, strict=True)]
 
 
-def _old_of(unit: Unit, table: pa.Table, source: Source) -> pa.Table:
+def _old_of(unit: Unit, chunk: pa.Table, source: Source) -> pa.Table:
+    """Those columns of a unit's pairs; chunk: all rows of its span."""
     config = source.config
-    table = table.take(pa.array(unit.offsets, pa.int64()))
+    offsets = np.array(unit.offsets, np.int64)
+    table = take_rows(chunk, offsets)
     old, side, unusable = mapped_vectors(table, source)
     result = {
         "id": id_array(read_ids(table, config.id_column, source.id_type), source.id_type),
@@ -252,7 +256,9 @@ def _old_of(unit: Unit, table: pa.Table, source: Source) -> pa.Table:
     if side is not None:
         result["side"] = vector_column(side)
     if config.weight_column is not None:
-        result["weight"] = pa.array(item_weights(table, config.weight_column, unit.file.path))
+        # Of the whole chunk: so a bad one is named by its row in the file.
+        weights = item_weights(chunk, config.weight_column, unit.file.path, unit.start)
+        result["weight"] = pa.array(weights[offsets])
     if config.label_column is not None:
         column = table.column(config.label_column)
         labels = labels_of(column, where=f"{unit.file.path}: gallery.label_column {config.label_column!r}")

@@ -15,7 +15,8 @@ import pyarrow as pa
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
-from fastfill_ray.inputs.kinds import labels_of, read_ids
+from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.labels import labels_of
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
@@ -263,13 +264,15 @@ def score_chunks(scorer: Scorer, folder: str, work: Sequence[_Work]) -> Iterator
 def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, start: float) -> Receipt:
     """start: when its rows began to be read, by ``time.monotonic``."""
     config, needs_labels = scorer.source.config, scorer.policy in LABELLED
-    ids = read_ids(table, config.id_column, scorer.source.id_type)
+    ids = read_ids(table, config.id_column, scorer.source.id_type, path=work.file.path, start=work.start)
     old, side, unusable = mapped_vectors(table, scorer.source)
     aligned, log_variance = scorer.align(old, side)
     labels = None
     if needs_labels and config.label_column is not None:
         labels = labels_of(table.column(config.label_column), where=f"{work.file.path}: gallery.label_column")
-    weights = item_weights(table, config.weight_column, work.file.path) if config.weight_column is not None else None
+    weights = None
+    if config.weight_column is not None:
+        weights = item_weights(table, config.weight_column, work.file.path, work.start)
     items = ItemColumns(hash_ids(ids), old, aligned, log_variance, labels, weights)
     priority, keys = scorer.keys(items)
     bad = np.array(sorted(unusable), dtype=np.int64)

@@ -9,14 +9,13 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig, ResourcesConfig
 from fastfill_ray.errors import CorruptFile, FileMissing, InputError, StorageError
 from fastfill_ray.inputs.gallery import NO_VECTOR, Source, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import Span, TableInput, id_type_of, pin, read_spans, vector_dim_of
+from fastfill_ray.inputs.parquet import Span, TableInput, id_type_of, pin, read_spans, vector_dim_of, vectors_in
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.partition import Chunk, cut_chunks
 from fastfill_ray.stages.context import Context
@@ -41,6 +40,11 @@ class Snapshot(Model):
     old_dim: int
     chunk_rows: tuple[tuple[int, int, int], ...]
     side_dim: int | None = None
+    old_kinds: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        files = f"{len(self.gallery.files)} file{'s' if len(self.gallery.files) > 1 else ''}"
+        return f"{self.rows:,} items in {files}; old vectors: {self.old_dim} x {', '.join(self.old_kinds)}"
 
     @property
     def rows(self) -> int:
@@ -96,14 +100,20 @@ def inspect_gallery(store: InputStore, config: GalleryConfig, resources: Resourc
         chunk_rows=resources.chunk_rows,
         chunk_bytes=resources.chunk_bytes,
     )
-    side = [config.side_column] if config.side_column is not None else []
+    side, dtype = [config.side_column] if config.side_column is not None else [], config.vector_dtype
+    old_dim, kinds = vectors_in(store, gallery, config.old_vector_column, dtype)
+    # The same bytes are other vectors where they are read as another type.
+    read_as = [*side, *([["vector_dtype", dtype]] if dtype is not None else [])]
     return Snapshot(
-        fingerprint=fingerprint([gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *side]),
+        fingerprint=fingerprint(
+            [gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *read_as]
+        ),
         gallery=gallery,
         id_type=id_type_of(gallery, config.id_column),
-        old_dim=vector_dim_of(store, gallery, config.old_vector_column),
+        old_dim=old_dim,
+        old_kinds=tuple(dict.fromkeys(map(str, kinds))),
         chunk_rows=tuple(chunks),
-        side_dim=vector_dim_of(store, gallery, side[0]) if side else None,
+        side_dim=vector_dim_of(store, gallery, side[0], dtype) if side else None,
     )
 
 
@@ -214,7 +224,7 @@ def _check_files(source: Source, parts: int, files: Sequence[_FileSpans]) -> lis
     columns = [config.id_column, *mapped_columns(config)]
     hashes, count, shown = [], 0, list[str]()
     for span, table in zip(spans, read_spans(source.store, spans, columns), strict=True):
-        ids = _present_ids(table, span, source)
+        ids = read_ids(table, config.id_column, source.id_type, path=span.file.path, start=span.start)
         hashes.append(hash_ids(ids))
         _, _, unusable = mapped_vectors(table, source)
         faults = {row: reason for row, reason in unusable.items() if reason != NO_VECTOR}
@@ -224,18 +234,6 @@ def _check_files(source: Source, parts: int, files: Sequence[_FileSpans]) -> lis
     hashed = np.concatenate(hashes)
     part = (hashed % np.uint64(parts)).astype(np.int64)
     return [*(hashed[part == i] for i in range(parts)), _Faults(count, tuple(shown))]
-
-
-def _present_ids(table: pa.Table, span: Span, source: Source) -> np.ndarray:
-    column = source.config.id_column
-    values = table.column(column)
-    if values.null_count:
-        row = span.start + int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-        raise InputError(
-            f"{span.file.path} row {row}: column {column!r} is null. "
-            "Every item needs an id: fill such ids in, or remove the rows."
-        )
-    return read_ids(table, column, source.id_type)
 
 
 def _join(*pieces: Any) -> Any:
@@ -261,7 +259,7 @@ def _find_ids(spans: _FileSpans, *, source: Source, hashes: np.ndarray) -> list[
     """(Row, id) of at most 1000 rows whose id has one of the hashes."""
     column, found = source.config.id_column, list[tuple[int, int | str]]()
     for span, table in zip(spans, read_spans(source.store, spans, [column]), strict=True):
-        ids = read_ids(table, column, source.id_type)
+        ids = read_ids(table, column, source.id_type, path=span.file.path, start=span.start)
         rows = np.flatnonzero(np.isin(hash_ids(ids), hashes))
         found += [(span.start + int(row), ids[row] if source.id_type == "string" else int(ids[row])) for row in rows]
         if len(found) >= _MOST_FOUND:

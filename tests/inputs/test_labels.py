@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfill_ray.errors import InputError
-from fastfill_ray.inputs.kinds import comparable_labels, label_kind, label_type, labels_of
+from fastfill_ray.inputs.labels import comparable_labels, label_kind, label_type, labels_of
 
 TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 KINDS: dict[str, Sequence[pa.DataType]] = {

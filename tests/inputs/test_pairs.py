@@ -156,13 +156,17 @@ def test_rows_with_an_unusable_vector_are_left_out_with_the_reason(path: Path) -
         ({"new": None}, ConfigError, "column 'new' is not in"),
         ({"id": [1, 2, 2, *range(3, N)]}, InputError, "id 2 occurs 2 times; ids must be unique"),
         ({"id": ["a", "b", "b"] + [str(i) for i in range(3, N)]}, InputError, "id 'b' occurs 2 times"),
-        ({"id": [None, *range(1, N)]}, InputError, "column 'id' is null in 1 rows"),
+        ({"id": [None, *range(1, N)]}, InputError, r"pairs\.parquet row 0: id column 'id' is null"),
         ({"id": [0.5] * N}, InputError, "id column 'id' is double"),
         ({"split": ["test"] * N}, InputError, "column 'split' holds 'test'; train, calibration, audit are expected"),
         ({"split": [None] + ["train"] * (N - 1)}, InputError, "column 'split' holds None"),
         ({"old": ["text"] * N}, InputError, "column 'old'"),
         ({"new": [np.zeros(NEW, np.float32)] * N}, InputError, "none of the first 40 rows|none of 40 rows"),
-        ({"weight": ["heavy"] * N}, InputError, "column 'weight' holds 'heavy'; numbers are expected"),
+        (
+            {"weight": ["heavy"] * N},
+            InputError,
+            r"pairs\.parquet: weight column 'weight' is string; numbers are expected",
+        ),
         ({"weight": [1.0, None] + [1.0] * (N - 2)}, InputError, "column 'weight' is no finite number in row 1"),
     ],
 )
@@ -263,7 +267,7 @@ def test_queries_without_usable_vectors_are_left_out_and_judgements_follow(path:
             {"new": [[1.0] * NEW], "id": [0]},
             {"query_id": [0, 0], "item_id": [None, 3]},
             InputError,
-            "column 'item_id' is null in 1 rows",
+            r"qrels\.parquet row 0: id column 'item_id' is null",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfill_ray.errors import ConfigError, InputChanged, InputError, StorageError
-from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.kinds import read_ids, vector_kind, vectors_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import (
     Span,
@@ -60,7 +60,7 @@ def pinned(path: Path, columns: dict[str, str] = COLUMNS) -> TableInput:
 
 
 def dim_of(path: Path) -> int:
-    return vector_dim_of(STORE, pinned(path), "embedding")
+    return vector_dim_of(STORE, pinned(path), "embedding", "float32")
 
 
 # Footers
@@ -132,11 +132,14 @@ def test_a_missing_column_names_the_config_key_and_what_is_there(folder: Path) -
         pinned(folder, COLUMNS | {"gallery.label_column": "label"})
 
 
-def test_an_extension_type_is_refused_by_name(folder: Path) -> None:
-    ids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes([i] * 16) for i in range(4)], pa.binary(16)))
-    pq.write_table(table(ids=ids), folder / "a.parquet")
-    with pytest.raises(InputError, match=r"a\.parquet: column 'id' has the extension type .*uuid"):
-        pinned(folder)
+def test_an_extension_type_is_read_by_its_storage(folder: Path) -> None:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(values)
+    pq.write_table(table(embedding=tensors), folder / "a.parquet", row_group_size=1)
+    assert dim_of(folder) == 3
+    read = read_rows(STORE, pinned(folder).files[0], ["embedding"])
+    kind = vector_kind(read.schema.field("embedding"))
+    np.testing.assert_array_equal(vectors_of(read.column("embedding"), 3, kind=kind)[0], values)
 
 
 def test_an_empty_folder_and_a_path_to_nothing_are_refused(folder: Path) -> None:
@@ -221,7 +224,7 @@ def test_lists_of_another_length_in_one_file_name_both_files(folder: Path) -> No
         (vectors([[float("nan")] * 3] * 2), "none of the first 2 rows .*non_finite"),
         (pa.array([1.0, 2.0]), "expected vectors"),
         (pa.array([["a"], ["b"]]), "expected vectors"),
-        (pa.array([b"12345"] * 2, pa.binary(5)), "not a whole number of elements"),
+        (pa.array([b"12345"] * 2, pa.binary(5)), "5 bytes are not a whole number of float32 elements"),
     ],
 )
 def test_a_column_without_usable_vectors_is_refused_by_name(folder: Path, embedding: pa.Array, why: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -171,3 +172,25 @@ def test_pairs_that_no_map_can_be_fitted_on_are_refused_by_name(tmp_path: Path) 
     synthetic.write_gallery(tmp_path / "gallery", unusable=dict.fromkeys(range(600), [1.0] * synthetic.OLD_DIM))
     with pytest.raises(AlignmentFailed, match="the old vectors of all 84 pairs are the same"):
         in_process(synthetic.config(tmp_path, alignment={"method": "ridge"}))
+
+
+def test_a_text_that_is_no_utf8_costs_its_own_row_and_the_run_goes_on(tmp_path: Path) -> None:
+    synthetic.write_gallery(tmp_path / "gallery")
+    for path in (tmp_path / "gallery").iterdir():
+        table = pq.read_table(path)
+        texts = [b"caf\xe9" if row in (5, 100) else b"good" for row in range(table.num_rows)]
+        bad = pa.Array.from_buffers(pa.string(), len(texts), pa.array(texts).buffers())
+        pq.write_table(table.append_column("text", bad), path, row_group_size=64)
+    log = io.StringIO()
+    result = in_process(synthetic.config(tmp_path, gallery={"payload_columns": ["x", "text"]}), stream=log)
+    assert "gallery: 600 items in 3 files; old vectors: 8 x float32 (list)" in log.getvalue().splitlines()[0]
+    assert result.finished
+    faults = [
+        (fault.row, fault.reason)
+        for folder in ("pairs/*/c*.receipt.json", "vectors/**/*.receipt.json")
+        for path in (tmp_path / "out").glob(folder)
+        for fault in synthetic.receipt_at(path).quarantined
+    ]
+    assert sorted(faults) == [(row, "payload column 'text': not UTF-8") for row in (5, 5, 5, 100, 100, 100)]
+    # In the index they stay stale: every item is served.
+    assert sum(segment.rows for segment in result.state.plan_versions[-1].segments) == 600

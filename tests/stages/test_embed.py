@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fastfill_ray.engine.interface import Attempt
 from fastfill_ray.errors import EmbedderError
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import PinnedFile
+from fastfill_ray.inputs.parquet import PinnedFile, pin
 from fastfill_ray.stages import embed as stage
-from fastfill_ray.stages.embed import Job, Space, Unit, UnitEmbedder, embed_unit
+from fastfill_ray.stages.embed import Job, Space, Unit, UnitEmbedder, embed_unit, read_units
 from tests.deadly import DIM, Deadly
 from tests.faults import MemoryFiles
 
@@ -125,3 +128,61 @@ def test_a_constructor_that_raises_is_called_three_times(
         assert worker(*unit(["0"]), Attempt()).rows == 1
     assert BuiltAt.tries == min(number, 3)
     assert waits == [0.5, 2][: min(number, 3) - 1]
+
+
+BAD_TEXT = pa.Array.from_buffers(pa.string(), 4, pa.array([b"0", b"caf\xe9", b"2", b"\xff"]).buffers())
+
+
+def test_payload_that_cannot_be_read_is_quarantined_and_never_shown_or_asked_for_again(waits: list[float]) -> None:
+    shown: list[Any] = []
+
+    def model(batch: dict[str, Sequence[Any]], role: str) -> Any:
+        shown.extend(batch["x"])
+        return np.ones((len(batch["x"]), DIM))
+
+    whole, table = unit(list("0123"))
+    receipt = embed_unit(job(2), whole, table.set_column(2, "x", BAD_TEXT), model)
+    assert receipt.rows == 2
+    assert {fault.row: fault.reason for fault in receipt.quarantined} == {
+        1: "payload column 'x': not UTF-8",
+        3: "payload column 'x': not UTF-8",
+    }
+    assert (shown, waits) == (["0", "2"], [])
+
+
+def test_where_no_payload_can_be_read_the_embedder_is_not_called() -> None:
+    whole, table = unit(["a", "b"])
+    years = pa.array([2**62, 2**61], pa.timestamp("us"))
+    receipt = embed_unit(job(2), whole, table.set_column(2, "x", years), Moody(99))
+    assert receipt.rows == 0
+    assert [fault.reason[:45] for fault in receipt.quarantined] == ["payload column 'x': cannot be read: OverflowE"] * 2
+
+
+@pytest.mark.parametrize("offsets", [None, (0, 1, 3)])
+def test_the_rows_of_a_unit_keep_what_says_how_to_read_them(tmp_path: Path, offsets: tuple[int, ...] | None) -> None:
+    """Views, which Arrow cannot take from, and tensors, whose shape may stand in the field's metadata alone."""
+    metadata = {"ARROW:extension:name": "ray.data.arrow_tensor", "ARROW:extension:metadata": "[2, 1]"}
+    schema = pa.schema(
+        [
+            pa.field("id", pa.string_view()),
+            pa.field("text", pa.string_view()),
+            pa.field("image", pa.list_(pa.uint8()), metadata=metadata),
+        ]
+    )
+    rows = [{"id": f"item {i}", "text": f"text {i}", "image": [i, i + 1]} for i in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
+    file = pin(InputStore(), str(tmp_path), {name: name for name in schema.names}).files[0]
+    chosen = range(4) if offsets is None else offsets
+    whole = unit([""] * 4)[0].model_copy(update={"file": file, "offsets": offsets, "rows": len(chosen)})
+    reader = replace(job(4), id_type="string", payload_columns=("text", "image"))
+    table = next(read_units(reader, [whole]))
+    assert table.column("__id").to_pylist() == [f"item {i}" for i in chosen]
+    shown: dict[str, Sequence[Any]] = {}
+
+    def model(batch: dict[str, Sequence[Any]], role: str) -> Any:
+        shown.update(batch)
+        return np.ones((len(batch["text"]), DIM))
+
+    assert embed_unit(reader, whole, table, model).rows == len(chosen)
+    assert shown["text"] == [f"text {i}" for i in chosen]
+    assert [image.tolist() for image in shown["image"]] == [[[i], [i + 1]] for i in chosen]
