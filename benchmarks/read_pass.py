@@ -26,12 +26,13 @@ import pyarrow.parquet as pq
 
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import Span, in_one_pass, pin, read_spans
+from fastfill_ray.inputs.parquet import Span, in_one_pass, read_spans
+from fastfill_ray.inputs.table import Column, pin
 from fastfill_ray.ordering.partition import cut_chunks
 
 GROUPS = (2_048, 122_880, 1_000_000)
 CODECS = ("zstd", "snappy")
-COLUMNS = {"gallery.id_column": "id", "gallery.old_vector_column": "embedding", "gallery.payload_columns[0]": "text"}
+COLUMNS = [Column("ids", "id", "id"), Column("old vectors", "embedding", "vector"), Column("payload", "text")]
 
 
 def main() -> None:
@@ -90,7 +91,7 @@ def read_pass(path: Path) -> dict[str, Any]:
     )
     row, total = 0, 0.0
     for group in in_one_pass((Span(file, start, rows) for _, start, rows in chunks), lambda span: span):
-        for span, table in zip(group, read_spans(store, group, list(COLUMNS.values())), strict=True):
+        for span, table in zip(group, read_spans(store, group, [column.name for column in COLUMNS]), strict=True):
             ids = table.column("id").to_numpy()
             assert ids[0] == row == span.start, "chunks come in order"
             assert ids[-1] == row + span.rows - 1, "and are whole"

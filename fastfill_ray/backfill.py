@@ -209,6 +209,7 @@ class _Run:
             inspected.old_dim,
             config.new_model.metric,
             inspected.side_dim,
+            inspected.label_kind,
         )
 
     def _basis(self, snapshot: Snapshot, source: Source, sampled: Sample, init: Init, unfinished: Plan | None) -> Basis:
@@ -304,7 +305,7 @@ class _Run:
             sample_pairs(inspected.rows, config.pairs.count, config.pairs.split, config.seed)
             wave_targets(config.waves, inspected.rows, config.pairs.count)
             preflight.check_index(config.index, new, inspected.old_dim, config.pairs.count, config.serving.stale_mode)
-            preflight.check_labels(store, config.gallery, config.policy, new, inspected)
+            preflight.check_labels(config.gallery, config.policy, new, inspected)
             _ = self._classifier  # one that cannot be read is refused here
             if config.queries is not None:
                 preflight.check_queries(store, config.queries, config.gallery, new, inspected)

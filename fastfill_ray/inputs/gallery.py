@@ -75,7 +75,7 @@ def item_weights(table: pa.Table, name: str, path: str, start: int = 0) -> F32:
 
 @dataclass(frozen=True)
 class Source:
-    """How workers read the gallery."""
+    """How workers read the gallery. label_kind: of its labels, see ``inputs.labels``."""
 
     store: InputStore
     config: GalleryConfig
@@ -83,3 +83,4 @@ class Source:
     old_dim: int
     metric: Metric
     side_dim: int | None = None
+    label_kind: str | None = None

@@ -9,15 +9,14 @@ import pyarrow as pa
 
 from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.labels import value_kind
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import TableInput, column_type, columns_of, pin, read_rows
+from fastfill_ray.inputs.parquet import read_rows
+from fastfill_ray.inputs.table import Column, TableInput, columns_of, pin
 from fastfill_ray.retrieval.relevance import Judgement
 from fastfill_ray.types import F64, IdType
 
 # What the grade is called in BEIR's and MTEB's files, and in those made from TREC's.
 GRADES = ("score", "relevance")
-_ID_TYPES: Mapping[str | None, IdType] = {"integer": "int64", "text": "string"}
 
 
 def pin_judgements(store: InputStore, path: str, id_type: IdType | None = None) -> TableInput:
@@ -36,22 +35,17 @@ def pin_judgements(store: InputStore, path: str, id_type: IdType | None = None) 
             f"{path}: columns 'score' and 'relevance' are both there, and only one can be the grade. Drop 'score', or "
             "drop 'relevance' if 'score' is what was judged."
         )
-    pinned = pin(store, path, {f"qrels ({name})": name for name in ("query_id", "item_id", *grades)})
-    for name in grades:
-        kind = column_type(store, pinned, name)
-        if value_kind(kind) not in ("integer", "number"):
-            raise InputError(
-                f"{path}: column {name!r} is {kind}, but the grade of a judgement must be a number. Cast it to an "
-                "integer or a float; without the column every judged item counts as relevant."
-            )
-    if id_type is not None:
-        _check_item_ids(column_type(store, pinned, "item_id"), path, id_type)
+    columns = [Column(name, name, "id") for name in ("query_id", "item_id")]
+    pinned = pin(store, path, [*columns, *(Column(name, name, "weight") for name in grades)])
+    if pinned.kinds.get("item_id", id_type) != (id_type or pinned.kinds.get("item_id")):
+        raise InputError(
+            f"{path}: column 'item_id' is {pinned.kinds['item_id']}, but the gallery's ids are {id_type}. Cast it: an "
+            "integer never equals a text."
+        )
     return pinned
 
 
-def read_judgements(
-    store: InputStore, pinned: TableInput, id_type: IdType, row_of: Mapping[str, int]
-) -> tuple[Judgement, ...]:
+def read_judgements(store: InputStore, pinned: TableInput, row_of: Mapping[str, int]) -> tuple[Judgement, ...]:
     """The judgements of some queries that have a grade above 0; of a pair that is judged twice the highest.
 
     Without a grade column every row has grade 1. Item ids become the gallery's type; query ids are compared as text.
@@ -65,9 +59,10 @@ def read_judgements(
     best: dict[tuple[int, int | str], float] = {}
     judged = False
     for file in pinned.files:
-        table = read_rows(store, file, sorted(pinned.types))
-        _refuse_nulls(table, "query_id", file.path)
-        queries, items = table.column("query_id").to_pylist(), _item_ids(table, file.path, id_type)
+        if file.rows == 0:
+            continue
+        table = read_rows(store, file, sorted(pinned.kinds))
+        queries, items = _ids(table, "query_id", pinned, file.path), _ids(table, "item_id", pinned, file.path)
         for query, item, grade in zip(queries, items, _grades(table, file.path).tolist(), strict=True):
             row = row_of.get(str(query))
             if row is None:
@@ -84,30 +79,11 @@ def read_judgements(
     return tuple(Judgement(row, item, grade) for (row, item), grade in best.items())
 
 
-def _item_ids(table: pa.Table, path: str, id_type: IdType) -> list[int | str]:
-    _check_item_ids(table.schema.field("item_id").type, path, id_type)
-    _refuse_nulls(table, "item_id", path)
-    try:
-        return read_ids(table, "item_id", id_type).tolist()
-    except pa.ArrowException as error:
-        raise InputError(f"{path}: column 'item_id' cannot be read as {id_type}: {error}") from error
-
-
-def _check_item_ids(kind: pa.DataType, path: str, id_type: IdType) -> None:
-    if not pa.types.is_null(kind) and _ID_TYPES.get(value_kind(kind)) != id_type:
-        raise InputError(
-            f"{path}: column 'item_id' is {kind}, but the gallery's ids are {id_type}. Cast it: an integer never "
-            "equals a text."
-        )
-
-
-def _refuse_nulls(table: pa.Table, name: str, path: str) -> None:
-    column = table.column(name)
-    if column.null_count:
-        row = int(np.argmax(column.is_null().to_numpy()))
-        raise InputError(
-            f"{path}: column {name!r} is null in {column.null_count} rows, the first is row {row}; fill them in"
-        )
+def _ids(table: pa.Table, name: str, pinned: TableInput, path: str) -> list[int | str]:
+    ids: list[int | str] = read_ids(
+        table, name, "int64" if pinned.kinds.get(name) == "int64" else "string", path=path
+    ).tolist()
+    return ids
 
 
 def _grades(table: pa.Table, path: str) -> F64:

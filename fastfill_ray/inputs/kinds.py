@@ -345,7 +345,7 @@ def weight_kind(field: pa.Field) -> Literal["number"] | None:
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return "number"
     raise InputError(
-        f"weight column {field.name!r} is {field.type}; numbers are expected: cast it, for example "
+        f"column {field.name!r} is {field.type}; numbers are expected: cast it, for example "
         f"CAST({field.name} AS DOUBLE)"
     )
 

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.errors import InputError
-from fastfill_ray.inputs.encodings import is_bytes, is_list, is_text, plain_type
+from fastfill_ray.inputs.encodings import chunks_of, is_bytes, is_list, is_text, plain_type
 from fastfill_ray.types import Objects
 
 # What values of each kind of label are stored as.
-_LABEL_TYPES = {
+_STORED = {
     "integer": pa.int64(),
     "number": pa.float64(),
     "boolean": pa.bool_(),
@@ -65,13 +65,24 @@ def comparable_labels(one: str, other: str) -> bool:
     return len(kinds - {"null"}) <= 1
 
 
-def label_type(kind: pa.DataType) -> pa.DataType:
-    """The Arrow type that ``labels_of`` a column of this type are stored as: one for all types of a kind."""
-    if (members := _members_of(kind)) is not None:
-        return pa.list_(label_type(members))
-    if pa.types.is_uint64(plain_type(kind)):
-        return pa.uint64()
-    return _LABEL_TYPES[label_kind(kind)]
+def stored_label_type(kind: str | None) -> pa.DataType:
+    """The Arrow type that labels of a kind (``label_kind``), or of none, are stored as."""
+    if kind is not None and kind.startswith("list of "):
+        return pa.list_(_STORED[kind.removeprefix("list of ")])
+    return _STORED[kind or "null"]
+
+
+def check_group(field: pa.Field) -> None:
+    """Raises InputError for values that cannot name a group: lists, structs, maps."""
+    kind = plain_type(field.type)
+    if pa.types.is_nested(kind):
+        raise InputError(f"column {field.name!r} is {field.type}: a group is a single value, such as a string")
+
+
+def groups_of(column: pa.ChunkedArray, *, where: str = "the group column") -> Objects:
+    """Groups (N,) as text, None where there is none; see ``labels_of``."""
+    values = column.to_pylist() if value_kind(column.type) is None else labels_of(column, where=where).tolist()
+    return np.fromiter((None if value is None else str(value) for value in values), object, len(values))
 
 
 def _members_of(kind: pa.DataType) -> pa.DataType | None:
@@ -89,23 +100,26 @@ def labels_of(column: pa.ChunkedArray, *, where: str = "the label column") -> Ob
         where: file and column, for messages.
 
     Raises:
-        InputError: not a type of labels; text that is not UTF-8 (names the row among those given).
+        InputError: not a type of labels; text that is not UTF-8 (names the row among those given); integers that do
+            not fit into int64.
     """
+    column = pa.chunked_array(chunks_of(column), plain_type(column.type))
     try:
         kind = label_kind(column.type)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     if kind == "text":
         return _texts(column, where)
-    if kind == "integer" and not column.null_count and pa.types.is_integer(column.type):
+    if kind == "integer" and not column.null_count and pa.types.is_signed_integer(column.type):
         return column.to_numpy().astype(object)
     try:
         values = column.to_pylist()
+        read = _label_set if kind.startswith("list of ") else _plain
+        return np.fromiter(map(read, values), object, len(values))
     except UnicodeDecodeError:
         raise InputError(f"{where}: a text in a list is not UTF-8. Write it again as UTF-8.") from None
-    if kind.startswith("list of "):
-        return np.fromiter((_label_set(value, where) for value in values), object, len(values))
-    return np.fromiter(map(_plain, values), object, len(values))
+    except OverflowError as error:
+        raise InputError(f"{where}: {error} does not fit into int64: cast the column to string.") from None
 
 
 def _texts(column: pa.ChunkedArray, where: str) -> Objects:
@@ -123,17 +137,16 @@ def _is_utf8(value: bytes) -> bool:
     return value.decode(errors="replace").encode() == value
 
 
-def _label_set(values: list[object] | None, where: str) -> tuple[object, ...] | None:
-    try:
-        members = dict.fromkeys(map(_plain, values or ()))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: {error.object!r} is not UTF-8. Write the text again as UTF-8.") from None
+def _label_set(values: list[object] | None) -> tuple[object, ...] | None:
+    members = dict.fromkeys(map(_plain, values or ()))
     members.pop(None, None)
     return tuple(members) or None
 
 
 def _plain(value: object) -> object:
-    """A label's value as what it is compared as."""
+    """A label's value as what it is compared as. Raises OverflowError for an integer that int64 cannot hold."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise OverflowError(value)
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, Decimal):

@@ -20,7 +20,8 @@ from fastfill_ray.inputs.kinds import (
 )
 from fastfill_ray.inputs.labels import labels_of
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import columns_of, pin, read_rows
+from fastfill_ray.inputs.parquet import read_rows
+from fastfill_ray.inputs.table import Column, Role, columns_of, pin
 from fastfill_ray.ordering.ids import hash_ids, seeded_hash
 from fastfill_ray.ordering.streams import HashSeed
 from fastfill_ray.storage.arrow import objects
@@ -28,6 +29,13 @@ from fastfill_ray.types import SPLITS, IdType, Objects
 
 SHARES = (0.7, 0.15, 0.15)
 _OPTIONAL = ("label", "group", "weight", "split", "side")
+_ROLES: dict[str, Role] = {
+    "id": "id",
+    **dict.fromkeys(("old", "new", "side"), "vector"),
+    "label": "label",
+    "group": "group",
+    "weight": "weight",
+}
 
 
 def read_pairs(
@@ -111,7 +119,7 @@ def read_queries(store: InputStore, path: str, qrels: str | None, pairs: PairedI
     if qrels is not None:
         id_type: IdType = "string" if isinstance(pairs.ids[0], str) else "int64"
         row_of = {value: row for row, value in enumerate(ids.tolist())}
-        judged = read_judgements(store, pin_judgements(store, qrels, id_type), id_type, row_of)
+        judged = read_judgements(store, pin_judgements(store, qrels, id_type), row_of)
     return Queries(
         ids=ids.astype(object),
         new=new[kept],
@@ -130,7 +138,7 @@ def _read(store: InputStore, path: str, wanted: dict[str, str], optional: tuple[
     """The files with rows, each with its path, and which optional columns they have."""
     there = columns_of(store, path)
     present = [name for name in optional if name in there]
-    found = pin(store, path, wanted | {name: name for name in present})
+    found = pin(store, path, [Column(name, name, _ROLES.get(name, "payload")) for name in [*wanted.values(), *present]])
     if found.rows == 0:
         raise InputError(f"{path}: there are no rows")
     columns = [*wanted.values(), *present]

@@ -6,22 +6,23 @@ A *table input* is one Parquet file or a folder of them: the gallery, the querie
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastfill_ray.errors import ConfigError, InputChanged, InputError
-from fastfill_ray.inputs.kinds import VectorKind, common_dim, naming, vector_kind, vectors_of
+from fastfill_ray.errors import InputChanged, InputError
 from fastfill_ray.inputs.locate import InputFile, InputStore
-from fastfill_ray.types import I64, IdType, Model
+from fastfill_ray.types import I64, Model
 
 T = TypeVar("T")
+
+# What a folder's name, such as label=7, says of a column of its files; None for no value.
+PartitionValue = int | str | None
 
 _FOOTER_THREADS = 16
 _SAMPLE_ROWS = 256
@@ -30,13 +31,18 @@ _BUFFER_BYTES = 8 << 20
 
 
 class PinnedFile(Model):
-    """One input file as it was at planning."""
+    """One input file as it was at planning.
+
+    read_bytes: uncompressed, of the columns that are read. constants: (column, value in every row) of columns that are
+    not in the file, but in the names of its folders.
+    """
 
     path: str
     size: int
     tag: str
     row_groups: tuple[int, ...]
     read_bytes: int
+    constants: tuple[tuple[str, PartitionValue], ...] = ()
 
     @property
     def rows(self) -> int:
@@ -48,80 +54,12 @@ class PinnedFile(Model):
         return np.cumsum(self.row_groups, dtype=np.int64)
 
 
-class TableInput(Model):
-    """A pinned table input. ``types`` maps the columns that are read to their Arrow types."""
-
-    files: tuple[PinnedFile, ...]
-    types: dict[str, str]
-
-    @property
-    def rows(self) -> int:
-        return sum(file.rows for file in self.files)
-
-
-def pin(store: InputStore, path: str, columns: dict[str, str]) -> TableInput:
-    """Read every footer and pin the files.
-
-    Args:
-        path: a Parquet file or a folder of them.
-        columns: {config key: column name} of the columns that will be read; the key is for messages.
+def read_footer(store: InputStore, file: InputFile) -> pq.FileMetaData:
+    """A file's footer.
 
     Raises:
-        ConfigError: a column is missing in the first file.
-        InputError: a file is not Parquet or truncated, or differs from the first one's schema.
+        InputError: it is not Parquet, is truncated, or cannot be read.
     """
-    found = store.find(path)
-    names = sorted(set(columns.values()))
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = list(pool.map(partial(_footer, store), found))
-    schemas = [footer.schema.to_arrow_schema() for footer in footers]
-    first = schemas[0]
-    for file, schema in zip(found, schemas, strict=True):
-        for key, name in columns.items():
-            if schema.names.count(name) > 1:
-                raise InputError(f"{file.path}: there is more than one column {name!r} ({key}); rename all but one")
-    for key, name in columns.items():
-        if name not in first.names:
-            raise ConfigError(f"{key}: column {name!r} is not in {found[0].path}; found {', '.join(first.names)}")
-    pinned = []
-    for file, footer, schema in zip(found, footers, schemas, strict=True):
-        for name in names:
-            here = schema.field(name).type if name in schema.names else None
-            if here != first.field(name).type:
-                raise InputError(
-                    f"{file.path}: column {name!r} is {here or 'missing'}, but {first.field(name).type} in "
-                    f"{found[0].path}. All files must have one schema: rewrite this one, or move it out of the folder."
-                )
-        groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-        wanted = {i for i in range(footer.num_columns) if footer.schema.column(i).path.split(".")[0] in names}
-        pinned.append(
-            PinnedFile(
-                path=file.path,
-                size=file.size,
-                tag=file.tag,
-                row_groups=tuple(group.num_rows for group in groups),
-                read_bytes=sum(group.column(i).total_uncompressed_size for group in groups for i in wanted),
-            )
-        )
-    return TableInput(files=tuple(pinned), types={name: str(first.field(name).type) for name in names})
-
-
-def columns_of(store: InputStore, path: str) -> list[str]:
-    """The column names of the files at a path, each once: what only some files have is named, too."""
-    return list(dict.fromkeys(name for file in store.find(path) for name in _schema(store, file).names))
-
-
-def column_type(store: InputStore, pinned: TableInput, column: str) -> pa.DataType:
-    """The Arrow type of a column, as the first file that has rows says."""
-    file = next((file for file in pinned.files if file.rows), pinned.files[0])
-    return _schema(store, InputFile(file.path, file.size, file.tag)).field(column).type
-
-
-def _schema(store: InputStore, file: InputFile) -> pa.Schema:
-    return _footer(store, file).schema.to_arrow_schema()
-
-
-def _footer(store: InputStore, file: InputFile) -> pq.FileMetaData:
     try:
         with store.open(file.path) as handle:
             return pq.ParquetFile(handle).metadata
@@ -168,7 +106,7 @@ def in_one_pass(items: Iterable[T], span_of: Callable[[T], Span]) -> list[list[T
 
 
 def read_spans(store: InputStore, spans: Iterable[Span], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows of each span, one table after the other.
+    """The rows of each span, one table after the other. A column that a file does not have is null, or its constant.
 
     A run of spans of one file, in the order of its rows, costs one pass: each row group that they touch is decoded
     once, a batch at a time, whatever its size. Spans that share no row group with another can as well be read alone.
@@ -219,7 +157,8 @@ class _ForwardReader:
 
     def __init__(self, reader: pq.ParquetFile, file: PinnedFile, columns: list[str], batch_rows: int) -> None:
         self._reader, self._columns, self._batch_rows = reader, columns, batch_rows
-        self._ends = file.row_ends
+        self._there = [name for name in columns if name in reader.schema_arrow.names]
+        self._ends, self._constants = file.row_ends, dict(file.constants)
         self._group = -1
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._batch: pa.RecordBatch | None = None
@@ -234,7 +173,12 @@ class _ForwardReader:
             parts.append(part)
             start += len(part)
         schema = parts[0].schema if parts else self._reader.schema_arrow
-        return pa.Table.from_batches(parts, schema).select(self._columns)
+        table = pa.Table.from_batches(parts, schema)
+        for name in self._columns:
+            if name not in table.column_names:
+                value = self._constants.get(name)
+                table = table.append_column(name, pa.nulls(rows) if value is None else pa.array([value] * rows))
+        return table.select(self._columns)
 
     def _at(self, row: int) -> pa.RecordBatch:
         """The batch that holds a row."""
@@ -244,7 +188,7 @@ class _ForwardReader:
                 self._group, self._batch = group, None
                 self._start = int(self._ends[group - 1]) if group else 0
                 self._batches = self._reader.iter_batches(
-                    self._batch_rows, row_groups=[group], columns=self._columns, use_threads=False
+                    self._batch_rows, row_groups=[group], columns=self._there, use_threads=False
                 )
             else:
                 self._start += len(self._batch) if self._batch is not None else 0
@@ -269,68 +213,22 @@ def check_pin(store: InputStore, file: PinnedFile) -> None:
         )
 
 
-def id_type_of(gallery: TableInput, column: str) -> IdType:
-    """Whether ids are integers or strings. Raises InputError for another type."""
-    name = gallery.types[column]
-    if name in {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}:
-        return "int64"
-    if name in {"string", "large_string", "string_view"}:
-        return "string"
-    raise InputError(f"{gallery.files[0].path}: id column {column!r} is {name}; int64 or string is expected")
+def leaf_columns(schema: pa.Schema, names: Set[str]) -> list[int]:
+    """The numbers of the Parquet columns that the columns `names` of a file are stored as."""
+    leaves: list[int] = []
+    count = 0
+    for field in schema:
+        width = _num_leaves(field.type)
+        if field.name in names:
+            leaves += range(count, count + width)
+        count += width
+    return leaves
 
 
-def vector_dim_of(store: InputStore, gallery: TableInput, column: str, stated: str | None = None) -> int:
-    """The dimension alone of ``vectors_in``."""
-    return vectors_in(store, gallery, column, stated)[0]
-
-
-def vectors_in(
-    store: InputStore, gallery: TableInput, column: str, stated: str | None = None
-) -> tuple[int, tuple[VectorKind, ...]]:
-    """The dimension of the vectors, and their kind in each file with rows: from the type, or for what leaves the
-    dimension open from the first rows.
-
-    Args:
-        stated: see ``kinds.vector_kind``.
-
-    Raises:
-        InputError: not a vector type, files that disagree, or a file whose first rows hold no usable vector.
-    """
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        files = [file for file in gallery.files if file.rows]
-        if not files:
-            raise InputError(f"{gallery.files[0].path}: the gallery has no rows")
-        found = list(pool.map(lambda file: _vectors_in_file(store, file, column, stated), files))
-    dims, kinds = zip(*found, strict=True)
-    for file, dim in zip(files, dims, strict=True):
-        if dim != dims[0]:
-            raise InputError(
-                f"{file.path}: column {column!r} holds vectors of {dim} dims, expected {dims[0]} as in {files[0].path}"
-            )
-    return dims[0], kinds
-
-
-def _vectors_in_file(store: InputStore, file: PinnedFile, column: str, stated: str | None) -> tuple[int, VectorKind]:
-    with store.open(file.path) as handle:
-        reader = pq.ParquetFile(handle)
-        with naming(file.path):
-            kind = vector_kind(reader.schema_arrow.field(column), stated)
-        if kind is not None and kind.dim is not None:
-            return kind.dim, kind
-        try:
-            sample = next(reader.iter_batches(batch_size=_SAMPLE_ROWS, columns=[column]), None)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{file.path}: its first rows cannot be read ({_first_line(error)})") from error
-    dim = None if sample is None else common_dim(sample.column(0), kind)
-    if kind is None or sample is None or dim is None:
-        raise InputError(f"{file.path}: the first {_SAMPLE_ROWS} rows of column {column!r} are all null")
-    _, unusable = vectors_of(sample.column(0), dim, kind=kind)
-    if len(unusable) == sample.num_rows:
-        raise InputError(
-            f"{file.path}: none of the first {sample.num_rows} rows of column {column!r} is a usable vector: "
-            f"{next(iter(unusable.values()))}"
-        )
-    return dim, kind
+def _num_leaves(kind: pa.DataType) -> int:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _num_leaves(kind.storage_type)
+    return sum(_num_leaves(kind.field(i).type) for i in range(kind.num_fields)) if pa.types.is_nested(kind) else 1
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from fastfill_ray.errors import CorruptFile
 from fastfill_ray.index.segment import build_index, train_template
 from fastfill_ray.inputs.gallery import Source, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.labels import label_type, labels_of
+from fastfill_ray.inputs.labels import groups_of, labels_of, stored_label_type
 from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
 from fastfill_ray.log.records import FileRef, Plan, Segment
 from fastfill_ray.ordering.ids import ids_digest
@@ -27,7 +27,7 @@ from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import read_vectors
 from fastfill_ray.stages.score import Scorer, Scores
 from fastfill_ray.stages.snapshot import Snapshot
-from fastfill_ray.storage.arrow import id_array, objects, read_table, table_bytes
+from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import segment_paths, template_path
 from fastfill_ray.storage.receipts import Receipt
@@ -66,11 +66,11 @@ class BucketWork:
 class _Beside(NamedTuple):
     """What stands beside the ids of a segment, for evaluation.
 
-    types: {"label" and "group", where they are configured: Arrow type, None where it follows from the values}.
+    types: {"label" and "group", where they are configured: Arrow type}.
     values: {id: one value per type}.
     """
 
-    types: dict[str, pa.DataType | None]
+    types: dict[str, pa.DataType]
     values: dict[int | str, tuple[object, ...]]
 
 
@@ -199,7 +199,8 @@ def _read_beside(job: BuildJob, work: BucketWork) -> _Beside:
     source, config = job.scorer.source, job.scorer.source.config
     named = {"label": config.label_column, "group": config.group_column}
     columns = {name: column for name, column in named.items() if column is not None}
-    beside = _Beside(dict.fromkeys(columns), {})
+    types = {"label": stored_label_type(source.label_kind), "group": pa.string()}
+    beside = _Beside({name: types[name] for name in columns}, {})
     if not columns:
         return beside
     for (chunk, file, _), table in _read_chunks(source, work, [config.id_column, *columns.values()]):
@@ -207,10 +208,8 @@ def _read_beside(job: BuildJob, work: BucketWork) -> _Beside:
         for name, column in columns.items():
             if name == "label":
                 values.append(labels_of(table.column(column), where=f"{file.path}: gallery.label_column {column!r}"))
-                kind = label_type(table.column(column).type)
-                beside.types[name] = beside.types[name] if pa.types.is_null(kind) else kind
             else:
-                values.append(objects(table.column(column)))
+                values.append(groups_of(table.column(column), where=f"{file.path}: gallery.group_column {column!r}"))
         ids = read_ids(table, config.id_column, source.id_type, path=file.path, start=chunk.start).tolist()
         beside.values.update(zip(ids, zip(*values, strict=True), strict=True))
     return beside

@@ -8,13 +8,13 @@ from typing import Any
 from fastfill_ray.config import GalleryConfig, IndexConfig, NewModelConfig, PolicyConfig, QueriesConfig
 from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch
 from fastfill_ray.index.segment import check_factory
-from fastfill_ray.inputs.labels import comparable_labels, label_kind
+from fastfill_ray.inputs.labels import comparable_labels
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import TableInput, column_type, vector_dim_of
+from fastfill_ray.inputs.table import dim_of
 from fastfill_ray.log.records import Init
 from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED
 from fastfill_ray.stages.embed import Models
-from fastfill_ray.stages.queries import pin_queries
+from fastfill_ray.stages.queries import LABELS, NEW_VECTORS, OLD_VECTORS, pin_queries, query_columns
 from fastfill_ray.stages.snapshot import Snapshot
 
 
@@ -71,17 +71,13 @@ def can_fuse(index: IndexConfig, queries: QueriesConfig | None, models: Models, 
     return True
 
 
-def check_labels(
-    store: InputStore, gallery: GalleryConfig, policy: PolicyConfig, new: NewModelConfig, inspected: Snapshot
-) -> None:
-    """Refuse labels of another type, and lists of them for what learns one class per item.
+def check_labels(gallery: GalleryConfig, policy: PolicyConfig, new: NewModelConfig, inspected: Snapshot) -> None:
+    """Refuse lists of labels for what learns one class per item.
 
     Raises:
-        ConfigError, InputError: names the key or column, what was found and what is expected.
+        ConfigError: names the key and the column, what was found and what is expected.
     """
-    if gallery.label_column is None:
-        return
-    kind = _label_kind(store, inspected.gallery, "gallery.label_column", gallery.label_column)
+    kind = inspected.label_kind or ""
     explicit = {"new_model.classifier": new.classifier is not None}
     explicit[f"policy.name {policy.name!r}"] = policy.name in LABELLED | CLASSIFIED
     for key, chosen in explicit.items():
@@ -101,22 +97,20 @@ def check_queries(
         ConfigError, InputError: names the key or column, what was found and what is expected.
     """
     inputs, _ = pin_queries(store, queries, inspected.id_type)
-    if gallery.label_column is not None and queries.label_column is not None:
-        kind = _label_kind(store, inputs, "queries.label_column", queries.label_column)
-        expected = _label_kind(store, inspected.gallery, "gallery.label_column", gallery.label_column)
-        if not comparable_labels(kind, expected):
-            raise ConfigError(
-                f"queries.label_column: column {queries.label_column!r} is {kind}, but gallery.label_column "
-                f"{gallery.label_column!r} is {expected}; they must be of one kind to be compared"
-            )
-    for key, column, dim, source in (
-        ("queries.new_vector_column", queries.new_vector_column, new.dim, "new_model.dim"),
-        ("queries.old_vector_column", queries.old_vector_column, inspected.old_dim, "the gallery's old vectors"),
+    kind, expected = inputs.kinds.get(LABELS), inspected.label_kind
+    if kind is not None and expected is not None and not comparable_labels(kind, expected):
+        raise ConfigError(
+            f"{LABELS}: column {queries.label_column!r} is {kind}, but gallery.label_column {gallery.label_column!r} "
+            f"is {expected}; they must be of one kind to be compared"
+        )
+    columns = query_columns(queries)
+    for key, dim, source in (
+        (NEW_VECTORS, new.dim, "new_model.dim"),
+        (OLD_VECTORS, inspected.old_dim, "the gallery's old vectors"),
     ):
-        if column is None:
-            continue
-        if (there := vector_dim_of(store, inputs, column, queries.vector_dtype)) != dim:
-            raise ConfigError(f"{key}: column {column!r} holds vectors of {there} dims, expected {dim} as {source}")
+        if key in columns and (there := dim_of(store, inputs, columns[key])) != dim:
+            name = columns[key].name
+            raise ConfigError(f"{key}: column {name!r} holds vectors of {there} dims, expected {dim} as {source}")
 
 
 def check_bound(output: str, bound: Init | None, wanted: Init) -> None:
@@ -146,13 +140,6 @@ def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     for key, value in values.items():
         leaves |= _leaves(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
     return leaves
-
-
-def _label_kind(store: InputStore, inputs: TableInput, key: str, column: str) -> str:
-    try:
-        return label_kind(column_type(store, inputs, column))
-    except InputError as error:
-        raise InputError(f"{key}: column {column!r} of {inputs.files[0].path}: {error}") from None
 
 
 def _stale_factory(index: IndexConfig) -> str:

@@ -17,7 +17,8 @@ from fastfill_ray.inputs.judgements import pin_judgements, read_judgements
 from fastfill_ray.inputs.kinds import id_kind, naming, read_ids, vector_kind, vectors_of
 from fastfill_ray.inputs.labels import labels_of
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import PinnedFile, TableInput, pin, read_rows
+from fastfill_ray.inputs.parquet import PinnedFile, read_rows
+from fastfill_ray.inputs.table import Column, Role, TableInput, pin
 from fastfill_ray.retrieval.relevance import Judgement
 from fastfill_ray.stages.embed import Unit, read_vectors
 from fastfill_ray.storage.arrow import objects
@@ -27,6 +28,8 @@ from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import F32, IdType, Objects, fingerprint
 
 MAX_QUERIES = 1000
+LABELS = "queries.label_column"
+NEW_VECTORS, OLD_VECTORS = "queries.new_vector_column", "queries.old_vector_column"
 
 # A query: (number of its file in the plan, row in the file).
 _Place = tuple[int, int]
@@ -43,20 +46,25 @@ class QueryPlan:
     units: dict[str, tuple[Unit, ...]]
 
 
+def query_columns(config: QueriesConfig) -> dict[str, Column]:
+    """{config key: column} of every query column that a run reads."""
+    columns = [Column(f"queries.payload_columns[{i}]", name) for i, name in enumerate(config.payload_columns)]
+    optional: list[tuple[str, str | None, Role]] = [
+        ("queries.id_column", config.id_column if config.qrels_path is not None else None, "id"),
+        (LABELS, config.label_column, "label"),
+        ("queries.group_column", config.group_column, "group"),
+        (NEW_VECTORS, config.new_vector_column, "vector"),
+        (OLD_VECTORS, config.old_vector_column, "vector"),
+    ]
+    columns += [Column(key, name, role, config.vector_dtype) for key, name, role in optional if name is not None]
+    return {column.key: column for column in columns}
+
+
 def pin_queries(
     store: InputStore, config: QueriesConfig, id_type: IdType | None = None
 ) -> tuple[TableInput, TableInput | None]:
     """The query files and the judgements, pinned; id_type: of the gallery, for ``pin_judgements``."""
-    columns = {"queries.id_column": config.id_column} if config.qrels_path is not None else {}
-    columns |= {f"queries.payload_columns[{i}]": name for i, name in enumerate(config.payload_columns)}
-    optional = {
-        "queries.label_column": config.label_column,
-        "queries.group_column": config.group_column,
-        "queries.new_vector_column": config.new_vector_column,
-        "queries.old_vector_column": config.old_vector_column,
-    }
-    columns |= {key: name for key, name in optional.items() if name is not None}
-    inputs = pin(store, config.path, columns)
+    inputs = pin(store, config.path, list(query_columns(config).values()))
     if inputs.rows == 0:
         raise InputError(f"queries.path {config.path}: there are no rows; leave `queries` out to use the audit items")
     return inputs, None if config.qrels_path is None else pin_judgements(store, config.qrels_path, id_type)
@@ -220,4 +228,4 @@ def _judged(source: Source, judgements: TableInput, id_column: str, ids: np.ndar
             f"queries.id_column {id_column!r}: {len(ids)} queries have {len(row_of)} distinct ids (null counts as "
             "'None'); judgements need one id per query, and none of them null"
         )
-    return read_judgements(source.store, judgements, source.id_type, row_of)
+    return read_judgements(source.store, judgements, row_of)

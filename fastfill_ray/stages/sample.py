@@ -16,7 +16,7 @@ from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
 from fastfill_ray.inputs.encodings import take_rows
 from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.labels import label_type, labels_of
+from fastfill_ray.inputs.labels import groups_of, labels_of, stored_label_type
 from fastfill_ray.inputs.parquet import read_spans
 from fastfill_ray.ordering.partition import MIN_SPLIT, sample_pairs
 from fastfill_ray.stages.context import Context
@@ -262,9 +262,10 @@ def _old_of(unit: Unit, chunk: pa.Table, source: Source) -> pa.Table:
     if config.label_column is not None:
         column = table.column(config.label_column)
         labels = labels_of(column, where=f"{unit.file.path}: gallery.label_column {config.label_column!r}")
-        result["label"] = pa.array(labels.tolist(), label_type(column.type))
+        result["label"] = pa.array(labels.tolist(), stored_label_type(source.label_kind))
     if config.group_column is not None:
-        result["group"] = table.column(config.group_column).combine_chunks()
+        where = f"{unit.file.path}: gallery.group_column {config.group_column!r}"
+        result["group"] = pa.array(groups_of(table.column(config.group_column), where=where), pa.string())
     return pa.table(result)
 
 

@@ -15,7 +15,8 @@ from fastfill_ray.errors import CorruptFile, FileMissing, InputError, StorageErr
 from fastfill_ray.inputs.gallery import NO_VECTOR, Source, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import Span, TableInput, id_type_of, pin, read_spans, vector_dim_of, vectors_in
+from fastfill_ray.inputs.parquet import Span, read_spans
+from fastfill_ray.inputs.table import Column, Role, TableInput, dim_of, pin
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.partition import Chunk, cut_chunks
 from fastfill_ray.stages.context import Context
@@ -24,6 +25,8 @@ from fastfill_ray.storage.paths import chunk_unit, snapshot_path
 from fastfill_ray.storage.sealed import seal_file, unseal_file
 from fastfill_ray.types import IdType, Model, fingerprint
 
+IDS, OLD_VECTORS, SIDE_VECTORS = "gallery.id_column", "gallery.old_vector_column", "gallery.side_column"
+LABELS = "gallery.label_column"
 # Hashes of ids are compared partition by partition; one partition of this many is 32 MiB.
 _PARTITION_ROWS = 1 << 22
 _ID_GROUPS = 1000  # tasks that hash: partitions x groups objects are exchanged
@@ -40,15 +43,19 @@ class Snapshot(Model):
     old_dim: int
     chunk_rows: tuple[tuple[int, int, int], ...]
     side_dim: int | None = None
-    old_kinds: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         files = f"{len(self.gallery.files)} file{'s' if len(self.gallery.files) > 1 else ''}"
-        return f"{self.rows:,} items in {files}; old vectors: {self.old_dim} x {', '.join(self.old_kinds)}"
+        return f"{self.rows:,} items in {files}; old vectors: {self.old_dim} x {self.gallery.kinds[OLD_VECTORS]}"
 
     @property
     def rows(self) -> int:
         return self.gallery.rows
+
+    @property
+    def label_kind(self) -> str | None:
+        """Of the gallery's labels; None without any."""
+        return self.gallery.kinds.get(LABELS)
 
     @property
     def cut(self) -> str:
@@ -69,17 +76,22 @@ class Snapshot(Model):
         return np.cumsum([0, *(file.rows for file in self.gallery.files)])[:-1]
 
 
-def gallery_columns(config: GalleryConfig) -> dict[str, str]:
-    """{config key: column} of every gallery column that a run reads."""
-    columns = {"gallery.id_column": config.id_column, "gallery.old_vector_column": config.old_vector_column}
-    columns |= {f"gallery.payload_columns[{i}]": name for i, name in enumerate(config.payload_columns)}
-    optional = {
-        "gallery.label_column": config.label_column,
-        "gallery.group_column": config.group_column,
-        "gallery.weight_column": config.weight_column,
-        "gallery.side_column": config.side_column,
-    }
-    return columns | {key: name for key, name in optional.items() if name is not None}
+def gallery_columns(config: GalleryConfig) -> dict[str, Column]:
+    """{config key: column} of every gallery column that a run reads. Files of new items may lack the old vectors."""
+    dtype = config.vector_dtype
+    columns = [
+        Column(IDS, config.id_column, "id"),
+        Column(OLD_VECTORS, config.old_vector_column, "vector", dtype, may_lack=True),
+    ]
+    columns += [Column(f"gallery.payload_columns[{i}]", name) for i, name in enumerate(config.payload_columns)]
+    optional: list[tuple[str, str | None, Role]] = [
+        (LABELS, config.label_column, "label"),
+        ("gallery.group_column", config.group_column, "group"),
+        ("gallery.weight_column", config.weight_column, "weight"),
+        (SIDE_VECTORS, config.side_column, "vector"),
+    ]
+    columns += [Column(key, name, role, dtype) for key, name, role in optional if name is not None]
+    return {column.key: column for column in columns}
 
 
 def old_space_of(config: GalleryConfig, old_dim: int) -> str:
@@ -94,26 +106,28 @@ def inspect_gallery(store: InputStore, config: GalleryConfig, resources: Resourc
         ConfigError: a column of the config is missing.
         InputError: no Parquet, truncated, schemas that differ, an unusable id or vector type.
     """
-    gallery = pin(store, config.path, gallery_columns(config))
+    columns = gallery_columns(config)
+    gallery = pin(store, config.path, list(columns.values()))
+    if gallery.rows == 0:
+        raise InputError(f"{gallery.files[0].path}: the gallery has no rows")
     chunks = cut_chunks(
         [(file.row_groups, file.read_bytes) for file in gallery.files],
         chunk_rows=resources.chunk_rows,
         chunk_bytes=resources.chunk_bytes,
     )
-    side, dtype = [config.side_column] if config.side_column is not None else [], config.vector_dtype
-    old_dim, kinds = vectors_in(store, gallery, config.old_vector_column, dtype)
+    old_dim = dim_of(store, gallery, columns[OLD_VECTORS])
+    side = columns.get(SIDE_VECTORS)
     # The same bytes are other vectors where they are read as another type.
-    read_as = [*side, *([["vector_dtype", dtype]] if dtype is not None else [])]
+    read_as = [config.vector_dtype, None if side is None else side.name]
     return Snapshot(
         fingerprint=fingerprint(
             [gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *read_as]
         ),
         gallery=gallery,
-        id_type=id_type_of(gallery, config.id_column),
+        id_type="int64" if gallery.kinds.get(IDS) == "int64" else "string",
         old_dim=old_dim,
-        old_kinds=tuple(dict.fromkeys(map(str, kinds))),
         chunk_rows=tuple(chunks),
-        side_dim=vector_dim_of(store, gallery, side[0], dtype) if side else None,
+        side_dim=dim_of(store, gallery, side) if side is not None else None,
     )
 
 

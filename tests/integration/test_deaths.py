@@ -19,7 +19,7 @@ from fastfill_ray.engine.interface import Pool
 from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.errors import EmbedderError
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import pin
+from fastfill_ray.inputs.table import Column, pin
 from fastfill_ray.stages.embed import Job, Space, Unit, grouped, pool_work, read_vectors
 from fastfill_ray.storage.files import open_files
 from tests.deadly import DIM, notes, vector_of, wait_until_gone
@@ -32,7 +32,7 @@ def make_work(
     (folder / "notes").mkdir()
     pq.write_table(pa.table({"id": range(len(rows)), "x": list(rows)}), folder / "items.parquet")
     store = InputStore()
-    (file,) = pin(store, str(folder / "items.parquet"), {"gallery.id_column": "id"}).files
+    (file,) = pin(store, str(folder / "items.parquet"), [Column("gallery.id_column", "id", "id")]).files
     spaces = {
         name: Space("tests.deadly:Deadly", {"build": how, "folder": str(folder / "notes")}, DIM, "ip", 2)
         for name, how in (("new", build), ("old", old_build))

@@ -1,0 +1,271 @@
+"""The user's tables, pinned: their files, their rows, and what the columns hold that a run reads.
+
+A *table input* is a Parquet file, a folder or a list of them: the gallery, the queries, the judgements. Its files may
+be written by several tools: their columns must be of one kind (``inputs.kinds``), not of one Arrow type. A file of no
+rows says nothing of kinds. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Iterator, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import pyarrow as pa
+
+from fastfill_ray.errors import ConfigError, InputError
+from fastfill_ray.inputs.kinds import (
+    check_payload,
+    common_dim,
+    id_kind,
+    naming,
+    vector_kind,
+    weight_kind,
+)
+from fastfill_ray.inputs.labels import check_group, label_kind
+from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.inputs.parquet import PartitionValue, PinnedFile, Span, leaf_columns, read_footer, read_spans
+from fastfill_ray.types import Model
+
+Role = Literal["id", "vector", "label", "group", "weight", "payload"]
+# A partition's folder is called so where the column is null.
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+_THREADS = 16
+_SAMPLE_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that will be read.
+
+    key: of the config, for messages. stated: see ``kinds.vector_kind``. may_lack: a file may be without it, and its
+    rows then are without a value.
+    """
+
+    key: str
+    name: str
+    role: Role = "payload"
+    stated: str | None = None
+    may_lack: bool = False
+
+
+class TableInput(Model):
+    """A pinned table. kinds: {config key: what the column holds}, of the columns that say it."""
+
+    files: tuple[PinnedFile, ...]
+    kinds: dict[str, str]
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+
+def pin(store: InputStore, path: str, columns: Sequence[Column]) -> TableInput:
+    """Read every footer and pin the files.
+
+    Raises:
+        ConfigError: a column is in no file.
+        InputError: a file is not Parquet or truncated, lacks a column that others have, or holds another kind than the
+            others; a column cannot be what the config says that it is.
+    """
+    found = store.find(path)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        footers = list(pool.map(partial(read_footer, store), found))
+    names = {column.name for column in columns}
+    partitions = _partition_values([file.path for file in found], names)
+    files = []
+    for file, footer, constants in zip(found, footers, partitions, strict=True):
+        schema = footer.schema.to_arrow_schema()
+        with naming(file.path):
+            _check_unique(schema, columns)
+        groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+        leaves = leaf_columns(schema, names)
+        files.append(
+            PinnedFile(
+                path=file.path,
+                size=file.size,
+                tag=file.tag,
+                row_groups=tuple(group.num_rows for group in groups),
+                read_bytes=sum(group.column(i).total_uncompressed_size for group in groups for i in leaves),
+                constants=tuple(sorted((n, value) for n, value in constants.items() if n not in schema.names)),
+            )
+        )
+    schemas = [footer.schema.to_arrow_schema() for footer in footers]
+    telling = [(file, schema) for file, schema in zip(files, schemas, strict=True) if file.rows]
+    telling = telling or list(zip(files, schemas, strict=True))
+    kinds = {column.key: _kind_of(column, telling) for column in columns}
+    return TableInput(files=tuple(files), kinds={key: kind for key, kind in kinds.items() if kind is not None})
+
+
+def columns_of(store: InputStore, path: str) -> list[str]:
+    """The column names of the files at a path, each once."""
+    found = store.find(path)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        footers = list(pool.map(partial(read_footer, store), found))
+    return list(dict.fromkeys(name for footer in footers for name in footer.schema.to_arrow_schema().names))
+
+
+def _check_unique(schema: pa.Schema, columns: Sequence[Column]) -> None:
+    for column in columns:
+        if schema.names.count(column.name) > 1:
+            raise InputError(f"there is more than one column {column.name!r} ({column.key}); rename all but one")
+
+
+def _kind_of(column: Column, files: Sequence[tuple[PinnedFile, pa.Schema]]) -> str | None:
+    """What a column holds in all the files, None if none of them says it."""
+    if not any(column.name in schema.names or column.name in dict(file.constants) for file, schema in files):
+        file, schema = files[0]
+        raise ConfigError(
+            f"{column.key}: column {column.name!r} is not in {file.path}; found {', '.join(schema.names)}"
+            + _hint(column.name, schema)
+        )
+    common: str | None = None
+    first = ""  # the file that told it
+    for file, schema in files:
+        if column.name not in schema.names and column.name not in dict(file.constants):
+            if column.may_lack:
+                continue
+            raise InputError(
+                f"{file.path}: column {column.name!r} ({column.key}) is missing, but other files have it. Add it, or "
+                "move the file out of the folder."
+            )
+        with naming(file.path):
+            kind = _kind_in(column, file, schema)
+        if common is None or kind is None:
+            common, first = common or kind, first or file.path
+        elif (joined := _joined(column.role, common, kind)) is None:
+            found = schema.field(column.name).type if column.name in schema.names else "a partition's value"
+            raise InputError(
+                f"{file.path}: column {column.name!r} ({column.key}) is {found}, so {kind}, but {common} in {first}. "
+                "All files must hold one kind: cast the column in one of them."
+            )
+        else:
+            common = joined
+    return common
+
+
+def _kind_in(column: Column, file: PinnedFile, schema: pa.Schema) -> str | None:
+    """What a column of one file holds."""
+    if column.name not in schema.names:
+        return _constant_kind(column, dict(file.constants)[column.name])
+    field = schema.field(column.name)
+    if column.role == "id":
+        return id_kind(field)
+    if column.role == "vector":
+        found = vector_kind(field, column.stated)
+        return None if found is None else str(found)
+    if column.role == "weight":
+        return weight_kind(field)
+    if column.role == "payload":
+        check_payload(field)
+        return None
+    if column.role == "group":
+        check_group(field)
+        return None
+    kind = label_kind(field.type)
+    return None if kind in ("null", "list of null") else kind
+
+
+def _joined(role: Role, one: str, other: str) -> str | None:
+    """The kind of values of two kinds, None if they cannot stand in one column.
+
+    All vectors become float32. Whole numbers and others are compared by value.
+    """
+    if one == other or role == "vector":
+        return one
+    return "number" if {one, other} == {"integer", "number"} else None
+
+
+def _hint(name: str, schema: pa.Schema) -> str:
+    """Where the column may be, if it is a part of another one."""
+    outer, dot, inner = name.partition(".")
+    if not dot or outer not in schema.names:
+        return ""
+    return f". {inner!r} is a part of the column {outer!r}: give {outer!r}, and take the part out in the embedder"
+
+
+# Columns of a partition: label=7/part-0.parquet
+
+
+def _partition_values(paths: Sequence[str], names: Set[str]) -> list[dict[str, PartitionValue]]:
+    """Per file the values that its folders' names give to the columns `names`, as Hive and Spark write them.
+
+    Values are integers where all files have integers there, else text.
+    """
+    found = [dict(_partitions(path, names)) for path in paths]
+    for name in names:
+        values = [values[name] for values in found if values.get(name) is not None]
+        if values and all(_is_integer(value) for value in values):
+            found = [{**each, name: int(str(each[name]))} if each.get(name) is not None else each for each in found]
+    return found
+
+
+def _partitions(path: str, names: Set[str]) -> Iterator[tuple[str, PartitionValue]]:
+    for folder in path.split("/")[:-1]:
+        name, equals, value = folder.partition("=")
+        name = urllib.parse.unquote(name)
+        if equals and name in names:
+            yield name, None if value == _NO_VALUE else urllib.parse.unquote(value)
+
+
+def _is_integer(value: PartitionValue) -> bool:
+    """Whether it is an int64 as one writes it: "07" is a text."""
+    text = str(value)
+    return re.fullmatch(r"-?\d{1,19}", text) is not None and str(int(text)) == text and abs(int(text)) < 1 << 63
+
+
+def _constant_kind(column: Column, value: PartitionValue) -> str | None:
+    if column.role in ("id", "vector"):
+        raise InputError(f"column {column.name!r} ({column.key}) is only in the folder's name; a column is expected")
+    if value is None or column.role in ("payload", "group"):
+        return None
+    if column.role == "weight":
+        if isinstance(value, str):
+            raise InputError(f"column {column.name!r} ({column.key}) is {value!r} in the folder's name, not a number")
+        return "number"
+    return "integer" if isinstance(value, int) else "text"
+
+
+# Dimensions
+
+
+def dim_of(store: InputStore, table: TableInput, column: Column) -> int:
+    """The dimension of a vector column: in the type, or the most frequent length in the first rows that hold vectors.
+
+    Raises:
+        InputError: no rows, no vector at all, or files that disagree.
+    """
+    files = [file for file in table.files if file.rows]
+    if not files:
+        raise InputError(f"{table.files[0].path}: there are no rows")
+    with ThreadPoolExecutor(_THREADS) as pool:
+        told = list(pool.map(partial(_dim_in_file, store, column), files))
+    known = [(file, found) for file, found in zip(files, told, strict=True) if found is not None]
+    if not known:
+        raise InputError(
+            f"{files[0].path}: column {column.name!r} ({column.key}) holds no vector in any row of {len(files)} files"
+        )
+    first, dim = known[0]
+    for file, other in known:
+        if other != dim:
+            raise InputError(
+                f"{file.path}: column {column.name!r} holds vectors of {other} dims, expected {dim} as in {first.path}"
+            )
+    return dim
+
+
+def _dim_in_file(store: InputStore, column: Column, file: PinnedFile) -> int | None:
+    """None where no row of the file has a vector."""
+    spans = (Span(file, start, min(_SAMPLE_ROWS, file.rows - start)) for start in range(0, file.rows, _SAMPLE_ROWS))
+    for table in read_spans(store, spans, [column.name]):
+        with naming(file.path):
+            kind = vector_kind(table.schema.field(column.name), column.stated)
+        if kind is None:
+            return None
+        if (dim := kind.dim or common_dim(table.column(column.name), kind)) is not None:
+            return dim
+    return None
