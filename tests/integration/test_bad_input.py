@@ -121,7 +121,7 @@ def test_too_many_unusable_vectors_fail_before_the_plan(tmp_path: Path) -> None:
         ({"queries": {"new_vector_column": "x"}}, r"queries\.new_vector_column: .* expected 16 as new_model\.dim"),
         (
             {"queries": {"label_column": "number"}},
-            r"queries\.label_column: column 'number' is int64, but gallery\.label",
+            r"queries\.label_column: column 'number' is integer, but gallery\.label",
         ),
         ({"queries": {"id_column": "name"}}, r"queries\.id_column: column 'name' is not in"),
     ],
