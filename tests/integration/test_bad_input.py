@@ -124,7 +124,7 @@ def test_too_many_unusable_vectors_fail_while_ids_are_checked(tmp_path: Path, va
         ({"queries": {"new_vector_column": "x"}}, r"queries\.new_vector_column: .* expected 16 as new_model\.dim"),
         (
             {"queries": {"label_column": "number"}},
-            r"queries\.label_column: column 'number' is int64, but gallery\.label",
+            r"queries\.label_column: column 'number' is integer, but gallery\.label",
         ),
         ({"queries": {"id_column": "name"}}, r"queries\.id_column: column 'name' is not in"),
     ],
