@@ -166,7 +166,8 @@ def _kind_in(column: Column, file: PinnedFile, schema: pa.Schema) -> str | None:
     if column.role == "group":
         check_group(field)
         return None
-    kind = label_kind(field.type)
+    with naming(f"column {column.name!r} ({column.key})"):
+        kind = label_kind(field.type)
     return None if kind in ("null", "list of null") else kind
 
 

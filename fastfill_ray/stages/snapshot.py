@@ -118,10 +118,11 @@ def inspect_gallery(store: InputStore, config: GalleryConfig, resources: Resourc
     old_dim = dim_of(store, gallery, columns[OLD_VECTORS])
     side = columns.get(SIDE_VECTORS)
     # The same bytes are other vectors where they are read as another type.
-    read_as = [config.vector_dtype, None if side is None else side.name]
+    read_as = [["vector_dtype", config.vector_dtype]] if config.vector_dtype is not None else []
+    beside = [side.name] if side is not None else []
     return Snapshot(
         fingerprint=fingerprint(
-            [gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *read_as]
+            [gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *beside, *read_as]
         ),
         gallery=gallery,
         id_type="int64" if gallery.kinds.get(IDS) == "int64" else "string",

@@ -444,7 +444,7 @@ def test_small_decimals_are_weights() -> None:
 
 @pytest.mark.parametrize("kind", [pa.bool_(), pa.string(), pa.list_(pa.float32()), pa.timestamp("us")], ids=str)
 def test_weights_that_are_no_numbers_are_refused_at_the_footer(kind: pa.DataType) -> None:
-    with pytest.raises(InputError, match=r"weight column 'x' is .*; numbers are expected: .*CAST\(x AS DOUBLE\)"):
+    with pytest.raises(InputError, match=r"column 'x' is .*; numbers are expected: .*CAST\(x AS DOUBLE\)"):
         weight_kind(field(kind))
 
 

@@ -165,7 +165,7 @@ def test_rows_with_an_unusable_vector_are_left_out_with_the_reason(path: Path) -
         (
             {"weight": ["heavy"] * N},
             InputError,
-            r"pairs\.parquet: weight column 'weight' is string; numbers are expected",
+            r"pairs\.parquet: column 'weight' is string; numbers are expected",
         ),
         ({"weight": [1.0, None] + [1.0] * (N - 2)}, InputError, "column 'weight' is no finite number in row 1"),
     ],

@@ -224,7 +224,7 @@ def spoilt(folder: Path, target: Path, column: pa.Array | None) -> str:
             {},
             pa.array([0] * ROWS, pa.timestamp("us")),
             InputError,
-            r"gallery\.label_column: column 'tags' of .*part-000\.parquet: timestamp\[us\] cannot be a label: .* Cast",
+            r"part-000\.parquet: column 'tags' \(gallery\.label_column\): timestamp\[us\] cannot be a label: .* Cast",
         ),
         (
             {"queries": {"label_column": "number"}},
