@@ -12,7 +12,7 @@ import numpy as np
 
 from fastfill_ray.config import GalleryConfig, ResourcesConfig
 from fastfill_ray.errors import CorruptFile, FileMissing, InputError, StorageError
-from fastfill_ray.inputs.gallery import NO_VECTOR, Source, mapped_columns, mapped_vectors
+from fastfill_ray.inputs.gallery import NO_VECTOR, Source, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import Span, read_spans
@@ -158,7 +158,8 @@ def take_snapshot(
         cut: of the snapshot that the plan which goes on was made from; None if a new plan is to be made.
 
     Raises:
-        InputError: null ids, ids that occur twice, more unusable vectors than `limit`.
+        InputError: null ids, ids that occur twice, more unusable vectors than `limit`, weights
+            that are none.
         CorruptFile: what is stored is damaged, or gone and cannot be had again.
     """
     files, path = context.files, snapshot_path(snapshot.fingerprint)
@@ -236,11 +237,14 @@ def _check_files(source: Source, parts: int, files: Sequence[_FileSpans]) -> lis
     """The hashes of all ids of some files, cut into `parts` by value; and the rows with unusable vectors."""
     config = source.config
     spans = [span for file in files for span in file]
-    columns = [config.id_column, *mapped_columns(config)]
+    weight = [config.weight_column] if config.weight_column is not None else []
+    columns = [config.id_column, *mapped_columns(config), *weight]
     hashes, count, shown = [], 0, list[str]()
     for span, table in zip(spans, read_spans(source.store, spans, columns), strict=True):
         ids = read_ids(table, config.id_column, source.id_type, path=span.file.path, start=span.start)
         hashes.append(hash_ids(ids))
+        if config.weight_column is not None:
+            item_weights(table, config.weight_column, span.file.path, span.start)
         _, _, unusable = mapped_vectors(table, source)
         faults = {row: reason for row, reason in unusable.items() if reason != NO_VECTOR}
         count += len(faults)
