@@ -101,6 +101,22 @@ def test_a_pass_decodes_every_row_once_whatever_the_row_groups(
     assert sum(decoded) == 5000
 
 
+@pytest.mark.slow  # ten seconds and gigabytes
+def test_a_nested_payload_in_a_row_group_of_more_than_2_gib_is_read_row_by_row(folder: Path) -> None:
+    size = 256 << 20
+    one = pa.StructArray.from_arrays([pa.array([b"x" * size]), pa.array(["a.png"])], names=["bytes", "path"])
+    plain = pa.table({"id": range(10), "image": pa.chunked_array([one] * 10)})
+    pq.write_table(plain, folder / "a.parquet", row_group_size=10, compression="zstd")
+    del plain, one
+    assert pq.read_metadata(folder / "a.parquet").row_group(0).total_byte_size > 2 << 30
+    file = pinned(folder, (COLUMNS[0], Column("gallery.payload_columns[0]", "image"))).files[0]
+    chunks = cut_chunks([(file.row_groups, file.read_bytes)], chunk_rows=2048, chunk_bytes=32 << 20)
+    assert [rows for _, _, rows in chunks] == [1] * 10
+    spans = [Span(file, start, rows) for _, start, rows in chunks]
+    sizes = [len(part.column("image")[0]["bytes"].as_buffer()) for part in read_spans(STORE, spans, ["image"])]
+    assert sizes == [size] * 10
+
+
 def test_a_slice_costs_its_row_groups_up_to_its_end(folder: Path, decoded: list[int]) -> None:
     pq.write_table(table(embedding=vectors([[0.0]] * 12)), folder / "a.parquet", row_group_size=6)
     for start, rows, cost in ((6, 2, 2), (8, 2, 4), (4, 4, 10), (0, 12, 12)):
