@@ -79,9 +79,11 @@ def check_group(field: pa.Field) -> None:
         raise InputError(f"column {field.name!r} is {field.type}: a group is a single value, such as a string")
 
 
-def groups_of(column: pa.ChunkedArray, *, where: str = "the group column") -> Objects:
+def groups_of(column: pa.ChunkedArray, *, where: str = "the group column", start: int = 0) -> Objects:
     """Groups (N,) as text, None where there is none; see ``labels_of``."""
-    values = column.to_pylist() if value_kind(column.type) is None else labels_of(column, where=where).tolist()
+    if value_kind(column.type) is None:  # such as dates: Arrow writes what Python cannot hold, too
+        column = pa.chunked_array(chunks_of(column), plain_type(column.type)).cast(pa.string())
+    values = labels_of(column, where=where, start=start).tolist()
     return np.fromiter((None if value is None else str(value) for value in values), object, len(values))
 
 
@@ -90,17 +92,17 @@ def _members_of(kind: pa.DataType) -> pa.DataType | None:
     return kind.value_type if is_list(kind) else None
 
 
-def labels_of(column: pa.ChunkedArray, *, where: str = "the label column") -> Objects:
+def labels_of(column: pa.ChunkedArray, *, where: str = "the label column", start: int = 0) -> Objects:
     """Labels (N,) as Python objects, None where there is none.
 
     Null and NaN are no label; whole floats are the int that they equal; bytes are text. A list is a tuple of its
     distinct members, None if it has none.
 
     Args:
-        where: file and column, for messages.
+        where, start: file and column, and the row in the file of the first one given; for messages.
 
     Raises:
-        InputError: not a type of labels; text that is not UTF-8 (names the row among those given); integers that do
+        InputError: not a type of labels; text that is not UTF-8 (names its row); integers that do
             not fit into int64.
     """
     column = pa.chunked_array(chunks_of(column), plain_type(column.type))
@@ -109,7 +111,7 @@ def labels_of(column: pa.ChunkedArray, *, where: str = "the label column") -> Ob
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     if kind == "text":
-        return _texts(column, where)
+        return _texts(column, where, start)
     if kind == "integer" and not column.null_count and pa.types.is_signed_integer(column.type):
         return column.to_numpy().astype(object)
     try:
@@ -122,14 +124,14 @@ def labels_of(column: pa.ChunkedArray, *, where: str = "the label column") -> Ob
         raise InputError(f"{where}: {error} does not fit into int64: cast the column to string.") from None
 
 
-def _texts(column: pa.ChunkedArray, where: str) -> Objects:
+def _texts(column: pa.ChunkedArray, where: str, start: int) -> Objects:
     try:
         return column.cast(pa.string()).to_numpy(zero_copy_only=False)
     except (pa.ArrowException, UnicodeDecodeError):
         raw = column.cast(pa.binary()).to_pylist()
         row = next(row for row, value in enumerate(raw) if value is not None and not _is_utf8(value))
         raise InputError(
-            f"{where}: row {row} of those read is {raw[row]!r}, which is not UTF-8. Write the text again as UTF-8."
+            f"{where}: row {start + row} is {raw[row][:50]!r}, which is not UTF-8. Write the text again as UTF-8."
         ) from None
 
 

@@ -9,11 +9,13 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig, ResourcesConfig
 from fastfill_ray.errors import CorruptFile, FileMissing, InputError, StorageError
 from fastfill_ray.inputs.gallery import NO_VECTOR, Source, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.labels import groups_of, labels_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import Span, read_spans
 from fastfill_ray.inputs.table import Column, Role, TableInput, dim_of, pin
@@ -26,7 +28,7 @@ from fastfill_ray.storage.sealed import seal_file, unseal_file
 from fastfill_ray.types import IdType, Model, fingerprint
 
 IDS, OLD_VECTORS, SIDE_VECTORS = "gallery.id_column", "gallery.old_vector_column", "gallery.side_column"
-LABELS = "gallery.label_column"
+LABELS, GROUPS = "gallery.label_column", "gallery.group_column"
 # Hashes of ids are compared partition by partition; one partition of this many is 32 MiB.
 _PARTITION_ROWS = 1 << 22
 _ID_GROUPS = 1000  # tasks that hash: partitions x groups objects are exchanged
@@ -86,7 +88,7 @@ def gallery_columns(config: GalleryConfig) -> dict[str, Column]:
     columns += [Column(f"gallery.payload_columns[{i}]", name) for i, name in enumerate(config.payload_columns)]
     optional: list[tuple[str, str | None, Role]] = [
         (LABELS, config.label_column, "label"),
-        ("gallery.group_column", config.group_column, "group"),
+        (GROUPS, config.group_column, "group"),
         ("gallery.weight_column", config.weight_column, "weight"),
         (SIDE_VECTORS, config.side_column, "vector"),
     ]
@@ -158,8 +160,8 @@ def take_snapshot(
         cut: of the snapshot that the plan which goes on was made from; None if a new plan is to be made.
 
     Raises:
-        InputError: null ids, ids that occur twice, more unusable vectors than `limit`, weights
-            that are none.
+        InputError: null ids, ids that occur twice, more unusable vectors than `limit`, weights,
+            labels or groups that cannot be read.
         CorruptFile: what is stored is damaged, or gone and cannot be had again.
     """
     files, path = context.files, snapshot_path(snapshot.fingerprint)
@@ -237,14 +239,13 @@ def _check_files(source: Source, parts: int, files: Sequence[_FileSpans]) -> lis
     """The hashes of all ids of some files, cut into `parts` by value; and the rows with unusable vectors."""
     config = source.config
     spans = [span for file in files for span in file]
-    weight = [config.weight_column] if config.weight_column is not None else []
-    columns = [config.id_column, *mapped_columns(config), *weight]
+    beside = [name for name in (config.weight_column, config.label_column, config.group_column) if name is not None]
+    columns = [config.id_column, *mapped_columns(config), *beside]
     hashes, count, shown = [], 0, list[str]()
     for span, table in zip(spans, read_spans(source.store, spans, columns), strict=True):
         ids = read_ids(table, config.id_column, source.id_type, path=span.file.path, start=span.start)
         hashes.append(hash_ids(ids))
-        if config.weight_column is not None:
-            item_weights(table, config.weight_column, span.file.path, span.start)
+        _check_beside(table, span, config)
         _, _, unusable = mapped_vectors(table, source)
         faults = {row: reason for row, reason in unusable.items() if reason != NO_VECTOR}
         count += len(faults)
@@ -253,6 +254,15 @@ def _check_files(source: Source, parts: int, files: Sequence[_FileSpans]) -> lis
     hashed = np.concatenate(hashes)
     part = (hashed % np.uint64(parts)).astype(np.int64)
     return [*(hashed[part == i] for i in range(parts)), _Faults(count, tuple(shown))]
+
+
+def _check_beside(table: pa.Table, span: Span, config: GalleryConfig) -> None:
+    """Raises InputError for a weight, label or group that cannot be read."""
+    if config.weight_column is not None:
+        item_weights(table, config.weight_column, span.file.path, span.start)
+    for name, key, read in ((config.label_column, LABELS, labels_of), (config.group_column, GROUPS, groups_of)):
+        if name is not None:
+            read(table.column(name), where=f"{span.file.path}: {key} {name!r}", start=span.start)
 
 
 def _join(*pieces: Any) -> Any:

@@ -158,7 +158,7 @@ def raw(kind: pa.DataType) -> pa.Array:
     ids=str,
 )
 def test_a_text_that_is_not_utf8_is_refused_by_row(kind: pa.DataType) -> None:
-    with pytest.raises(InputError, match=r"f: row 1 of those read is b'caf\\xe9', which is not UTF-8"):
+    with pytest.raises(InputError, match=r"f: row 1 is b'caf\\xe9', which is not UTF-8"):
         labels_of(pa.chunked_array([raw(kind)]), where="f")
     listed = pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), raw(kind))
     with pytest.raises(InputError, match=r"f: .* not UTF-8"):

@@ -39,6 +39,12 @@ def rewrite_all_null(path: Path) -> None:
     pq.write_table(with_vectors(table, pa.nulls(table.num_rows, pa.list_(pa.float32()))), path)
 
 
+def not_utf8(rows: int, bad: int) -> pa.Array:
+    """Texts, of which one is no UTF-8: Arrow takes a string column at its word."""
+    values = [b"caf\xe9" if row == bad else f"text {row}".encode() for row in range(rows)]
+    return pa.Array.from_buffers(pa.string(), rows, pa.array(values, pa.binary()).buffers())
+
+
 def with_ids(values: Callable[[list[int]], list[int | None]]) -> Spoil:
     return rewrite(lambda t: t.set_column(0, "id", pa.array(values(t.column("id").to_pylist()), pa.int64())))
 
@@ -54,6 +60,10 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
         r"part-001\.parquet: column 'id' .*is string, so string, but int64 in .*part-000\.parquet",
     ),
     "a null id": (with_ids(lambda ids: [None, *ids[1:]]), r"part-001\.parquet row 0: id column 'id' is null"),
+    "a label that is not UTF-8": (
+        rewrite(lambda t: t.set_column(2, "label", not_utf8(t.num_rows, bad=7))),
+        r"part-001\.parquet: gallery\.label_column 'label': row 7 is b'caf\\xe9', which is not UTF-8",
+    ),
     "an id twice in a file": (with_ids(lambda ids: [ids[1], *ids[1:]]), r"occur more than once.*row 0 and .*row 1"),
     "an id in two files": (with_ids(lambda ids: [3, *ids[1:]]), r"3 at .*part-000\.parquet row 0 and .*part-001"),
     "vectors of another length": (
