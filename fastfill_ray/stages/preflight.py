@@ -7,7 +7,7 @@ from typing import Any
 
 from fastfill_ray.config import GalleryConfig, IndexConfig, NewModelConfig, PolicyConfig, QueriesConfig
 from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch
-from fastfill_ray.index.segment import check_factory
+from fastfill_ray.index.factory import check_factory
 from fastfill_ray.inputs.labels import comparable_labels
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.table import dim_of
