@@ -32,8 +32,8 @@ SAMPLE = 200
 METRICS_SHOWN = (("label", "cmc@1"), ("label", "map"), ("qrels", "recall@1"))
 
 
-def read(path: str) -> pa.Table:
-    return pq.read_table(path)
+def read(path: str | tuple[str, ...]) -> pa.Table:
+    return pq.read_table(path if isinstance(path, str) else list(path))
 
 
 def stored_vectors(root: str, plan: str, pairs: str) -> tuple[np.ndarray, np.ndarray]:

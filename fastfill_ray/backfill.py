@@ -23,7 +23,7 @@ from typing import Any, TextIO
 from fastfill_ray import process
 from fastfill_ray.alignment.maps import METHODS, Method
 from fastfill_ray.alignment.pairs import classifier_for
-from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings
+from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings, shown_paths
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import ConfigError, CorruptFile, InputChanged, PlanMismatch, StorageError
 from fastfill_ray.experiment.heldout import Evidence
@@ -105,7 +105,7 @@ def _run(
     """``run_backfill`` on any engine."""
     last_wave = parse_until(until, config)
     endpoint = config.storage.s3_endpoint
-    files, store = open_files(config.output, s3_endpoint=endpoint), InputStore(endpoint)
+    files, store = open_files(config.output, s3_endpoint=endpoint), InputStore(endpoint, config.storage.anonymous)
     alone = Heartbeat(files, take_over=take_over)
     return _Run(config, Context(engine, files, store, Progress(stream)), last_wave).act(alone)
 
@@ -121,7 +121,9 @@ class _Run:
         self.damaged: set[str] = set()  # paths under the root that this call has found damaged
         self._mended: set[str] = set()  # the work whose outcome they were, whatever it is called the next time
         self.unfit: int | None = None  # a version that was committed, but cannot be published any more
-        pins = preflight.input_pins(context.store, input_paths(config))
+        self.listings = preflight.list_inputs(context.store, input_paths(config))
+        self._unsaid = [f"{key}: {listing}" for key, listing in self.listings.items() if listing.skipped]
+        pins = preflight.input_pins(self.listings)
         named = fingerprint([plan_settings(config, exclude_defaults=True), pins])
         self.request = Request(named, plan_settings(config))
 
@@ -160,6 +162,8 @@ class _Run:
             if state.plan is not None:
                 write_report(files, state)
             return self._result(state)
+        while self._unsaid:
+            context.progress.say(self._unsaid.pop(0))
         inspected = self._preflight()
         alone = take_place()
         context.progress.say(f"gallery: {inspected}")
@@ -287,8 +291,9 @@ class _Run:
                 ) from None
             for file in read_snapshot(self.context.files, plan.snapshot).gallery.files:
                 check_pin(self.context.store, file)
+            where = shown_paths(config.gallery.path)
             raise InputChanged(
-                f"{config.output}: {error}: files were added to {config.gallery.path}, or the queries, qrels or "
+                f"{config.output}: {error}: files were added to {where}, or the queries, qrels or "
                 "classifier changed. Restore what was planned, or choose another output."
             ) from None
 
@@ -301,7 +306,7 @@ class _Run:
         config, new, store = self.config, self.config.new_model, self.context.store
         with self.context.progress.timed("inspect"):
             inspected = inspect_gallery(store, config.gallery, config.resources)
-            preflight.check_output(config.output, config.gallery, config.queries)
+            preflight.check_output(config.output, self.listings)
             sample_pairs(inspected.rows, config.pairs.count, config.pairs.split, config.seed)
             wave_targets(config.waves, inspected.rows, config.pairs.count)
             preflight.check_index(config.index, new, inspected.old_dim, config.pairs.count, config.serving.stale_mode)

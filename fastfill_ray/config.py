@@ -17,7 +17,16 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from fastfill_ray.errors import ConfigError
@@ -77,6 +86,28 @@ def _absolute(path: str) -> str:
 Location = Annotated[str, AfterValidator(_absolute)]
 
 
+def _absolute_paths(value: Any) -> Any:
+    """One path, or several sorted: neither their order nor a list of one is another request."""
+    several = isinstance(value, list | tuple)
+    given = list(value) if several else [value]
+    if not given or not all(isinstance(path, str) and path for path in given):
+        raise PydanticCustomError("paths", "a path or a list of paths is expected, such as [a.parquet, b.parquet]")
+    paths = sorted(map(_absolute, given))
+    for path, after in itertools.pairwise(paths):
+        if path == after:
+            raise PydanticCustomError("paths", "{path} is in the list twice; give it once", {"path": path})
+    return paths[0] if len(paths) == 1 else tuple(paths)
+
+
+# A table of the user's: a file, a folder, or a list of them.
+Paths = Annotated[str | tuple[str, ...], BeforeValidator(_absolute_paths)]
+
+
+def shown_paths(paths: str | Sequence[str]) -> str:
+    """A table's path for a message; of a list the first and how many follow."""
+    return paths if isinstance(paths, str) else f"{paths[0]} and {len(paths) - 1} more"
+
+
 class Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, hide_input_in_errors=True
@@ -85,12 +116,14 @@ class Part(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_booleans(cls, values: Any) -> Any:
-        """No key takes a boolean. YAML reads `yes` and `on` as true, and pydantic would take true for the number 1."""
+        """Few keys take a boolean. YAML reads `yes` and `on` as true, and pydantic would take true for the number 1."""
         for name, value in values.items() if isinstance(values, Mapping) else ():
+            if name in cls.model_fields and cls.model_fields[name].annotation is bool:
+                continue
             parts = value if isinstance(value, list | tuple) else [value]
             if (wrong := next((part for part in parts if isinstance(part, bool)), None)) is not None:
                 raise ValueError(
-                    f"{name} is {wrong}; no key takes true or false (YAML reads yes, no, on and off as these)"
+                    f"{name} is {wrong}; it does not take true or false (YAML reads yes, no, on and off as these)"
                 )
         return values
 
@@ -99,9 +132,9 @@ _VECTOR_DTYPE = "element type of vectors that are stored as bytes, little-endian
 
 
 class GalleryConfig(Part):
-    """The items: one Parquet file or a folder of them."""
+    """The items: Parquet files."""
 
-    path: Location = Field(description="a Parquet file or a folder of them; local or s3://")
+    path: Paths = Field(description="a Parquet file, a folder of them, or a list of both; local or s3://")
     id_column: str = Field("id", description="int64 or string, unique, never null")
     old_vector_column: str = Field("embedding", description="lists of numbers, tensors with one axis, or bytes")
     vector_dtype: VectorDtype | None = Field(None, description=_VECTOR_DTYPE)
@@ -117,12 +150,12 @@ class GalleryConfig(Part):
 class QueriesConfig(Part):
     """Held-out queries. Without them the audit items are the queries, each excluded from its own ranking."""
 
-    path: Location = Field(description="a Parquet file or a folder of them")
+    path: Paths = Field(description="a Parquet file, a folder of them, or a list of both")
     id_column: str = Field("id", description="what qrels refer to")
     payload_columns: tuple[str, ...] = Field(min_length=1)
     label_column: str | None = None
     group_column: str | None = Field(None, description="subgroup of a query; enables per-group figures")
-    qrels_path: Location | None = Field(
+    qrels_path: Paths | None = Field(
         None, description="Parquet with columns query_id, item_id, optional score or relevance: the judgements"
     )
     new_vector_column: str | None = Field(None, description="vectors of the new model, if they are already there")
@@ -233,6 +266,7 @@ class StorageConfig(Part):
     s3_endpoint: Annotated[str, AfterValidator(_endpoint)] | None = Field(
         None, description="URL of an S3-compatible store; credentials come from the environment"
     )
+    anonymous: StrictBool = Field(False, description="read the input without credentials, from public buckets")
 
 
 class BackfillConfig(Part):
@@ -325,9 +359,12 @@ def plan_settings(config: BackfillConfig, *, exclude_defaults: bool = False) -> 
     return settings
 
 
-def input_paths(config: BackfillConfig) -> dict[str, str | None]:
-    """{config key: path} of everything that a plan reads."""
-    paths = {"gallery.path": config.gallery.path, "new_model.classifier": config.new_model.classifier}
+def input_paths(config: BackfillConfig) -> dict[str, str | tuple[str, ...] | None]:
+    """{config key: path or paths} of everything that a plan reads."""
+    paths: dict[str, str | tuple[str, ...] | None] = {
+        "gallery.path": config.gallery.path,
+        "new_model.classifier": config.new_model.classifier,
+    }
     if config.queries is not None:
         paths |= {"queries.path": config.queries.path, "queries.qrels_path": config.queries.qrels_path}
     return paths
@@ -437,7 +474,7 @@ def _explain(fault: Any) -> str:
         message = "a list is expected, such as [a, b]"
     if fault["type"] == "value_error":
         return message
-    if fault["type"] == "unsafe_url":
+    if fault["type"] in ("unsafe_url", "paths"):
         return f"{key}: {message}"
     return f"{key}: found {_shown(fault)}; {message}" if key else message
 

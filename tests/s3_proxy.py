@@ -53,6 +53,7 @@ class Handled:
     fault: Fault
     seconds: float
     started: float  # on time.monotonic
+    signed: bool = False  # with credentials
 
 
 class S3Proxy:
@@ -140,14 +141,15 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.proxy.draw(self.command, self.path, "If-None-Match" in self.headers)
         handled = self.proxy.handled
         index = len(handled)
-        handled.append(Handled(self.command, self.path, fault, 0.0, started))
+        signed = "Authorization" in self.headers
+        handled.append(Handled(self.command, self.path, fault, 0.0, started, signed))
         try:
             self._treat(fault)
         except (ConnectionError, TimeoutError):
             self.close_connection = True  # the client is gone
         finally:
             seconds = time.monotonic() - started
-            handled[index] = Handled(self.command, self.path, fault, seconds, started)
+            handled[index] = Handled(self.command, self.path, fault, seconds, started, signed)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward
 

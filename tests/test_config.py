@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from fastfill_ray.config import BackfillConfig, QuarantineConfig, load_config
+from fastfill_ray.config import BackfillConfig, QuarantineConfig, load_config, plan_settings
 from fastfill_ray.errors import ConfigError
 
 VALUES: dict[str, Any] = {
@@ -71,6 +71,13 @@ def test_a_config_cannot_be_changed_afterwards(part: str) -> None:
         ({"gallery": {"payload_columns": "text"}}, ["gallery.payload_columns: found 'text'", "a list is expected"]),
         ({"gallery": {"payload_columns": []}}, ["gallery.payload_columns: found []", "at least 1"]),
         ({"gallery": []}, ["gallery: found []", "dictionary"]),
+        ({"gallery": {"path": []}}, ["gallery.path: a path or a list of paths is expected, such as [a.parquet, b"]),
+        ({"gallery": {"path": 7}}, ["gallery.path: a path or a list of paths is expected"]),
+        ({"gallery": {"path": ["a", 7]}}, ["gallery.path: a path or a list of paths is expected"]),
+        ({"gallery": {"path": ["/x/a", "/b", "/x/./a"]}}, ["gallery.path: /x/a is in the list twice; give it once"]),
+        ({"storage": {"anonymous": "yes"}}, ["storage.anonymous: found 'yes'", "valid boolean"]),
+        ({"storage": {"anonymous": 1}}, ["storage.anonymous: found 1", "valid boolean"]),
+        ({"storage": {"s3_endpoint": True}}, ["s3_endpoint is True; it does not take true or false"]),
         ({"gallery": {"vector_dtype": "f2"}}, ["gallery.vector_dtype: found 'f2'", "'float16', 'float32'"]),
         ({"new_model": {"dim": "wide"}}, ["new_model.dim: found 'wide'", "integer"]),
         ({"new_model": {"dim": 0}}, ["new_model.dim: found 0", "greater than 0"]),
@@ -274,3 +281,37 @@ def test_an_override_that_cannot_be_used_is_told(override: str, told: str) -> No
 def test_the_quarantine_limit_is_the_larger_of_rows_and_share() -> None:
     limits = QuarantineConfig(max_rows=10, max_fraction=0.001)
     assert [limits.limit(rows) for rows in (0, 5, 10_000, 19_999, 1_000_000)] == [10, 10, 10, 19, 1000]
+
+
+def test_a_path_may_be_a_list_whose_order_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    queries = {"path": ["q2", "q1"], "qrels_path": ["r"], "payload_columns": ["text"], "label_column": "topic"}
+    path = tmp_path / "backfill.yaml"
+    path.write_text(yaml.safe_dump(values(gallery={"path": ["b.parquet", "s3://bucket/a"]}, queries=queries)))
+    config = load_config(path)
+    assert config.gallery.path == (f"{tmp_path}/b.parquet", "s3://bucket/a")
+    assert config.queries is not None
+    assert (config.queries.path, config.queries.qrels_path) == ((f"{tmp_path}/q1", f"{tmp_path}/q2"), f"{tmp_path}/r")
+    assert load_config(path, ["gallery.path=[s3://bucket/a, b.parquet]"]) == config
+    assert load_config(config) == config
+    assert plan_settings(config) == plan_settings(load_config(path, ["gallery.path=['s3://bucket/a', 'b.parquet']"]))
+    assert load_config(path, ["gallery.path=[a.parquet, b.parquet]"]).gallery.path == (
+        f"{tmp_path}/a.parquet",
+        f"{tmp_path}/b.parquet",
+    )
+    assert load_config(path, ["gallery.path=[a.parquet]"]) == load_config(path, ["gallery.path=a.parquet"])
+    assert load_config(path, ["queries.qrels_path=null"]).queries.qrels_path is None  # type: ignore[union-attr]
+
+
+def test_a_path_in_a_list_with_credentials_is_refused_without_them() -> None:
+    with pytest.raises(ConfigError, match=r"gallery\.path: the URL holds credentials") as caught:
+        load_config(values(gallery={"path": ["a", "s3://user:canary@bucket/a"]}))
+    assert "canary" not in str(caught.value)
+
+
+def test_anonymous_is_outside_the_plan() -> None:
+    config = load_config(VALUES, ["storage.anonymous=true"])
+    assert config.storage.anonymous
+    assert load_config(VALUES, ["storage.anonymous=yes"]) == config
+    assert not load_config(VALUES).storage.anonymous
+    assert plan_settings(config) == plan_settings(load_config(VALUES))

@@ -25,7 +25,7 @@ from fastfill_ray.retrieval.fusion import fuse, fused_dim
 from fastfill_ray.retrieval.similarity import unit_rows
 from fastfill_ray.types import F32, I64, Metric
 
-_FAISS_METRIC: dict[Metric, int] = {
+FAISS_METRIC: dict[Metric, int] = {
     "cosine": faiss.METRIC_INNER_PRODUCT,
     "ip": faiss.METRIC_INNER_PRODUCT,
     "l2": faiss.METRIC_L2,
@@ -49,42 +49,21 @@ def train_template(factory: str, dim: int, metric: Metric, training: F32) -> byt
         ConfigError: FAISS refuses the string, cannot train it on so few vectors, or cannot add to it.
     """
     vectors = _prepared(training, dim, metric)
-    with _one_thread():
+    with one_thread():
         try:
-            index = faiss.index_factory(dim, factory, _FAISS_METRIC[metric])
+            index = faiss.index_factory(dim, factory, FAISS_METRIC[metric])
             index.train(vectors)
             # FAISS finds the lists behind transforms and refinements too, which have no shared assignment.
             if (lists := faiss.try_extract_index_ivf(index)) is not None:
                 lists.nprobe = min(lists.nlist, max(8, math.ceil(2 * math.sqrt(lists.nlist))))
-            template = _serialise(index)
+            template = serialise(index)
             index.add(vectors[:1])
         except RuntimeError as error:
             raise ConfigError(
                 f"index.factory {factory!r} cannot be used with dim {dim}, metric {metric} and {len(vectors):,} "
-                f"training vectors: {_reason(error)}. Use fewer lists, smaller codes, raise pairs.count, or use Flat."
+                f"training vectors: {faiss_reason(error)}. Use fewer lists, smaller codes, more pairs, or Flat."
             ) from error
     return template
-
-
-def check_factory(factory: str, dim: int, metric: Metric, num_training: int, key: str = "index.factory") -> None:
-    """What can be known about a factory string before there are vectors to train it on; `key` is where it is set.
-
-    Raises:
-        ConfigError: FAISS refuses the string, or it has more inverted lists than vectors to train them on.
-    """
-    try:
-        index = faiss.index_factory(dim, factory, _FAISS_METRIC[metric])
-    except RuntimeError as error:
-        raise ConfigError(
-            f"{key} {factory!r} cannot be used with dim {dim} and metric {metric}: {_reason(error)}. "
-            "A faiss.index_factory string is expected, such as Flat or IVF1024,Flat."
-        ) from error
-    lists = faiss.try_extract_index_ivf(index)
-    if lists is not None and lists.nlist > num_training:
-        raise ConfigError(
-            f"{key} {factory!r} has {lists.nlist} lists, but there are {num_training} vectors of the pairs to "
-            "train them on. Use fewer lists, raise pairs.count, or use Flat."
-        )
 
 
 def build_index(template: bytes, vectors: F32, metric: Metric) -> bytes:
@@ -93,10 +72,10 @@ def build_index(template: bytes, vectors: F32, metric: Metric) -> bytes:
     The same input answers alike. Its bytes may differ in the last bits of floats, from one processor to another or from
     one call to the next: nothing may compare them but with what is recorded of them.
     """
-    with _one_thread():
+    with one_thread():
         index = _deserialise(template, "index template")
         index.add(_prepared(vectors, index.d, metric))
-        return _serialise(index)
+        return serialise(index)
 
 
 def load_index(data: bytes, *, dim: int, metric: Metric, rows: int, name: str) -> faiss.Index:
@@ -110,7 +89,7 @@ def load_index(data: bytes, *, dim: int, metric: Metric, rows: int, name: str) -
     """
     index = _deserialise(data, name)
     found = (index.d, index.metric_type, index.ntotal)
-    expected = (dim, _FAISS_METRIC[metric], rows)
+    expected = (dim, FAISS_METRIC[metric], rows)
     if found != expected or not index.is_trained:
         raise CorruptFile(f"{name}: holds (dim, FAISS metric, rows) {found}, the record says {expected}.")
     return index
@@ -180,7 +159,7 @@ def template_key(index: faiss.Index) -> str | None:
     inverted = _inverted(index)
     if inverted is None:
         return None
-    digest = hashlib.sha256(_serialise(inverted.ivf.quantizer))
+    digest = hashlib.sha256(serialise(inverted.ivf.quantizer))
     for transform in inverted.transforms:
         writer: Any = faiss.VectorIOWriter()
         faiss.write_VectorTransform(transform, writer)
@@ -276,7 +255,7 @@ def _prepared(vectors: NDArray[Any], dim: int, metric: Metric, name: str = "vect
     return unit_rows(array) if metric == "cosine" else array
 
 
-def _serialise(index: faiss.Index) -> bytes:
+def serialise(index: faiss.Index) -> bytes:
     return bytes(faiss.serialize_index(index).tobytes())
 
 
@@ -290,7 +269,7 @@ def _deserialise(data: bytes, name: str) -> faiss.Index:
         try:
             index = faiss.read_index(reader)
         except (RuntimeError, MemoryError) as error:
-            raise CorruptFile(f"{name} is not a FAISS index: {_reason(error)}. Restore the file.") from error
+            raise CorruptFile(f"{name} is not a FAISS index: {faiss_reason(error)}. Restore the file.") from error
         finally:
             faiss.set_deserialization_vector_byte_limit(limit)
     if reader.rp != len(data):
@@ -298,13 +277,13 @@ def _deserialise(data: bytes, name: str) -> faiss.Index:
     return index
 
 
-def _reason(error: BaseException) -> str:
+def faiss_reason(error: BaseException) -> str:
     """What FAISS said, without the C++ signature, source line and assertion before it."""
     return re.sub(r"^Error in .* at \S+:\d+: (Error: )?('.*' failed: )?", "", str(error).strip(), flags=re.DOTALL)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Inside, this thread's FAISS calls run on one core: threads would make graphs depend on their race."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
+from fastfill_ray.config import shown_paths
 from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
@@ -19,7 +20,7 @@ from fastfill_ray.types import F64, IdType
 GRADES = ("score", "relevance")
 
 
-def pin_judgements(store: InputStore, path: str, id_type: IdType | None = None) -> TableInput:
+def pin_judgements(store: InputStore, path: str | Sequence[str], id_type: IdType | None = None) -> TableInput:
     """The files with columns query_id, item_id and at most one of GRADES, pinned.
 
     Args:
@@ -29,17 +30,18 @@ def pin_judgements(store: InputStore, path: str, id_type: IdType | None = None) 
         ConfigError, InputError: a missing column, two grades, grades that are no numbers, ids of another type; names
             the file.
     """
+    where = shown_paths(path)
     grades = [name for name in GRADES if name in columns_of(store, path)]
     if len(grades) > 1:
         raise InputError(
-            f"{path}: columns 'score' and 'relevance' are both there, and only one can be the grade. Drop 'score', or "
+            f"{where}: columns 'score' and 'relevance' are both there, and only one can be the grade. Drop 'score', or "
             "drop 'relevance' if 'score' is what was judged."
         )
     columns = [Column(name, name, "id") for name in ("query_id", "item_id")]
     pinned = pin(store, path, [*columns, *(Column(name, name, "weight") for name in grades)])
     if pinned.kinds.get("item_id", id_type) != (id_type or pinned.kinds.get("item_id")):
         raise InputError(
-            f"{path}: column 'item_id' is {pinned.kinds['item_id']}, but the gallery's ids are {id_type}. Cast it: an "
+            f"{where}: column 'item_id' is {pinned.kinds['item_id']}, but the gallery's ids are {id_type}. Cast it: an "
             "integer never equals a text."
         )
     return pinned

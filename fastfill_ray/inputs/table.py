@@ -64,7 +64,7 @@ class TableInput(Model):
         return sum(file.rows for file in self.files)
 
 
-def pin(store: InputStore, path: str, columns: Sequence[Column]) -> TableInput:
+def pin(store: InputStore, path: str | Sequence[str], columns: Sequence[Column]) -> TableInput:
     """Read every footer and pin the files.
 
     Raises:
@@ -101,7 +101,7 @@ def pin(store: InputStore, path: str, columns: Sequence[Column]) -> TableInput:
     return TableInput(files=tuple(files), kinds={key: kind for key, kind in kinds.items() if kind is not None})
 
 
-def columns_of(store: InputStore, path: str) -> list[str]:
+def columns_of(store: InputStore, path: str | Sequence[str]) -> list[str]:
     """The column names of the files at a path, each once."""
     found = store.find(path)
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastfill_ray.config import GalleryConfig, IndexConfig, NewModelConfig, PolicyConfig, QueriesConfig
 from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch
-from fastfill_ray.index.segment import check_factory
+from fastfill_ray.index.factory import check_factory
 from fastfill_ray.inputs.labels import comparable_labels
-from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.inputs.locate import InputStore, Listing
 from fastfill_ray.inputs.table import dim_of
 from fastfill_ray.log.records import Init
 from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED
@@ -18,33 +19,39 @@ from fastfill_ray.stages.queries import LABELS, NEW_VECTORS, OLD_VECTORS, pin_qu
 from fastfill_ray.stages.snapshot import Snapshot
 
 
-def input_pins(store: InputStore, paths: Mapping[str, str | None]) -> list[list[Any]]:
-    """Path, size and tag of every input file, from listings only.
+def list_inputs(store: InputStore, paths: Mapping[str, str | Sequence[str] | None]) -> dict[str, Listing]:
+    """What is read, and what is not, of everything that a plan reads.
 
     Args:
-        paths: {config key: path}.
+        paths: {config key: path or paths}.
 
     Raises:
-        ConfigError: there is nothing at a path; names its key.
+        ConfigError: there is nothing at a path, or a folder of a table format; names its key.
     """
-    pins: list[list[Any]] = []
+    listings = {}
     for key, path in paths.items():
         try:
-            files = store.find(path) if path is not None else []
+            listings[key] = store.listing(path) if path is not None else Listing(())
         except InputError as error:
             raise ConfigError(f"{key}: {error}") from error
-        pins += [[file.path, file.size, file.tag] for file in files]
-    return pins
+    return listings
 
 
-def check_output(output: str, gallery: GalleryConfig, queries: QueriesConfig | None) -> None:
-    """Refuse an output folder whose files would be taken for input."""
-    for key, path in (("gallery.path", gallery.path), ("queries.path", queries and queries.path)):
-        if path and f"{output}/".startswith(f"{path.rstrip('/')}/"):
-            raise ConfigError(
-                f"output: {output} lies in {key} {path}; files written there would be taken for input. "
-                "Choose a folder outside of it."
-            )
+def input_pins(listings: Mapping[str, Listing]) -> list[list[Any]]:
+    """Path, size and tag of every input file."""
+    return [[file.path, file.size, file.tag] for listing in listings.values() for file in listing.files]
+
+
+def check_output(output: str, listings: Mapping[str, Listing]) -> None:
+    """Refuse an output folder whose files would be taken for input, through links as well."""
+    real = output if "://" in output else os.path.realpath(output)
+    for key, listing in listings.items():
+        for folder in listing.folders:
+            if f"{real}/".startswith(f"{folder.rstrip('/')}/"):
+                raise ConfigError(
+                    f"output: {output} lies in {key} {folder}; files written there would be taken for input. "
+                    "Choose a folder outside of it."
+                )
 
 
 def check_index(index: IndexConfig, new: NewModelConfig, old_dim: int, num_pairs: int, stale_mode: str) -> None:

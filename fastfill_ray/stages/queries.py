@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.config import QueriesConfig
+from fastfill_ray.config import QueriesConfig, shown_paths
 from fastfill_ray.errors import InputError
 from fastfill_ray.experiment.items import Queries
 from fastfill_ray.inputs.encodings import take_rows
@@ -66,7 +66,9 @@ def pin_queries(
     """The query files and the judgements, pinned; id_type: of the gallery, for ``pin_judgements``."""
     inputs = pin(store, config.path, list(query_columns(config).values()))
     if inputs.rows == 0:
-        raise InputError(f"queries.path {config.path}: there are no rows; leave `queries` out to use the audit items")
+        raise InputError(
+            f"queries.path {shown_paths(config.path)}: there are no rows; leave `queries` out to use the audit items"
+        )
     return inputs, None if config.qrels_path is None else pin_judgements(store, config.qrels_path, id_type)
 
 
@@ -150,7 +152,8 @@ def load_queries(
     usable = [i for i, place in enumerate(places) if all(place in known for known in vectors.values())]
     if not usable:
         raise InputError(
-            f"queries.path {config.path}: no query could be embedded; see the quarantine reasons in the log"
+            f"queries.path {shown_paths(config.path)}: no query could be embedded; see the quarantine reasons in the "
+            "log"
         )
 
     def column_of(name: str) -> Objects:

@@ -23,7 +23,7 @@ from fastfill_ray.types import check_path
 logger = logging.getLogger(__name__)
 
 
-def s3_filesystem(endpoint: str | None, limits: Limits | None = None) -> S3FileSystem:
+def s3_filesystem(endpoint: str | None, limits: Limits | None = None, anonymous: bool = False) -> S3FileSystem:
     """The file system of this process for an endpoint; credentials come from the environment or the instance role only.
 
     It repeats what is safe to repeat, see ``s3_client.patient_session``. (The HTTP client underneath also repeats a
@@ -32,18 +32,20 @@ def s3_filesystem(endpoint: str | None, limits: Limits | None = None) -> S3FileS
     Args:
         endpoint: URL of an S3 service other than AWS, or None.
         limits: how long requests may take; ``s3_client.LIMITS`` if None.
+        anonymous: send no credentials, as public buckets allow.
 
     Raises:
         ConfigError: the endpoint carries a user name, a password or a query, or is no http(s) URL.
     """
     _refuse_credentials(endpoint)
-    return _connect(endpoint, limits or s3_client.LIMITS, os.getpid())
+    return _connect(endpoint, limits or s3_client.LIMITS, anonymous, os.getpid())
 
 
 @functools.cache
-def _connect(endpoint: str | None, limits: Limits, process: int) -> S3FileSystem:
+def _connect(endpoint: str | None, limits: Limits, anonymous: bool, process: int) -> S3FileSystem:
     """One client per process and setting (0.1 s each). Outside fsspec's own cache, which others may have filled."""
     filesystem = S3FileSystem(
+        anon=anonymous,
         endpoint_url=endpoint,
         session=s3_client.patient_session(limits),
         config_kwargs=s3_client.client_config(limits),
@@ -60,8 +62,8 @@ class S3FileSystem(s3fs.S3FileSystem):
 
     limits: Limits
 
-    def __reduce__(self) -> tuple[Callable[..., S3FileSystem], tuple[str | None, Limits]]:
-        return s3_filesystem, (self.endpoint_url, self.limits)
+    def __reduce__(self) -> tuple[Callable[..., S3FileSystem], tuple[str | None, Limits, bool]]:
+        return s3_filesystem, (self.endpoint_url, self.limits, self.anon)
 
 
 def _refuse_credentials(endpoint: str | None) -> None:

@@ -25,6 +25,8 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
     FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
 )
 from botocore.exceptions import ConnectionError as NotConnected
 from botocore.handlers import add_expect_header  # type: ignore[import-untyped]
@@ -120,6 +122,11 @@ def is_refused(error: BaseException) -> bool:
         return 400 <= _status(cause) < 500 and _status(cause) not in (409, 412) and not is_transient(cause)
     # Before anything is sent: no credentials, or parameters that no request can have.
     return isinstance(cause, BotoCoreError) and not is_transient(cause)
+
+
+def lacks_credentials(error: BaseException) -> bool:
+    """Whether a request was not sent because the environment has no, or half of the, credentials for it."""
+    return isinstance(error, NoCredentialsError | PartialCredentialsError)
 
 
 def pause_s(attempt: int) -> float:

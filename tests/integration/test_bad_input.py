@@ -122,11 +122,13 @@ def test_too_many_unusable_vectors_fail_while_ids_are_checked(tmp_path: Path, va
         ({"pairs": {"count": 40}, "waves": [0.3, 1.0]}, r"pairs\.count 40 .* gives 28 train pairs; at least 32"),
         ({"index": {"factory": "Flatt"}}, r"index\.factory 'Flatt' cannot be used"),
         ({"index": {"factory": "IVF999,Flat"}}, r"999 lists, but there are 240 vectors"),
+        ({"index": {"factory": "PQ16"}}, r"256 centroids, but there are 240 vectors"),
+        ({"index": {"factory": "IDMap,Flat"}}, r"index\.factory 'IDMap,Flat' .*row numbers\. Leave IDMap out"),
         ({"index": {"stale_factory": "PQ3"}}, r"index\.stale_factory 'PQ3' cannot be used with dim 16"),
         # 8 old dims and 16 new ones, and one vector of each pair.
         (
-            {"index": {"factory": "PQ16"}, "serving": {"stale_mode": "fused"}},
-            r"index\.stale_factory \(of fused vectors\) 'PQ16' cannot be used with dim 24",
+            {"index": {"factory": "PQ16x4"}, "serving": {"stale_mode": "fused"}},
+            r"index\.stale_factory \(of fused vectors\) 'PQ16x4' cannot be used with dim 24",
         ),
         (
             {"index": {"stale_factory": "IVF200,Flat"}, "serving": {"stale_mode": "fused"}},

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfill_ray.backfill import parse_until
-from fastfill_ray.config import StopConfig, input_paths, load_config, plan_settings
+from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings
 from fastfill_ray.errors import ConfigError, PlanMismatch
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.log.envelope import seal, unseal
@@ -21,7 +21,7 @@ from fastfill_ray.log.next_step import Step, next_step
 from fastfill_ray.log.records import Body, Claim, Plan, Publish, Verdict, Version
 from fastfill_ray.log.state import State, apply, fold
 from fastfill_ray.report.result import BackfillResult
-from fastfill_ray.stages.preflight import input_pins
+from fastfill_ray.stages.preflight import input_pins, list_inputs
 from tests.log.test_records import INIT, chain, plan, unchain, version
 
 WAVES = (0.2, 0.5, 1.0)
@@ -315,6 +315,10 @@ def test_an_until_that_names_no_point_of_this_run_is_refused(until: str) -> None
         parse_until(until, load_config(config()))
 
 
+def pins_of(config: BackfillConfig) -> list[list[Any]]:
+    return input_pins(list_inputs(InputStore(), input_paths(config)))
+
+
 def test_every_input_file_is_part_of_the_request(tmp_path: Path) -> None:
     names = ("gallery/a.parquet", "gallery/b.parquet", "queries.parquet", "qrels.parquet", "classifier.npz")
     for name in names:
@@ -333,16 +337,16 @@ def test_every_input_file_is_part_of_the_request(tmp_path: Path) -> None:
             new_model={"embedder": "m:M", "dim": 8, "classifier": str(tmp_path / "classifier.npz")},
         )
     )
-    pins = input_pins(InputStore(), input_paths(given))
+    pins = pins_of(given)
     assert {Path(path).relative_to(tmp_path).as_posix() for path, _, _ in pins} == set(names)
-    assert input_pins(InputStore(), input_paths(given)) == pins
+    assert pins_of(given) == pins
     for name in names:
-        before = input_pins(InputStore(), input_paths(given))
+        before = pins_of(given)
         path = tmp_path / name
         os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-        assert input_pins(InputStore(), input_paths(given)) != before
+        assert pins_of(given) != before
     pq.write_table(pa.table({"id": [2]}), tmp_path / "gallery" / "c.parquet")
-    assert len(input_pins(InputStore(), input_paths(given))) == len(names) + 1
+    assert len(pins_of(given)) == len(names) + 1
     (tmp_path / "qrels.parquet").unlink()
     with pytest.raises(ConfigError, match=r"queries\.qrels_path.*does not exist"):
-        input_pins(InputStore(), input_paths(given))
+        pins_of(given)
