@@ -90,7 +90,8 @@ class InputStore:
     def open(self, path: str) -> IO[bytes]:
         """The file at `path`, for reading. Raises what the file system raises, as OSError or StorageError."""
         filesystem, place = self.filesystem(path)
-        handle: IO[bytes] = filesystem.open(place, "rb")
+        # Readers ask for what they need, in parts as large as they need: read-ahead would fetch the same bytes again.
+        handle: IO[bytes] = filesystem.open(place, "rb", cache_type="none")
         return handle
 
     def find(self, path: str | Sequence[str]) -> list[InputFile]:
