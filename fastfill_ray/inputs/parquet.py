@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +54,14 @@ class PinnedFile(Model):
         return np.cumsum(self.row_groups, dtype=np.int64)
 
 
-def read_footer(store: InputStore, file: InputFile) -> pq.FileMetaData:
+class Footer(NamedTuple):
+    """What a file's footer says."""
+
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+
+
+def read_footer(store: InputStore, file: InputFile) -> Footer:
     """A file's footer.
 
     Raises:
@@ -62,14 +69,26 @@ def read_footer(store: InputStore, file: InputFile) -> pq.FileMetaData:
     """
     try:
         with store.open(file.path) as handle:
-            return pq.ParquetFile(handle).metadata
-    except (pa.ArrowInvalid, pa.ArrowException) as error:
+            reader = pq.ParquetFile(handle)
+            return Footer(reader.metadata, reader.schema_arrow)
+    except ValueError as error:  # of a library whose extension types are registered in this process
+        if isinstance(error, pa.ArrowException):
+            raise _not_parquet(file, error) from error
         raise InputError(
-            f"{file.path}: not a readable Parquet file of {file.size} bytes ({_first_line(error)}). "
-            "It is truncated or of another format: write it again, or move it out of the folder."
+            f"{file.path}: its columns' types cannot be read ({_first_line(error)}). Write the file again with plain "
+            "types, such as lists, or with a newer release of the library that wrote it."
         ) from error
+    except pa.ArrowException as error:
+        raise _not_parquet(file, error) from error
     except OSError as error:
         raise InputError(f"{file.path}: cannot be read ({_first_line(error)})") from error
+
+
+def _not_parquet(file: InputFile, error: pa.ArrowException) -> InputError:
+    return InputError(
+        f"{file.path}: not a readable Parquet file of {file.size} bytes ({_first_line(error)}). "
+        "It is truncated or of another format: write it again, or move it out of the folder."
+    )
 
 
 @dataclass(frozen=True)

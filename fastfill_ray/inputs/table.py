@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +27,8 @@ from fastfill_ray.inputs.kinds import (
     weight_kind,
 )
 from fastfill_ray.inputs.labels import check_group, label_kind
-from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import PartitionValue, PinnedFile, Span, leaf_columns, read_footer, read_spans
+from fastfill_ray.inputs.locate import InputFile, InputStore
+from fastfill_ray.inputs.parquet import Footer, PartitionValue, PinnedFile, Span, leaf_columns, read_footer, read_spans
 from fastfill_ray.types import Model
 
 Role = Literal["id", "vector", "label", "group", "weight", "payload"]
@@ -77,28 +77,31 @@ def pin(store: InputStore, path: str | Sequence[str], columns: Sequence[Column])
         footers = list(pool.map(partial(read_footer, store), found))
     names = {column.name for column in columns}
     partitions = _partition_values([file.path for file in found], names)
-    files = []
-    for file, footer, constants in zip(found, footers, partitions, strict=True):
-        schema = footer.schema.to_arrow_schema()
+    files = [
+        _pinned(file, footer, names, constants)
+        for file, footer, constants in zip(found, footers, partitions, strict=True)
+    ]
+    schemas = [footer.schema for footer in footers]
+    for file, schema in zip(files, schemas, strict=True):
         with naming(file.path):
             _check_unique(schema, columns)
-        groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-        leaves = leaf_columns(schema, names)
-        files.append(
-            PinnedFile(
-                path=file.path,
-                size=file.size,
-                tag=file.tag,
-                row_groups=tuple(group.num_rows for group in groups),
-                read_bytes=sum(group.column(i).total_uncompressed_size for group in groups for i in leaves),
-                constants=tuple(sorted((n, value) for n, value in constants.items() if n not in schema.names)),
-            )
-        )
-    schemas = [footer.schema.to_arrow_schema() for footer in footers]
     telling = [(file, schema) for file, schema in zip(files, schemas, strict=True) if file.rows]
     telling = telling or list(zip(files, schemas, strict=True))
     kinds = {column.key: _kind_of(column, telling) for column in columns}
     return TableInput(files=tuple(files), kinds={key: kind for key, kind in kinds.items() if kind is not None})
+
+
+def _pinned(file: InputFile, footer: Footer, names: Set[str], constants: Mapping[str, PartitionValue]) -> PinnedFile:
+    groups = [footer.metadata.row_group(i) for i in range(footer.metadata.num_row_groups)]
+    leaves = leaf_columns(footer.schema, names)
+    return PinnedFile(
+        path=file.path,
+        size=file.size,
+        tag=file.tag,
+        row_groups=tuple(group.num_rows for group in groups),
+        read_bytes=sum(group.column(i).total_uncompressed_size for group in groups for i in leaves),
+        constants=tuple(sorted((n, value) for n, value in constants.items() if n not in footer.schema.names)),
+    )
 
 
 def columns_of(store: InputStore, path: str | Sequence[str]) -> list[str]:
@@ -106,7 +109,7 @@ def columns_of(store: InputStore, path: str | Sequence[str]) -> list[str]:
     found = store.find(path)
     with ThreadPoolExecutor(_THREADS) as pool:
         footers = list(pool.map(partial(read_footer, store), found))
-    return list(dict.fromkeys(name for footer in footers for name in footer.schema.to_arrow_schema().names))
+    return list(dict.fromkeys(name for footer in footers for name in footer.schema.names))
 
 
 def _check_unique(schema: pa.Schema, columns: Sequence[Column]) -> None:

@@ -247,3 +247,32 @@ def test_a_gallery_without_rows_is_refused(folder: Path) -> None:
     pq.write_table(table(embedding=vectors([])), folder / "a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet: there are no rows"):
         dim_of(STORE, pinned(folder, (COLUMNS[0], BYTES)), BYTES)
+
+
+class Unreadable(pa.ExtensionType):
+    """A library's type that refuses what the file says of it, as Ray's does with pickled shapes."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.int64(), "tests.unreadable")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: pa.DataType, serialized: bytes) -> Unreadable:
+        raise ValueError("its metadata is of an older release")
+
+
+def test_a_registered_type_that_cannot_be_read_is_refused_by_file(folder: Path) -> None:
+    kind = Unreadable()
+    column = pa.ExtensionArray.from_storage(kind, pa.array([1, 2, 3, 4]))
+    pa.register_extension_type(kind)
+    try:
+        pq.write_table(table(other=column), folder / "a.parquet")
+        with pytest.raises(
+            InputError, match=r"a\.parquet: its columns' types cannot be read \(its metadata is of an old"
+        ):
+            pinned(folder)
+    finally:
+        pa.unregister_extension_type("tests.unreadable")
+    assert pinned(folder).rows == 4, "where nothing is registered, the storage is read"
