@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.experiment.items import Queries
@@ -27,10 +26,12 @@ from fastfill_ray.retrieval.merging import HitMerger, Hits
 from fastfill_ray.retrieval.metrics import METRICS, per_query
 from fastfill_ray.retrieval.relevance import RelevantItems, hits_with_label, judged_rows
 from fastfill_ray.retrieval.similarity import similarity
+from fastfill_ray.stages.hits import SegmentHits, kept_hits
 from fastfill_ray.storage.arrow import objects, read_table
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.paths import hits_unit, stage_folder
 from fastfill_ray.storage.refs import get_verified
-from fastfill_ray.types import F32, F64, I64, Metric, Objects
+from fastfill_ray.types import F32, F64, I64, Metric, Objects, fingerprint
 
 # A ranking is complete up to this many scores per version; beyond, it is judged by its first _DEPTH ranks.
 _COMPLETE_SCORES = 1 << 25
@@ -52,28 +53,14 @@ class GallerySearch:
     depth: int
 
     @property
+    def folder(self) -> str:
+        """Where hits of these queries are kept."""
+        return stage_folder("evaluation", fingerprint([self.queries.fingerprint, self.metric, self.depth]))
+
+    @property
     def num_hits(self) -> int:
         """Hits kept per query: one more than is judged where a query's own item may be among them."""
         return self.depth + self.queries.are_items
-
-
-@dataclass(frozen=True)
-class SegmentHits:
-    """The raw hits of all queries in one segment of n items, and what they are judged by.
-
-    scores: (Q, K) float32, as the segment gives them, -inf where missing. rows: (Q, K) int64, -1 where missing.
-    own_rows: (Q,) the row of the item that a query itself is, -1 for none.
-    same_label: (Q, K) int8, 1 where the hit has the query's label, also where it is the query itself; else 0.
-    num_same_label: (Q,) items with the query's label, itself left out; None where there are no labels.
-    judged: rows of the relevant items, the query itself left out; None where nothing is judged.
-    """
-
-    scores: F32
-    rows: I64
-    own_rows: I64
-    same_label: NDArray[np.int8]
-    num_same_label: I64 | None
-    judged: RelevantItems | None
 
 
 def complete_depth(rows: int, num_queries: int) -> int:
@@ -98,7 +85,12 @@ def search_segments(
 
 
 def search_one_segment(files: Files, search: GallerySearch, segment: Segment) -> SegmentHits:
-    """One segment, read and searched with every query."""
+    """The hits of every query in one segment, searched where that is not done yet."""
+    unit = hits_unit(fingerprint([segment.index.sha256, segment.ids.sha256]))
+    return kept_hits(files, search.folder, unit, partial(_search_segment, files, search, segment))
+
+
+def _search_segment(files: Files, search: GallerySearch, segment: Segment) -> SegmentHits:
     data = get_verified(files, segment.index)
     index = load_index(data, dim=segment.dim, metric=search.metric, rows=segment.rows, name=segment.index.path)
     table = read_table(get_verified(files, segment.ids), name=segment.ids.path)
@@ -110,7 +102,7 @@ def search_one_segment(files: Files, search: GallerySearch, segment: Segment) ->
 
 
 def search_old(
-    engine: Engine, source: Source, buckets: Sequence[Sequence[Place]], search: GallerySearch
+    engine: Engine, files: Files, source: Source, buckets: Sequence[Sequence[Place]], search: GallerySearch
 ) -> PerRelevance:
     """The old index as users have it, by brute force over the gallery's old vectors: {relevance: {metric: (Q,)}}.
 
@@ -120,10 +112,18 @@ def search_old(
     if search.queries.old is None:
         raise ValueError("the queries have no old vectors: the old index cannot be searched with them")
     ranking = GalleryRanking(search)
-    work = partial(_search_old_bucket, source, search, search.queries.old)
+    work = partial(_old_hits, files, source, search, search.queries.old)
     for _, hits in engine.run_tasks(work, buckets, name="search old vectors", ordered=True):
         ranking.add(hits, Calibration())
     return ranking.per_query()
+
+
+def _old_hits(files: Files, source: Source, search: GallerySearch, old: F32, places: Sequence[Place]) -> SegmentHits:
+    """The hits of every query in the old vectors of a bucket, searched where that is not done yet."""
+    config = source.config
+    read = [config.id_column, config.old_vector_column, config.vector_dtype, config.label_column]
+    unit = hits_unit(fingerprint([read, [chunk.unit for chunk, _ in places]]))
+    return kept_hits(files, search.folder, unit, partial(_search_old_bucket, source, search, old, places))
 
 
 def _search_old_bucket(source: Source, search: GallerySearch, old: F32, places: Sequence[Place]) -> SegmentHits:

@@ -80,7 +80,9 @@ class Evaluator:
                     [(chunk, pinned[chunk.file]) for chunk in bucket]
                     for bucket in cut_buckets(basis.snapshot.chunks, segment_rows=basis.index.segment_rows)
                 ]
-                merged = search_old(self._context.engine, basis.scorer.source, buckets, self._search)
+                merged = search_old(
+                    self._context.engine, self._context.files, basis.scorer.source, buckets, self._search
+                )
                 old |= {("gallery", name, True): values for name, values in merged.items()}
             arms["old/old"] = self.means(old)
             per_query = self.keep(old, plan, "old-old.parquet")

@@ -15,8 +15,8 @@ REPORT_METRICS = "reports/metrics.json"
 _RECORD = re.compile(r"^log/(\d{20})\.json$")
 PROBE = "probe"
 _PROBE = re.compile(r"^probe/(\d{10,12})-[0-9a-f]{32}$")
-_UNIT_OUTPUT = re.compile(r"^(.*)/(c[0-9a-f]{16}|q\d{8})\.[0-9a-f]{16}\.parquet$")
-_UNIT_RECEIPT = re.compile(r"^(?:.*/)?(c[0-9a-f]{16}|q\d{8})\.receipt\.json$")
+_UNIT_OUTPUT = re.compile(r"^(.*)/([cs][0-9a-f]{16}|q\d{8})\.[0-9a-f]{16}\.parquet$")
+_UNIT_RECEIPT = re.compile(r"^(?:.*/)?([cs][0-9a-f]{16}|q\d{8})\.receipt\.json$")
 
 
 def record_path(seq: int) -> str:
@@ -85,6 +85,11 @@ def units_path(plan: str, digest: str) -> str:
 def chunk_unit(digest: str) -> str:
     """Unit id of a gallery chunk; digest: 16 hex digits that name its rows."""
     return f"c{digest}"
+
+
+def hits_unit(digest: str) -> str:
+    """Unit id of a part of the gallery that is searched; digest: 16 hex digits that name it."""
+    return f"s{digest}"
 
 
 def query_folder(fingerprint: str, model: Literal["new", "old"]) -> str:
