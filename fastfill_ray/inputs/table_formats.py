@@ -59,9 +59,10 @@ def refuse_tables(path: str, tree: Tree, folder: Folder, pool: ThreadPoolExecuto
         table = _table_below(folder.places[0], [*folder.files, *folder.skipped])
     if table is not None:
         table = replace(table, folder=tree.url(table.folder))
+        kind = f"an {table.format}" if table.format == "Iceberg" else f"a {table.format}"
         where = "is" if path.rstrip("/") == table.folder else f"holds or belongs to {table.folder},"
         raise InputError(
-            f"input {path!r} {where} a {table.format} table: rows that were deleted or replaced still lie in its files "
+            f"input {path!r} {where} {kind} table: rows that were deleted or replaced still lie in its files "
             f"and would be read as if they were alive. {_REMEDIES[table.format](table)}"
         )
 
