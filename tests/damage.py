@@ -44,6 +44,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "segment": ("wave", ("index/*/w*.faiss",)),
     "segment ids": ("wave", ("index/*/w*.ids.parquet",)),
     "segment, shortest config": ("bare", ("index/*/w*.faiss", "index/*/w*.ids.parquet")),
+    "hits": ("wave", ("evaluation/*/s*.parquet", "evaluation/*/s*.receipt.json")),
     "evaluation": ("wave", ("evaluation/*/old-old.*.parquet", "evaluation/*/wave-01.*.parquet")),
 }
 MUTATIONS = ("flip", "truncate", "swap", "append", "remove")
