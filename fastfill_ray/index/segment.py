@@ -208,6 +208,13 @@ def search_segment(
     return scores, rows
 
 
+def search_exactly(vectors: F32, queries: F32, k: int, metric: Metric) -> tuple[F32, I64]:
+    """The k best of vectors (N, d) by brute force, for queries (Q, d): as ``search_segment`` of a Flat segment."""
+    index = faiss.index_factory(vectors.shape[1], "Flat", FAISS_METRIC[metric])
+    index.add(_prepared(vectors, index.d, metric))
+    return search_segment(index, prepare_queries(queries, index.d, metric), k, metric)
+
+
 def _search_lists(index: faiss.Index, queries: F32, k: int, assignment: Assignment) -> tuple[F32, I64]:
     inverted = _inverted(index)
     if inverted is None:

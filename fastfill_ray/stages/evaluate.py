@@ -5,7 +5,7 @@ Legend: Q queries, n items of a segment, K hits per query of a segment or of all
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.experiment.items import Queries
-from fastfill_ray.index.segment import load_index, prepare_queries, search_segment, segment_queries
+from fastfill_ray.index.segment import load_index, prepare_queries, search_exactly, search_segment, segment_queries
 from fastfill_ray.inputs.gallery import Source, old_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.labels import labels_of
@@ -25,7 +25,6 @@ from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.retrieval.merging import HitMerger, Hits
 from fastfill_ray.retrieval.metrics import METRICS, per_query
 from fastfill_ray.retrieval.relevance import RelevantItems, hits_with_label, judged_rows
-from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.stages.hits import SegmentHits, kept_hits
 from fastfill_ray.storage.arrow import objects, read_table
 from fastfill_ray.storage.files import Files
@@ -38,6 +37,8 @@ _COMPLETE_SCORES = 1 << 25
 _DEPTH = 1000
 # Scores that are merged and judged at a time: the queries' rankings do not depend on one another.
 _BLOCK_SCORES = 1 << 22
+# Old vectors that are searched at a time.
+_OLD_BLOCK_ROWS = 1 << 16
 
 PerRelevance = dict[str, dict[str, F64]]
 """{relevance: {metric: (Q,)}}"""
@@ -127,21 +128,15 @@ def _old_hits(files: Files, source: Source, search: GallerySearch, old: F32, pla
 
 
 def _search_old_bucket(source: Source, search: GallerySearch, old: F32, places: Sequence[Place]) -> SegmentHits:
-    """The usable rows of a bucket as one segment; a chunk's scores are dropped as soon as they are merged."""
+    """The usable rows of a bucket as one segment, searched block by block as they are read."""
     merger = HitMerger(min(search.num_hits, sum(chunk.rows for chunk, _ in places)))
     ids, labels, start = [], [], 0
-    config = source.config
-    names = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
-    spans = (Span(file, chunk.start, chunk.rows) for chunk, file in places)
-    for (_, file), table in zip(places, read_spans(source.store, spans, names), strict=True):
-        chunk_ids, chunk_labels, vectors = _usable_old(source, table, file.path)
-        scores = similarity(old, vectors, source.metric)
-        rows = np.broadcast_to(np.arange(len(vectors)), scores.shape)
-        in_bucket = np.broadcast_to(np.arange(start, start + len(vectors)), scores.shape)
-        merger.add(scores, rows, Calibration(), in_bucket)
+    for block_ids, block_labels, vectors in _blocks(_read_old(source, places), _OLD_BLOCK_ROWS):
+        scores, rows = search_exactly(vectors, old, min(search.num_hits, len(vectors)), source.metric)
+        merger.add(scores, rows, Calibration(), np.where(rows < 0, -1, start + rows))
         start += len(vectors)
-        ids.append(chunk_ids)
-        labels.append(chunk_labels)
+        ids.append(block_ids)
+        labels.append(block_labels)
     hits, rows_in_bucket = merger.best()
     has_labels = source.config.label_column is not None
     return hits_of(
@@ -153,7 +148,37 @@ def _search_old_bucket(source: Source, search: GallerySearch, old: F32, places: 
     )
 
 
-def _usable_old(source: Source, table: pa.Table, path: str) -> tuple[Objects, Objects, F32]:
+_OldRows = tuple[Objects, Objects, F32]
+"""Ids, labels and old vectors of some rows."""
+
+
+def _read_old(source: Source, places: Sequence[Place]) -> Iterator[_OldRows]:
+    """The usable rows of each chunk."""
+    config = source.config
+    names = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
+    spans = (Span(file, chunk.start, chunk.rows) for chunk, file in places)
+    for (_, file), table in zip(places, read_spans(source.store, spans, names), strict=True):
+        yield _usable_old(source, table, file.path)
+
+
+def _blocks(parts: Iterable[_OldRows], rows: int) -> Iterator[_OldRows]:
+    """The same rows in blocks of at least `rows`, but for the last: merging costs by the block, not by the row."""
+    waiting: list[_OldRows] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(len(ids) for ids, _, _ in waiting) >= rows:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: Sequence[_OldRows]) -> _OldRows:
+    ids, labels, vectors = zip(*parts, strict=True)
+    return np.concatenate(ids), np.concatenate(labels), np.concatenate(vectors)
+
+
+def _usable_old(source: Source, table: pa.Table, path: str) -> _OldRows:
     """Ids, labels (None without a label column) and old vectors of a chunk's usable rows."""
     config = source.config
     old, unusable = old_vectors(table, source)
