@@ -138,8 +138,10 @@ def _kind_of(column: Column, files: Sequence[tuple[PinnedFile, pa.Schema]]) -> s
             )
         with naming(file.path):
             kind = _kind_in(column, file, schema)
-        if common is None or kind is None:
-            common, first = common or kind, first or file.path
+        if kind is None:
+            continue
+        if common is None:
+            common, first = kind, file.path
         elif (joined := _joined(column.role, common, kind)) is None:
             found = schema.field(column.name).type if column.name in schema.names else "a partition's value"
             raise InputError(
