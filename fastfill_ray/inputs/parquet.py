@@ -131,7 +131,7 @@ def read_spans(store: InputStore, spans: Iterable[Span], columns: Sequence[str])
     once, a batch at a time, whatever its size. Spans that share no row group with another can as well be read alone.
 
     Raises:
-        InputChanged: a file is not the pinned one any more.
+        InputChanged: a file is not the pinned one any more; no table of another one is ever given.
         InputError: its bytes cannot be decoded.
     """
     for _, run in itertools.groupby(spans, key=lambda span: span.file):
@@ -162,10 +162,13 @@ def _read_run(store: InputStore, spans: Sequence[Span], columns: list[str]) -> I
             )
             rows = _ForwardReader(reader, file, columns, max(span.rows for span in spans))
             for reading in spans:
-                yield rows.read(reading.start, reading.rows)
+                table = rows.read(reading.start, reading.rows)
+                check_pin(store, file)  # it may be replaced while it is read
+                yield table
     except FileNotFoundError as error:
         raise InputChanged(f"{file.path}: vanished after planning. Put it back, or start a new output root.") from error
     except (pa.ArrowException, OSError) as error:
+        check_pin(store, file)
         raise InputError(
             f"{file.path}: rows {reading.start}..{reading.start + reading.rows} cannot be read ({_first_line(error)})"
         ) from error

@@ -125,6 +125,18 @@ def test_a_slice_costs_its_row_groups_up_to_its_end(folder: Path, decoded: list[
         assert sum(decoded) == cost
 
 
+def test_a_file_that_is_replaced_while_it_is_read_gives_no_row_of_the_other_one(folder: Path) -> None:
+    for name, first in (("a.parquet", 0), ("other", 1000)):
+        ids = list(range(first, first + 90))
+        pq.write_table(table(ids=ids, embedding=vectors([[0.0]] * 90)), folder / name, row_group_size=30)
+    file = pinned(folder / "a.parquet").files[0]
+    parts = read_spans(STORE, [Span(file, start, 30) for start in (0, 30, 60)], ["id"])
+    assert next(parts).column("id").to_pylist() == list(range(30))
+    (folder / "other").replace(folder / "a.parquet")
+    with pytest.raises(InputChanged, match=r"a\.parquet: changed after planning"):
+        next(parts)
+
+
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_spans_of_several_files_in_any_order_equal_the_plain_tables(
