@@ -40,6 +40,7 @@ def receipts(root: Path) -> set[Path]:
     return set((root / "vectors").rglob("*.receipt.json"))
 
 
+@pytest.mark.slow  # a cluster of its own; tests/integration/test_signals.py kills a command in the default suite
 @pytest.mark.parametrize("run", ["in_process"], indirect=True)  # what is planned, the submitted jobs go on with
 def test_a_killed_driver_resumes_and_embeds_no_receipted_chunk_again(
     planned: Path, workshop: Workshop, tmp_path: Path

@@ -151,6 +151,7 @@ def test_a_signal_ends_a_command_with_one_line_its_code_and_no_process_left(
         assert job.interrupt(number, job.after(2))  # Ray starts
         assert job.interrupt(number, job.when_embedded(2))
         assert "of 4 versions; " in job.said[-1]
+    assert job.interrupt(signal.SIGKILL, job.when_embedded(2))
     workshop.control()
     assert in_process(workshop.config(job.root)).finished
 
