@@ -6,10 +6,11 @@ A *table input* is one Parquet file or a folder of them: the gallery, the querie
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,9 @@ PartitionValue = int | str | None
 
 _FOOTER_THREADS = 16
 _SAMPLE_ROWS = 256
+_FOOTER_BYTES = 64 << 10  # most footers are smaller: one read from the store
+# Behind the footer of a file with encrypted columns that can itself be read: a nonce and a tag of AES-GCM.
+_SIGNATURE_BYTES = 12 + 16
 # Read from the store at a time and per column, where a row group is larger than this.
 _BUFFER_BYTES = 8 << 20
 
@@ -58,11 +62,15 @@ def read_footer(store: InputStore, file: InputFile) -> pq.FileMetaData:
     """A file's footer.
 
     Raises:
-        InputError: it is not Parquet, is truncated, or cannot be read.
+        InputError: it is not Parquet, is truncated, holds encrypted columns, or cannot be read.
     """
     try:
         with store.open(file.path) as handle:
-            return pq.ParquetFile(handle).metadata
+            tail = _tail(handle, _FOOTER_BYTES)
+            length = int.from_bytes(tail[-8:-4], "little")
+            if len(tail) < length + 8:
+                tail = _tail(handle, length + 8)
+        footer = pq.ParquetFile(pa.BufferReader(tail)).metadata
     except (pa.ArrowInvalid, pa.ArrowException) as error:
         raise InputError(
             f"{file.path}: not a readable Parquet file of {file.size} bytes ({_first_line(error)}). "
@@ -70,6 +78,17 @@ def read_footer(store: InputStore, file: InputFile) -> pq.FileMetaData:
         ) from error
     except OSError as error:
         raise InputError(f"{file.path}: cannot be read ({_first_line(error)})") from error
+    if length - footer.serialized_size == _SIGNATURE_BYTES:
+        # Arrow ends the process when it is asked what such a column takes.
+        raise InputError(f"{file.path}: holds encrypted columns. Write it again without encryption.")
+    return footer
+
+
+def _tail(handle: IO[bytes], length: int) -> bytes:
+    """The last bytes of a file, at most `length`."""
+    end = handle.seek(0, os.SEEK_END)
+    handle.seek(max(0, end - length))
+    return handle.read(length)
 
 
 @dataclass(frozen=True)
