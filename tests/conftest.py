@@ -9,9 +9,14 @@ from collections.abc import Iterator
 
 import boto3
 import pytest
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from fastfill_ray import sanitize
+
+# No test may depend on how busy the machine is.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 
 # Before any Ray worker starts: workers inherit them. Never real ones; servers under test listen on loopback only.
 os.environ.update(

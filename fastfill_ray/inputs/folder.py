@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fastfill_ray.errors import InputError
+
 if TYPE_CHECKING:
     from fastfill_ray.storage.s3 import S3FileSystem
 
@@ -96,7 +98,11 @@ class LocalTree:
 
     def file(self, place: str) -> InputFile | None:
         there = os.stat(place)
-        return None if stat.S_ISDIR(there.st_mode) else InputFile(place, there.st_size, str(there.st_mtime_ns))
+        if stat.S_ISDIR(there.st_mode):
+            return None
+        if not stat.S_ISREG(there.st_mode):  # a pipe would be waited for, without end
+            raise InputError(f"input {place!r} is a device, pipe or socket. Give a file or a folder.")
+        return InputFile(place, there.st_size, str(there.st_mtime_ns))
 
     def folder(self, place: str) -> Folder:
         folder, seen = Folder(places=[os.path.realpath(place)]), set[tuple[int, int]]()

@@ -254,14 +254,15 @@ def _bytes_dtype(field: pa.Field, element: pa.Field | None, stated: str | None) 
 
 
 def common_dim(column: pa.ChunkedArray | pa.Array, kind: VectorKind | None) -> int | None:
-    """The most frequent length of a column's vectors, in elements; None where every row is null."""
+    """The most frequent length of a column's vectors, in elements; None where every row is null or empty."""
     if kind is None:
         return None
     lengths = [np.empty(0, np.int64)]
     for chunk in chunks_of(column):
         elements = elements_of(chunk, kind.dtype)
         lengths.append(elements.lengths[~nulls_of(chunk)] // elements.unit)
-    values, counts = np.unique(np.concatenate(lengths), return_counts=True)
+    there = np.concatenate(lengths)
+    values, counts = np.unique(there[there > 0], return_counts=True)
     return int(values[counts.argmax()]) if len(values) else None
 
 

@@ -9,6 +9,7 @@ from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.encodings import chunks_of, is_bytes, is_list, is_text, plain_type
@@ -80,11 +81,23 @@ def check_group(field: pa.Field) -> None:
 
 
 def groups_of(column: pa.ChunkedArray, *, where: str = "the group column", start: int = 0) -> Objects:
-    """Groups (N,) as text, None where there is none; see ``labels_of``."""
+    """Groups (N,) as text, None where there is none; see ``labels_of``. Of times the same moment is the same text."""
     if value_kind(column.type) is None:  # such as dates: Arrow writes what Python cannot hold, too
-        column = pa.chunked_array(chunks_of(column), plain_type(column.type)).cast(pa.string())
+        column = _written(pa.chunked_array(chunks_of(column), plain_type(column.type)))
     values = labels_of(column, where=where, start=start).tolist()
     return np.fromiter((None if value is None else str(value) for value in values), object, len(values))
+
+
+def _written(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values as Arrow writes them; times in UTC where they have a zone, and without zeros at their end."""
+    kind = column.type
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        column = column.cast(pa.timestamp(kind.unit, "UTC"))
+    text = column.cast(pa.string())
+    if pa.types.is_timestamp(kind) or pa.types.is_time(kind):
+        text = pc.replace_substring_regex(text, r"\.0+(Z?)$", r"\1")
+        text = pc.replace_substring_regex(text, r"(\.\d*[1-9])0+(Z?)$", r"\1\2")
+    return text
 
 
 def _members_of(kind: pa.DataType) -> pa.DataType | None:
@@ -119,9 +132,15 @@ def labels_of(column: pa.ChunkedArray, *, where: str = "the label column", start
         read = _label_set if kind.startswith("list of ") else _plain
         return np.fromiter(map(read, values), object, len(values))
     except UnicodeDecodeError:
-        raise InputError(f"{where}: a text in a list is not UTF-8. Write it again as UTF-8.") from None
+        row = _first_unreadable(column, UnicodeDecodeError)
+        raise InputError(
+            f"{where}: row {start + row} holds a text in its list that is not UTF-8. Write it again as UTF-8."
+        ) from None
     except OverflowError as error:
-        raise InputError(f"{where}: {error} does not fit into int64: cast the column to string.") from None
+        row = _first_unreadable(column, OverflowError)
+        raise InputError(
+            f"{where}: row {start + row} is {error}, which does not fit into int64: cast the column to string."
+        ) from None
 
 
 def _texts(column: pa.ChunkedArray, where: str, start: int) -> Objects:
@@ -133,6 +152,17 @@ def _texts(column: pa.ChunkedArray, where: str, start: int) -> Objects:
         raise InputError(
             f"{where}: row {start + row} is {raw[row][:50]!r}, which is not UTF-8. Write the text again as UTF-8."
         ) from None
+
+
+def _first_unreadable(column: pa.ChunkedArray, error: type[Exception]) -> int:
+    """The first row that raises `error`; one of them does."""
+    for row, scalar in enumerate(column):
+        try:
+            value = scalar.as_py()
+            _label_set(value) if isinstance(value, list) else _plain(value)
+        except error:
+            return row
+    raise AssertionError(f"no row raises {error}")
 
 
 def _is_utf8(value: bytes) -> bool:

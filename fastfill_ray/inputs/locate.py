@@ -106,13 +106,17 @@ class InputStore:
         Spark does, except partitions such as ``_year=2023``. Links to folders are followed.
 
         Raises:
-            InputError: nothing is there, a file is there twice, the store refuses to show it, or a folder is, holds or
-                belongs to a Delta, Iceberg, Lance or Hudi table.
+            InputError: nothing is there, a file is there twice, a path is not UTF-8, the store refuses to show it, or
+                a folder is, holds or belongs to a Delta, Iceberg, Lance or Hudi table.
             StorageError: the store does not answer.
         """
         listings = [self._listing(each) for each in ([path] if isinstance(path, str) else path)]
         files = sorted((file for each in listings for file in each.files), key=lambda file: file.path)
         for place, times in Counter(file.path for file in files).items():
+            if not place.isascii() and place.encode(errors="replace").decode() != place:
+                raise InputError(
+                    f"input {place!r}: the path is not UTF-8. Rename the file, or move it out of the folder."
+                )
             if times > 1:
                 raise InputError(f"input {place!r} is in the list twice, by itself or in its folder. Give it once.")
         skipped = sorted(pair for each in listings for pair in each.skipped)

@@ -6,10 +6,11 @@ A *table input* is one Parquet file or a folder of them: the gallery, the querie
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,9 @@ PartitionValue = int | str | None
 
 _FOOTER_THREADS = 16
 _SAMPLE_ROWS = 256
+_FOOTER_BYTES = 64 << 10  # most footers are smaller: one read from the store
+# Behind the footer of a file with encrypted columns that can itself be read: a nonce and a tag of AES-GCM.
+_SIGNATURE_BYTES = 12 + 16
 # Read from the store at a time and per column, where a row group is larger than this.
 _BUFFER_BYTES = 8 << 20
 
@@ -65,12 +69,16 @@ def read_footer(store: InputStore, file: InputFile) -> Footer:
     """A file's footer.
 
     Raises:
-        InputError: it is not Parquet, is truncated, or cannot be read.
+        InputError: it is not Parquet, is truncated, holds encrypted columns, or cannot be read.
     """
     try:
         with store.open(file.path) as handle:
-            reader = pq.ParquetFile(handle)
-            return Footer(reader.metadata, reader.schema_arrow)
+            tail = _tail(handle, _FOOTER_BYTES)
+            length = int.from_bytes(tail[-8:-4], "little")
+            if len(tail) < length + 8:
+                tail = _tail(handle, length + 8)
+        reader = pq.ParquetFile(pa.BufferReader(tail))
+        footer = Footer(reader.metadata, reader.schema_arrow)
     except ValueError as error:  # of a library whose extension types are registered in this process
         if isinstance(error, pa.ArrowException):
             raise _not_parquet(file, error) from error
@@ -82,6 +90,17 @@ def read_footer(store: InputStore, file: InputFile) -> Footer:
         raise _not_parquet(file, error) from error
     except OSError as error:
         raise InputError(f"{file.path}: cannot be read ({_first_line(error)})") from error
+    if length - footer.metadata.serialized_size == _SIGNATURE_BYTES:
+        # Arrow ends the process when it is asked what such a column takes.
+        raise InputError(f"{file.path}: holds encrypted columns. Write it again without encryption.")
+    return footer
+
+
+def _tail(handle: IO[bytes], length: int) -> bytes:
+    """The last bytes of a file, at most `length`."""
+    end = handle.seek(0, os.SEEK_END)
+    handle.seek(max(0, end - length))
+    return handle.read(length)
 
 
 def _not_parquet(file: InputFile, error: pa.ArrowException) -> InputError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,12 @@ from fastfill_ray.inputs.encodings import take_rows
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.judgements import pin_judgements, read_judgements
 from fastfill_ray.inputs.kinds import id_kind, naming, read_ids, vector_kind, vectors_of
-from fastfill_ray.inputs.labels import labels_of
+from fastfill_ray.inputs.labels import groups_of, labels_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, read_rows
 from fastfill_ray.inputs.table import Column, Role, TableInput, pin
 from fastfill_ray.retrieval.relevance import Judgement
 from fastfill_ray.stages.embed import Unit, read_vectors
-from fastfill_ray.storage.arrow import objects
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import query_folder, query_unit
 from fastfill_ray.storage.receipts import Receipt
@@ -116,69 +115,114 @@ def plan_queries(
     return QueryPlan(fingerprint=name, config=queries, judgements=judgements, rows=tuple(rows), units=units)
 
 
-def load_queries(
-    files: Files,
-    plan: QueryPlan,
-    receipts: Mapping[str, Mapping[str, Receipt]],
-    source: Source,
-    snapshot: str,
-    new_dim: int,
-) -> Queries:
-    """The queries whose vectors could be made in every space that is used; the others are dropped.
+@dataclass(frozen=True)
+class QueryRows:
+    """What the files say of the Q queries of a plan, embedded or not.
+
+    tables: per file the rows of its queries: the columns of given vectors. places: (Q,). ids: (Q,). judged: Judgement
+    counts queries from 0 to Q - 1.
+    """
+
+    tables: tuple[pa.Table, ...]
+    places: tuple[_Place, ...]
+    ids: Objects
+    labels: Objects | None
+    groups: Objects | None
+    judged: tuple[Judgement, ...] | None
+
+
+def read_queries(plan: QueryPlan, source: Source) -> QueryRows:
+    """Read what is said of the queries: nothing needs to be embedded for that.
 
     Args:
-        receipts: {model: {unit: receipt}} of the plan's units.
-        source: the gallery that the queries ask, snapshot: its fingerprint.
+        source: the gallery that the queries ask.
 
     Raises:
-        InputError: a given vector column has another dimension, or no query is left.
+        InputError: a label or group that cannot be read, ids that are null or not unique, judgements that say nothing.
     """
     config, judgements = plan.config, plan.judgements
     wanted = [config.new_vector_column, config.old_vector_column, config.label_column, config.group_column]
     columns = [name for name in (*wanted, config.id_column if judgements is not None else None) if name is not None]
     columns = columns or [config.payload_columns[0]]
     whole = [read_rows(source.store, file, columns) for file, _ in plan.rows]
-    tables = [take_rows(table, rows) for table, (_, rows) in zip(whole, plan.rows, strict=True)]
-    places = [(number, int(row)) for number, (_, rows) in enumerate(plan.rows) for row in rows]
+    places = tuple((number, int(row)) for number, (_, rows) in enumerate(plan.rows) for row in rows)
+
+    def column_of(read: Callable[[pa.Table, PinnedFile], np.ndarray]) -> Objects:
+        # Of whole files: so a value that cannot be read is named by its row in the file.
+        parts = [read(table, file)[rows] for table, (file, rows) in zip(whole, plan.rows, strict=True)]
+        return np.concatenate(parts).astype(object)
+
+    def texts_of(read: Callable[..., Objects], key: str, name: str | None) -> Objects | None:
+        if name is None:
+            return None
+        return column_of(lambda table, file: read(table.column(name), where=f"{file.path}: {key} {name!r}"))
+
+    if judgements is None:
+        ids, judged = np.array([f"{file}:{row}" for file, row in places], object), None
+    else:
+        ids = column_of(lambda table, file: _query_ids(table, config.id_column, file))
+        judged = _judged(source, judgements, config.id_column, ids)
+    return QueryRows(
+        tables=tuple(take_rows(table, rows) for table, (_, rows) in zip(whole, plan.rows, strict=True)),
+        places=places,
+        ids=ids,
+        labels=texts_of(labels_of, LABELS, config.label_column),
+        groups=texts_of(groups_of, "queries.group_column", config.group_column),
+        judged=judged,
+    )
+
+
+def load_queries(
+    files: Files,
+    plan: QueryPlan,
+    read: QueryRows,
+    receipts: Mapping[str, Mapping[str, Receipt]],
+    source: Source,
+    spaces: tuple[str, int],
+) -> Queries:
+    """The queries whose vectors could be made in every space that is used; the others are dropped.
+
+    Args:
+        read: see ``read_queries``.
+        receipts: {model: {unit: receipt}} of the plan's units.
+        source: the gallery that the queries ask.
+        spaces: the gallery's fingerprint, and the new dimension.
+
+    Raises:
+        InputError: a given vector column has another dimension, or no query is left.
+    """
+    config = plan.config
+    snapshot, new_dim = spaces
     vectors: dict[str, dict[_Place, F32]] = {}
     for model, dim, column in (
         ("new", new_dim, config.new_vector_column),
         ("old", source.old_dim, config.old_vector_column),
     ):
         if column is not None:
-            vectors[model] = _given_vectors(plan, tables, column, dim, source.metric)
+            vectors[model] = _given_vectors(plan, read.tables, column, dim, source.metric)
         elif model in plan.units:
             vectors[model] = _embedded_vectors(files, plan, model, receipts[model], dim)
+    places = read.places
     usable = [i for i, place in enumerate(places) if all(place in known for known in vectors.values())]
     if not usable:
         raise InputError(
             f"queries.path {shown_paths(config.path)}: no query could be embedded; see the quarantine reasons in the "
             "log"
         )
-
-    def column_of(name: str) -> Objects:
-        return np.concatenate([objects(table.column(name)) for table in tables])[usable]
-
-    if judgements is None:
-        ids, judged = np.array([f"{file}:{row}" for file, row in places])[usable], None
-    else:
-        # Of whole files: so an id that cannot be read is named by its row in the file.
-        parts = [
-            _query_ids(table, config.id_column, file)[rows]
-            for table, (file, rows) in zip(whole, plan.rows, strict=True)
-        ]
-        ids = np.concatenate(parts)[usable]
-        judged = _judged(source, judgements, config.id_column, ids)
+    judged = read.judged
+    if judged is not None:
+        row_of = {row: i for i, row in enumerate(usable)}
+        judged = tuple(each._replace(query=row_of[each.query]) for each in judged if each.query in row_of)
     return Queries(
         # Per-query figures are compared query by query: only those of the same queries, asked of the same gallery.
         fingerprint=fingerprint([plan.fingerprint, snapshot, usable]),
-        ids=ids.astype(object),
+        ids=read.ids[usable],
         new=np.stack([vectors["new"][places[i]] for i in usable]),
         old=np.stack([vectors["old"][places[i]] for i in usable]) if "old" in vectors else None,
-        labels=_labels(plan, tables, config.label_column)[usable] if config.label_column is not None else None,
+        labels=read.labels[usable] if read.labels is not None else None,
         judged=judged,
         are_items=False,
-        groups=column_of(config.group_column) if config.group_column is not None else None,
+        groups=read.groups[usable] if read.groups is not None else None,
     )
 
 
@@ -213,14 +257,6 @@ def _embedded_vectors(
         kept = [row for row in plan.rows[number][1].tolist() if row not in bad]
         vectors |= {(number, row): values[i] for i, row in enumerate(kept)}
     return vectors
-
-
-def _labels(plan: QueryPlan, tables: Sequence[pa.Table], column: str) -> Objects:
-    """The labels of the rows in use, file after file."""
-    parts = zip(plan.rows, tables, strict=True)
-    return np.concatenate(
-        [labels_of(table.column(column), where=f"{file.path}: column {column!r}") for (file, _), table in parts]
-    )
 
 
 def _judged(source: Source, judgements: TableInput, id_column: str, ids: np.ndarray) -> tuple[Judgement, ...]:

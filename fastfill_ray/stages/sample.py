@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from fastfill_ray.ordering.partition import MIN_SPLIT, sample_pairs
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Unit, grouped, pool_work, read_vectors
 from fastfill_ray.stages.quarantine import UnitGroup
-from fastfill_ray.stages.queries import load_queries, pin_queries, plan_queries
+from fastfill_ray.stages.queries import load_queries, pin_queries, plan_queries, read_queries
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.storage.arrow import id_array, objects, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
@@ -82,13 +83,18 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
             model: UnitGroup(files, units[0].folder, f"queries, {model} model", units, sampling.quarantine)
             for model, units in query_plan.units.items()
         }
+    pairs = load_pairs(files, plan)
+    # Before anything is embedded: too few pairs may have an old vector, and no query an answer.
+    read = read_old(context, plan, source) if pairs is None else {}
+    query_rows = read_queries(query_plan, source) if query_plan is not None else None
     embed_first(context, job, pair_group, list(query_groups.values()), sampling.resources)
-    pairs = load_pairs(files, plan) or finish_pairs(context, plan, pair_group.receipts, source, new_dim=new_dim)
-    if query_plan is None:
+    pairs = pairs or finish_pairs(files, plan, pair_group.receipts, read, new_dim=new_dim)
+    if query_plan is None or query_rows is None:
         queries = audit_queries(pairs, sampling.seed)
     else:
         receipts = {model: group.receipts for model, group in query_groups.items()}
-        queries = load_queries(files, query_plan, receipts, source, snapshot.fingerprint, new_dim)
+        spaces = (snapshot.fingerprint, new_dim)
+        queries = load_queries(files, query_plan, query_rows, receipts, source, spaces)
     return Sample(pairs, queries, plan.offsets, dict(pair_group.receipts))
 
 
@@ -188,37 +194,58 @@ def load_pairs(files: Files, plan: PairPlan) -> PairedItems | None:
     return _from_table(plan.fingerprint, table)
 
 
-def finish_pairs(
-    context: Context, plan: PairPlan, receipts: Mapping[str, Receipt], source: Source, *, new_dim: int
-) -> PairedItems:
-    """Join new vectors with old ones and labels, write the pairs and the stage's receipt.
-
-    A pair whose old or side vector cannot be used, or whose new one could not be made, teaches nothing and is left out.
+def read_old(context: Context, plan: PairPlan, source: Source) -> dict[str, pa.Table]:
+    """Per unit what the gallery says of its pairs: columns id, old, split, and side, label, group and weight where
+    configured. A pair whose old or side vector cannot be used teaches nothing and is left out.
 
     Raises:
         ConfigError: a split keeps too few pairs to decide anything.
     """
-    files, read = context.files, partial(_read_old, source=source)
     tables: dict[str, pa.Table] = {}
+    read = partial(_read_old, source=source)
     for group, found in context.engine.run_tasks(read, grouped(plan.units), name="read pairs"):
-        tables |= {unit.unit: table for unit, table in zip(group, found, strict=True)}
+        for unit, table in zip(group, found, strict=True):
+            whole = table.append_column("split", pa.array(plan.split_of[unit.unit]))
+            tables[unit.unit] = whole.filter(whole.column("usable")).drop_columns("usable")
+    _check_splits(list(tables.values()), plan, "an old vector that can be used")
+    return tables
+
+
+def _check_splits(tables: Sequence[pa.Table], plan: PairPlan, what: str) -> None:
+    """Raises ConfigError if too few pairs of a split have `what`."""
+    left = Counter(split for table in tables for split in table.column("split").to_pylist())
+    drawn = Counter(split for splits in plan.split_of.values() for split in splits)
+    for split, least in MIN_SPLIT.items():
+        if left[split] < least:
+            raise ConfigError(
+                f"pairs: only {left[split]} of {drawn[split]} {split} pairs have {what}; at least {least} are needed "
+                "to decide anything. Raise pairs.count."
+            )
+
+
+def finish_pairs(
+    files: Files, plan: PairPlan, receipts: Mapping[str, Receipt], read: Mapping[str, pa.Table], *, new_dim: int
+) -> PairedItems:
+    """Join new vectors with old ones and labels, write the pairs and the stage's receipt.
+
+    A pair whose new vector could not be made teaches nothing and is left out.
+
+    Args:
+        read: see ``read_old``.
+
+    Raises:
+        ConfigError: a split keeps too few pairs to decide anything.
+    """
     parts = []
     for unit in plan.units:
         known, vectors = read_vectors(files, [receipts[unit.unit]], new_dim)
         row_of = {value: i for i, value in enumerate(known)}
-        table = tables[unit.unit].append_column("split", pa.array(plan.split_of[unit.unit]))
-        usable = table.column("usable").to_pylist()
-        ids = table.column("id").to_pylist()
-        kept = [i for i, value in enumerate(ids) if usable[i] and value in row_of]
-        chosen = table.take(pa.array(kept, pa.int64())).drop_columns("usable")
+        ids = read[unit.unit].column("id").to_pylist()
+        kept = [i for i, value in enumerate(ids) if value in row_of]
+        chosen = read[unit.unit].take(pa.array(kept, pa.int64()))
         parts.append(chosen.append_column("new", vector_column(vectors[[row_of[ids[i]] for i in kept]])))
+    _check_splits(parts, plan, "an old vector that can be used and a new one")
     table = pa.concat_tables(parts, promote_options="default")  # a file may hold no label at all
-    for split, too_few in MIN_SPLIT.items():
-        left = table.column("split").to_pylist().count(split)
-        if left < too_few:
-            raise ConfigError(
-                f"pairs: only {left} usable {split} pairs are left of {table.num_rows}; raise pairs.count"
-            )
     data = table_bytes(table)
     output = put_content(files, partial(stage_output, "pairs", plan.fingerprint, "pairs.parquet"), data)
     quarantined: list[Quarantined] = [fault for receipt in receipts.values() for fault in receipt.quarantined]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfill_ray.errors import InputError
-from fastfill_ray.inputs.labels import comparable_labels, label_kind, labels_of, stored_label_type
+from fastfill_ray.inputs.labels import comparable_labels, groups_of, label_kind, labels_of, stored_label_type
 
 TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 KINDS: dict[str, Sequence[pa.DataType]] = {
@@ -163,3 +163,25 @@ def test_a_text_that_is_not_utf8_is_refused_by_row(kind: pa.DataType) -> None:
     listed = pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), raw(kind))
     with pytest.raises(InputError, match=r"f: .* not UTF-8"):
         labels_of(pa.chunked_array([listed]), where="f")
+
+
+def test_a_row_of_a_list_that_is_not_utf8_and_an_integer_that_is_too_large_are_named() -> None:
+    texts = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"b", b"caf\xe9"]).buffers())
+    lists = pa.chunked_array([pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), texts)])
+    with pytest.raises(InputError, match=r"a\.parquet: row 42 holds a text in its list that is not UTF-8"):
+        labels_of(lists, where="a.parquet", start=40)
+    numbers = pa.chunked_array([pa.array([1, 2**63], pa.uint64())])
+    with pytest.raises(InputError, match=r"a\.parquet: row 41 is 9223372036854775808, which does not fit into int64"):
+        labels_of(numbers, where="a.parquet", start=40)
+
+
+def test_one_moment_is_one_group_whatever_its_zone_and_unit() -> None:
+    seconds = [1_700_000_000, 1_700_000_001]
+    kinds = [("s", "UTC", 1), ("ms", "Europe/Zurich", 10**3), ("us", "+05:30", 10**6), ("ns", "America/Lima", 10**9)]
+    for unit, zone, factor in kinds:
+        column = pa.chunked_array([pa.array([s * factor for s in seconds] + [None], pa.timestamp(unit, zone))])
+        assert groups_of(column).tolist() == ["2023-11-14 22:13:20Z", "2023-11-14 22:13:21Z", None]
+    halves = [pa.array([1_500], pa.time32("ms")), pa.array([1_500_000_000], pa.time64("ns"))]
+    assert [groups_of(pa.chunked_array([half])).tolist() for half in halves] == [["00:00:01.5"]] * 2
+    local = pa.chunked_array([pa.array([seconds[0] * 10**6 + 20], pa.timestamp("us"))])
+    assert groups_of(local).tolist() == ["2023-11-14 22:13:20.00002"], "without a zone it is another thing"

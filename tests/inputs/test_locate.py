@@ -310,3 +310,16 @@ def test_a_refusal_says_with_which_credentials_it_was(bucket: str, moto_endpoint
             InputStore(proxy.endpoint).find(f"s3://{bucket}/gallery")
         with pytest.raises(InputError, match=r"without credentials \(storage\.anonymous: true\).* must be public"):
             InputStore(proxy.endpoint, anonymous=True).find(f"s3://{bucket}/gallery")
+
+
+def test_a_pipe_that_is_given_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"pipe' is a device, pipe or socket\. Give a file or a folder"):
+        InputStore().find(str(tmp_path / "pipe"))
+
+
+def test_a_name_that_is_not_utf8_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.parquet", "wb") as file:
+        file.write(parquet("a"))
+    with pytest.raises(InputError, match=r"caf\\udce9\.parquet': the path is not UTF-8\. Rename the file"):
+        InputStore().find(str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
@@ -15,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow.parquet import encryption
 
 from fastfill_ray.errors import InputChanged, InputError, StorageError
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import Span, check_pin, read_rows, read_spans
+from fastfill_ray.inputs.parquet import Span, check_pin, read_footer, read_rows, read_spans
 from fastfill_ray.inputs.table import Column, TableInput, dim_of, pin
 from fastfill_ray.ordering.partition import cut_chunks
 from fastfill_ray.storage import s3_client
@@ -262,3 +264,32 @@ def test_a_store_that_does_not_answer_is_not_called_a_changed_file(
     with pytest.raises(InputError, match="cannot be read") as caught:
         check_pin(STORE, file)
     assert not isinstance(caught.value, InputChanged)
+
+
+class PlainKeys(encryption.KmsClient):  # type: ignore[misc]
+    """Keys that are wrapped by nothing."""
+
+    def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64decode(wrapped_key)
+
+
+@pytest.mark.parametrize("plain_footer", [True, False])
+@pytest.mark.parametrize("columns", [2, 2000], ids=["a short footer", "a long footer"])
+def test_encrypted_columns_are_refused_by_the_files_name(tmp_path: Path, plain_footer: bool, columns: int) -> None:
+    """Arrow would end the process when asked about such a column; without encryption the same footers are read."""
+    table = pa.table({f"c{i}": [1, 2] for i in range(columns)})
+    pq.write_table(table, tmp_path / "plain.parquet")
+    properties = encryption.CryptoFactory(lambda _: PlainKeys()).file_encryption_properties(
+        encryption.KmsConnectionConfig(),
+        encryption.EncryptionConfiguration(footer_key="f", column_keys={"k": ["c0"]}, plaintext_footer=plain_footer),
+    )
+    with pq.ParquetWriter(tmp_path / "secret.parquet", table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    secret, plain = str(tmp_path / "secret.parquet"), str(tmp_path / "plain.parquet")
+    footer = read_footer(InputStore(), InputStore().find(plain)[0])
+    assert footer.metadata.equals(pq.read_metadata(plain))
+    with pytest.raises(InputError, match=r"secret\.parquet: .*encrypted"):
+        pin(InputStore(), secret, [Column("gallery.id_column", "c0", "id")])

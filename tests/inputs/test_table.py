@@ -13,8 +13,9 @@ import pytest
 
 from fastfill_ray.errors import ConfigError, InputError
 from fastfill_ray.inputs.labels import labels_of
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import read_rows
-from fastfill_ray.inputs.table import Column, TableInput, dim_of
+from fastfill_ray.inputs.table import Column, TableInput, dim_of, pin
 from tests.inputs.test_parquet import COLUMNS, STORE, folder, pinned, table, vectors
 
 __all__ = ["folder"]  # the fixture
@@ -276,3 +277,12 @@ def test_a_registered_type_that_cannot_be_read_is_refused_by_file(folder: Path) 
     finally:
         pa.unregister_extension_type("tests.unreadable")
     assert pinned(folder).rows == 4, "where nothing is registered, the storage is read"
+
+
+def test_lists_of_nothing_say_nothing_of_the_dimension(folder: Path) -> None:
+    """Some tools write an empty list where there is no vector; the first rows may all be so."""
+    vectors = pa.array([[]] * 300 + [[1.0, 2.0]], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"old": vectors}), folder / "z.parquet")
+    column = Column("gallery.old_vector_column", "old", "vector")
+    path = str(folder / "z.parquet")
+    assert dim_of(InputStore(), pin(InputStore(), path, [column]), column) == 2

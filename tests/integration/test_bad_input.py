@@ -109,6 +109,15 @@ def test_too_many_unusable_vectors_fail_while_ids_are_checked(tmp_path: Path, va
     assert not (tmp_path / "out" / "pairs").exists(), "nothing was embedded"
 
 
+def test_too_few_pairs_with_an_old_vector_are_refused_before_any_embedding(tmp_path: Path) -> None:
+    synthetic.write_gallery(tmp_path / "gallery", unusable=dict.fromkeys(range(500)))
+    with pytest.raises(
+        ConfigError, match=r"pairs: only \d+ of 84 train pairs have an old vector that can be used; at least 32 .*Raise"
+    ):
+        in_process(synthetic.config(tmp_path, gallery={"label_column": None}, objective={"relevance": "new_model"}))
+    assert not list((tmp_path / "out").rglob("*.parquet")), "nothing was embedded"
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -175,6 +184,40 @@ def test_errors_survive_the_way_from_a_worker(workshop: Workshop, ray_session: N
     with pytest.raises(EmbedderError, match=r"tests\.synthetic.* has no attribute 'NoSuchEmbedder'"):
         ff.run_backfill(config)
     assert not (tmp_path / "out" / "log").exists(), "a typing error must not bind the root to a model"
+
+
+BAD_QUERIES: dict[str, tuple[str, Callable[[pa.Table], pa.Array], str]] = {
+    "an id twice": ("id", lambda t: pa.array(["q"] * t.num_rows), r"60 queries have 1 distinct ids"),
+    "a group": ("group", lambda t: not_utf8(t.num_rows, 9), r"queries\.group_column 'group': row 9 is b'caf\\xe9'"),
+    "a label": ("label", lambda t: not_utf8(t.num_rows, 9), r"queries\.label_column 'label': row 9 is b'caf\\xe9'"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_QUERIES)
+def test_queries_that_say_nothing_clear_are_refused_before_any_embedding(
+    fault: str, workshop: Workshop, tmp_path: Path
+) -> None:
+    name, column, message = BAD_QUERIES[fault]
+    table = pq.read_table(workshop.folder / "queries" / "queries.parquet")
+    changed = table.set_column(table.schema.get_field_index(name), name, column(table))
+    pq.write_table(changed, tmp_path / "queries.parquet")
+    config = workshop.config(tmp_path / "out")
+    config["queries"] |= {"path": str(tmp_path / "queries.parquet"), "group_column": "group"}
+    with pytest.raises(InputError, match=message):
+        in_process(config)
+    assert not list((tmp_path / "out").rglob("*.parquet")), "nothing was embedded"
+
+
+def test_judgements_of_which_none_is_above_zero_are_refused_before_any_embedding(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    table = pq.read_table(workshop.folder / "queries" / "qrels.parquet")
+    pq.write_table(table.append_column("score", pa.array([0] * table.num_rows)), tmp_path / "qrels.parquet")
+    config = workshop.config(tmp_path / "out")
+    config["queries"]["qrels_path"] = str(tmp_path / "qrels.parquet")
+    with pytest.raises(InputError, match=r"qrels\.parquet: no judgement of these queries has a grade above 0"):
+        in_process(config)
+    assert not list((tmp_path / "out").rglob("*.parquet")), "nothing was embedded"
 
 
 def test_queries_that_cannot_be_embedded_are_not_dropped_in_silence(workshop: Workshop, tmp_path: Path) -> None:
