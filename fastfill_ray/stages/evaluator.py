@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,13 @@ from fastfill_ray.stages.shadows import ShadowPlan, shadow_versions
 from fastfill_ray.storage.paths import stage_output
 from fastfill_ray.storage.refs import put_content
 from fastfill_ray.types import F32, F64, Split
+
+
+class Served(NamedTuple):
+    """The version that is published, and the plan that it was made by."""
+
+    version: Version
+    plan: Plan
 
 
 class Evaluator:
@@ -147,41 +155,44 @@ class Evaluator:
         }
         return measure.flip_values(values, known, self._basis.seed)
 
-    def judge(self, plan: Plan, serving: Version | None, values: PerQuery, max_regression: float) -> Verdict:
+    def judge(self, plan: Plan, serving: Served | None, values: PerQuery, max_regression: float) -> Verdict:
         """The gate, on the index with the given queries; on the audit shadow where those have no such relevance.
 
         Args:
-            serving: the version that is published now; None for the first one, which is held against old/old.
+            serving: what is published now; None for the first version, which is held against old/old.
         """
         objective = self._basis.objective
         scope = "gallery" if ("gallery", objective.relevance, True) in values else "audit"
         now = values[scope, objective.relevance, True][objective.metric]
         if np.isnan(now).all():
             raise _unanswerable(objective.relevance)
-        against = "old/old" if serving is None else f"version {serving.version}"
+        against = "old/old" if serving is None else f"version {serving.version.version}"
         before = self._before(plan, serving, scope)
         return judge(now, before, against=against, max_regression=max_regression, seed=self._basis.seed)
 
-    def _before(self, plan: Plan, serving: Version | None, scope: str) -> F64 | None:
+    def _before(self, plan: Plan, serving: Served | None, scope: str) -> F64 | None:
         """The objective per query on what users have; None where that cannot be known.
 
         A version of an earlier plan was measured on other queries, so it is measured again: its segments are searched
-        with this plan's queries; not if it is fused and they have no old vectors any more. On the audit shadow only a
-        finished one is known: all of it was new.
+        with this plan's queries; not if it is fused and they have no old vectors any more, and not by labels of a
+        column that its segments do not hold. On the audit shadow only a finished one is known: all of it was new.
         """
         files, queries, objective = self._context.files, self._basis.queries, self._basis.objective
-        reference = plan.baseline_queries if serving is None else serving.query_metrics
+        version = None if serving is None else serving.version
+        reference = plan.baseline_queries if version is None else version.query_metrics
         if reference is None:
             return None
         known = measure.read_objective(files, reference, queries.fingerprint, scope, objective)
-        if known is not None or serving is None:
+        if known is not None or serving is None or version is None:
             return known
         if scope == "gallery":
-            if queries.old is None and any(segment.needs_old_queries for segment in serving.segments):
+            if queries.old is None and any(segment.needs_old_queries for segment in version.segments):
                 return None
-            [merged] = search_segments(self._context.engine, files, serving.segments, self._search, [True])
+            if objective.relevance == "label" and _label_column(serving.plan) != _label_column(plan):
+                return None
+            [merged] = search_segments(self._context.engine, files, version.segments, self._search, [True])
             return merged[objective.relevance][objective.metric]
-        if serving.new_rows == serving.rows:
+        if version.new_rows == version.rows:
             return self._on_audit(self._audit.shadow.new, calibrated=True)["audit", objective.relevance, True][
                 objective.metric
             ]
@@ -202,6 +213,12 @@ class Evaluator:
             answerable = any(value.relevance == relevance for value in arms["old/old"])
         if not answerable:
             raise _unanswerable(relevance)
+
+
+def _label_column(plan: Plan) -> object:
+    """The column that the labels in a plan's segments are from."""
+    gallery = plan.settings.get("gallery")
+    return gallery.get("label_column") if isinstance(gallery, dict) else None
 
 
 def _unanswerable(relevance: str) -> ConfigError:

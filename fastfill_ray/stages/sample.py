@@ -19,6 +19,7 @@ from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, ma
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.labels import groups_of, labels_of, stored_label_type
 from fastfill_ray.inputs.parquet import read_spans
+from fastfill_ray.ordering.ids import ids_digest
 from fastfill_ray.ordering.partition import MIN_SPLIT, sample_pairs
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Unit, grouped, pool_work, read_vectors
@@ -101,7 +102,9 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
 def audit_queries(pairs: PairedItems, seed: int) -> Queries:
     """A sample of the audit items as queries: what is used where no queries are given."""
     sampled = pairs.part("audit").as_queries().sample(MAX_QUERIES, seed)
-    return replace(sampled, fingerprint=f"audit-{pairs.fingerprint}")
+    # Of the pairs that were drawn, those that could be embedded: the same ones, or other queries.
+    name = fingerprint([pairs.fingerprint, ids_digest(sampled.ids.tolist())])
+    return replace(sampled, fingerprint=f"audit-{name}")
 
 
 def plan_pairs(pairs: PairsConfig, gallery: GalleryConfig, snapshot: Snapshot, new_space: str, seed: int) -> PairPlan:

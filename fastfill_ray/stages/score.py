@@ -254,6 +254,11 @@ def score_chunks(scorer: Scorer, folder: str, work: Sequence[_Work]) -> Iterator
         columns.append(config.label_column)
     if config.weight_column is not None:
         columns.append(config.weight_column)
+    # Nothing of it was done when the pass began: then a worker has died over this group, and not over its first chunk.
+    if work and read_receipt(scorer.files, unit_receipt(folder, work[0].unit)) is not None:
+        done = find_receipts(scorer.files, folder)
+        yield from (done[item.unit] for item in work if item.unit in done)
+        work = [item for item in work if item.unit not in done]
     start = time.monotonic()
     tables = read_spans(scorer.source.store, (item.span for item in work), columns)
     for item, table in zip(work, tables, strict=True):

@@ -12,7 +12,7 @@ from fastfill_ray.ordering.ids import combine_digests
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.build import gallery_buckets, make_build_job
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.evaluator import Evaluator
+from fastfill_ray.stages.evaluator import Evaluator, Served
 from fastfill_ray.stages.segments import Assembler, check_complete
 from fastfill_ray.storage.receipts import Receipt
 
@@ -50,7 +50,7 @@ class VersionMaker:
         start = time.monotonic()
         plan, evaluator = self.plan, self._evaluator
         before = state.plan_versions[-1] if state.plan_versions else None
-        serving = state.version(state.serving) if state.serving is not None else None
+        serving = _served(state)
         if before is None:
             assembly = self._assembler.first(receipts[0])
         else:
@@ -84,3 +84,11 @@ class VersionMaker:
             embed_seconds=worked,
             flips=evaluator.flips(plan, before, values),
         )
+
+
+def _served(state: State) -> Served | None:
+    """What is published now, None before the first version is."""
+    version = None if state.serving is None else state.version(state.serving)
+    if version is None:
+        return None
+    return Served(version, next(plan for plan in state.plans if plan.plan == version.plan))

@@ -274,3 +274,23 @@ def test_one_label_in_two_encodings_is_one_label(folder: Path, world: tuple[np.n
     plain, other = (result.state.versions[-1].metrics for result in results)
     assert plain == other
     assert metric(plain, "gallery", "label", "map").value > 0.3
+
+
+@pytest.mark.parametrize("before", [None, "group"], ids=["no labels", "another column"])
+def test_a_version_that_holds_no_such_labels_is_not_measured_by_them(
+    folder: Path, world: Any, tmp_path: Path, before: str | None
+) -> None:
+    """The gate cannot hold a version against one whose segments hold other labels: it says so and publishes."""
+    first = config(folder, tmp_path / "out", waves=[1.0], objective={"relevance": "new_model"})
+    first["gallery"]["label_column"] = before
+    first["queries"]["label_column"] = None
+    assert in_process(first).finished
+    second = config(folder, tmp_path / "out", waves=[1.0], objective={"relevance": "label"})
+    result = in_process(second)
+    assert result.finished
+    verdict = result.state.plan_versions[0].verdict
+    assert verdict.publish
+    assert "is not known, nothing to compare with" in verdict.reason
+    assert result.state.plan_versions[1].verdict.difference is not None, (
+        "against a version of the same plan it is known"
+    )
