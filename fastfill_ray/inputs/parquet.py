@@ -164,6 +164,21 @@ def read_rows(
     return next(read_spans(store, [Span(file, start, file.rows - start if rows is None else rows)], columns))
 
 
+def read_around(
+    store: InputStore, file: PinnedFile, rows: I64, columns: Sequence[str]
+) -> Iterator[tuple[int, pa.Table, I64]]:
+    """Some rows of a file, of any size, and what lies around them: (first row, table, the wanted rows' places in it).
+
+    Args:
+        rows: row numbers, ascending.
+    """
+    step = max(1, _BUFFER_BYTES * file.rows // max(1, file.read_bytes))
+    runs = [list(run) for _, run in itertools.groupby(rows.tolist(), key=lambda row: row // step)]
+    spans = [Span(file, run[0], run[-1] + 1 - run[0]) for run in runs]
+    for span, run, table in zip(spans, runs, read_spans(store, spans, columns), strict=True):
+        yield span.start, table, np.array(run, np.int64) - span.start
+
+
 def _read_run(store: InputStore, spans: Sequence[Span], columns: list[str]) -> Iterator[pa.Table]:
     file = spans[0].file
     check_pin(store, file)

@@ -28,7 +28,7 @@ from fastfill_ray.inputs.encodings import take_rows
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
+from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_around, read_spans
 from fastfill_ray.inputs.payload import payload_values
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import ids_digest
@@ -191,9 +191,20 @@ def read_units(job: Job, units: Sequence[Unit]) -> Iterator[pa.Table]:
         units: of one role.
     """
     id_column, payload = job.columns(units[0].role)
-    columns = [*payload] if id_column is None else [id_column, *payload]
+    if id_column is None:  # queries: a sample of a file of any size
+        for unit in units:
+            yield _sampled_rows(job, unit, payload)
+        return
+    columns = [id_column, *payload]
     for unit, table in zip(units, read_spans(job.store, (unit.span for unit in units), columns), strict=True):
         yield _rows_of(job, unit, table)
+
+
+def _sampled_rows(job: Job, unit: Unit, payload: Sequence[str]) -> pa.Table:
+    rows = np.array(unit.offsets, np.int64) + unit.start
+    parts = [take_rows(table, places) for _, table, places in read_around(job.store, unit.file, rows, payload)]
+    numbers = pa.array(rows)
+    return _payload_table(numbers, numbers, pa.concat_tables(parts), payload)
 
 
 def _rows_of(job: Job, unit: Unit, table: pa.Table) -> pa.Table:
@@ -211,9 +222,13 @@ def _rows_of(job: Job, unit: Unit, table: pa.Table) -> pa.Table:
     rows = offsets + unit.start
     chosen = take_rows(table, offsets) if len(offsets) < unit.length else table
     ids = pa.array(rows) if id_column is None else id_array(read_ids(chosen, id_column, job.id_type), job.id_type)
+    return _payload_table(pa.array(rows), ids, chosen, payload)
+
+
+def _payload_table(rows: pa.Array, ids: pa.Array, table: pa.Table, payload: Sequence[str]) -> pa.Table:
     fields = [table.schema.field(name) for name in dict.fromkeys(payload)]  # their metadata may say what they hold
     return pa.Table.from_arrays(
-        [pa.array(rows), ids, *(chosen.column(field.name) for field in fields)],
+        [rows, ids, *(table.column(field.name) for field in fields)],
         schema=pa.schema([pa.field("__row", pa.int64()), pa.field("__id", ids.type), *fields]),
     )
 

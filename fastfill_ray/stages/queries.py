@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from fastfill_ray.inputs.judgements import pin_judgements, read_judgements
 from fastfill_ray.inputs.kinds import id_kind, naming, read_ids, vector_kind, vectors_of
 from fastfill_ray.inputs.labels import groups_of, labels_of
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import PinnedFile, read_rows
+from fastfill_ray.inputs.parquet import PinnedFile, read_around
 from fastfill_ray.inputs.table import Column, Role, TableInput, pin
 from fastfill_ray.retrieval.relevance import Judgement
 from fastfill_ray.stages.embed import Unit, read_vectors
@@ -27,7 +28,7 @@ from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import F32, IdType, Objects, fingerprint
 
 MAX_QUERIES = 1000
-LABELS = "queries.label_column"
+LABELS, GROUPS = "queries.label_column", "queries.group_column"
 NEW_VECTORS, OLD_VECTORS = "queries.new_vector_column", "queries.old_vector_column"
 
 # A query: (number of its file in the plan, row in the file).
@@ -51,7 +52,7 @@ def query_columns(config: QueriesConfig) -> dict[str, Column]:
     optional: list[tuple[str, str | None, Role]] = [
         ("queries.id_column", config.id_column if config.qrels_path is not None else None, "id"),
         (LABELS, config.label_column, "label"),
-        ("queries.group_column", config.group_column, "group"),
+        (GROUPS, config.group_column, "group"),
         (NEW_VECTORS, config.new_vector_column, "vector"),
         (OLD_VECTORS, config.old_vector_column, "vector"),
     ]
@@ -141,35 +142,43 @@ def read_queries(plan: QueryPlan, source: Source) -> QueryRows:
         InputError: a label or group that cannot be read, ids that are null or not unique, judgements that say nothing.
     """
     config, judgements = plan.config, plan.judgements
-    wanted = [config.new_vector_column, config.old_vector_column, config.label_column, config.group_column]
-    columns = [name for name in (*wanted, config.id_column if judgements is not None else None) if name is not None]
-    columns = columns or [config.payload_columns[0]]
-    whole = [read_rows(source.store, file, columns) for file, _ in plan.rows]
-    places = tuple((number, int(row)) for number, (_, rows) in enumerate(plan.rows) for row in rows)
-
-    def column_of(read: Callable[[pa.Table, PinnedFile], np.ndarray]) -> Objects:
-        # Of whole files: so a value that cannot be read is named by its row in the file.
-        parts = [read(table, file)[rows] for table, (file, rows) in zip(whole, plan.rows, strict=True)]
-        return np.concatenate(parts).astype(object)
-
-    def texts_of(read: Callable[..., Objects], key: str, name: str | None) -> Objects | None:
-        if name is None:
-            return None
-        return column_of(lambda table, file: read(table.column(name), where=f"{file.path}: {key} {name!r}"))
-
-    if judgements is None:
-        ids, judged = np.array([f"{file}:{row}" for file, row in places], object), None
-    else:
-        ids = column_of(lambda table, file: _query_ids(table, config.id_column, file))
-        judged = _judged(source, judgements, config.id_column, ids)
+    vectors = [name for name in (config.new_vector_column, config.old_vector_column) if name is not None]
+    readers: dict[str, tuple[str, _Reader]] = {}
+    if judgements is not None:
+        readers["ids"] = (config.id_column, _query_ids)
+    if config.label_column is not None:
+        readers["labels"] = (config.label_column, partial(_values, labels_of, LABELS))
+    if config.group_column is not None:
+        readers["groups"] = (config.group_column, partial(_values, groups_of, GROUPS))
+    columns = list(dict.fromkeys([*vectors, *(name for name, _ in readers.values())]))
+    tables: list[pa.Table] = []
+    values: dict[str, list[Objects]] = {key: [] for key in readers}
+    for file, rows in plan.rows if columns else ():
+        parts = []
+        for start, table, places in read_around(source.store, file, rows, columns):
+            for key, (name, read) in readers.items():
+                values[key].append(read(table, name, file.path, start)[places])
+            parts.append(take_rows(table.select(vectors), places))
+        tables.append(pa.concat_tables(parts))
+    found = {key: np.concatenate(parts).astype(object) for key, parts in values.items()}
+    places_of = tuple((number, int(row)) for number, (_, rows) in enumerate(plan.rows) for row in rows)
+    ids = found.get("ids", np.array([f"{file}:{row}" for file, row in places_of], object))
     return QueryRows(
-        tables=tuple(take_rows(table, rows) for table, (_, rows) in zip(whole, plan.rows, strict=True)),
-        places=places,
+        tables=tuple(tables),
+        places=places_of,
         ids=ids,
-        labels=texts_of(labels_of, LABELS, config.label_column),
-        groups=texts_of(groups_of, "queries.group_column", config.group_column),
-        judged=judged,
+        labels=found.get("labels"),
+        groups=found.get("groups"),
+        judged=None if judgements is None else _judged(source, judgements, config.id_column, ids),
     )
+
+
+# Reads a column (N,) of a table: (table, name, path of its file, row in the file of its first row).
+_Reader = Callable[[pa.Table, str, str, int], Objects]
+
+
+def _values(read: Callable[..., Objects], key: str, table: pa.Table, name: str, path: str, start: int) -> Objects:
+    return read(table.column(name), where=f"{path}: {key} {name!r}", start=start)
 
 
 def load_queries(
@@ -226,11 +235,11 @@ def load_queries(
     )
 
 
-def _query_ids(table: pa.Table, column: str, file: PinnedFile) -> np.ndarray:
-    """The ids (N,) of the queries in a file, as text: judgements name them in any type."""
-    with naming(file.path):
-        id_type = id_kind(table.schema.field(column)) or "string"
-    return read_ids(table, column, id_type, path=file.path).astype(str)
+def _query_ids(table: pa.Table, name: str, path: str, start: int) -> Objects:
+    """The ids (N,) of queries, as text: judgements name them in any type."""
+    with naming(path):
+        id_type = id_kind(table.schema.field(name)) or "string"
+    return read_ids(table, name, id_type, path=path, start=start).astype(str).astype(object)
 
 
 def _given_vectors(

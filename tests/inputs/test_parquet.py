@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from pyarrow.parquet import encryption
 
 from fastfill_ray.errors import InputChanged, InputError, StorageError
+from fastfill_ray.inputs import parquet
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import Span, check_pin, read_footer, read_rows, read_spans
+from fastfill_ray.inputs.parquet import Span, check_pin, read_around, read_footer, read_rows, read_spans
 from fastfill_ray.inputs.table import Column, TableInput, dim_of, pin
 from fastfill_ray.ordering.partition import cut_chunks
 from fastfill_ray.storage import s3_client
@@ -158,6 +159,23 @@ def test_spans_of_several_files_in_any_order_equal_the_plain_tables(
         expected.append([f"{name}{row}" for row in range(start, start + spans[-1].rows)])
     found = [part.column("id").to_pylist() for part in read_spans(STORE, spans, ["id"])]
     assert found == expected
+
+
+@given(rows=st.sets(st.integers(0, 199), min_size=1), group_rows=st.integers(1, 90), step=st.integers(1, 60))
+@settings(max_examples=40)
+def test_sampled_rows_of_a_large_file_are_read_in_steps(
+    tmp_path_factory: pytest.TempPathFactory, rows: set[int], group_rows: int, step: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "sampled.parquet"
+    pq.write_table(table(embedding=vectors([[0.0]] * 200)), path, row_group_size=group_rows)
+    file = pinned(path).files[0]
+    wanted = np.array(sorted(rows), np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet, "_BUFFER_BYTES", step * file.read_bytes // file.rows)
+        found = list(read_around(STORE, file, wanted, ["id"]))
+    assert [row for _, part, places in found for row in part.column("id").take(places).to_pylist()] == wanted.tolist()
+    assert all(part.column("id").to_pylist()[0] == start for start, part, _ in found)
+    assert max(part.num_rows for _, part, _ in found) <= step
 
 
 def rewrite(path: Path) -> None:
