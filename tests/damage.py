@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fastfill_ray.backfill import _run
 from fastfill_ray.config import load_config
@@ -17,6 +18,7 @@ from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.errors import FastfillError
 from fastfill_ray.index.verify import verify
 from fastfill_ray.log.records import Version
+from fastfill_ray.stages import evaluate
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
 from fastfill_ray.storage.paths import record_path
@@ -99,7 +101,10 @@ class Bench:
     def run(self, state: str, root: Path, *, until: str) -> str:
         """The same command, without Ray. Returns what it said."""
         stream = io.StringIO()
-        _run(load_config(self.config(state, root)), InProcessEngine(), until=until, stream=stream)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluate, "_COMPLETE_SCORES", 0)  # as large galleries are measured: hits are kept
+            patch.setattr(evaluate, "_DEPTH", 50)
+            _run(load_config(self.config(state, root)), InProcessEngine(), until=until, stream=stream)
         return stream.getvalue()
 
     def copy(self, state: str) -> Path:

@@ -5,7 +5,7 @@ Legend: Q queries, n items of a segment, K hits per query of a segment or of all
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -47,11 +47,15 @@ Place = tuple[Chunk, PinnedFile]
 
 @dataclass(frozen=True)
 class GallerySearch:
-    """What a part of the gallery is searched with, and to which depth it is judged."""
+    """What a part of the gallery is searched with, and to which depth it is judged.
+
+    keep: whether hits are kept. Complete rankings are larger than the vectors, and quickly made again.
+    """
 
     queries: Queries
     metric: Metric
     depth: int
+    keep: bool = False
 
     @property
     def folder(self) -> str:
@@ -88,7 +92,11 @@ def search_segments(
 def search_one_segment(files: Files, search: GallerySearch, segment: Segment) -> SegmentHits:
     """The hits of every query in one segment, searched where that is not done yet."""
     unit = hits_unit(fingerprint([segment.index.sha256, segment.ids.sha256]))
-    return kept_hits(files, search.folder, unit, partial(_search_segment, files, search, segment))
+    return _kept(files, search, unit, partial(_search_segment, files, search, segment))
+
+
+def _kept(files: Files, search: GallerySearch, unit: str, hits: Callable[[], SegmentHits]) -> SegmentHits:
+    return kept_hits(files, search.folder, unit, hits) if search.keep else hits()
 
 
 def _search_segment(files: Files, search: GallerySearch, segment: Segment) -> SegmentHits:
@@ -124,7 +132,7 @@ def _old_hits(files: Files, source: Source, search: GallerySearch, old: F32, pla
     config = source.config
     read = [config.id_column, config.old_vector_column, config.vector_dtype, config.label_column]
     unit = hits_unit(fingerprint([read, [chunk.unit for chunk, _ in places]]))
-    return kept_hits(files, search.folder, unit, partial(_search_old_bucket, source, search, old, places))
+    return _kept(files, search, unit, partial(_search_old_bucket, source, search, old, places))
 
 
 def _search_old_bucket(source: Source, search: GallerySearch, old: F32, places: Sequence[Place]) -> SegmentHits:

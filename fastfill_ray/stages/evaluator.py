@@ -48,7 +48,7 @@ class Evaluator:
         num_audit = int((basis.pairs.split == "audit").sum())
         in_gallery = complete_depth(basis.snapshot.rows, len(basis.queries.ids))
         self._depth = {"audit": num_audit, "gallery": in_gallery}
-        self._search = GallerySearch(basis.queries, basis.metric, in_gallery)
+        self._search = GallerySearch(basis.queries, basis.metric, in_gallery, keep=in_gallery < basis.snapshot.rows)
 
     @cached_property
     def _audit(self) -> ShadowVersions:

@@ -56,12 +56,21 @@ def test_kept_hits_come_back_as_they_were(labels: bool, judged: bool, grades: bo
             np.testing.assert_array_equal(back.judged.grades, hits.judged.grades)
 
 
+def test_complete_rankings_of_a_small_gallery_are_not_kept(tmp_path: Path) -> None:
+    ids, x, classes = synthetic.write_gallery(tmp_path / "gallery")
+    synthetic.write_queries(tmp_path / "queries", ids, x, classes)
+    in_process(synthetic.config(tmp_path, **synthetic.with_queries(tmp_path)), until="wave:1")
+    assert not list((tmp_path / "out").glob("evaluation/*/s*"))
+
+
 def test_each_segment_is_searched_once_and_the_old_vectors_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids, x, classes = synthetic.write_gallery(tmp_path / "gallery")
     synthetic.write_queries(tmp_path / "queries", ids, x, classes)
     config = synthetic.config(tmp_path, **synthetic.with_queries(tmp_path), index={"segment_rows": 200})
+    monkeypatch.setattr(evaluate, "_COMPLETE_SCORES", 0)  # as a large gallery is measured
+    monkeypatch.setattr(evaluate, "_DEPTH", 50)
     searched: list[Any] = []
     search, search_old = evaluate._search_segment, evaluate._search_old_bucket
     monkeypatch.setattr(evaluate, "_search_segment", lambda *given: searched.append(given[2]) or search(*given))
