@@ -102,7 +102,7 @@ def test_the_newest_metadata_of_an_iceberg_table_is_named_on_whatever_page_it_is
     write: Write, monkeypatch: pytest.MonkeyPatch, names: list[str], newest: str
 ) -> None:
     """S3 lists in order of names, 1,000 at a time."""
-    monkeypatch.setattr(folder, "_PAGE_KEYS", 5)
+    monkeypatch.setattr(folder, "_PAGE_KEYS", 3)
     where, store = write({f"t/metadata/{name}": b"x" for name in names} | {"t/data/a.parquet": DATA})
     with pytest.raises(InputError) as caught:
         store.find(f"{where}/t/data")
