@@ -20,6 +20,8 @@ _MAGIC = (b"PAR1", b"PARE")
 # Payloads may lie beside the table, a million of them: these are known by their names and not opened.
 _MEDIA = ("image/", "audio/", "video/")
 _TYPES = mimetypes.MimeTypes()  # only what Python itself knows: the same on every machine
+# Of a listing on S3: the most that it gives.
+_PAGE_KEYS = 1000
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Tree(Protocol):
 
     def first_bytes(self, file: InputFile) -> bytes: ...
 
-    def names_below(self, place: str, start: str) -> list[str]:
-        """Paths below a folder that begin with `start`, perhaps the first 1,000; none where looking is forbidden."""
+    def names_below(self, place: str, start: str) -> Iterator[list[str]]:
+        """Paths below a folder that begin with `start`, by pages; none where looking is forbidden."""
         ...
 
     def url(self, place: str) -> str: ...
@@ -136,12 +138,13 @@ class LocalTree:
         with open(file.path, "rb") as handle:
             return handle.read(4)
 
-    def names_below(self, place: str, start: str) -> list[str]:
+    def names_below(self, place: str, start: str) -> Iterator[list[str]]:
         inner, _, begin = start.rpartition("/")
         try:
-            return [f"{inner}/{name}" for name in os.listdir(os.path.join(place, inner)) if name.startswith(begin)]
+            names = os.listdir(os.path.join(place, inner))
         except OSError:
-            return []
+            return
+        yield [f"{inner}/{name}" for name in names if name.startswith(begin)]
 
     def url(self, place: str) -> str:
         return place
@@ -192,14 +195,19 @@ class S3Tree:
         data: bytes = self._filesystem.cat_file(file.path, start=0, end=4)
         return data
 
-    def names_below(self, place: str, start: str) -> list[str]:
+    def names_below(self, place: str, start: str) -> Iterator[list[str]]:
         bucket, _, key = place.partition("/")
         top = f"{key}/" if key else ""
-        try:
-            page = self._filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{top}{start}", MaxKeys=1000)
-        except PermissionError:  # who may read a folder need not see what is beside it
-            return []
-        return [entry["Key"].removeprefix(top) for entry in page.get("Contents", ())]
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{top}{start}", "MaxKeys": _PAGE_KEYS}
+        while True:
+            try:
+                page = self._filesystem.call_s3("list_objects_v2", **request)
+            except PermissionError:  # who may read a folder need not see what is beside it
+                return
+            yield [entry["Key"].removeprefix(top) for entry in page.get("Contents", ())]
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
 
     def url(self, place: str) -> str:
         return f"s3://{place}"

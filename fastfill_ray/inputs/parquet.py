@@ -1,6 +1,6 @@
 """Reading the user's Parquet files: footers pinned at planning, slices read and checked against the pin later.
 
-A *table input* is one Parquet file or a folder of them: the gallery, the queries, the judgements. Nothing is written.
+Nothing is written. What a table of several files is, ``inputs.table`` says.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ T = TypeVar("T")
 # What a folder's name, such as label=7, says of a column of its files; None for no value.
 PartitionValue = int | str | None
 
-_FOOTER_THREADS = 16
-_SAMPLE_ROWS = 256
 _FOOTER_BYTES = 64 << 10  # most footers are smaller: one read from the store
 # Behind the footer of a file with encrypted columns that can itself be read: a nonce and a tag of AES-GCM.
 _SIGNATURE_BYTES = 12 + 16
@@ -200,7 +198,7 @@ def _read_run(store: InputStore, spans: Sequence[Span], columns: list[str]) -> I
                 check_pin(store, file)  # it may be replaced while it is read
                 yield table
     except FileNotFoundError as error:
-        raise InputChanged(f"{file.path}: vanished after planning. Put it back, or start a new output root.") from error
+        raise _vanished(file) from error
     except (pa.ArrowException, OSError) as error:
         check_pin(store, file)
         raise InputError(
@@ -261,12 +259,16 @@ def check_pin(store: InputStore, file: PinnedFile) -> None:
     except InputError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise  # the store is at fault: nobody knows whether the file changed
-        raise InputChanged(f"{file.path}: vanished after planning. Put it back, or start a new output root.") from error
+        raise _vanished(file) from error
     if (now.size, now.tag) != (file.size, file.tag):
         raise InputChanged(
             f"{file.path}: changed after planning: size {now.size}, tag {now.tag}; pinned: {file.size}, {file.tag}. "
             "Restore the file, or start a new output root for the changed gallery."
         )
+
+
+def _vanished(file: PinnedFile) -> InputChanged:
+    return InputChanged(f"{file.path}: vanished after planning. Put it back, or start a new output root.")
 
 
 def leaf_columns(schema: pa.Schema, names: Set[str]) -> list[int]:

@@ -1,12 +1,13 @@
 """The user's tables, pinned: their files, their rows, and what the columns hold that a run reads.
 
-A *table input* is a Parquet file, a folder or a list of them: the gallery, the queries, the judgements. Its files may
+A *table input* is a Parquet file, a folder, or a list of both: the gallery, the queries, the judgements. Its files may
 be written by several tools: their columns must be of one kind (``inputs.kinds``), not of one Arrow type. A file of no
 rows says nothing of kinds. Nothing is written.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -16,6 +17,7 @@ from functools import partial
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fastfill_ray.errors import ConfigError, InputError
 from fastfill_ray.inputs.kinds import (
@@ -35,7 +37,9 @@ Role = Literal["id", "vector", "label", "group", "weight", "payload"]
 # A partition's folder is called so where the column is null.
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _THREADS = 16
+# Read at a time where vectors are looked for: at first, and at most.
 _SAMPLE_ROWS = 256
+_MAX_SPAN_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,26 @@ class Column:
     may_lack: bool = False
 
 
+class FileVectors(Model):
+    """What a file's footer says of a vector column.
+
+    dim: where the type fixes it. first_row: no row before it holds a vector; the file's rows where none does.
+    """
+
+    dim: int | None
+    first_row: int
+
+
 class TableInput(Model):
-    """A pinned table. kinds: {config key: what the column holds}, of the columns that say it."""
+    """A pinned table.
+
+    kinds: {config key: what the column holds}, of the columns that say it. vectors: {config key: one per file}, of the
+    vector columns.
+    """
 
     files: tuple[PinnedFile, ...]
     kinds: dict[str, str]
+    vectors: dict[str, tuple[FileVectors, ...]]
 
     @property
     def rows(self) -> int:
@@ -88,7 +107,16 @@ def pin(store: InputStore, path: str | Sequence[str], columns: Sequence[Column])
     telling = [(file, schema) for file, schema in zip(files, schemas, strict=True) if file.rows]
     telling = telling or list(zip(files, schemas, strict=True))
     kinds = {column.key: _kind_of(column, telling) for column in columns}
-    return TableInput(files=tuple(files), kinds={key: kind for key, kind in kinds.items() if kind is not None})
+    vectors = {
+        column.key: tuple(map(partial(_vectors_by_footer, column), files, footers))
+        for column in columns
+        if column.role == "vector"
+    }
+    return TableInput(
+        files=tuple(files),
+        kinds={key: kind for key, kind in kinds.items() if kind is not None},
+        vectors=vectors,
+    )
 
 
 def _pinned(file: InputFile, footer: Footer, names: Set[str], constants: Mapping[str, PartitionValue]) -> PinnedFile:
@@ -249,29 +277,69 @@ def dim_of(store: InputStore, table: TableInput, column: Column) -> int:
     if not files:
         raise InputError(f"{table.files[0].path}: there are no rows")
     with ThreadPoolExecutor(_THREADS) as pool:
-        told = list(pool.map(partial(_dim_in_file, store, column), files))
-    known = [(file, found) for file, found in zip(files, told, strict=True) if found is not None]
-    if not known:
+        dims = list(pool.map(partial(_dim_in_file, store, column), table.files, table.vectors[column.key]))
+    dim_of_file = [(file, dim) for file, dim in zip(table.files, dims, strict=True) if dim is not None]
+    if not dim_of_file:
         raise InputError(
             f"{files[0].path}: column {column.name!r} ({column.key}) holds no vector in any row of {len(files)} files"
         )
-    first, dim = known[0]
-    for file, other in known:
-        if other != dim:
+    first, expected = dim_of_file[0]
+    for file, dim in dim_of_file:
+        if dim != expected:
             raise InputError(
-                f"{file.path}: column {column.name!r} holds vectors of {other} dims, expected {dim} as in {first.path}"
+                f"{file.path}: column {column.name!r} holds vectors of {dim} dims, expected {expected} as in "
+                f"{first.path}"
             )
-    return dim
+    return expected
 
 
-def _dim_in_file(store: InputStore, column: Column, file: PinnedFile) -> int | None:
+def _vectors_by_footer(column: Column, file: PinnedFile, footer: Footer) -> FileVectors:
+    if not file.rows or column.name not in footer.schema.names:
+        return FileVectors(dim=None, first_row=file.rows)
+    with naming(file.path):
+        kind = vector_kind(footer.schema.field(column.name), column.stated)
+    if kind is None:
+        return FileVectors(dim=None, first_row=file.rows)
+    if kind.dim:
+        return FileVectors(dim=kind.dim, first_row=0)
+    leaves, metadata = leaf_columns(footer.schema, {column.name}), footer.metadata
+    empty = itertools.takewhile(partial(_is_null_group, metadata, leaves), range(metadata.num_row_groups))
+    return FileVectors(dim=None, first_row=sum(file.row_groups[group] for group in empty))
+
+
+def _is_null_group(metadata: pq.FileMetaData, leaves: Sequence[int], group: int) -> bool:
+    """Whether the statistics say that a row group holds no element of a column; False where there are none."""
+    chunks = [metadata.row_group(group).column(leaf) for leaf in leaves]
+    return all(
+        (statistics := chunk.statistics) is not None
+        and statistics.has_null_count
+        and statistics.null_count == chunk.num_values
+        for chunk in chunks
+    )
+
+
+def _dim_in_file(store: InputStore, column: Column, file: PinnedFile, vectors: FileVectors) -> int | None:
     """None where no row of the file has a vector."""
-    spans = (Span(file, start, min(_SAMPLE_ROWS, file.rows - start)) for start in range(0, file.rows, _SAMPLE_ROWS))
-    for table in read_spans(store, spans, [column.name]):
-        with naming(file.path):
-            kind = vector_kind(table.schema.field(column.name), column.stated)
-        if kind is None:
-            return None
-        if (dim := kind.dim or common_dim(table.column(column.name), kind)) is not None:
-            return dim
+    if vectors.dim is not None:
+        return vectors.dim
+    for spans in _growing_spans(file, vectors.first_row):
+        for table in read_spans(store, spans, [column.name]):
+            with naming(file.path):
+                kind = vector_kind(table.schema.field(column.name), column.stated)
+            if (dim := common_dim(table.column(column.name), kind)) is not None:
+                return dim
     return None
+
+
+def _growing_spans(file: PinnedFile, start: int) -> Iterator[list[Span]]:
+    """The rows from `start` on, in spans to be read together.
+
+    The first rows nearly always tell, so few are read; each span costs a request, so those behind them are larger.
+    Small ones are read alone: a pass decodes as many rows at a time as its largest span has.
+    """
+    rows = _SAMPLE_ROWS
+    while start < file.rows and rows < _MAX_SPAN_ROWS:
+        yield [Span(file, start, min(rows, file.rows - start))]
+        start += rows
+        rows *= 4
+    yield [Span(file, at, min(rows, file.rows - at)) for at in range(start, file.rows, rows)]

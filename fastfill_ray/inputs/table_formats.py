@@ -47,7 +47,7 @@ def refuse_tables(path: str, tree: Tree, folder: Folder, pool: ThreadPoolExecuto
 
     Args:
         path: the folder as it was given.
-        pool: what asks the store for the folders above: 5 requests for each.
+        pool: what asks the store for the folders above: 5 requests for each, and more for an Iceberg table.
 
     Raises:
         InputError: names the format, its folder, and the command that gives plain files.
@@ -76,11 +76,16 @@ def _with_parents(place: str) -> Iterator[str]:
             return
 
 
-def _table_at(place: str, names_below: Callable[[str], list[str]]) -> Table | None:
-    """The table whose folder this is."""
+def _table_at(place: str, names_below: Callable[[str], Iterator[list[str]]]) -> Table | None:
+    """The table whose folder this is: the first page of each listing tells, as a folder may hold millions of files."""
     for kind, start, end in _MARKS:
-        if names := [name for name in names_below(start) if name.endswith(end)]:
-            return Table(kind, place, _newest(names) if kind == "Iceberg" else "")
+        pages = names_below(start)
+        if names := [name for name in next(pages, []) if name.endswith(end)]:
+            if kind != "Iceberg":
+                return Table(kind, place)
+            # The newest may be on the last page.
+            names += [name for page in pages for name in page if name.endswith(end)]
+            return Table(kind, place, _newest(names))
     return None
 
 

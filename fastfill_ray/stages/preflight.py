@@ -17,6 +17,8 @@ from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED
 from fastfill_ray.stages.embed import Models
 from fastfill_ray.stages.queries import LABELS, NEW_VECTORS, OLD_VECTORS, pin_queries, query_columns
 from fastfill_ray.stages.snapshot import Snapshot
+from fastfill_ray.storage.files import split_scheme
+from fastfill_ray.storage.local import local_path
 
 
 def list_inputs(store: InputStore, paths: Mapping[str, str | Sequence[str] | None]) -> dict[str, Listing]:
@@ -44,7 +46,8 @@ def input_pins(listings: Mapping[str, Listing]) -> list[list[Any]]:
 
 def check_output(output: str, listings: Mapping[str, Listing]) -> None:
     """Refuse an output folder whose files would be taken for input, through links as well."""
-    real = output if "://" in output else os.path.realpath(output)
+    scheme, rest = split_scheme(output)
+    real = os.path.realpath(local_path(rest)) if scheme == "file" else f"{scheme}://{rest}"
     for key, listing in listings.items():
         for folder in listing.folders:
             if f"{real}/".startswith(f"{folder.rstrip('/')}/"):

@@ -10,15 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastfill_ray.errors import ConfigError, InputError
+from fastfill_ray.inputs import parquet
 from fastfill_ray.inputs.labels import labels_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import read_rows
 from fastfill_ray.inputs.table import Column, TableInput, dim_of, pin
-from tests.inputs.test_parquet import COLUMNS, STORE, folder, pinned, table, vectors
+from tests.inputs.test_parquet import COLUMNS, STORE, decoded, folder, pinned, table, vectors
 
-__all__ = ["folder"]  # the fixture
+__all__ = ["decoded", "folder"]  # the fixtures
 
 LABEL = Column("gallery.label_column", "label", "label")
 MAY_LACK = Column("gallery.old_vector_column", "embedding", "vector", may_lack=True)
@@ -219,6 +222,76 @@ def test_the_dimension_is_that_of_the_first_vectors_wherever_they_are(folder: Pa
     late = [*([None] * 700), [1.0, 2.0, 3.0]]
     pq.write_table(table(embedding=vectors(late)), folder / "b.parquet", row_group_size=300)
     assert dim_of(STORE, pinned(folder), COLUMNS[1]) == 3
+
+
+@given(
+    nulls=st.integers(0, 6000),
+    length=st.integers(1, 4),
+    group_rows=st.integers(50, 7000),
+    statistics=st.booleans(),
+    absent=st.sampled_from([None, []]),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_dimension_is_found_behind_any_number_of_rows_without_vectors(
+    tmp_path_factory: pytest.TempPathFactory,
+    nulls: int,
+    length: int,
+    group_rows: int,
+    statistics: bool,
+    absent: list[float] | None,
+) -> None:
+    rows = [*([absent] * nulls), [1.0] * length, *([absent] * 10)]
+    path = tmp_path_factory.getbasetemp() / "late.parquet"
+    plain = table(embedding=vectors(rows))
+    pq.write_table(plain, path, row_group_size=group_rows, write_statistics=statistics)
+    assert dim_of(STORE, pinned(path), COLUMNS[1]) == length
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The file of every check of a pin: a request each on S3."""
+    paths: list[str] = []
+    check = parquet.check_pin
+
+    def spy(store: InputStore, file: parquet.PinnedFile) -> None:
+        paths.append(file.path)
+        check(store, file)
+
+    monkeypatch.setattr(parquet, "check_pin", spy)
+    return paths
+
+
+@pytest.mark.parametrize("value", [[1.0, 2.0, 3.0], None], ids=["vectors", "nulls"])
+def test_a_dimension_that_the_type_fixes_is_read_from_the_footer_alone(
+    folder: Path, value: list[float] | None, checks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(table(embedding=vectors([value] * 4, kind=pa.list_(pa.float32(), 3))), folder / "a.parquet")
+    found = pinned(folder)
+    monkeypatch.setattr(InputStore, "open", lambda store, path: pytest.fail(f"{path} is opened"))
+    assert dim_of(STORE, found, COLUMNS[1]) == 3
+    assert checks == []
+
+
+def test_row_groups_that_the_statistics_call_null_are_not_read(
+    folder: Path, checks: list[str], decoded: list[int]
+) -> None:
+    pq.write_table(table(embedding=vectors([None] * 5000)), folder / "a.parquet", row_group_size=1000)
+    late = [*([None] * 5000), [1.0, 2.0]]
+    pq.write_table(table(embedding=vectors(late)), folder / "b.parquet", row_group_size=1000)
+    assert dim_of(STORE, pinned(folder), COLUMNS[1]) == 2
+    assert set(checks) == {str(folder / "b.parquet")}
+    assert decoded == [1]
+
+
+def test_a_long_file_of_nulls_without_statistics_costs_few_requests(
+    folder: Path, checks: list[str], decoded: list[int]
+) -> None:
+    nulls = pa.nulls(300_000, pa.list_(pa.float32()))
+    pq.write_table(table(embedding=nulls), folder / "a.parquet", write_statistics=False)
+    with pytest.raises(InputError, match="holds no vector in any row"):
+        dim_of(STORE, pinned(folder), COLUMNS[1])
+    assert len(checks) <= 16  # one for every 256 rows would be 1,172
+    assert len(decoded) <= 16
 
 
 def test_lists_of_another_length_in_one_file_name_both_files(folder: Path) -> None:

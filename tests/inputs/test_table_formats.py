@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastfill_ray.errors import InputError
+from fastfill_ray.inputs import folder
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.table_formats import _newest
 from tests.inputs.conftest import Write, parquet
@@ -87,15 +88,37 @@ def test_a_link_into_a_table_is_refused(tmp_path: Path) -> None:
         InputStore().find(str(tmp_path / "gallery"))
 
 
-def test_many_files_of_metadata_do_not_hide_an_iceberg_table(bucket: str, moto_endpoint: str) -> None:
-    """S3 lists a page of 1,000 in order of names; files of snapshots begin with a digit more often than not."""
-    store = InputStore(moto_endpoint)
-    filesystem, _ = store.filesystem(f"s3://{bucket}")
-    names = [f"{i:04x}-m0.avro" for i in range(1001)]
-    filesystem.pipe({f"{bucket}/t/metadata/{name}": b"x" for name in [*names, "v3.metadata.json"]})
-    filesystem.pipe({f"{bucket}/t/data/a.parquet": DATA})
-    with pytest.raises(InputError, match=r"metadata/v3\.metadata\.json"):
-        store.find(f"s3://{bucket}/t/data")
+@pytest.mark.parametrize(
+    ("names", "newest"),
+    [
+        # Files of snapshots begin with a digit more often than not, and so come first.
+        ([f"{i:04x}-m0.avro" for i in range(6)] + ["v3.metadata.json"], "v3.metadata.json"),
+        ([f"v{i}.metadata.json" for i in range(1, 13)], "v12.metadata.json"),
+        ([f"{i:05}-ab.metadata.json" for i in range(12)] + ["snap-1.avro"], "00011-ab.metadata.json"),
+    ],
+    ids=["behind others", "numbers without zeros", "behind the first page"],
+)
+def test_the_newest_metadata_of_an_iceberg_table_is_named_on_whatever_page_it_is(
+    write: Write, monkeypatch: pytest.MonkeyPatch, names: list[str], newest: str
+) -> None:
+    """S3 lists in order of names, 1,000 at a time."""
+    monkeypatch.setattr(folder, "_PAGE_KEYS", 3)
+    where, store = write({f"t/metadata/{name}": b"x" for name in names} | {"t/data/a.parquet": DATA})
+    with pytest.raises(InputError) as caught:
+        store.find(f"{where}/t/data")
+    assert f'StaticTable.from_metadata("{where}/t/metadata/{newest}")' in str(caught.value)
+
+
+def test_a_large_folder_called_metadata_costs_one_page(
+    bucket: str, moto_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "_PAGE_KEYS", 5)
+    names = [*(f"metadata/{i}.txt" for i in range(30)), "data/a.parquet"]
+    InputStore(moto_endpoint).filesystem(f"s3://{bucket}")[0].pipe({f"{bucket}/{name}": DATA for name in names})
+    with S3Proxy(moto_endpoint, rate=0.0) as proxy:
+        assert len(InputStore(proxy.endpoint).find(f"s3://{bucket}/data")) == 1
+        listings = [each for each in proxy.handled if "list-type=2" in each.path]
+        assert len(listings) <= 3 + 5 * 2
 
 
 def test_folders_above_that_may_not_be_seen_count_as_no_table(write: Write, moto_endpoint: str, bucket: str) -> None:
