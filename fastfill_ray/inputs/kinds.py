@@ -109,7 +109,7 @@ def _read_ids(chunk: pa.Array, id_type: IdType, name: str, path: str, start: int
         # Arrow takes a string column at its word; from bytes to text it looks at every one.
         return chunk.cast(pa.large_binary()).cast(pa.large_string()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
-        readable = _fits_int64 if id_type == "int64" else _is_utf8
+        readable = _fits_int64 if id_type == "int64" else is_utf8
         values = (chunk if id_type == "int64" else chunk.cast(pa.large_binary())).to_pylist()
         row, value = next((row, value) for row, value in enumerate(values) if not readable(value))
         if id_type == "int64":
@@ -127,7 +127,8 @@ def _fits_int64(value: Any) -> bool:
     return -(1 << 63) <= int(value) < 1 << 63
 
 
-def _is_utf8(value: bytes) -> bool:
+def is_utf8(value: bytes) -> bool:
+    """Whether bytes are text."""
     try:
         value.decode()
     except UnicodeDecodeError:

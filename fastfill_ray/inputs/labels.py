@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.encodings import chunks_of, is_bytes, is_list, is_text, plain_type
+from fastfill_ray.inputs.kinds import is_utf8
 from fastfill_ray.types import Objects
 
 # What values of each kind of label are stored as.
@@ -148,7 +149,7 @@ def _texts(column: pa.ChunkedArray, where: str, start: int) -> Objects:
         return column.cast(pa.string()).to_numpy(zero_copy_only=False)
     except (pa.ArrowException, UnicodeDecodeError):
         raw = column.cast(pa.binary()).to_pylist()
-        row = next(row for row, value in enumerate(raw) if value is not None and not _is_utf8(value))
+        row = next(row for row, value in enumerate(raw) if value is not None and not is_utf8(value))
         raise InputError(
             f"{where}: row {start + row} is {raw[row][:50]!r}, which is not UTF-8. Write the text again as UTF-8."
         ) from None
@@ -163,10 +164,6 @@ def _first_unreadable(column: pa.ChunkedArray, error: type[Exception]) -> int:
         except error:
             return row
     raise AssertionError(f"no row raises {error}")
-
-
-def _is_utf8(value: bytes) -> bool:
-    return value.decode(errors="replace").encode() == value
 
 
 def _label_set(values: list[object] | None) -> tuple[object, ...] | None:
