@@ -1,4 +1,4 @@
-"""How workers read the gallery: its old vectors, side vectors and weights.
+"""How workers read the gallery: its old vectors, side vectors, weights, labels and groups.
 
 Legend: N rows, D old dim, S dim of the side vectors. Vectors are float32; rows that cannot be used are zeros.
 """
@@ -13,8 +13,10 @@ import pyarrow as pa
 from fastfill_ray.config import GalleryConfig
 from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.kinds import naming, vector_kind, vectors_of, weight_kind, weights_of
+from fastfill_ray.inputs.labels import check_stored, groups_of, labels_of
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.types import F32, IdType, Metric
+from fastfill_ray.inputs.parquet import Span
+from fastfill_ray.types import F32, IdType, Metric, Objects
 
 # Why a row cannot be used whose old vector is null: it is a new item, and no fault.
 NO_VECTOR = "null_vector"
@@ -71,6 +73,33 @@ def item_weights(table: pa.Table, name: str, path: str, start: int = 0) -> F32:
             "them in, or leave weight_column out."
         )
     return weights
+
+
+def item_labels(table: pa.Table, source: Source, span: Span) -> Objects | None:
+    """The labels (N,) of a span's rows, see ``labels.labels_of``; None without a label column.
+
+    Raises:
+        InputError: one that cannot be read, or not be stored as the others are: names the file and the row in it.
+    """
+    name = source.config.label_column
+    if name is None:
+        return None
+    where = f"{span.file.path}: gallery.label_column {name!r}"
+    labels = labels_of(table.column(name), where=where, start=span.start)
+    check_stored(labels, source.label_kind, where=where, start=span.start)
+    return labels
+
+
+def item_groups(table: pa.Table, source: Source, span: Span) -> Objects | None:
+    """The groups (N,) of a span's rows as text, see ``labels.groups_of``; None without a group column.
+
+    Raises:
+        InputError: one that cannot be read: names the file and the row in it.
+    """
+    name = source.config.group_column
+    if name is None:
+        return None
+    return groups_of(table.column(name), where=f"{span.file.path}: gallery.group_column {name!r}", start=span.start)
 
 
 @dataclass(frozen=True)

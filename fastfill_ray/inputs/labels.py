@@ -24,17 +24,17 @@ _STORED = {
     "text": pa.string(),
     "null": pa.null(),
 }
-_EXACT = 1 << 53  # below it every whole float64 is an integer without doubt
+_EXACT = 1 << 53  # below it every whole float64 is an integer without doubt, and up to it float64 holds every integer
 
 
 def value_kind(kind: pa.DataType) -> str | None:
     """What single values of an Arrow type are: "integer", "number", "boolean", "text" (also as UTF-8 bytes), "null".
 
-    None for every other type. Dictionary-encoded values are what they stand for. Decimals without a fraction that fit
-    into int64 are integers, others are numbers.
+    None for every other type. Dictionary-encoded values are what they stand for. Decimals of scale 0 are
+    integers, others are numbers.
     """
     kind = plain_type(kind)
-    if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0 and kind.precision <= 18):
+    if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
         return "integer"
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return "number"
@@ -72,6 +72,26 @@ def stored_label_type(kind: str | None) -> pa.DataType:
     if kind is not None and kind.startswith("list of "):
         return pa.list_(_STORED[kind.removeprefix("list of ")])
     return _STORED[kind or "null"]
+
+
+def check_stored(labels: Objects, kind: str | None, *, where: str, start: int) -> None:
+    """Raises InputError for a label that ``stored_label_type`` of the whole column's kind cannot hold, by its row.
+
+    Of one file it cannot be told: in another one may stand a float, and then integers become float64, too.
+
+    Args:
+        labels: (N,), see ``labels_of``; also for where and start.
+        kind: of all files, see ``label_kind``.
+    """
+    if stored_label_type(kind) not in (pa.float64(), pa.list_(pa.float64())):
+        return
+    for row, label in enumerate(labels):
+        for value in label if isinstance(label, tuple) else (label,):
+            if isinstance(value, int) and abs(value) > _EXACT:
+                raise InputError(
+                    f"{where}: row {start + row} is {value}. Not all labels are integers, so they are stored as "
+                    "float64, which holds integers up to 2^53 exactly: cast the column to string in all files."
+                )
 
 
 def check_group(field: pa.Field) -> None:
@@ -174,13 +194,12 @@ def _label_set(values: list[object] | None) -> tuple[object, ...] | None:
 
 def _plain(value: object) -> object:
     """A label's value as what it is compared as. Raises OverflowError for an integer that int64 cannot hold."""
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        raise OverflowError(value)
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, Decimal):
-        whole = value.is_finite() and value == value.to_integral_value() and abs(value) < 1 << 63
-        value = int(value) if whole else float(value)
+        value = int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise OverflowError(value)
     if isinstance(value, float):
         return None if value != value else int(value) if value.is_integer() and abs(value) < _EXACT else value
     return value

@@ -13,9 +13,16 @@ import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig, ResourcesConfig
 from fastfill_ray.errors import CorruptFile, FileMissing, InputError, StorageError
-from fastfill_ray.inputs.gallery import NO_VECTOR, Source, item_weights, mapped_columns, mapped_vectors
+from fastfill_ray.inputs.gallery import (
+    NO_VECTOR,
+    Source,
+    item_groups,
+    item_labels,
+    item_weights,
+    mapped_columns,
+    mapped_vectors,
+)
 from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.labels import groups_of, labels_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import Span, read_spans
 from fastfill_ray.inputs.table import Column, Role, TableInput, dim_of, pin
@@ -245,7 +252,7 @@ def _check_files(source: Source, parts: int, files: Sequence[_FileSpans]) -> lis
     for span, table in zip(spans, read_spans(source.store, spans, columns), strict=True):
         ids = read_ids(table, config.id_column, source.id_type, path=span.file.path, start=span.start)
         hashes.append(hash_ids(ids))
-        _check_beside(table, span, config)
+        _check_beside(table, span, source)
         _, _, unusable = mapped_vectors(table, source)
         faults = {row: reason for row, reason in unusable.items() if reason != NO_VECTOR}
         count += len(faults)
@@ -256,13 +263,12 @@ def _check_files(source: Source, parts: int, files: Sequence[_FileSpans]) -> lis
     return [*(hashed[part == i] for i in range(parts)), _Faults(count, tuple(shown))]
 
 
-def _check_beside(table: pa.Table, span: Span, config: GalleryConfig) -> None:
+def _check_beside(table: pa.Table, span: Span, source: Source) -> None:
     """Raises InputError for a weight, label or group that cannot be read."""
-    if config.weight_column is not None:
-        item_weights(table, config.weight_column, span.file.path, span.start)
-    for name, key, read in ((config.label_column, LABELS, labels_of), (config.group_column, GROUPS, groups_of)):
-        if name is not None:
-            read(table.column(name), where=f"{span.file.path}: {key} {name!r}", start=span.start)
+    if source.config.weight_column is not None:
+        item_weights(table, source.config.weight_column, span.file.path, span.start)
+    item_labels(table, source, span)
+    item_groups(table, source, span)
 
 
 def _join(*pieces: Any) -> Any:

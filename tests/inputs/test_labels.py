@@ -19,7 +19,10 @@ from fastfill_ray.inputs.labels import comparable_labels, groups_of, label_kind,
 TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 KINDS: dict[str, Sequence[pa.DataType]] = {
     "text": (*TEXTS, pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.large_string())),
-    "integer": (pa.int8(), pa.int64(), pa.uint16(), pa.uint64(), pa.dictionary(pa.int32(), pa.int64())),
+    "integer": (
+        *(pa.int8(), pa.int64(), pa.uint16(), pa.uint64(), pa.dictionary(pa.int32(), pa.int64())),
+        *(pa.decimal32(9, 0), pa.decimal128(38, 0), pa.decimal256(76, 0)),
+    ),
     "number": (pa.float16(), pa.float32(), pa.float64(), pa.decimal128(9, 2)),
     "boolean": (pa.bool_(),),
 }
@@ -96,10 +99,15 @@ def test_numbers_are_what_they_equal_and_nan_is_no_label() -> None:
     assert labels.tolist() == [3, None, None, 2.5, math.inf, 1e300, 0]
     assert [type(label) for label in labels[:4]] == [int, type(None), type(None), float], "a class 3.0 is called 3"
     assert labels_of(column([[math.nan, 3.0], [math.nan]], pa.list_(pa.float64()))).tolist() == [(3,), None]
-    for big in (column([2**64 - 1, None], pa.uint64()), column([[2**63]], pa.list_(pa.uint64()))):
+    wide = pa.decimal128(38, 0)
+    for big in (
+        column([2**64 - 1, None], pa.uint64()),
+        column([[2**63]], pa.list_(pa.uint64())),
+        column([Decimal(2**63)], wide),
+    ):
         with pytest.raises(InputError, match="does not fit into int64: cast the column to string"):
             labels_of(big)
-    assert labels_of(column([Decimal(10**17), None], pa.decimal128(18, 0))).tolist() == [10**17, None]
+    assert labels_of(column([Decimal(2**63 - 1), None], wide)).tolist() == [2**63 - 1, None]
     assert labels_of(pa.chunked_array([pa.nulls(2)])).tolist() == [None, None]
     assert labels_of(pa.chunked_array([], pa.string())).tolist() == []
 
