@@ -35,7 +35,7 @@ from fastfill_ray.storage.sealed import seal_file, unseal_file
 from fastfill_ray.types import IdType, Model, fingerprint
 
 IDS, OLD_VECTORS, SIDE_VECTORS = "gallery.id_column", "gallery.old_vector_column", "gallery.side_column"
-LABELS, GROUPS = "gallery.label_column", "gallery.group_column"
+LABELS, GROUPS, WEIGHTS = "gallery.label_column", "gallery.group_column", "gallery.weight_column"
 # Hashes of ids are compared partition by partition; one partition of this many is 32 MiB.
 _PARTITION_ROWS = 1 << 22
 _ID_GROUPS = 1000  # tasks that hash: partitions x groups objects are exchanged
@@ -96,7 +96,7 @@ def gallery_columns(config: GalleryConfig) -> dict[str, Column]:
     optional: list[tuple[str, str | None, Role]] = [
         (LABELS, config.label_column, "label"),
         (GROUPS, config.group_column, "group"),
-        ("gallery.weight_column", config.weight_column, "weight"),
+        (WEIGHTS, config.weight_column, "weight"),
         (SIDE_VECTORS, config.side_column, "vector"),
     ]
     columns += [Column(key, name, role, dtype) for key, name, role in optional if name is not None]
@@ -129,9 +129,11 @@ def inspect_gallery(store: InputStore, config: GalleryConfig, resources: Resourc
     # The same bytes are other vectors where they are read as another type.
     read_as = [["vector_dtype", config.vector_dtype]] if config.vector_dtype is not None else []
     beside = [side.name] if side is not None else []
+    # One of them may be a column that is read anyway; the snapshot says that its values were checked.
+    checked = [[key, columns[key].name] for key in (LABELS, GROUPS, WEIGHTS) if key in columns]
     return Snapshot(
         fingerprint=fingerprint(
-            [gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *beside, *read_as]
+            [gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *beside, *read_as, *checked]
         ),
         gallery=gallery,
         id_type="int64" if gallery.kinds.get(IDS) == "int64" else "string",
