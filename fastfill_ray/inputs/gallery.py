@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig
-from fastfill_ray.errors import InputError
-from fastfill_ray.inputs.kinds import naming, vector_kind, vectors_of, weight_kind, weights_of
+from fastfill_ray.inputs.kinds import read_weights, vector_kind, vectors_of
 from fastfill_ray.inputs.labels import check_stored, groups_of, labels_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import Span
@@ -61,18 +60,7 @@ def item_weights(table: pa.Table, name: str, path: str, start: int = 0) -> F32:
     Raises:
         InputError: a weight that is null, not a number, not finite or negative: names the file and the row in it.
     """
-    with naming(path):
-        weight_kind(table.schema.field(name))
-    weights = weights_of(table.column(name))
-    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(bad):
-        row = int(bad[0])
-        raise InputError(
-            f"{path} row {start + row}: gallery.weight_column {name!r} is {table.column(name)[row].as_py()!r} there, "
-            f"and {len(bad)} of the rows that were read are like it; finite numbers of at least 0 are expected. Fill "
-            "them in, or leave weight_column out."
-        )
-    return weights
+    return read_weights(table, name, key="gallery.weight_column", path=path, start=start)
 
 
 def item_labels(table: pa.Table, source: Source, span: Span) -> Objects | None:

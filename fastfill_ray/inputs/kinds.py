@@ -362,6 +362,30 @@ def weights_of(column: pa.ChunkedArray | pa.Array) -> F32:
     return np.concatenate(parts)
 
 
+def read_weights(table: pa.Table, column: str, *, key: str, path: str, start: int = 0) -> F32:
+    """The weights (N,) float32 of a column.
+
+    Args:
+        key: of the config, for errors.
+        path, start: the file that the table is from, and the row in it of the table's first row; for errors.
+
+    Raises:
+        InputError: a weight that is null, not a number, not finite or negative: names the file and the row in it.
+    """
+    with naming(path):
+        weight_kind(table.schema.field(column))
+    weights = weights_of(table.column(column))
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        row = int(bad[0])
+        raise InputError(
+            f"{path} row {start + row}: {key} {column!r} is {table.column(column)[row].as_py()!r} there, and "
+            f"{len(bad)} of the rows that were read are like it; finite numbers of at least 0 are expected. Fill them "
+            "in, or leave the column out."
+        )
+    return weights
+
+
 # Payload
 
 
