@@ -68,7 +68,7 @@ def id_kind(field: pa.Field) -> IdType | None:
         return None
     if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
         return "int64"
-    if is_text(kind) or is_bytes(kind) or (pa.types.is_fixed_size_binary(kind) and kind.byte_width == _UUID_BYTES):
+    if is_text(kind) or is_bytes(kind) or is_uuid(kind):
         return "string"
     cast = f"CAST({field.name} AS VARCHAR)"
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
@@ -102,7 +102,7 @@ def _read_ids(chunk: pa.Array, id_type: IdType, name: str, path: str, start: int
         row = int(np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))[0])
         raise _bad_id(path, start + row, f"{name} is null. Every item needs an id: fill it in, or remove the row.")
     if pa.types.is_fixed_size_binary(chunk.type):
-        return _uuid_texts(chunk)
+        return uuid_texts(chunk)
     try:
         if id_type == "int64":
             return _widened(chunk).cast(pa.int64()).to_numpy(zero_copy_only=False)
@@ -136,8 +136,13 @@ def is_utf8(value: bytes) -> bool:
     return True
 
 
-def _uuid_texts(chunk: pa.Array) -> np.ndarray:
-    """UUIDs (N,) of 16 bytes as text, as uuid.UUID writes them."""
+def is_uuid(kind: pa.DataType) -> bool:
+    """Whether it is as wide as a UUID that is stored as bytes."""
+    return bool(pa.types.is_fixed_size_binary(kind) and kind.byte_width == _UUID_BYTES)
+
+
+def uuid_texts(chunk: pa.Array) -> np.ndarray:
+    """UUIDs (N,) of 16 bytes, none of them null, as text, as uuid.UUID writes them."""
     width = 2 * _UUID_BYTES
     digits = b"".join(chunk.to_pylist()).hex()
     texts = np.empty(len(chunk), object)
