@@ -103,7 +103,8 @@ def test_names_change_only_where_a_side_column_is_set(tmp_path: Path) -> None:
     plain, with_side = configured(tmp_path, None), configured(tmp_path, "side")
     before, after = inspected(plain), inspected(with_side)
     # Without side vectors nothing of them is in the names.
-    assert before.fingerprint == fingerprint([before.gallery.model_dump(mode="json"), "id", "embedding"])
+    label = ["gallery.label_column", "label"]
+    assert before.fingerprint == fingerprint([before.gallery.model_dump(mode="json"), "id", "embedding", label])
     stored = {key: value for key, value in before.model_dump(mode="json").items() if key != "side_dim"}
     assert Snapshot.model_validate(stored) == before
     assert plan_pairs(plain.pairs, plain.gallery, before, "new", plain.seed).fingerprint == fingerprint(

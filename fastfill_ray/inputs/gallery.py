@@ -1,4 +1,4 @@
-"""How workers read the gallery: its old vectors, side vectors and weights.
+"""How workers read the gallery: its old vectors, side vectors, weights, labels and groups.
 
 Legend: N rows, D old dim, S dim of the side vectors. Vectors are float32; rows that cannot be used are zeros.
 """
@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig
-from fastfill_ray.errors import InputError
-from fastfill_ray.inputs.kinds import naming, vector_kind, vectors_of, weight_kind, weights_of
+from fastfill_ray.inputs.kinds import read_weights, vector_kind, vectors_of
+from fastfill_ray.inputs.labels import check_stored, groups_of, labels_of
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.types import F32, IdType, Metric
+from fastfill_ray.inputs.parquet import Span
+from fastfill_ray.types import F32, IdType, Metric, Objects
 
 # Why a row cannot be used whose old vector is null: it is a new item, and no fault.
 NO_VECTOR = "null_vector"
@@ -59,18 +60,34 @@ def item_weights(table: pa.Table, name: str, path: str, start: int = 0) -> F32:
     Raises:
         InputError: a weight that is null, not a number, not finite or negative: names the file and the row in it.
     """
-    with naming(path):
-        weight_kind(table.schema.field(name))
-    weights = weights_of(table.column(name))
-    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(bad):
-        row = int(bad[0])
-        raise InputError(
-            f"{path} row {start + row}: gallery.weight_column {name!r} is {table.column(name)[row].as_py()!r} there, "
-            f"and {len(bad)} of the rows that were read are like it; finite numbers of at least 0 are expected. Fill "
-            "them in, or leave weight_column out."
-        )
-    return weights
+    return read_weights(table, name, key="gallery.weight_column", path=path, start=start)
+
+
+def item_labels(table: pa.Table, source: Source, span: Span) -> Objects | None:
+    """The labels (N,) of a span's rows, see ``labels.labels_of``; None without a label column.
+
+    Raises:
+        InputError: one that cannot be read, or not be stored as the others are: names the file and the row in it.
+    """
+    name = source.config.label_column
+    if name is None:
+        return None
+    where = f"{span.file.path}: gallery.label_column {name!r}"
+    labels = labels_of(table.column(name), where=where, start=span.start)
+    check_stored(labels, source.label_kind, where=where, start=span.start)
+    return labels
+
+
+def item_groups(table: pa.Table, source: Source, span: Span) -> Objects | None:
+    """The groups (N,) of a span's rows as text, see ``labels.groups_of``; None without a group column.
+
+    Raises:
+        InputError: one that cannot be read: names the file and the row in it.
+    """
+    name = source.config.group_column
+    if name is None:
+        return None
+    return groups_of(table.column(name), where=f"{span.file.path}: gallery.group_column {name!r}", start=span.start)
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ def pin_judgements(store: InputStore, path: str | Sequence[str], id_type: IdType
         id_type: of the gallery; None where it is not known yet.
 
     Raises:
-        ConfigError, InputError: a missing column, two grades, grades that are no numbers, ids of another type; names
-            the file.
+        ConfigError, InputError: a missing column, two grades, grades that are no numbers or all null, ids of another
+            type; names the file.
     """
     where = shown_paths(path)
     grades = [name for name in GRADES if name in columns_of(store, path)]
@@ -39,6 +39,9 @@ def pin_judgements(store: InputStore, path: str | Sequence[str], id_type: IdType
         )
     columns = [Column(name, name, "id") for name in ("query_id", "item_id")]
     pinned = pin(store, path, [*columns, *(Column(name, name, "weight") for name in grades)])
+    first = next((file for file in pinned.files if file.rows), None)
+    if grades and grades[0] not in pinned.kinds and first is not None:
+        raise _no_grade(first.path, grades[0], None, 0)  # a type that holds nothing but nulls, in all files
     if pinned.kinds.get("item_id", id_type) != (id_type or pinned.kinds.get("item_id")):
         raise InputError(
             f"{where}: column 'item_id' is {pinned.kinds['item_id']}, but the gallery's ids are {id_type}. Cast it: an "
@@ -63,7 +66,8 @@ def read_judgements(store: InputStore, pinned: TableInput, row_of: Mapping[str, 
     for file in pinned.files:
         if file.rows == 0:
             continue
-        table = read_rows(store, file, sorted(pinned.kinds))
+        # A column of ids that are all null has no kind, and is read to say so.
+        table = read_rows(store, file, ["query_id", "item_id", *(name for name in GRADES if name in pinned.kinds)])
         queries, items = _ids(table, "query_id", pinned, file.path), _ids(table, "item_id", pinned, file.path)
         for query, item, grade in zip(queries, items, _grades(table, file.path).tolist(), strict=True):
             row = row_of.get(str(query))
@@ -96,8 +100,12 @@ def _grades(table: pa.Table, path: str) -> F64:
     grades = table.column(name).cast(pa.float64(), safe=False).to_numpy()
     bad = np.flatnonzero(~np.isfinite(grades))
     if len(bad):
-        raise InputError(
-            f"{path}: column {name!r} is {table.column(name)[int(bad[0])].as_py()!r} in row {bad[0]}, expected a "
-            "finite number. Fill the grade in (0 where the item is not relevant), or drop the row."
-        )
+        raise _no_grade(path, name, table.column(name)[int(bad[0])].as_py(), int(bad[0]))
     return grades
+
+
+def _no_grade(path: str, name: str, found: object, row: int) -> InputError:
+    return InputError(
+        f"{path}: column {name!r} is {found!r} in row {row}, expected a finite number. Fill the grade in (0 where the "
+        "item is not relevant), or drop the row."
+    )

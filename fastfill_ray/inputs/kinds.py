@@ -68,7 +68,7 @@ def id_kind(field: pa.Field) -> IdType | None:
         return None
     if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
         return "int64"
-    if is_text(kind) or is_bytes(kind) or (pa.types.is_fixed_size_binary(kind) and kind.byte_width == _UUID_BYTES):
+    if is_text(kind) or is_bytes(kind) or is_uuid(kind):
         return "string"
     cast = f"CAST({field.name} AS VARCHAR)"
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
@@ -102,14 +102,14 @@ def _read_ids(chunk: pa.Array, id_type: IdType, name: str, path: str, start: int
         row = int(np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))[0])
         raise _bad_id(path, start + row, f"{name} is null. Every item needs an id: fill it in, or remove the row.")
     if pa.types.is_fixed_size_binary(chunk.type):
-        return _uuid_texts(chunk)
+        return uuid_texts(chunk)
     try:
         if id_type == "int64":
             return _widened(chunk).cast(pa.int64()).to_numpy(zero_copy_only=False)
         # Arrow takes a string column at its word; from bytes to text it looks at every one.
         return chunk.cast(pa.large_binary()).cast(pa.large_string()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
-        readable = _fits_int64 if id_type == "int64" else _is_utf8
+        readable = _fits_int64 if id_type == "int64" else is_utf8
         values = (chunk if id_type == "int64" else chunk.cast(pa.large_binary())).to_pylist()
         row, value = next((row, value) for row, value in enumerate(values) if not readable(value))
         if id_type == "int64":
@@ -127,7 +127,8 @@ def _fits_int64(value: Any) -> bool:
     return -(1 << 63) <= int(value) < 1 << 63
 
 
-def _is_utf8(value: bytes) -> bool:
+def is_utf8(value: bytes) -> bool:
+    """Whether bytes are text."""
     try:
         value.decode()
     except UnicodeDecodeError:
@@ -135,8 +136,13 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
-def _uuid_texts(chunk: pa.Array) -> np.ndarray:
-    """UUIDs (N,) of 16 bytes as text, as uuid.UUID writes them."""
+def is_uuid(kind: pa.DataType) -> bool:
+    """Whether it is as wide as a UUID that is stored as bytes."""
+    return bool(pa.types.is_fixed_size_binary(kind) and kind.byte_width == _UUID_BYTES)
+
+
+def uuid_texts(chunk: pa.Array) -> np.ndarray:
+    """UUIDs (N,) of 16 bytes, none of them null, as text, as uuid.UUID writes them."""
     width = 2 * _UUID_BYTES
     digits = b"".join(chunk.to_pylist()).hex()
     texts = np.empty(len(chunk), object)
@@ -359,6 +365,30 @@ def weights_of(column: pa.ChunkedArray | pa.Array) -> F32:
         with np.errstate(over="ignore"):  # becomes inf, which the caller looks for
             parts.append(number.to_numpy(zero_copy_only=False).astype(np.float32))
     return np.concatenate(parts)
+
+
+def read_weights(table: pa.Table, column: str, *, key: str, path: str, start: int = 0) -> F32:
+    """The weights (N,) float32 of a column.
+
+    Args:
+        key: of the config, for errors.
+        path, start: the file that the table is from, and the row in it of the table's first row; for errors.
+
+    Raises:
+        InputError: a weight that is null, not a number, not finite or negative: names the file and the row in it.
+    """
+    with naming(path):
+        weight_kind(table.schema.field(column))
+    weights = weights_of(table.column(column))
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        row = int(bad[0])
+        raise InputError(
+            f"{path} row {start + row}: {key} {column!r} is {table.column(column)[row].as_py()!r} there, and "
+            f"{len(bad)} of the rows that were read are like it; finite numbers of at least 0 are expected. Fill them "
+            "in, or leave the column out."
+        )
+    return weights
 
 
 # Payload

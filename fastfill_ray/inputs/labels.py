@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastfill_ray.errors import InputError
-from fastfill_ray.inputs.encodings import chunks_of, is_bytes, is_list, is_text, plain_type
+from fastfill_ray.inputs.encodings import chunks_of, is_bytes, is_list, is_text, nulls_of, plain_type
+from fastfill_ray.inputs.kinds import is_utf8, is_uuid, uuid_texts
 from fastfill_ray.types import Objects
 
 # What values of each kind of label are stored as.
@@ -23,17 +24,18 @@ _STORED = {
     "text": pa.string(),
     "null": pa.null(),
 }
-_EXACT = 1 << 53  # below it every whole float64 is an integer without doubt
+_TIMES = (pa.types.is_date, pa.types.is_time, pa.types.is_timestamp, pa.types.is_duration)
+_EXACT = 1 << 53  # below it every whole float64 is an integer without doubt, and up to it float64 holds every integer
 
 
 def value_kind(kind: pa.DataType) -> str | None:
     """What single values of an Arrow type are: "integer", "number", "boolean", "text" (also as UTF-8 bytes), "null".
 
-    None for every other type. Dictionary-encoded values are what they stand for. Decimals without a fraction that fit
-    into int64 are integers, others are numbers.
+    None for every other type. Dictionary-encoded values are what they stand for. Decimals of scale 0 are
+    integers, others are numbers.
     """
     kind = plain_type(kind)
-    if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0 and kind.precision <= 18):
+    if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
         return "integer"
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return "number"
@@ -73,31 +75,76 @@ def stored_label_type(kind: str | None) -> pa.DataType:
     return _STORED[kind or "null"]
 
 
+def check_stored(labels: Objects, kind: str | None, *, where: str, start: int) -> None:
+    """Raises InputError for a label that ``stored_label_type`` of the whole column's kind cannot hold, by its row.
+
+    Of one file it cannot be told: in another one may stand a float, and then integers become float64, too.
+
+    Args:
+        labels: (N,), see ``labels_of``; also for where and start.
+        kind: of all files, see ``label_kind``.
+    """
+    if stored_label_type(kind) not in (pa.float64(), pa.list_(pa.float64())):
+        return
+    for row, label in enumerate(labels):
+        for value in label if isinstance(label, tuple) else (label,):
+            if isinstance(value, int) and abs(value) > _EXACT:
+                raise InputError(
+                    f"{where}: row {start + row} is {value}. Not all labels are integers, so they are stored as "
+                    "float64, which holds integers up to 2^53 exactly: cast the column to string in all files."
+                )
+
+
 def check_group(field: pa.Field) -> None:
-    """Raises InputError for values that cannot name a group: lists, structs, maps."""
+    """Raises InputError for values that cannot name a group: lists, structs, maps, bytes of one length, intervals."""
     kind = plain_type(field.type)
-    if pa.types.is_nested(kind):
-        raise InputError(f"column {field.name!r} is {field.type}: a group is a single value, such as a string")
+    if value_kind(kind) is not None or is_uuid(kind) or any(is_time(kind) for is_time in _TIMES):
+        return
+    cast = f"lower(hex({field.name}))" if pa.types.is_fixed_size_binary(kind) else f"CAST({field.name} AS VARCHAR)"
+    raise InputError(
+        f"column {field.name!r} is {field.type}: a group is a single value, such as a string. Cast it, for example "
+        f"{cast}"
+    )
 
 
 def groups_of(column: pa.ChunkedArray, *, where: str = "the group column", start: int = 0) -> Objects:
-    """Groups (N,) as text, None where there is none; see ``labels_of``. Of times the same moment is the same text."""
-    if value_kind(column.type) is None:  # such as dates: Arrow writes what Python cannot hold, too
-        column = _written(pa.chunked_array(chunks_of(column), plain_type(column.type)))
+    """Groups (N,) as text, None where there is none; see ``labels_of``. Of times the same moment is the same text.
+
+    UUIDs (16 bytes) are their text. Raises InputError for dates and times of years that Arrow cannot write, too.
+    """
+    kind = plain_type(column.type)
+    if is_uuid(kind):
+        return _uuids(pa.chunked_array(chunks_of(column), kind))
+    if value_kind(kind) is None:  # such as dates: Arrow writes what Python cannot hold, too
+        column = _written(pa.chunked_array(chunks_of(column), kind), where, start)
     values = labels_of(column, where=where, start=start).tolist()
     return np.fromiter((None if value is None else str(value) for value in values), object, len(values))
 
 
-def _written(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _uuids(column: pa.ChunkedArray) -> Objects:
+    whole = column.combine_chunks()
+    texts = np.full(len(whole), None)
+    texts[~nulls_of(whole)] = uuid_texts(whole.drop_null())
+    return texts
+
+
+def _written(column: pa.ChunkedArray, where: str, start: int) -> pa.ChunkedArray:
     """Values as Arrow writes them; times in UTC where they have a zone, and without zeros at their end."""
     kind = column.type
-    if pa.types.is_timestamp(kind) and kind.tz is not None:
-        column = column.cast(pa.timestamp(kind.unit, "UTC"))
+    zoned = pa.types.is_timestamp(kind) and kind.tz is not None
+    if zoned:  # the same moment in UTC; Arrow finds what it cannot write only where there is no zone
+        column = column.cast(pa.timestamp(kind.unit, "UTC")).cast(pa.timestamp(kind.unit))
     text = column.cast(pa.string())
+    bad = np.flatnonzero(pc.starts_with(text, "<").fill_null(False).to_numpy())
+    if len(bad):
+        raise InputError(
+            f"{where}: row {start + bad[0]} is {kind} {text[int(bad[0])].as_py()}, which cannot be written as a date "
+            "or time: set it to null, or cast the column to string."
+        )
     if pa.types.is_timestamp(kind) or pa.types.is_time(kind):
-        text = pc.replace_substring_regex(text, r"\.0+(Z?)$", r"\1")
-        text = pc.replace_substring_regex(text, r"(\.\d*[1-9])0+(Z?)$", r"\1\2")
-    return text
+        text = pc.replace_substring_regex(text, r"\.0+$", "")
+        text = pc.replace_substring_regex(text, r"(\.\d*[1-9])0+$", r"\1")
+    return pc.binary_join_element_wise(text, "Z", "") if zoned else text
 
 
 def _members_of(kind: pa.DataType) -> pa.DataType | None:
@@ -148,7 +195,7 @@ def _texts(column: pa.ChunkedArray, where: str, start: int) -> Objects:
         return column.cast(pa.string()).to_numpy(zero_copy_only=False)
     except (pa.ArrowException, UnicodeDecodeError):
         raw = column.cast(pa.binary()).to_pylist()
-        row = next(row for row, value in enumerate(raw) if value is not None and not _is_utf8(value))
+        row = next(row for row, value in enumerate(raw) if value is not None and not is_utf8(value))
         raise InputError(
             f"{where}: row {start + row} is {raw[row][:50]!r}, which is not UTF-8. Write the text again as UTF-8."
         ) from None
@@ -165,10 +212,6 @@ def _first_unreadable(column: pa.ChunkedArray, error: type[Exception]) -> int:
     raise AssertionError(f"no row raises {error}")
 
 
-def _is_utf8(value: bytes) -> bool:
-    return value.decode(errors="replace").encode() == value
-
-
 def _label_set(values: list[object] | None) -> tuple[object, ...] | None:
     members = dict.fromkeys(map(_plain, values or ()))
     members.pop(None, None)
@@ -177,13 +220,12 @@ def _label_set(values: list[object] | None) -> tuple[object, ...] | None:
 
 def _plain(value: object) -> object:
     """A label's value as what it is compared as. Raises OverflowError for an integer that int64 cannot hold."""
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        raise OverflowError(value)
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, Decimal):
-        whole = value.is_finite() and value == value.to_integral_value() and abs(value) < 1 << 63
-        value = int(value) if whole else float(value)
+        value = int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise OverflowError(value)
     if isinstance(value, float):
         return None if value != value else int(value) if value.is_integer() and abs(value) < _EXACT else value
     return value

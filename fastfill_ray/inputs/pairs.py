@@ -13,12 +13,11 @@ from fastfill_ray.inputs.kinds import (
     id_kind,
     naming,
     read_ids,
+    read_weights,
     vector_kind,
     vectors_of,
-    weight_kind,
-    weights_of,
 )
-from fastfill_ray.inputs.labels import labels_of
+from fastfill_ray.inputs.labels import groups_of, labels_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import read_rows
 from fastfill_ray.inputs.table import Column, Role, columns_of, pin
@@ -44,14 +43,16 @@ def read_pairs(
     """Columns `id`, `old`, `new`, optional `label`, `group`, `weight`, `side`, `split` of a pairs file.
 
     Without `split` the items are drawn 70 : 15 : 15 by the hash of their id. Rows with an unusable vector are left out.
+    Groups are text.
 
     Returns:
         The items; and (row, reason) of the rows that are left out.
 
     Raises:
-        ConfigError, InputError: a missing column, ids that are null or repeated, an unknown split, nothing left.
+        ConfigError, InputError: a missing column, ids that are null or repeated, an unknown split, nothing left,
+            weights, labels or groups that cannot be read (names file and row).
     """
-    parts, present = _read(store, path, {"id": "id", "old": "old", "new": "new"}, _OPTIONAL)
+    parts, present = _read(store, path, ("id", "old", "new"), _OPTIONAL)
     ids = _ids(parts, "id")
     if len(np.unique(ids)) < len(ids):
         values, counts = np.unique(ids, return_counts=True)
@@ -73,7 +74,10 @@ def read_pairs(
     elif not set(split.tolist()) <= set(SPLITS):
         other = next(value for value in split.tolist() if value not in SPLITS)
         raise InputError(f"{path}: column 'split' holds {other!r}; {', '.join(SPLITS)} are expected")
-    weights = _weights(parts, kept) if "weight" in present else None
+    weights = None
+    if "weight" in present:
+        read = [read_weights(table, "weight", key="column", path=path) for path, table in parts]
+        weights = np.concatenate(read)[kept]
     items = PairedItems(
         ids=ids.astype(object)[kept],
         old=vectors["old"][kept],
@@ -99,7 +103,7 @@ def read_queries(store: InputStore, path: str, qrels: str | None, pairs: PairedI
         ConfigError, InputError: a missing column, another dim or id type than the pairs', no usable query, a judgement
             that cannot be read.
     """
-    wanted = {"new": "new"} | ({"id": "id"} if qrels is not None else {})
+    wanted = ("new", "id") if qrels is not None else ("new",)
     optional = ("old", "label", "group") if qrels is not None else ("id", "old", "label", "group")
     parts, present = _read(store, path, wanted, optional)
     new, bad = _vectors(parts, "new", metric)
@@ -134,14 +138,14 @@ def read_queries(store: InputStore, path: str, qrels: str | None, pairs: PairedI
 _Parts = list[tuple[str, pa.Table]]
 
 
-def _read(store: InputStore, path: str, wanted: dict[str, str], optional: tuple[str, ...]) -> tuple[_Parts, list[str]]:
+def _read(store: InputStore, path: str, wanted: tuple[str, ...], optional: tuple[str, ...]) -> tuple[_Parts, list[str]]:
     """The files with rows, each with its path, and which optional columns they have."""
     there = columns_of(store, path)
     present = [name for name in optional if name in there]
-    found = pin(store, path, [Column(name, name, _ROLES.get(name, "payload")) for name in [*wanted.values(), *present]])
+    columns = [*wanted, *present]
+    found = pin(store, path, [Column(name, name, _ROLES.get(name, "payload")) for name in columns])
     if found.rows == 0:
         raise InputError(f"{path}: there are no rows")
-    columns = [*wanted.values(), *present]
     return [(file.path, read_rows(store, file, columns)) for file in found.files if file.rows], present
 
 
@@ -177,24 +181,11 @@ def _vectors(parts: _Parts, name: str, metric: str) -> tuple[np.ndarray, dict[in
     return np.concatenate(vectors), unusable
 
 
-def _weights(parts: _Parts, kept: np.ndarray) -> np.ndarray:
-    """The weights of the rows that are kept."""
-    for path, table in parts:
-        with naming(path):
-            weight_kind(table.schema.field("weight"))
-    weights = np.concatenate([weights_of(table.column("weight")) for _, table in parts])
-    bad = kept[~np.isfinite(weights[kept])]
-    if len(bad):
-        raise InputError(
-            f"{parts[0][0]}: column 'weight' is no finite number in row {bad[0]}; fill it in, 1 where unknown"
-        )
-    return weights[kept]
-
-
 def _column(parts: _Parts, name: str) -> Objects:
     """An optional column (N,) as Python objects."""
-    if name == "label":
-        found = [labels_of(table.column(name), where=f"{path}: column {name!r}") for path, table in parts]
+    read = {"label": labels_of, "group": groups_of}.get(name)
+    if read is not None:
+        found = [read(table.column(name), where=f"{path}: column {name!r}") for path, table in parts]
     else:
         found = [objects(table.column(name)) for _, table in parts]
     return np.concatenate(found)

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.index.segment import build_index, train_template
-from fastfill_ray.inputs.gallery import Source, mapped_columns, mapped_vectors
+from fastfill_ray.inputs.gallery import Source, item_groups, item_labels, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.labels import groups_of, labels_of, stored_label_type
+from fastfill_ray.inputs.labels import stored_label_type
 from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
 from fastfill_ray.log.records import FileRef, Plan, Segment
 from fastfill_ray.ordering.ids import ids_digest
@@ -204,12 +204,9 @@ def _read_beside(job: BuildJob, work: BucketWork) -> _Beside:
     if not columns:
         return beside
     for (chunk, file, _), table in _read_chunks(source, work, [config.id_column, *columns.values()]):
-        values = []
-        for name, column in columns.items():
-            if name == "label":
-                values.append(labels_of(table.column(column), where=f"{file.path}: gallery.label_column {column!r}"))
-            else:
-                values.append(groups_of(table.column(column), where=f"{file.path}: gallery.group_column {column!r}"))
+        span = Span(file, chunk.start, chunk.rows)
+        found = (item_labels(table, source, span), item_groups(table, source, span))
+        values = [each for each in found if each is not None]  # in the order of the types
         ids = read_ids(table, config.id_column, source.id_type, path=file.path, start=chunk.start).tolist()
         beside.values.update(zip(ids, zip(*values, strict=True), strict=True))
     return beside

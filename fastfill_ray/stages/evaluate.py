@@ -15,7 +15,7 @@ import pyarrow as pa
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.experiment.items import Queries
 from fastfill_ray.index.segment import load_index, prepare_queries, search_exactly, search_segment, segment_queries
-from fastfill_ray.inputs.gallery import Source, old_vectors
+from fastfill_ray.inputs.gallery import Source, item_labels, old_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.labels import labels_of
 from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
@@ -164,9 +164,9 @@ def _read_old(source: Source, places: Sequence[Place]) -> Iterator[_OldRows]:
     """The usable rows of each chunk."""
     config = source.config
     names = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
-    spans = (Span(file, chunk.start, chunk.rows) for chunk, file in places)
-    for (_, file), table in zip(places, read_spans(source.store, spans, names), strict=True):
-        yield _usable_old(source, table, file.path)
+    spans = [Span(file, chunk.start, chunk.rows) for chunk, file in places]
+    for span, table in zip(spans, read_spans(source.store, spans, names), strict=True):
+        yield _usable_old(source, table, span)
 
 
 def _blocks(parts: Iterable[_OldRows], rows: int) -> Iterator[_OldRows]:
@@ -186,16 +186,14 @@ def _joined(parts: Sequence[_OldRows]) -> _OldRows:
     return np.concatenate(ids), np.concatenate(labels), np.concatenate(vectors)
 
 
-def _usable_old(source: Source, table: pa.Table, path: str) -> _OldRows:
+def _usable_old(source: Source, table: pa.Table, span: Span) -> _OldRows:
     """Ids, labels (None without a label column) and old vectors of a chunk's usable rows."""
     config = source.config
     old, unusable = old_vectors(table, source)
     usable = np.array([row for row in range(table.num_rows) if row not in unusable], dtype=np.int64)
     ids = read_ids(table, config.id_column, source.id_type).astype(object)[usable]
-    labels = np.full(table.num_rows, None)
-    if config.label_column is not None:
-        labels = labels_of(table.column(config.label_column), where=f"{path}: gallery.label_column")
-    return ids, labels[usable], old[usable]
+    labels = item_labels(table, source, span)
+    return ids, labels[usable] if labels is not None else np.full(len(usable), None), old[usable]
 
 
 def hits_of(queries: Queries, scores: F32, rows: I64, ids: Objects, labels: Objects | None) -> SegmentHits:

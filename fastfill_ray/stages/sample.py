@@ -15,9 +15,9 @@ from fastfill_ray.config import GalleryConfig, PairsConfig, QuarantineConfig, Qu
 from fastfill_ray.errors import ConfigError, QuarantineExceeded
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
 from fastfill_ray.inputs.encodings import take_rows
-from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
+from fastfill_ray.inputs.gallery import Source, item_groups, item_labels, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.labels import groups_of, labels_of, stored_label_type
+from fastfill_ray.inputs.labels import labels_of, stored_label_type
 from fastfill_ray.inputs.parquet import read_spans
 from fastfill_ray.ordering.ids import ids_digest
 from fastfill_ray.ordering.partition import MIN_SPLIT, sample_pairs
@@ -285,17 +285,14 @@ def _old_of(unit: Unit, chunk: pa.Table, source: Source) -> pa.Table:
     }
     if side is not None:
         result["side"] = vector_column(side)
+    # The rest is read of the whole chunk: so a bad value is named by its row in the file.
     if config.weight_column is not None:
-        # Of the whole chunk: so a bad one is named by its row in the file.
         weights = item_weights(chunk, config.weight_column, unit.file.path, unit.start)
         result["weight"] = pa.array(weights[offsets])
-    if config.label_column is not None:
-        column = table.column(config.label_column)
-        labels = labels_of(column, where=f"{unit.file.path}: gallery.label_column {config.label_column!r}")
-        result["label"] = pa.array(labels.tolist(), stored_label_type(source.label_kind))
-    if config.group_column is not None:
-        where = f"{unit.file.path}: gallery.group_column {config.group_column!r}"
-        result["group"] = pa.array(groups_of(table.column(config.group_column), where=where), pa.string())
+    if (labels := item_labels(chunk, source, unit.span)) is not None:
+        result["label"] = pa.array(labels[offsets].tolist(), stored_label_type(source.label_kind))
+    if (groups := item_groups(chunk, source, unit.span)) is not None:
+        result["group"] = pa.array(groups[offsets], pa.string())
     return pa.table(result)
 
 

@@ -14,9 +14,8 @@ import pyarrow as pa
 
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.engine.interface import Engine
-from fastfill_ray.inputs.gallery import Source, item_weights, mapped_columns, mapped_vectors
+from fastfill_ray.inputs.gallery import Source, item_labels, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.labels import labels_of
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
@@ -272,9 +271,7 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
     ids = read_ids(table, config.id_column, scorer.source.id_type, path=work.file.path, start=work.start)
     old, side, unusable = mapped_vectors(table, scorer.source)
     aligned, log_variance = scorer.align(old, side)
-    labels = None
-    if needs_labels and config.label_column is not None:
-        labels = labels_of(table.column(config.label_column), where=f"{work.file.path}: gallery.label_column")
+    labels = item_labels(table, scorer.source, work.span) if needs_labels else None
     weights = None
     if config.weight_column is not None:
         weights = item_weights(table, config.weight_column, work.file.path, work.start)

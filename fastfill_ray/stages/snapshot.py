@@ -13,9 +13,16 @@ import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig, ResourcesConfig
 from fastfill_ray.errors import CorruptFile, FileMissing, InputError, StorageError
-from fastfill_ray.inputs.gallery import NO_VECTOR, Source, item_weights, mapped_columns, mapped_vectors
+from fastfill_ray.inputs.gallery import (
+    NO_VECTOR,
+    Source,
+    item_groups,
+    item_labels,
+    item_weights,
+    mapped_columns,
+    mapped_vectors,
+)
 from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.labels import groups_of, labels_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import Span, read_spans
 from fastfill_ray.inputs.table import Column, Role, TableInput, dim_of, pin
@@ -28,7 +35,7 @@ from fastfill_ray.storage.sealed import seal_file, unseal_file
 from fastfill_ray.types import IdType, Model, fingerprint
 
 IDS, OLD_VECTORS, SIDE_VECTORS = "gallery.id_column", "gallery.old_vector_column", "gallery.side_column"
-LABELS, GROUPS = "gallery.label_column", "gallery.group_column"
+LABELS, GROUPS, WEIGHTS = "gallery.label_column", "gallery.group_column", "gallery.weight_column"
 # Hashes of ids are compared partition by partition; one partition of this many is 32 MiB.
 _PARTITION_ROWS = 1 << 22
 _ID_GROUPS = 1000  # tasks that hash: partitions x groups objects are exchanged
@@ -89,7 +96,7 @@ def gallery_columns(config: GalleryConfig) -> dict[str, Column]:
     optional: list[tuple[str, str | None, Role]] = [
         (LABELS, config.label_column, "label"),
         (GROUPS, config.group_column, "group"),
-        ("gallery.weight_column", config.weight_column, "weight"),
+        (WEIGHTS, config.weight_column, "weight"),
         (SIDE_VECTORS, config.side_column, "vector"),
     ]
     columns += [Column(key, name, role, dtype) for key, name, role in optional if name is not None]
@@ -122,9 +129,11 @@ def inspect_gallery(store: InputStore, config: GalleryConfig, resources: Resourc
     # The same bytes are other vectors where they are read as another type.
     read_as = [["vector_dtype", config.vector_dtype]] if config.vector_dtype is not None else []
     beside = [side.name] if side is not None else []
+    # One of them may be a column that is read anyway; the snapshot says that its values were checked.
+    checked = [[key, columns[key].name] for key in (LABELS, GROUPS, WEIGHTS) if key in columns]
     return Snapshot(
         fingerprint=fingerprint(
-            [gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *beside, *read_as]
+            [gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *beside, *read_as, *checked]
         ),
         gallery=gallery,
         id_type="int64" if gallery.kinds.get(IDS) == "int64" else "string",
@@ -245,7 +254,7 @@ def _check_files(source: Source, parts: int, files: Sequence[_FileSpans]) -> lis
     for span, table in zip(spans, read_spans(source.store, spans, columns), strict=True):
         ids = read_ids(table, config.id_column, source.id_type, path=span.file.path, start=span.start)
         hashes.append(hash_ids(ids))
-        _check_beside(table, span, config)
+        _check_beside(table, span, source)
         _, _, unusable = mapped_vectors(table, source)
         faults = {row: reason for row, reason in unusable.items() if reason != NO_VECTOR}
         count += len(faults)
@@ -256,13 +265,12 @@ def _check_files(source: Source, parts: int, files: Sequence[_FileSpans]) -> lis
     return [*(hashed[part == i] for i in range(parts)), _Faults(count, tuple(shown))]
 
 
-def _check_beside(table: pa.Table, span: Span, config: GalleryConfig) -> None:
+def _check_beside(table: pa.Table, span: Span, source: Source) -> None:
     """Raises InputError for a weight, label or group that cannot be read."""
-    if config.weight_column is not None:
-        item_weights(table, config.weight_column, span.file.path, span.start)
-    for name, key, read in ((config.label_column, LABELS, labels_of), (config.group_column, GROUPS, groups_of)):
-        if name is not None:
-            read(table.column(name), where=f"{span.file.path}: {key} {name!r}", start=span.start)
+    if source.config.weight_column is not None:
+        item_weights(table, source.config.weight_column, span.file.path, span.start)
+    item_labels(table, source, span)
+    item_groups(table, source, span)
 
 
 def _join(*pieces: Any) -> Any:

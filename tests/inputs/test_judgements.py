@@ -137,6 +137,24 @@ def test_item_ids_are_compared_by_value(
             InputError,
             "row 0: id column 'item_id' holds 9223372036854775808, which does not fit into int64",
         ),
+        (
+            {**PAIRS, "score": pa.nulls(4)},
+            "string",
+            InputError,
+            r"qrels\.parquet: column 'score' is None in row 0, expected a finite number",
+        ),
+        (
+            {"query_id": ["q0"], "item_id": pa.nulls(1)},
+            "string",
+            InputError,
+            r"qrels\.parquet row 0: id column 'item_id' is null",
+        ),
+        (
+            {"query_id": pa.nulls(1), "item_id": ["a"]},
+            "string",
+            InputError,
+            r"qrels\.parquet row 0: id column 'query_id' is null",
+        ),
         ({"query": ["q0"], "item_id": ["a"]}, "string", ConfigError, "column 'query_id' is not in"),
     ],
 )
@@ -155,3 +173,9 @@ def test_a_grade_that_only_one_file_has_is_not_overlooked(tmp_path: Path) -> Non
     (tmp_path / "qrels.parquet").rename(tmp_path / "c.parquet")
     with pytest.raises((InputError, ConfigError), match=r"(?s)c\.parquet.*'score'|'score'.*c\.parquet"):
         pin_judgements(InputStore(), str(tmp_path), "string")
+
+
+def test_a_grade_that_is_null_in_all_of_one_file_is_refused_in_that_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({**PAIRS, "score": [0, 1, 2, 3]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"qrels\.parquet: column 'score' is None in row 0"):
+        read(tmp_path, {**PAIRS, "score": pa.nulls(4)})

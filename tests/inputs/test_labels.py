@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -14,12 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfill_ray.errors import InputError
-from fastfill_ray.inputs.labels import comparable_labels, groups_of, label_kind, labels_of, stored_label_type
+from fastfill_ray.inputs.labels import (
+    check_group,
+    comparable_labels,
+    groups_of,
+    label_kind,
+    labels_of,
+    stored_label_type,
+)
 
 TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 KINDS: dict[str, Sequence[pa.DataType]] = {
     "text": (*TEXTS, pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.large_string())),
-    "integer": (pa.int8(), pa.int64(), pa.uint16(), pa.uint64(), pa.dictionary(pa.int32(), pa.int64())),
+    "integer": (
+        *(pa.int8(), pa.int64(), pa.uint16(), pa.uint64(), pa.dictionary(pa.int32(), pa.int64())),
+        *(pa.decimal32(9, 0), pa.decimal128(38, 0), pa.decimal256(76, 0)),
+    ),
     "number": (pa.float16(), pa.float32(), pa.float64(), pa.decimal128(9, 2)),
     "boolean": (pa.bool_(),),
 }
@@ -96,10 +107,15 @@ def test_numbers_are_what_they_equal_and_nan_is_no_label() -> None:
     assert labels.tolist() == [3, None, None, 2.5, math.inf, 1e300, 0]
     assert [type(label) for label in labels[:4]] == [int, type(None), type(None), float], "a class 3.0 is called 3"
     assert labels_of(column([[math.nan, 3.0], [math.nan]], pa.list_(pa.float64()))).tolist() == [(3,), None]
-    for big in (column([2**64 - 1, None], pa.uint64()), column([[2**63]], pa.list_(pa.uint64()))):
+    wide = pa.decimal128(38, 0)
+    for big in (
+        column([2**64 - 1, None], pa.uint64()),
+        column([[2**63]], pa.list_(pa.uint64())),
+        column([Decimal(2**63)], wide),
+    ):
         with pytest.raises(InputError, match="does not fit into int64: cast the column to string"):
             labels_of(big)
-    assert labels_of(column([Decimal(10**17), None], pa.decimal128(18, 0))).tolist() == [10**17, None]
+    assert labels_of(column([Decimal(2**63 - 1), None], wide)).tolist() == [2**63 - 1, None]
     assert labels_of(pa.chunked_array([pa.nulls(2)])).tolist() == [None, None]
     assert labels_of(pa.chunked_array([], pa.string())).tolist() == []
 
@@ -185,3 +201,65 @@ def test_one_moment_is_one_group_whatever_its_zone_and_unit() -> None:
     assert [groups_of(pa.chunked_array([half])).tolist() for half in halves] == [["00:00:01.5"]] * 2
     local = pa.chunked_array([pa.array([seconds[0] * 10**6 + 20], pa.timestamp("us"))])
     assert groups_of(local).tolist() == ["2023-11-14 22:13:20.00002"], "without a zone it is another thing"
+
+
+@pytest.mark.parametrize("kind", [pa.binary(16), pa.uuid(), pa.dictionary(pa.int8(), pa.binary(16))], ids=str)
+def test_uuids_are_groups_by_their_text(kind: pa.DataType) -> None:
+    values = [uuid.UUID(int=1), None, uuid.UUID(int=2**127 + 5), uuid.UUID(int=2**127 + 5)]
+    raw = pa.array([value and value.bytes for value in values], pa.binary(16))
+    if pa.types.is_dictionary(kind):
+        raw = raw.dictionary_encode().cast(kind)
+    elif kind == pa.uuid():
+        raw = pa.ExtensionArray.from_storage(kind, raw)
+    check_group(pa.field("g", kind))
+    column = pa.chunked_array([raw[:1], raw[1:]])
+    assert groups_of(column).tolist() == [None if value is None else str(value) for value in values]
+    assert groups_of(pa.chunked_array([], kind)).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "cast"),
+    [
+        (pa.binary(4), r"lower\(hex\(g\)\)"),
+        (pa.month_day_nano_interval(), r"CAST\(g AS VARCHAR\)"),
+        (pa.run_end_encoded(pa.int32(), pa.string()), r"CAST\(g AS VARCHAR\)"),
+        (pa.list_(pa.string()), r"CAST\(g AS VARCHAR\)"),
+        (pa.struct({"a": pa.string()}), r"CAST\(g AS VARCHAR\)"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_a_group_is_refused_with_the_cast_to_make(kind: pa.DataType, cast: str) -> None:
+    with pytest.raises(InputError, match=rf"column 'g' is .*: a group is a single value.* {cast}"):
+        check_group(pa.field("g", kind))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.date32(), pa.date64(), pa.time32("s"), pa.time64("ns"), pa.duration("us"), pa.timestamp("s")),
+        *(pa.timestamp("us", "UTC"), pa.timestamp("ns", "Asia/Tokyo"), pa.null(), pa.bool_(), pa.decimal128(38, 0)),
+        *(pa.dictionary(pa.int8(), pa.date32()), pa.float16(), pa.binary_view()),
+    ],
+    ids=str,
+)
+def test_what_passes_as_a_group_can_be_read(kind: pa.DataType) -> None:
+    check_group(pa.field("g", kind))
+    assert groups_of(pa.chunked_array([pa.nulls(2, kind)])).tolist() == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (pa.date32(), 2**31 - 1),
+        (pa.timestamp("us"), 2**63 - 1),
+        (pa.timestamp("us"), -(2**63)),
+        (pa.timestamp("s", "UTC"), 2**62),
+        (pa.time32("s"), 100_000),
+    ],
+    ids=str,
+)
+def test_a_date_or_time_that_cannot_be_written_is_refused_by_row(kind: pa.DataType, value: int) -> None:
+    number = pa.int32() if kind.bit_width == 32 else pa.int64()
+    column = pa.chunked_array([pa.array([0, None], number).cast(kind), pa.array([value], number).cast(kind)])
+    with pytest.raises(InputError, match=r"f: row 42 is .* cannot be written as a date or time: set it to null"):
+        groups_of(column, where="f", start=40)

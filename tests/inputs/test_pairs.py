@@ -167,7 +167,9 @@ def test_rows_with_an_unusable_vector_are_left_out_with_the_reason(path: Path) -
             InputError,
             r"pairs\.parquet: column 'weight' is string; numbers are expected",
         ),
-        ({"weight": [1.0, None] + [1.0] * (N - 2)}, InputError, "column 'weight' is no finite number in row 1"),
+        ({"weight": [1.0, None] + [1.0] * (N - 2)}, InputError, r"pairs\.parquet row 1: column 'weight' is None"),
+        ({"weight": [1.0] * (N - 1) + [-1.0]}, InputError, rf"row {N - 1}: column 'weight' is -1\.0 .* of at least 0"),
+        ({"group": [{"a": 1}] * N}, InputError, r"pairs\.parquet: column 'group' is struct"),
     ],
 )
 def test_pairs_that_cannot_be_used_are_refused(
@@ -176,6 +178,22 @@ def test_pairs_that_cannot_be_used_are_refused(
     write(path, columns(**change))
     with pytest.raises(error, match=message):
         read_pairs(InputStore(), str(path), metric="cosine", seed=0)
+
+
+def test_of_several_files_the_one_with_the_bad_value_is_named_and_the_row_in_it(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", columns(weight=[1.0] * N))
+    write(tmp_path / "b.parquet", columns(id=np.arange(N) * 7 + 1, weight=[1.0] * 3 + [None] + [1.0] * (N - 4)))
+    with pytest.raises(InputError, match=r"/b\.parquet row 3: column 'weight' is None"):
+        read_pairs(InputStore(), str(tmp_path), metric="cosine", seed=0)
+
+
+def test_groups_are_text_as_those_of_the_gallery(path: Path) -> None:
+    for values, expected in (([1, 2.5, None], ["1", "2.5", None]), ([b"a", b"b", None], ["a", "b", None])):
+        result, _ = read_pairs(
+            InputStore(), write(path, columns(group=[*values, *values[:1] * (N - 3)])), metric="cosine", seed=0
+        )
+        assert result.groups is not None
+        assert result.groups[:3].tolist() == expected
 
 
 def test_no_rows_and_no_file_are_refused(path: Path) -> None:

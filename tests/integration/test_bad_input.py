@@ -109,6 +109,21 @@ def test_too_many_unusable_vectors_fail_while_ids_are_checked(tmp_path: Path, va
     assert not (tmp_path / "out" / "pairs").exists(), "nothing was embedded"
 
 
+def test_an_integer_label_that_cannot_be_stored_among_floats_is_refused_before_any_embedding(tmp_path: Path) -> None:
+    synthetic.write_gallery(tmp_path / "gallery")
+    for number, path in enumerate(sorted((tmp_path / "gallery").iterdir())):
+        table = pq.read_table(path)
+        values = [2**53 + 1 if row == 7 and number == 1 else row for row in range(table.num_rows)]
+        labels = pa.array(values, pa.int64() if number else pa.float64())
+        pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", labels), path)
+    message = (
+        r"part-001\.parquet: gallery\.label_column 'label': row 7 is 9007199254740993\. .* cast the column to string"
+    )
+    with pytest.raises(InputError, match=message):
+        in_process(synthetic.config(tmp_path))
+    assert not (tmp_path / "out" / "pairs").exists(), "nothing was embedded"
+
+
 def test_too_few_pairs_with_an_old_vector_are_refused_before_any_embedding(tmp_path: Path) -> None:
     synthetic.write_gallery(tmp_path / "gallery", unusable=dict.fromkeys(range(500)))
     with pytest.raises(

@@ -15,6 +15,7 @@ from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.gallery import Source, old_vectors
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery
+from fastfill_ray.types import fingerprint
 from tests import synthetic
 
 
@@ -55,3 +56,23 @@ def test_bytes_are_read_as_the_config_states_and_as_nothing_else(tmp_path: Path)
     assert unusable == {}
     # The same bytes, read as another type of the same width, are other vectors: nothing of the first may be reused.
     assert inspected(tmp_path, vector_dtype="bfloat16").fingerprint != snapshot.fingerprint
+
+
+def test_a_column_that_is_read_anyway_is_checked_once_it_is_also_label_group_or_weight(tmp_path: Path) -> None:
+    synthetic.write_gallery(tmp_path / "gallery", rows=60, shards=1)
+    path = tmp_path / "gallery" / "part-000.parquet"
+    table = pq.read_table(path)
+    for name in ("one", "two"):
+        table = table.append_column(name, pa.array(range(60)))
+    pq.write_table(table, path)
+
+    def found(**more: str) -> Snapshot:
+        gallery = {"payload_columns": ["x", "one", "two"], "label_column": None, **more}
+        config = load_config(synthetic.config(tmp_path, gallery=gallery, objective={"relevance": "new_model"}))
+        return inspect_gallery(InputStore(), config.gallery, config.resources)
+
+    plain = found()
+    assert plain.fingerprint == fingerprint([plain.gallery.model_dump(mode="json"), "id", "embedding"])
+    keys = ("label_column", "group_column", "weight_column")
+    named = [found(**{key: name}) for key in keys for name in ("one", "two")]
+    assert len({snapshot.fingerprint for snapshot in (plain, *named)}) == 7
