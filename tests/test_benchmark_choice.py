@@ -16,6 +16,7 @@ from fastfill_ray.retrieval.intervals import Interval
 LIMITS = Limits(train=120, calibration=70, audit=70, queries=70, equal=True, methods=("ridge", "fastfill"))
 
 
+@pytest.mark.slow
 def test_every_choice_is_compared_and_the_tables_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = measure("digits", 0, cache=tmp_path, limits=LIMITS, folder=tmp_path / "maps", stream=StringIO())
     assert result["items"] == {"calibration": 70, "audit": 70}

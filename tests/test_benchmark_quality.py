@@ -56,6 +56,7 @@ def grouped(cache: Path) -> Material:
     return prepare_set(dataclasses.replace(built, groups=parity), "digits", 0, limits, stream=StringIO())
 
 
+@pytest.mark.slow
 def test_every_order_stands_in_the_table_once_per_objective_with_its_track(result: dict[str, Any]) -> None:
     for objective in ("label/map", "new_model/recall@10"):
         rows = [row for row in result["rows"] if row["objective"] == objective]
@@ -64,6 +65,7 @@ def test_every_order_stands_in_the_table_once_per_objective_with_its_track(resul
     assert [row["name"] for row in result["rows"][:2]] == ["FCT + random", "FastFill + uncertainty"]
 
 
+@pytest.mark.slow
 def test_auto_is_reported_for_every_objective_and_track_with_fused_vectors_and_without(result: dict[str, Any]) -> None:
     modes = ("fused or aligned", "aligned only")
     expected = {
@@ -80,6 +82,7 @@ def test_auto_is_reported_for_every_objective_and_track_with_fused_vectors_and_w
         assert row["modes"] == modes[0] or row["weight"] == 1
 
 
+@pytest.mark.slow
 def test_forms_raw_vectors_and_side_information_are_compared(result: dict[str, Any]) -> None:
     assert {row["name"] for row in result["forms"]} == {
         *("raw", "norm only", "offset", "offset_by_wave", "scale_offset", "scale_offset_by_wave")
@@ -87,6 +90,7 @@ def test_forms_raw_vectors_and_side_information_are_compared(result: dict[str, A
     assert len({row["name"] for row in result["side"]}) == 2
 
 
+@pytest.mark.slow
 def test_the_tables_render_with_a_verdict_per_promise(
     result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +140,7 @@ def test_a_map_that_is_kept_is_read_instead_of_trained(grouped: Material, tmp_pa
         np.testing.assert_allclose(first, second, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_studies_compare_carried_against_own_and_static_against_refitted(
     grouped: Material, result: dict[str, Any]
 ) -> None:
@@ -150,6 +155,7 @@ def test_the_studies_compare_carried_against_own_and_static_against_refitted(
     assert "area, map of the start" in printed
 
 
+@pytest.mark.slow
 def test_groups_end_with_all_of_the_gap_closed(grouped: Material, result: dict[str, Any]) -> None:
     winners = {"label-free": Candidate(MapView("kernel"), 1.0, "random", "offset")}
     study = groups(grouped, winners, most_items=120, most_queries=40)

@@ -201,7 +201,8 @@ def read_units(job: Job, units: Sequence[Unit]) -> Iterator[pa.Table]:
 
 
 def _sampled_rows(job: Job, unit: Unit, payload: Sequence[str]) -> pa.Table:
-    rows = np.array(unit.offsets, np.int64) + unit.start
+    offsets = np.arange(unit.length) if unit.offsets is None else np.array(unit.offsets, np.int64)
+    rows = offsets + unit.start
     parts = [take_rows(table, places) for _, table, places in read_around(job.store, unit.file, rows, payload)]
     numbers = pa.array(rows)
     return _payload_table(numbers, numbers, pa.concat_tables(parts), payload)
