@@ -100,6 +100,7 @@ def test_an_output_that_a_link_in_the_gallery_leads_to_is_refused(gallery: Path,
         in_process(workshop.config(gallery.parent / "by-link" / "run", gallery={"path": str(gallery)}))
 
 
+@pytest.mark.slow  # tests/inputs/test_locate.py reads a public bucket in the default suite
 def test_input_is_read_without_credentials_and_output_written_with_them(
     workshop: Workshop, bucket: str, moto_endpoint: str
 ) -> None:

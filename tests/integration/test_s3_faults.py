@@ -96,6 +96,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_client, "LIMITS", HASTY)
 
 
+@pytest.mark.slow
 def test_a_run_through_every_kind_of_fault_ends_in_two_starts(
     on_s3: dict[str, Any], bucket: str, moto_endpoint: str, hasty: None
 ) -> None:
