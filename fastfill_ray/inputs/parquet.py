@@ -5,6 +5,7 @@ Nothing is written. What a table of several files is, ``inputs.table`` says.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
@@ -51,9 +52,9 @@ class PinnedFile(Model):
         return sum(self.row_groups)
 
     @cached_property
-    def row_ends(self) -> I64:
+    def row_ends(self) -> tuple[int, ...]:
         """The row after the last one of each row group (groups,)."""
-        return np.cumsum(self.row_groups, dtype=np.int64)
+        return tuple(itertools.accumulate(self.row_groups))
 
 
 class Footer(NamedTuple):
@@ -120,7 +121,7 @@ class Span:
     def row_group(self) -> int | None:
         """The row group that it is a part of; None if it is all of one, or of several."""
         ends = self.file.row_ends
-        group = int(np.searchsorted(ends, self.start, side="right"))
+        group = bisect.bisect_right(ends, self.start)
         end = self.start + self.rows
         is_part = group < len(ends) and end <= ends[group] and self.rows < self.file.row_groups[group]
         return group if is_part else None
@@ -237,10 +238,10 @@ class _ForwardReader:
     def _at(self, row: int) -> pa.RecordBatch:
         """The batch that holds a row."""
         while self._batch is None or not self._start <= row < self._start + len(self._batch):
-            group = int(np.searchsorted(self._ends, row, side="right"))
+            group = bisect.bisect_right(self._ends, row)
             if group != self._group or (self._batch is not None and row < self._start):
                 self._group, self._batch = group, None
-                self._start = int(self._ends[group - 1]) if group else 0
+                self._start = self._ends[group - 1] if group else 0
                 self._batches = self._reader.iter_batches(
                     self._batch_rows, row_groups=[group], columns=self._there, use_threads=False
                 )
