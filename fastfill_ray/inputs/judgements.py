@@ -12,7 +12,7 @@ from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import read_rows
-from fastfill_ray.inputs.table import Column, TableInput, columns_of, pin
+from fastfill_ray.inputs.table import Column, TableInput, pin
 from fastfill_ray.retrieval.relevance import Judgement
 from fastfill_ray.types import F64, IdType
 
@@ -31,14 +31,14 @@ def pin_judgements(store: InputStore, path: str | Sequence[str], id_type: IdType
             type; names the file.
     """
     where = shown_paths(path)
-    grades = [name for name in GRADES if name in columns_of(store, path)]
+    columns = [Column(name, name, "id") for name in ("query_id", "item_id")]
+    pinned = pin(store, path, [*columns, *(Column(name, name, "weight", optional=True) for name in GRADES)])
+    grades = [name for name in GRADES if name not in pinned.absent]
     if len(grades) > 1:
         raise InputError(
             f"{where}: columns 'score' and 'relevance' are both there, and only one can be the grade. Drop 'score', or "
             "drop 'relevance' if 'score' is what was judged."
         )
-    columns = [Column(name, name, "id") for name in ("query_id", "item_id")]
-    pinned = pin(store, path, [*columns, *(Column(name, name, "weight") for name in grades)])
     first = next((file for file in pinned.files if file.rows), None)
     if grades and grades[0] not in pinned.kinds and first is not None:
         raise _no_grade(first.path, grades[0], None, 0)  # a type that holds nothing but nulls, in all files
@@ -68,7 +68,9 @@ def read_judgements(store: InputStore, pinned: TableInput, row_of: Mapping[str, 
             continue
         # A column of ids that are all null has no kind, and is read to say so.
         table = read_rows(store, file, ["query_id", "item_id", *(name for name in GRADES if name in pinned.kinds)])
-        queries, items = _ids(table, "query_id", pinned, file.path), _ids(table, "item_id", pinned, file.path)
+        queries, items = (
+            read_ids(table, name, pinned.id_type(name), path=file.path).tolist() for name in ("query_id", "item_id")
+        )
         for query, item, grade in zip(queries, items, _grades(table, file.path).tolist(), strict=True):
             row = row_of.get(str(query))
             if row is None:
@@ -83,13 +85,6 @@ def read_judgements(store: InputStore, pinned: TableInput, row_of: Mapping[str, 
             f"{pinned.files[0].path}: no judgement of these queries has a grade above 0, so nothing is relevant"
         )
     return tuple(Judgement(row, item, grade) for (row, item), grade in best.items())
-
-
-def _ids(table: pa.Table, name: str, pinned: TableInput, path: str) -> list[int | str]:
-    ids: list[int | str] = read_ids(
-        table, name, "int64" if pinned.kinds.get(name) == "int64" else "string", path=path
-    ).tolist()
-    return ids
 
 
 def _grades(table: pa.Table, path: str) -> F64:

@@ -20,7 +20,7 @@ from fastfill_ray.inputs.kinds import (
 from fastfill_ray.inputs.labels import groups_of, labels_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import read_rows
-from fastfill_ray.inputs.table import Column, Role, columns_of, pin
+from fastfill_ray.inputs.table import Column, Role, pin
 from fastfill_ray.ordering.ids import hash_ids, seeded_hash
 from fastfill_ray.ordering.streams import HashSeed
 from fastfill_ray.storage.arrow import objects
@@ -140,12 +140,12 @@ _Parts = list[tuple[str, pa.Table]]
 
 def _read(store: InputStore, path: str, wanted: tuple[str, ...], optional: tuple[str, ...]) -> tuple[_Parts, list[str]]:
     """The files with rows, each with its path, and which optional columns they have."""
-    there = columns_of(store, path)
-    present = [name for name in optional if name in there]
-    columns = [*wanted, *present]
-    found = pin(store, path, [Column(name, name, _ROLES.get(name, "payload")) for name in columns])
+    roles = {name: _ROLES.get(name, "payload") for name in (*wanted, *optional)}
+    found = pin(store, path, [Column(name, name, role, optional=name in optional) for name, role in roles.items()])
     if found.rows == 0:
         raise InputError(f"{path}: there are no rows")
+    present = [name for name in optional if name not in found.absent]
+    columns = [*wanted, *present]
     return [(file.path, read_rows(store, file, columns)) for file in found.files if file.rows], present
 
 

@@ -31,7 +31,7 @@ from fastfill_ray.inputs.kinds import (
 from fastfill_ray.inputs.labels import check_group, label_kind
 from fastfill_ray.inputs.locate import InputFile, InputStore
 from fastfill_ray.inputs.parquet import Footer, PartitionValue, PinnedFile, Span, leaf_columns, read_footer, read_spans
-from fastfill_ray.types import Model
+from fastfill_ray.types import IdType, Model
 
 Role = Literal["id", "vector", "label", "group", "weight", "payload"]
 # A partition's folder is called so where the column is null.
@@ -47,7 +47,7 @@ class Column:
     """A column that will be read.
 
     key: of the config, for messages. stated: see ``kinds.vector_kind``. may_lack: a file may be without it, and its
-    rows then are without a value.
+    rows then are without a value. optional: all files may be without it.
     """
 
     key: str
@@ -55,6 +55,7 @@ class Column:
     role: Role = "payload"
     stated: str | None = None
     may_lack: bool = False
+    optional: bool = False
 
 
 class FileVectors(Model):
@@ -71,12 +72,17 @@ class TableInput(Model):
     """A pinned table.
 
     kinds: {config key: what the column holds}, of the columns that say it. vectors: {config key: one per file}, of the
-    vector columns.
+    vector columns. absent: config keys of optional columns that no file has.
     """
 
     files: tuple[PinnedFile, ...]
     kinds: dict[str, str]
     vectors: dict[str, tuple[FileVectors, ...]]
+    absent: tuple[str, ...] = ()
+
+    def id_type(self, key: str) -> IdType:
+        """What the ids of a column are read as; where all are null, reading them refuses them."""
+        return "int64" if self.kinds.get(key) == "int64" else "string"
 
     @property
     def rows(self) -> int:
@@ -94,13 +100,16 @@ def pin(store: InputStore, path: str | Sequence[str], columns: Sequence[Column])
     found = store.find(path)
     with ThreadPoolExecutor(_THREADS) as pool:
         footers = list(pool.map(partial(read_footer, store), found))
+    schemas = [footer.schema for footer in footers]
+    written = {name for schema in schemas for name in schema.names}
+    absent = [column.key for column in columns if column.optional and column.name not in written]
+    columns = [column for column in columns if column.key not in absent]
     names = {column.name for column in columns}
     partitions = _partition_values([file.path for file in found], names)
     files = [
         _pinned(file, footer, names, constants)
         for file, footer, constants in zip(found, footers, partitions, strict=True)
     ]
-    schemas = [footer.schema for footer in footers]
     for file, schema in zip(files, schemas, strict=True):
         with naming(file.path):
             _check_unique(schema, columns)
@@ -116,6 +125,7 @@ def pin(store: InputStore, path: str | Sequence[str], columns: Sequence[Column])
         files=tuple(files),
         kinds={key: kind for key, kind in kinds.items() if kind is not None},
         vectors=vectors,
+        absent=tuple(absent),
     )
 
 
@@ -130,14 +140,6 @@ def _pinned(file: InputFile, footer: Footer, names: Set[str], constants: Mapping
         read_bytes=sum(group.column(i).total_uncompressed_size for group in groups for i in leaves),
         constants=tuple(sorted((n, value) for n, value in constants.items() if n not in footer.schema.names)),
     )
-
-
-def columns_of(store: InputStore, path: str | Sequence[str]) -> list[str]:
-    """The column names of the files at a path, each once."""
-    found = store.find(path)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        footers = list(pool.map(partial(read_footer, store), found))
-    return list(dict.fromkeys(name for footer in footers for name in footer.schema.names))
 
 
 def _check_unique(schema: pa.Schema, columns: Sequence[Column]) -> None:
