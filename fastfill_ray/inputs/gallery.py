@@ -50,17 +50,16 @@ def mapped_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, np.ndar
     return old, side, dict(sorted((reasons | unusable).items()))
 
 
-def item_weights(table: pa.Table, name: str, path: str, start: int = 0) -> F32:
-    """The weights (N,) float32 of gallery rows.
-
-    Args:
-        name: the weight column.
-        path, start: the file that the rows are from, and the row in it of the first one; for errors.
+def item_weights(table: pa.Table, source: Source, span: Span) -> F32 | None:
+    """The weights (N,) float32 of a span's rows; None without a weight column.
 
     Raises:
         InputError: a weight that is null, not a number, not finite or negative: names the file and the row in it.
     """
-    return read_weights(table, name, key="gallery.weight_column", path=path, start=start)
+    name = source.config.weight_column
+    if name is None:
+        return None
+    return read_weights(table, name, key="gallery.weight_column", path=span.file.path, start=span.start)
 
 
 def item_labels(table: pa.Table, source: Source, span: Span) -> Objects | None:

@@ -172,27 +172,27 @@ def _read_bucket(
     ids: list[int | str] = []
     old, side, waves, usable = [], [], [], []
     columns = [source.config.id_column, *mapped_columns(source.config)]
-    for (chunk, file, scores), table in _read_chunks(source, work, columns):
+    for span, scores, table in _read_chunks(source, work, columns):
         vectors, extra, bad = mapped_vectors(table, source)
         scored = read_table(get_verified(job.scorer.files, scores), name=scores.path, columns=["id", "key", "is_pair"])
-        here = read_ids(table, source.config.id_column, source.id_type, path=file.path, start=chunk.start).tolist()
+        here = read_ids(table, source.config.id_column, source.id_type, path=span.file.path, start=span.start).tolist()
         if here != scored.column("id").to_pylist():
-            raise CorruptFile(f"{scores.path}: its ids are not those of {file.path} rows {chunk.start}+{chunk.rows}")
+            raise CorruptFile(f"{scores.path}: its ids are not those of {span.file.path} rows {span.start}+{span.rows}")
         ids.extend(here)
         old.append(vectors)
         side += [extra] if extra is not None else []
         is_pair = scored.column("is_pair").to_numpy(zero_copy_only=False)
         waves.append(wave_of(scored.column("key").to_numpy(), is_pair, job.thresholds))
-        usable.append(np.array([row not in bad for row in range(chunk.rows)], bool))
+        usable.append(np.array([row not in bad for row in range(span.rows)], bool))
     sides = np.concatenate(side) if side else None
     return ids, np.concatenate(old), sides, np.concatenate(waves), np.concatenate(usable)
 
 
-def _read_chunks(
-    source: Source, work: BucketWork, columns: Sequence[str]
-) -> Iterator[tuple[tuple[Chunk, PinnedFile, FileRef], pa.Table]]:
-    spans = (Span(file, chunk.start, chunk.rows) for chunk, file, _ in work.chunks)
-    return zip(work.chunks, read_spans(source.store, spans, columns), strict=True)
+def _read_chunks(source: Source, work: BucketWork, columns: Sequence[str]) -> Iterator[tuple[Span, FileRef, pa.Table]]:
+    """Per chunk its place, its scores' file, and its rows."""
+    spans = [Span(file, chunk.start, chunk.rows) for chunk, file, _ in work.chunks]
+    scores = [reference for _, _, reference in work.chunks]
+    return zip(spans, scores, read_spans(source.store, spans, columns), strict=True)
 
 
 def _read_beside(job: BuildJob, work: BucketWork) -> _Beside:
@@ -203,11 +203,10 @@ def _read_beside(job: BuildJob, work: BucketWork) -> _Beside:
     beside = _Beside({name: types[name] for name in columns}, {})
     if not columns:
         return beside
-    for (chunk, file, _), table in _read_chunks(source, work, [config.id_column, *columns.values()]):
-        span = Span(file, chunk.start, chunk.rows)
+    for span, _, table in _read_chunks(source, work, [config.id_column, *columns.values()]):
         found = (item_labels(table, source, span), item_groups(table, source, span))
         values = [each for each in found if each is not None]  # in the order of the types
-        ids = read_ids(table, config.id_column, source.id_type, path=file.path, start=chunk.start).tolist()
+        ids = read_ids(table, config.id_column, source.id_type, path=span.file.path, start=span.start).tolist()
         beside.values.update(zip(ids, zip(*values, strict=True), strict=True))
     return beside
 

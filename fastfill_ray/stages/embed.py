@@ -39,7 +39,7 @@ from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import F32, IdType, Model, fingerprint
+from fastfill_ray.types import F32, I64, IdType, Model, fingerprint
 
 # Waits before rows whose call raised are embedded again: the network, a device or a service may be back by then.
 RETRY_DELAYS_S: tuple[float, ...] = (0.5, 2.0, 8.0)
@@ -200,17 +200,8 @@ def read_units(job: Job, units: Sequence[Unit]) -> Iterator[pa.Table]:
         yield _rows_of(job, unit, table)
 
 
-def _sampled_rows(job: Job, unit: Unit, payload: Sequence[str]) -> pa.Table:
-    offsets = np.arange(unit.length) if unit.offsets is None else np.array(unit.offsets, np.int64)
-    rows = offsets + unit.start
-    parts = [take_rows(table, places) for _, table, places in read_around(job.store, unit.file, rows, payload)]
-    numbers = pa.array(rows)
-    return _payload_table(numbers, numbers, pa.concat_tables(parts), payload)
-
-
-def _rows_of(job: Job, unit: Unit, table: pa.Table) -> pa.Table:
-    """The unit's rows of what was read for it."""
-    id_column, payload = job.columns(unit.role)
+def _offsets(job: Job, unit: Unit) -> I64:
+    """Which rows of its span are the unit's, ascending."""
     offsets = np.arange(unit.length)
     if unit.offsets is not None:
         offsets = np.array(unit.offsets, dtype=np.int64)
@@ -220,10 +211,23 @@ def _rows_of(job: Job, unit: Unit, table: pa.Table) -> pa.Table:
         raise InputError(
             f"{unit.folder}/{unit.unit}: found {len(offsets)} rows in {unit.file.path}, the plan says {unit.rows}"
         )
-    rows = offsets + unit.start
+    return offsets
+
+
+def _sampled_rows(job: Job, unit: Unit, payload: Sequence[str]) -> pa.Table:
+    """The rows of queries; they go by their row in the file."""
+    rows = _offsets(job, unit) + unit.start
+    parts = [take_rows(table, places) for _, table, places in read_around(job.store, unit.file, rows, payload)]
+    numbers = pa.array(rows)
+    return _payload_table(numbers, numbers, pa.concat_tables(parts), payload)
+
+
+def _rows_of(job: Job, unit: Unit, table: pa.Table) -> pa.Table:
+    """The unit's rows of what was read for it."""
+    offsets = _offsets(job, unit)
     chosen = take_rows(table, offsets) if len(offsets) < unit.length else table
-    ids = pa.array(rows) if id_column is None else id_array(read_ids(chosen, id_column, job.id_type), job.id_type)
-    return _payload_table(pa.array(rows), ids, chosen, payload)
+    ids = id_array(read_ids(chosen, job.id_column, job.id_type), job.id_type)
+    return _payload_table(pa.array(offsets + unit.start), ids, chosen, job.payload_columns)
 
 
 def _payload_table(rows: pa.Array, ids: pa.Array, table: pa.Table, payload: Sequence[str]) -> pa.Table:

@@ -191,9 +191,9 @@ def _usable_old(source: Source, table: pa.Table, span: Span) -> _OldRows:
     config = source.config
     old, unusable = old_vectors(table, source)
     usable = np.array([row for row in range(table.num_rows) if row not in unusable], dtype=np.int64)
-    ids = read_ids(table, config.id_column, source.id_type).astype(object)[usable]
+    ids = read_ids(table, config.id_column, source.id_type, path=span.file.path, start=span.start)
     labels = item_labels(table, source, span)
-    return ids, labels[usable] if labels is not None else np.full(len(usable), None), old[usable]
+    return ids.astype(object)[usable], labels[usable] if labels is not None else np.full(len(usable), None), old[usable]
 
 
 def hits_of(queries: Queries, scores: F32, rows: I64, ids: Objects, labels: Objects | None) -> SegmentHits:

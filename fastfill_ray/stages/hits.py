@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastfill_ray.retrieval.relevance import RelevantItems
-from fastfill_ray.storage.arrow import read_table, table_bytes
+from fastfill_ray.storage.arrow import matrix_column, matrix_of, read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
@@ -64,11 +64,10 @@ def kept_hits(files: Files, folder: str, unit: str, search: Callable[[], Segment
 
 def _to_table(hits: SegmentHits) -> pa.Table:
     """One row per query."""
-    width = hits.scores.shape[1]
     columns: dict[str, pa.Array] = {
-        "scores": _matrix_column(hits.scores, width),
-        "rows": _matrix_column(hits.rows, width),
-        "same_label": _matrix_column(hits.same_label, width),
+        "scores": matrix_column(hits.scores),
+        "rows": matrix_column(hits.rows),
+        "same_label": matrix_column(hits.same_label),
         "own_row": pa.array(hits.own_rows),
     }
     if hits.num_same_label is not None:
@@ -91,19 +90,10 @@ def _from_table(table: pa.Table) -> SegmentHits:
         )
     counted = "num_same_label" in table.column_names
     return SegmentHits(
-        scores=_matrix(table, "scores"),
-        rows=_matrix(table, "rows"),
+        scores=matrix_of(table, "scores"),
+        rows=matrix_of(table, "rows"),
         own_rows=table.column("own_row").to_numpy(),
-        same_label=_matrix(table, "same_label"),
+        same_label=matrix_of(table, "same_label"),
         num_same_label=table.column("num_same_label").to_numpy() if counted else None,
         judged=judged,
     )
-
-
-def _matrix_column(values: NDArray[np.generic], width: int) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), width)
-
-
-def _matrix(table: pa.Table, name: str) -> np.ndarray:
-    column = table.column(name).combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)

@@ -26,7 +26,7 @@ from fastfill_ray.stages.embed import Job, Unit, grouped, pool_work, read_vector
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.queries import load_queries, pin_queries, plan_queries, read_queries
 from fastfill_ray.stages.snapshot import Snapshot
-from fastfill_ray.storage.arrow import id_array, objects, read_table, stored_vectors, table_bytes, vector_column
+from fastfill_ray.storage.arrow import id_array, matrix_of, objects, read_table, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt, read_receipt
@@ -248,7 +248,7 @@ def finish_pairs(
         chosen = read[unit.unit].take(pa.array(kept, pa.int64()))
         parts.append(chosen.append_column("new", vector_column(vectors[[row_of[ids[i]] for i in kept]])))
     _check_splits(parts, plan, "an old vector that can be used and a new one")
-    table = pa.concat_tables(parts, promote_options="default")  # a file may hold no label at all
+    table = pa.concat_tables(parts)
     data = table_bytes(table)
     output = put_content(files, partial(stage_output, "pairs", plan.fingerprint, "pairs.parquet"), data)
     quarantined: list[Quarantined] = [fault for receipt in receipts.values() for fault in receipt.quarantined]
@@ -286,8 +286,7 @@ def _old_of(unit: Unit, chunk: pa.Table, source: Source) -> pa.Table:
     if side is not None:
         result["side"] = vector_column(side)
     # The rest is read of the whole chunk: so a bad value is named by its row in the file.
-    if config.weight_column is not None:
-        weights = item_weights(chunk, config.weight_column, unit.file.path, unit.start)
+    if (weights := item_weights(chunk, source, unit.span)) is not None:
         result["weight"] = pa.array(weights[offsets])
     if (labels := item_labels(chunk, source, unit.span)) is not None:
         result["label"] = pa.array(labels[offsets].tolist(), stored_label_type(source.label_kind))
@@ -300,16 +299,11 @@ def _from_table(name: str, table: pa.Table) -> PairedItems:
     return PairedItems(
         fingerprint=name,
         ids=objects(table.column("id")),
-        old=_matrix(table, "old"),
-        new=_matrix(table, "new"),
+        old=matrix_of(table, "old"),
+        new=matrix_of(table, "new"),
         labels=labels_of(table.column("label")) if "label" in table.column_names else None,
         split=np.array(table.column("split").to_pylist()),
-        side=_matrix(table, "side") if "side" in table.column_names else None,
+        side=matrix_of(table, "side") if "side" in table.column_names else None,
         groups=objects(table.column("group")) if "group" in table.column_names else None,
         weights=table.column("weight").to_numpy() if "weight" in table.column_names else None,
     )
-
-
-def _matrix(table: pa.Table, name: str) -> np.ndarray:
-    column = table.column(name)
-    return stored_vectors(pa.table({"vector": column}), column.type.list_size)

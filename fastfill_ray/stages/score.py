@@ -272,9 +272,7 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
     old, side, unusable = mapped_vectors(table, scorer.source)
     aligned, log_variance = scorer.align(old, side)
     labels = item_labels(table, scorer.source, work.span) if needs_labels else None
-    weights = None
-    if config.weight_column is not None:
-        weights = item_weights(table, config.weight_column, work.file.path, work.start)
+    weights = item_weights(table, scorer.source, work.span)
     items = ItemColumns(hash_ids(ids), old, aligned, log_variance, labels, weights)
     priority, keys = scorer.keys(items)
     bad = np.array(sorted(unusable), dtype=np.int64)

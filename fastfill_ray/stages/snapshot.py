@@ -136,7 +136,7 @@ def inspect_gallery(store: InputStore, config: GalleryConfig, resources: Resourc
             [gallery.model_dump(mode="json"), config.id_column, config.old_vector_column, *beside, *read_as, *checked]
         ),
         gallery=gallery,
-        id_type="int64" if gallery.kinds.get(IDS) == "int64" else "string",
+        id_type=gallery.id_type(IDS),
         old_dim=old_dim,
         chunk_rows=tuple(chunks),
         side_dim=dim_of(store, gallery, side) if side is not None else None,
@@ -267,8 +267,7 @@ def _check_files(source: Source, parts: int, files: Sequence[_FileSpans]) -> lis
 
 def _check_beside(table: pa.Table, span: Span, source: Source) -> None:
     """Raises InputError for a weight, label or group that cannot be read."""
-    if source.config.weight_column is not None:
-        item_weights(table, source.config.weight_column, span.file.path, span.start)
+    item_weights(table, source, span)
     item_labels(table, source, span)
     item_groups(table, source, span)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from fastfill_ray.errors import CorruptFile, InputError
 from fastfill_ray.types import F32, IdType
@@ -81,10 +82,20 @@ def _is_id_type(found: pa.DataType, id_type: str) -> bool:
     return bool(pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found))
 
 
+def matrix_column(values: NDArray[np.generic]) -> pa.FixedSizeListArray:
+    """Numbers (N, d) as a column of N rows; a C-contiguous array is not copied."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+
+
+def matrix_of(table: pa.Table, name: str) -> np.ndarray:
+    """The numbers (N, d) of a column that ``matrix_column`` made."""
+    column = table.column(name).combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+
+
 def vector_column(vectors: F32) -> pa.FixedSizeListArray:
     """(N, d) float32 as a column of N vectors; a C-contiguous float32 array is not copied."""
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    return matrix_column(np.asarray(vectors, np.float32))
 
 
 def objects(column: pa.ChunkedArray | Sequence[object]) -> np.ndarray:

@@ -170,14 +170,15 @@ def read(folder: Path) -> list[dict[str, Any]]:
         texts, unreadable = payload_values(table.column("text"), table.schema.field("text"))
         assert not unreadable
         labels = labels_of(table.column("label")).tolist()
-        weights = item_weights(table, "weight", span.file.path, span.start).tolist()
+        weights = item_weights(table, source, span)
+        assert weights is not None
         for row in range(table.num_rows):
             rows.append(
                 {
                     "id": ids[row],
                     "old": None if row in unusable else old[row].tolist(),
                     "label": list(labels[row]) if isinstance(labels[row], tuple) else labels[row],
-                    "weight": weights[row],
+                    "weight": float(weights[row]),
                     "text": texts[row],
                 }
             )
