@@ -85,7 +85,7 @@ def read_pass(path: Path) -> dict[str, Any]:
     store, resources = InputStore(), ResourcesConfig()
     before = peak_kb()
     start = time.perf_counter()
-    (file,) = pin(store, str(path), COLUMNS).files
+    (file,) = pin(store, store.find(str(path)), COLUMNS).files
     chunks = cut_chunks(
         [(file.row_groups, file.read_bytes)], chunk_rows=resources.chunk_rows, chunk_bytes=resources.chunk_bytes
     )

@@ -305,7 +305,9 @@ class _Run:
         """
         config, new, store = self.config, self.config.new_model, self.context.store
         with self.context.progress.timed("inspect"):
-            inspected = inspect_gallery(store, config.gallery, config.resources)
+            # As they were listed when the request was named: looked for once, and by the same pins.
+            listed = self.listings["gallery.path"].files
+            inspected = inspect_gallery(store, listed, config.gallery, config.resources)
             preflight.check_output(config.output, self.listings)
             sample_pairs(inspected.rows, config.pairs.count, config.pairs.split, config.seed)
             wave_targets(config.waves, inspected.rows, config.pairs.count)

@@ -30,7 +30,7 @@ def configured(folder: Path, side: str | None) -> BackfillConfig:
 
 
 def inspected(config: BackfillConfig) -> Snapshot:
-    return inspect_gallery(InputStore(), config.gallery, config.resources)
+    return inspect_gallery(InputStore(), InputStore().find(config.gallery.path), config.gallery, config.resources)
 
 
 def add_column(gallery: Path, make: Callable[[int], pa.Array], field: pa.Field | None = None) -> None:

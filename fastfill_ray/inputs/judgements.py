@@ -32,7 +32,7 @@ def pin_judgements(store: InputStore, path: str | Sequence[str], id_type: IdType
     """
     where = shown_paths(path)
     columns = [Column(name, name, "id") for name in ("query_id", "item_id")]
-    pinned = pin(store, path, [*columns, *(Column(name, name, "weight", optional=True) for name in GRADES)])
+    pinned = pin(store, store.find(path), [*columns, *(Column(name, name, "weight", optional=True) for name in GRADES)])
     grades = [name for name in GRADES if name not in pinned.absent]
     if len(grades) > 1:
         raise InputError(

@@ -141,7 +141,9 @@ _Parts = list[tuple[str, pa.Table]]
 def _read(store: InputStore, path: str, wanted: tuple[str, ...], optional: tuple[str, ...]) -> tuple[_Parts, list[str]]:
     """The files with rows, each with its path, and which optional columns they have."""
     roles = {name: _ROLES.get(name, "payload") for name in (*wanted, *optional)}
-    found = pin(store, path, [Column(name, name, role, optional=name in optional) for name, role in roles.items()])
+    found = pin(
+        store, store.find(path), [Column(name, name, role, optional=name in optional) for name, role in roles.items()]
+    )
     if found.rows == 0:
         raise InputError(f"{path}: there are no rows")
     present = [name for name in optional if name not in found.absent]

@@ -89,15 +89,17 @@ class TableInput(Model):
         return sum(file.rows for file in self.files)
 
 
-def pin(store: InputStore, path: str | Sequence[str], columns: Sequence[Column]) -> TableInput:
+def pin(store: InputStore, found: Sequence[InputFile], columns: Sequence[Column]) -> TableInput:
     """Read every footer and pin the files.
+
+    Args:
+        found: of ``InputStore.find``.
 
     Raises:
         ConfigError: a column is in no file.
         InputError: a file is not Parquet or truncated, lacks a column that others have, or holds another kind than the
             others; a column cannot be what the config says that it is.
     """
-    found = store.find(path)
     with ThreadPoolExecutor(_THREADS) as pool:
         footers = list(pool.map(partial(read_footer, store), found))
     schemas = [footer.schema for footer in footers]

@@ -64,7 +64,7 @@ def pin_queries(
     store: InputStore, config: QueriesConfig, id_type: IdType | None = None
 ) -> tuple[TableInput, TableInput | None]:
     """The query files and the judgements, pinned; id_type: of the gallery, for ``pin_judgements``."""
-    inputs = pin(store, config.path, list(query_columns(config).values()))
+    inputs = pin(store, store.find(config.path), list(query_columns(config).values()))
     if inputs.rows == 0:
         raise InputError(
             f"queries.path {shown_paths(config.path)}: there are no rows; leave `queries` out to use the audit items"

@@ -23,7 +23,7 @@ from fastfill_ray.inputs.gallery import (
     mapped_vectors,
 )
 from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.inputs.locate import InputFile, InputStore
 from fastfill_ray.inputs.parquet import Span, read_spans
 from fastfill_ray.inputs.table import Column, Role, TableInput, dim_of, pin
 from fastfill_ray.ordering.ids import hash_ids
@@ -108,15 +108,20 @@ def old_space_of(config: GalleryConfig, old_dim: int) -> str:
     return fingerprint([config.old_vector_column, old_dim])
 
 
-def inspect_gallery(store: InputStore, config: GalleryConfig, resources: ResourcesConfig) -> Snapshot:
+def inspect_gallery(
+    store: InputStore, files: Sequence[InputFile], config: GalleryConfig, resources: ResourcesConfig
+) -> Snapshot:
     """Footers and a few rows: everything about the gallery that can be known without reading it. Writes nothing.
+
+    Args:
+        files: the gallery's, of ``InputStore.find``.
 
     Raises:
         ConfigError: a column of the config is missing.
         InputError: no Parquet, truncated, schemas that differ, an unusable id or vector type.
     """
     columns = gallery_columns(config)
-    gallery = pin(store, config.path, list(columns.values()))
+    gallery = pin(store, files, list(columns.values()))
     if gallery.rows == 0:
         raise InputError(f"{gallery.files[0].path}: the gallery has no rows")
     chunks = cut_chunks(

@@ -159,7 +159,7 @@ CONFIG: dict[str, Any] = {
 def read(folder: Path) -> list[dict[str, Any]]:
     """The rows of the gallery as a run reads them, in the order of the files."""
     config = GalleryConfig(path=str(folder), **CONFIG)
-    snapshot = inspect_gallery(STORE, config, ResourcesConfig(chunk_rows=5))
+    snapshot = inspect_gallery(STORE, STORE.find(str(folder)), config, ResourcesConfig(chunk_rows=5))
     source = Source(STORE, config, snapshot.id_type, snapshot.old_dim, "ip")
     spans = [Span(snapshot.gallery.files[chunk.file], chunk.start, chunk.rows) for chunk in snapshot.chunks]
     rows: list[dict[str, Any]] = []

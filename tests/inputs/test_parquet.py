@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def pinned(path: Path, columns: Sequence[Column] = COLUMNS) -> TableInput:
-    return pin(STORE, str(path), columns)
+    return pin(STORE, STORE.find(str(path)), columns)
 
 
 # Rows
@@ -229,7 +229,7 @@ def test_an_object_on_s3_is_read_by_its_pin_and_a_new_one_under_its_name_is_told
         client.put_object(Bucket=bucket, Key="gallery/a.parquet", Body=(folder / "a.parquet").read_bytes())
 
     upload([5, 6, 7, 8])
-    found = pin(store, f"s3://{bucket}/gallery", COLUMNS)
+    found = pin(store, store.find(f"s3://{bucket}/gallery"), COLUMNS)
     file = found.files[0]
     assert file.path == f"s3://{bucket}/gallery/a.parquet"
     assert dim_of(store, found, COLUMNS[1]) == 3
@@ -251,7 +251,7 @@ def test_a_gallery_on_s3_is_read_through_faults_and_a_store_that_stays_silent_is
     with S3Proxy(moto_endpoint) as proxy:
         client, store = boto3.client("s3", endpoint_url=moto_endpoint), InputStore(proxy.endpoint)
         client.upload_file(str(folder / "a.parquet"), bucket, "gallery/a.parquet")
-        found = pin(store, f"s3://{bucket}/gallery", COLUMNS)
+        found = pin(store, store.find(f"s3://{bucket}/gallery"), COLUMNS)
         for method, fault in product(("GET", "HEAD"), ("silence_middle", "reset_middle", "drop_after", "busy")):
             proxy.method, proxy.faults = method, [fault]
             rows = read_rows(store, found.files[0], ["id", "embedding"])
@@ -310,4 +310,4 @@ def test_encrypted_columns_are_refused_by_the_files_name(tmp_path: Path, plain_f
     footer = read_footer(InputStore(), InputStore().find(plain)[0])
     assert footer.metadata.equals(pq.read_metadata(plain))
     with pytest.raises(InputError, match=r"secret\.parquet: .*encrypted"):
-        pin(InputStore(), secret, [Column("gallery.id_column", "c0", "id")])
+        pin(InputStore(), InputStore().find(secret), [Column("gallery.id_column", "c0", "id")])

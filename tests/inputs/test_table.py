@@ -358,4 +358,4 @@ def test_lists_of_nothing_say_nothing_of_the_dimension(folder: Path) -> None:
     pq.write_table(pa.table({"old": vectors}), folder / "z.parquet")
     column = Column("gallery.old_vector_column", "old", "vector")
     path = str(folder / "z.parquet")
-    assert dim_of(InputStore(), pin(InputStore(), path, [column]), column) == 2
+    assert dim_of(InputStore(), pin(InputStore(), InputStore().find(path), [column]), column) == 2

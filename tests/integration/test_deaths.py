@@ -32,7 +32,7 @@ def make_work(
     (folder / "notes").mkdir()
     pq.write_table(pa.table({"id": range(len(rows)), "x": list(rows)}), folder / "items.parquet")
     store = InputStore()
-    (file,) = pin(store, str(folder / "items.parquet"), [Column("gallery.id_column", "id", "id")]).files
+    (file,) = pin(store, store.find(str(folder / "items.parquet")), [Column("gallery.id_column", "id", "id")]).files
     spaces = {
         name: Space("tests.deadly:Deadly", {"build": how, "folder": str(folder / "notes")}, DIM, "ip", 2)
         for name, how in (("new", build), ("old", old_build))

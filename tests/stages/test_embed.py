@@ -172,7 +172,7 @@ def test_the_rows_of_a_unit_keep_what_says_how_to_read_them(tmp_path: Path, offs
     )
     rows = [{"id": f"item {i}", "text": f"text {i}", "image": [i, i + 1]} for i in range(4)]
     pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
-    file = pin(InputStore(), str(tmp_path), [Column(name, name) for name in schema.names]).files[0]
+    file = pin(InputStore(), InputStore().find(str(tmp_path)), [Column(name, name) for name in schema.names]).files[0]
     chosen = range(4) if offsets is None else offsets
     whole = unit([""] * 4)[0].model_copy(update={"file": file, "offsets": offsets, "rows": len(chosen)})
     reader = replace(job(4), id_type="string", payload_columns=("text", "image"))

@@ -39,7 +39,7 @@ def gallery(folder: Path, files: list[dict[str, Any]], **config: Any) -> tuple[S
         pq.write_table(pa.table({**plain, "x": [0] * ROWS, **columns}), folder / f"{number}.parquet")
     keys = {"path": str(folder), "id_column": "id", "old_vector_column": "old", "payload_columns": ["x"], **config}
     parsed = GalleryConfig(**keys)
-    found = inspect_gallery(STORE, parsed, ResourcesConfig())
+    found = inspect_gallery(STORE, STORE.find(parsed.path), parsed, ResourcesConfig())
     source = Source(STORE, parsed, found.id_type, found.old_dim, "ip", label_kind=found.label_kind)
     return source, [Span(file, START, ROWS - START) for file in found.gallery.files]
 

@@ -21,7 +21,7 @@ def config(root: Path, **gallery: Any) -> BackfillConfig:
 def test_a_group_column_gives_the_pairs_another_name_and_none_leaves_the_one_they_had(tmp_path: Path) -> None:
     synthetic.write_gallery(tmp_path / "gallery")
     plain, grouped = config(tmp_path), config(tmp_path, group_column="group")
-    snapshot = inspect_gallery(InputStore(), plain.gallery, plain.resources)
+    snapshot = inspect_gallery(InputStore(), InputStore().find(plain.gallery.path), plain.gallery, plain.resources)
     before = [
         snapshot.fingerprint,
         snapshot.cut,

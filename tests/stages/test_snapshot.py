@@ -21,7 +21,7 @@ from tests import synthetic
 
 def inspected(root: Path, **gallery: Any) -> Snapshot:
     config = load_config(synthetic.config(root, gallery=gallery))
-    return inspect_gallery(InputStore(), config.gallery, config.resources)
+    return inspect_gallery(InputStore(), InputStore().find(config.gallery.path), config.gallery, config.resources)
 
 
 def as_bytes(path: Path, dtype: str) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_a_column_that_is_read_anyway_is_checked_once_it_is_also_label_group_or_
     def found(**more: str) -> Snapshot:
         gallery = {"payload_columns": ["x", "one", "two"], "label_column": None, **more}
         config = load_config(synthetic.config(tmp_path, gallery=gallery, objective={"relevance": "new_model"}))
-        return inspect_gallery(InputStore(), config.gallery, config.resources)
+        return inspect_gallery(InputStore(), InputStore().find(config.gallery.path), config.gallery, config.resources)
 
     plain = found()
     assert plain.fingerprint == fingerprint([plain.gallery.model_dump(mode="json"), "id", "embedding"])
