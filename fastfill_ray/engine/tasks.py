@@ -36,25 +36,23 @@ def run_tasks(
     waiting: dict[ray.ObjectRef, T] = {}
     source = iter(items)
     exhausted = False
+    # What is in flight when the caller gives up, runs to its end: to cancel it would interrupt it wherever it is, and a
+    # worker that is interrupted while it imports fails in every later task.
     with original_errors():
-        try:
-            while True:
-                while not exhausted and len(waiting) < limit:
-                    try:
-                        item = next(source)
-                    except StopIteration:
-                        exhausted = True
-                        break
-                    waiting[task.remote(shared, item)] = item
-                if not waiting:
-                    return
-                first = next(iter(waiting))
-                done = [first] if ordered else ray.wait(list(waiting), num_returns=1)[0]
-                for reference in done:
-                    yield waiting.pop(reference), ray.get(reference)
-        finally:
-            for reference in waiting:
-                ray.cancel(reference, force=False)
+        while True:
+            while not exhausted and len(waiting) < limit:
+                try:
+                    item = next(source)
+                except StopIteration:
+                    exhausted = True
+                    break
+                waiting[task.remote(shared, item)] = item
+            if not waiting:
+                return
+            first = next(iter(waiting))
+            done = [first] if ordered else ray.wait(list(waiting), num_returns=1)[0]
+            for reference in done:
+                yield waiting.pop(reference), ray.get(reference)
 
 
 def exchange(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -69,6 +70,26 @@ def test_ordered_tasks_come_in_the_order_of_their_items(engine: Engine) -> None:
 def test_an_error_of_a_task_comes_out_as_it_was_raised(engine: Engine) -> None:
     with pytest.raises(InputError, match=r"^3 cannot be used$"):
         list(engine.run_tasks(refuse_three, range(5), name="refuse"))
+
+
+def refuse_or_write(folder: Path, value: int) -> int:
+    if value == 0:
+        raise InputError("0 cannot be used")
+    time.sleep(2)
+    (folder / "written").touch()
+    return value
+
+
+def test_what_is_in_flight_when_another_task_fails_is_not_interrupted(ray_session: None, tmp_path: Path) -> None:
+    """A worker that is interrupted while it imports a module fails in every later task."""
+    engine = RayEngine()
+    with engine.session():
+        with pytest.raises(InputError, match=r"^0 cannot be used$"):
+            list(engine.run_tasks(partial(refuse_or_write, tmp_path), range(2), name="refuse or write"))
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "written").exists():
+            assert time.monotonic() < deadline, "it was interrupted"
+            time.sleep(0.05)
 
 
 def by_remainder(parts: int, values: np.ndarray) -> list[np.ndarray]:
