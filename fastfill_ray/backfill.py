@@ -15,7 +15,6 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,7 +31,7 @@ from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import check_pin
 from fastfill_ray.log.next_step import Step, next_step
-from fastfill_ray.log.records import Init, Plan, Publish, Version
+from fastfill_ray.log.records import Init, Plan, Publish
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide_stop
 from fastfill_ray.ordering.classifier import Classifier
@@ -56,6 +55,7 @@ from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of
 from fastfill_ray.stages.train import TrainedAlignment, Training, classifier_digest, load_alignment, train_maps
 from fastfill_ray.stages.version import VersionMaker
 from fastfill_ray.stages.waves import Waves, overrun_rows
+from fastfill_ray.stages.work import WorkList, read_work_list
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files, probe, remove_leftovers
 from fastfill_ray.storage.heartbeat import Heartbeat
@@ -228,7 +228,7 @@ class _Run:
         return Basis(
             snapshot=snapshot,
             num_sampled=config.pairs.count,
-            pair_units=tuple(sampled.offsets),
+            pair_offsets=sampled.offsets,
             pairs=sampled.pairs,
             queries=sampled.queries,
             decision=decision,
@@ -391,16 +391,17 @@ class _Run:
         config, log, progress = self.config, self.log, self.context.progress
         waves: Waves | None = None
         maker: VersionMaker | None = None
+        work = read_work_list(self.context.files, plan.units)
         try:
             while (step := self._next(log.state)).do != "stop":
                 if step.do == "version":
                     if step.wave > 0 and waves is None:
-                        waves = self._begin_waves(plan, basis, job, step.wave, log.state.plan_versions[-1])
+                        waves = self._begin_waves(plan, basis, work, job, step.wave)
                     known = {} if step.wave == 0 or waves is None else waves.receipts_until(step.wave)
                     receipts = {0: pair_receipts, **known}
                     if maker is None:
                         regression = config.serving.max_regression
-                        maker = VersionMaker(self.context, basis, plan, self._claim(), regression, self.damaged)
+                        maker = VersionMaker(self.context, basis, plan, work, self._claim(), regression, self.damaged)
                     version = maker.make(log.state, step.wave, receipts)
                     decision = decide_stop(plan, (*log.state.plan_versions, version), config.stop)
                     log.append(version.model_copy(update={"stopped": decision.why if decision.stop else None}))
@@ -419,19 +420,19 @@ class _Run:
             if waves is not None:
                 waves.close()
 
-    def _begin_waves(self, plan: Plan, basis: Basis, job: Job, first: int, before: Version) -> Waves:
+    def _begin_waves(self, plan: Plan, basis: Basis, work: WorkList, job: Job, first: int) -> Waves:
         """Start the pool on all waves that this call makes, and on those of damaged segments, where vectors may be
         missing, too.
         """
         config, files = self.config, self.context.files
-        units = wave_units(files, plan, basis)
+        units = wave_units(plan, basis.snapshot, work)
+        before = self.log.state.plan_versions[-1]
         last = len(plan.waves) if self.last_wave is None else self.last_wave
         damaged = {s.wave for s in before.segments if {s.index.path, s.ids.path} & self.damaged}
         groups = {
             wave: UnitGroup(files, wave_folder(plan.plan, wave), f"wave {wave}", units[wave], config.quarantine)
             for wave in [*sorted(damaged & set(range(1, first))), *range(first, last + 1)]
         }
-        job = replace(job, thresholds=plan.thresholds)
         return Waves(self.context, job, groups, config.resources, may_stop=config.stop != StopConfig())
 
     @cached_property

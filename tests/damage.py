@@ -41,6 +41,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "choice": ("wave", ("choice/*/choice.*",)),
     "scores": ("wave", ("scores/*/*.parquet",)),
     "work list": ("wave", ("vectors/*/units.*.parquet",)),
+    "work file": ("plan", ("vectors/*/rows.*.parquet",)),
     "wave vectors": ("wave", ("vectors/*/wave=02/c*.parquet",)),
     "template": ("plan", ("index/*/template-*.faiss",)),
     "segment": ("wave", ("index/*/w*.faiss",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastfill_ray.config import IndexConfig, ObjectiveConfig
@@ -17,13 +18,13 @@ from fastfill_ray.types import Metric
 class Basis:
     """What a plan and every version of it are made from: the outputs of the stages before, and the config's parts.
 
-    num_sampled: items that were sampled as pairs; those that teach nothing are not among `pairs`. pair_units: the
-    chunks that they are in.
+    num_sampled: items that were sampled as pairs; those that teach nothing are not among `pairs`. pair_offsets: {unit
+    of a chunk: offsets of the pairs in it}.
     """
 
     snapshot: Snapshot
     num_sampled: int
-    pair_units: tuple[str, ...]
+    pair_offsets: Mapping[str, tuple[int, ...]]
     pairs: PairedItems
     queries: Queries
     decision: Decision

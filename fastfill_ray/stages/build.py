@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.errors import CorruptFile
 from fastfill_ray.index.segment import build_index, train_template
 from fastfill_ray.inputs.gallery import Source, item_groups, item_labels, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
@@ -19,15 +18,15 @@ from fastfill_ray.inputs.labels import stored_label_type
 from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
 from fastfill_ray.log.records import FileRef, Plan, Segment
 from fastfill_ray.ordering.ids import ids_digest
-from fastfill_ray.ordering.partition import Chunk, cut_buckets
-from fastfill_ray.ordering.waves import wave_of
+from fastfill_ray.ordering.partition import Chunk
 from fastfill_ray.retrieval.fusion import Fusion, fuse
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import read_vectors
-from fastfill_ray.stages.score import Scorer, Scores
+from fastfill_ray.stages.score import Scorer
 from fastfill_ray.stages.snapshot import Snapshot
-from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
+from fastfill_ray.stages.work import ChunkWork, WorkList, read_rows
+from fastfill_ray.storage.arrow import id_array, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import segment_paths, template_path
 from fastfill_ray.storage.receipts import Receipt
@@ -43,21 +42,33 @@ class BuildJob:
 
     scorer: Scorer
     plan: str
-    thresholds: tuple[int, ...]
+    num_waves: int
     templates: dict[str, FileRef]
     epoch: int
     fusion: Fusion | None
+
+
+class Place(NamedTuple):
+    """A chunk, the file that it is in, and what the plan says of its rows."""
+
+    chunk: Chunk
+    file: PinnedFile
+    work: ChunkWork
+
+
+# A run of chunks that shares segments.
+Bucket = tuple[Place, ...]
 
 
 @dataclass(frozen=True)
 class BucketWork:
     """One bucket's share of a version: which waves become new segments, and which get stale ones.
 
-    chunks: (chunk, its file, its scores). receipts: {wave: {unit: receipt}} of the new waves.
+    receipts: {wave: {unit: receipt}} of the new waves.
     """
 
     bucket: int
-    chunks: tuple[tuple[Chunk, PinnedFile, FileRef], ...]
+    chunks: Bucket
     new_waves: tuple[int, ...]
     stale_waves: tuple[int, ...]
     receipts: dict[int, dict[str, Receipt]]
@@ -74,22 +85,18 @@ class _Beside(NamedTuple):
     values: dict[int | str, tuple[object, ...]]
 
 
-# A run of chunks that shares segments: (chunk, its file, its scores).
-Bucket = tuple[tuple[Chunk, PinnedFile, FileRef], ...]
-
-
 def make_build_job(scorer: Scorer, plan: Plan, epoch: int) -> BuildJob:
     """What the build tasks of a plan need; epoch: the driver's claim."""
-    return BuildJob(scorer, plan.plan, plan.thresholds, dict(plan.templates), epoch, plan.fusion)
+    return BuildJob(scorer, plan.plan, len(plan.waves), dict(plan.templates), epoch, plan.fusion)
 
 
-def gallery_buckets(snapshot: Snapshot, scores: Scores, segment_rows: int) -> list[Bucket]:
-    """The whole gallery, cut into buckets."""
+def gallery_buckets(snapshot: Snapshot, work: WorkList) -> dict[int, Bucket]:
+    """{number: bucket} of the whole gallery."""
     files = snapshot.gallery.files
-    return [
-        tuple((chunk, files[chunk.file], scores.chunks[chunk.unit]) for chunk in bucket)
-        for bucket in cut_buckets(snapshot.chunks, segment_rows=segment_rows)
-    ]
+    buckets: dict[int, list[Place]] = {}
+    for chunk, listed in zip(snapshot.chunks, work.chunks, strict=True):
+        buckets.setdefault(listed.bucket, []).append(Place(chunk, files[chunk.file], listed))
+    return {number: tuple(places) for number, places in sorted(buckets.items())}
 
 
 def train_templates(basis: Basis) -> dict[str, bytes]:
@@ -125,11 +132,11 @@ def put_templates(files: Files, basis: Basis, plan: str) -> dict[str, FileRef]:
 def build(context: Context, job: BuildJob, work: Sequence[BucketWork], name: str) -> list[Segment]:
     """Build a version's segments: durable, read back, ordered by bucket, wave and state."""
     segments: list[Segment] = []
-    rows = sum(chunk.rows for item in work for chunk, _, _ in item.chunks)
+    rows = sum(place.chunk.rows for item in work for place in item.chunks)
     with context.progress.stage(name, rows, "rows") as bar:
         for item, built in context.engine.run_tasks(partial(build_bucket, job), work, name="build segments"):
             segments.extend(built)
-            bar.advance(sum(chunk.rows for chunk, _, _ in item.chunks))
+            bar.advance(sum(place.chunk.rows for place in item.chunks))
     return sorted(segments, key=lambda segment: (segment.bucket, segment.wave, segment.state))
 
 
@@ -142,7 +149,7 @@ def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
     beside = _read_beside(job, work)
     for wave in work.new_waves:
         known = work.receipts[wave]
-        receipts = [known[chunk.unit] for chunk, _, _ in work.chunks if chunk.unit in known]
+        receipts = [known[place.chunk.unit] for place in work.chunks if place.chunk.unit in known]
         ids, vectors = read_vectors(files, receipts, dim)
         embedded.update(ids)
         if ids:
@@ -172,27 +179,26 @@ def _read_bucket(
     ids: list[int | str] = []
     old, side, waves, usable = [], [], [], []
     columns = [source.config.id_column, *mapped_columns(source.config)]
-    for span, scores, table in _read_chunks(source, work, columns):
-        vectors, extra, bad = mapped_vectors(table, source)
-        scored = read_table(get_verified(job.scorer.files, scores), name=scores.path, columns=["id", "key", "is_pair"])
-        here = read_ids(table, source.config.id_column, source.id_type, path=span.file.path, start=span.start).tolist()
-        if here != scored.column("id").to_pylist():
-            raise CorruptFile(f"{scores.path}: its ids are not those of {span.file.path} rows {span.start}+{span.rows}")
-        ids.extend(here)
+    for span, listed, table in _read_chunks(source, work, columns):
+        vectors, extra, _ = mapped_vectors(table, source)
+        here = read_ids(table, source.config.id_column, source.id_type, path=span.file.path, start=span.start)
+        ids.extend(here.tolist())
         old.append(vectors)
         side += [extra] if extra is not None else []
-        is_pair = scored.column("is_pair").to_numpy(zero_copy_only=False)
-        waves.append(wave_of(scored.column("key").to_numpy(), is_pair, job.thresholds))
-        usable.append(np.array([row not in bad for row in range(span.rows)], bool))
+        rows = read_rows(job.scorer.files, listed)
+        waves.append(rows.wave)
+        usable.append(rows.stale)
     sides = np.concatenate(side) if side else None
     return ids, np.concatenate(old), sides, np.concatenate(waves), np.concatenate(usable)
 
 
-def _read_chunks(source: Source, work: BucketWork, columns: Sequence[str]) -> Iterator[tuple[Span, FileRef, pa.Table]]:
-    """Per chunk its place, its scores' file, and its rows."""
+def _read_chunks(
+    source: Source, work: BucketWork, columns: Sequence[str]
+) -> Iterator[tuple[Span, ChunkWork, pa.Table]]:
+    """Per chunk its place, what the plan says of its rows, and their columns."""
     spans = [Span(file, chunk.start, chunk.rows) for chunk, file, _ in work.chunks]
-    scores = [reference for _, _, reference in work.chunks]
-    return zip(spans, scores, read_spans(source.store, spans, columns), strict=True)
+    listed = [place.work for place in work.chunks]
+    return zip(spans, listed, read_spans(source.store, spans, columns), strict=True)
 
 
 def _read_beside(job: BuildJob, work: BucketWork) -> _Beside:

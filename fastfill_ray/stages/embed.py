@@ -32,8 +32,8 @@ from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_arou
 from fastfill_ray.inputs.payload import payload_values
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import ids_digest
-from fastfill_ray.ordering.waves import wave_of
 from fastfill_ray.sanitize import one_line
+from fastfill_ray.stages.work import rows_in
 from fastfill_ray.storage.arrow import id_array, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import unit_output, unit_receipt
@@ -59,7 +59,7 @@ class Unit(Model):
     model: Literal["new", "old"]
     wave: int = 0
     offsets: tuple[int, ...] | None = None
-    scores: FileRef | None = None
+    work: FileRef | None = None
 
     @property
     def span(self) -> Span:
@@ -105,7 +105,7 @@ class Models:
 class Job:
     """What every worker of the pool needs to know.
 
-    thresholds: at which waves end, once there is a plan. retry_delays_s: waits before what raised is tried again.
+    retry_delays_s: waits before what raised is tried again.
     """
 
     files: Files
@@ -115,7 +115,6 @@ class Job:
     payload_columns: tuple[str, ...]
     query_payload_columns: tuple[str, ...]
     spaces: dict[str, Space]
-    thresholds: tuple[int, ...] = ()
     retry_delays_s: tuple[float, ...] = ()
 
     def columns(self, role: Role) -> tuple[str | None, tuple[str, ...]]:
@@ -205,8 +204,8 @@ def _offsets(job: Job, unit: Unit) -> I64:
     offsets = np.arange(unit.length)
     if unit.offsets is not None:
         offsets = np.array(unit.offsets, dtype=np.int64)
-    elif unit.scores is not None:
-        offsets = np.flatnonzero(read_waves(job.files, unit.scores, job.thresholds) == unit.wave)
+    elif unit.work is not None:
+        offsets = np.flatnonzero(rows_in(job.files, unit.work, unit.unit).due(unit.wave))
     if len(offsets) != unit.rows:
         raise InputError(
             f"{unit.folder}/{unit.unit}: found {len(offsets)} rows in {unit.file.path}, the plan says {unit.rows}"
@@ -236,12 +235,6 @@ def _payload_table(rows: pa.Array, ids: pa.Array, table: pa.Table, payload: Sequ
         [rows, ids, *(table.column(field.name) for field in fields)],
         schema=pa.schema([pa.field("__row", pa.int64()), pa.field("__id", ids.type), *fields]),
     )
-
-
-def read_waves(files: Files, scores: FileRef, thresholds: Sequence[int]) -> np.ndarray:
-    """The wave (N,) of each row of a scored chunk."""
-    table = read_table(get_verified(files, scores), name=scores.path, columns=["key", "is_pair"])
-    return wave_of(table.column("key").to_numpy(), table.column("is_pair").to_numpy(zero_copy_only=False), thresholds)
 
 
 def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receipt:

@@ -22,7 +22,7 @@ from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.evaluate import GallerySearch, complete_depth, search_old, search_segments
 from fastfill_ray.stages.measure import PerQuery
-from fastfill_ray.stages.score import pair_keys
+from fastfill_ray.stages.score import read_pair_keys
 from fastfill_ray.stages.shadows import ShadowPlan, shadow_versions
 from fastfill_ray.storage.paths import stage_output
 from fastfill_ray.storage.refs import put_content
@@ -61,7 +61,7 @@ class Evaluator:
     @cached_property
     def _plan(self) -> ShadowPlan:
         basis = self._basis
-        keys = pair_keys(self._context.engine, self._context.files, basis.scores, basis.pair_units)
+        keys = read_pair_keys(self._context.files, basis.scores.pair_keys)
         return ShadowPlan(self._cuts, basis.waves, basis.pairs_share, keys, basis.fusion)
 
     def _shadow(self, split: Split) -> ShadowVersions:

@@ -18,9 +18,10 @@ from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.build import train_templates
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.evaluator import Evaluator
-from fastfill_ray.stages.plan import put_work_list
+from fastfill_ray.stages.plan import make_work_list
+from fastfill_ray.stages.work import put_work_list
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import parse_unit_output, receipts_for, set_aside_path
+from fastfill_ray.storage.paths import is_work_of, parse_unit_output, receipts_for, set_aside_path
 from fastfill_ray.storage.receipts import find_receipts
 from fastfill_ray.storage.refs import sha256_hex
 
@@ -39,7 +40,8 @@ def can_be_made_again(state: State, path: str) -> bool:
     if versions:
         named += [versions[-1].query_metrics]
         named += [reference for segment in versions[-1].segments for reference in (segment.index, segment.ids)]
-    return bool(receipts_for(path)) or any(reference is not None and reference.path == path for reference in named)
+    is_named = any(reference is not None and reference.path == path for reference in named)
+    return bool(receipts_for(path)) or is_named or (plan is not None and is_work_of(plan.plan, path))
 
 
 def set_aside(context: Context, damage: StorageError) -> None:
@@ -105,6 +107,8 @@ def mend_named(context: Context, basis: Basis, state: State, damaged: Set[str]) 
     plan = state.plan
     if plan is None or not damaged:
         return
+    if any(is_work_of(plan.plan, path) for path in damaged):
+        damaged = {*damaged, plan.units.path}  # made again, it makes every work file that it names
     for reference, make in _named(context, basis, plan, state).items():
         if reference.path in damaged and (made := make()) != reference.sha256:
             raise CorruptFile(
@@ -117,7 +121,9 @@ def _named(context: Context, basis: Basis, plan: Plan, state: State) -> Mapping[
     """{file: what makes it again and returns the sha256}."""
     versions = state.plan_versions
     named: dict[FileRef, Callable[[], str]] = {
-        plan.units: lambda: put_work_list(context, basis, plan.plan, plan.thresholds)[0].sha256,
+        plan.units: lambda: (
+            put_work_list(context.files, plan.plan, make_work_list(context, basis, plan.plan, plan.thresholds)).sha256
+        ),
         **{
             reference: partial(_template, context, basis, name, reference) for name, reference in plan.templates.items()
         },

@@ -7,21 +7,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from fastfill_ray.log.records import FileRef, Plan
-from fastfill_ray.ordering.waves import wave_targets
+from fastfill_ray.log.records import Plan
+from fastfill_ray.ordering.partition import cut_buckets
+from fastfill_ray.ordering.waves import wave_of, wave_targets
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.build import put_templates
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Unit
 from fastfill_ray.stages.evaluator import Evaluator
-from fastfill_ray.stages.score import count_units, thresholds
-from fastfill_ray.storage.arrow import read_table, table_bytes
+from fastfill_ray.stages.score import ScoredChunk, read_chunk_keys, scored_groups, thresholds
+from fastfill_ray.stages.snapshot import Snapshot
+from fastfill_ray.stages.work import ChunkWork, RowWork, WorkList, count_rows, put_rows, put_work_list
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import units_path, wave_folder
-from fastfill_ray.storage.refs import get_verified, put_content
+from fastfill_ray.storage.paths import wave_folder
 from fastfill_ray.types import fingerprint
 
 
@@ -54,8 +52,10 @@ def make_plan(context: Context, basis: Basis, request: Request, number: int) -> 
     name = plan_name(basis, request, number)
     with context.progress.timed("plan"):
         targets = wave_targets(basis.waves, basis.snapshot.rows, basis.num_sampled)
-        cuts = thresholds(context, basis.scores, targets)
-        units, wave_rows = put_work_list(context, basis, name, cuts)
+        groups = scored_groups(basis.snapshot, basis.scores, basis.pair_offsets)
+        cuts = thresholds(context, groups, targets)
+        work = make_work_list(context, basis, name, cuts)
+        units = put_work_list(context.files, name, work)
         templates = put_templates(context.files, basis, name)
     with context.progress.timed("arms"):
         arms, per_query = Evaluator(context, basis, cuts).arms(name)
@@ -73,7 +73,7 @@ def make_plan(context: Context, basis: Basis, request: Request, number: int) -> 
         fusion=basis.fusion,
         waves=basis.waves,
         thresholds=tuple(cuts),
-        wave_rows=wave_rows,
+        wave_rows=work.wave_rows,
         rows=basis.snapshot.rows,
         ids_digest=basis.scores.ids_digest,
         unusable_rows=basis.scores.unusable,
@@ -94,36 +94,47 @@ def make_plan(context: Context, basis: Basis, request: Request, number: int) -> 
     )
 
 
-def put_work_list(context: Context, basis: Basis, plan: str, cuts: Sequence[int]) -> tuple[FileRef, tuple[int, ...]]:
-    """The rows per (chunk, wave) as a file, and per wave (W + 2,)."""
-    counts = count_units(context, basis.scores, cuts, len(basis.waves))
-    names = np.array(sorted(basis.scores.chunks))
-    places, numbers = np.nonzero(counts)
-    data = table_bytes(pa.table({"unit": names[places], "wave": numbers, "rows": counts[places, numbers]}))
-    return put_content(context.files, partial(units_path, plan), data), tuple(counts.sum(axis=0).tolist())
+def make_work_list(context: Context, basis: Basis, plan: str, cuts: Sequence[int]) -> WorkList:
+    """Every row put into its wave, and the work files of all chunks."""
+    groups = scored_groups(basis.snapshot, basis.scores, basis.pair_offsets)
+    place = partial(_place, files=context.files, plan=plan, cuts=tuple(cuts))
+    parts = context.engine.run_tasks(place, groups, name="put rows into waves", ordered=True)
+    chunks = [chunk for _, part in parts for chunk in part]
+    buckets = cut_buckets(basis.snapshot.chunks, segment_rows=basis.index.segment_rows)
+    numbers = [number for number, bucket in enumerate(buckets) for _ in bucket]
+    return WorkList(
+        tuple(chunk.model_copy(update={"bucket": number}) for chunk, number in zip(chunks, numbers, strict=True))
+    )
 
 
-def wave_units(files: Files, plan: Plan, basis: Basis) -> dict[int, list[Unit]]:
+def _place(group: Sequence[ScoredChunk], *, files: Files, plan: str, cuts: tuple[int, ...]) -> list[ChunkWork]:
+    placed = []
+    for chunk in group:
+        scored = read_chunk_keys(files, chunk)
+        rows = RowWork.of_due(wave_of(scored.keys, scored.is_first, cuts), scored.usable)
+        placed.append((count_rows(chunk.unit, 0, rows, scored.ids, len(cuts) + 2), rows))
+    return put_rows(files, plan, placed)
+
+
+def wave_units(plan: Plan, snapshot: Snapshot, work: WorkList) -> dict[int, list[Unit]]:
     """{wave: its units in chunk order} of the plan's work list, the pairs' left out."""
-    table = read_table(get_verified(files, plan.units), name=plan.units.path)
-    snapshot, scores = basis.snapshot, basis.scores
-    rows = {(row["unit"], row["wave"]): row["rows"] for row in table.to_pylist()}
-    units: dict[int, list[Unit]] = {wave: [] for wave in range(1, len(plan.waves) + 1)}
-    for chunk in snapshot.chunks:
-        for wave in units:
-            if (chunk.unit, wave) in rows:
-                units[wave].append(
-                    Unit(
-                        unit=chunk.unit,
-                        folder=wave_folder(plan.plan, wave),
-                        file=snapshot.gallery.files[chunk.file],
-                        start=chunk.start,
-                        length=chunk.rows,
-                        rows=rows[chunk.unit, wave],
-                        role="item",
-                        model="new",
-                        wave=wave,
-                        scores=scores.chunks[chunk.unit],
-                    )
-                )
-    return units
+    files = snapshot.gallery.files
+    return {
+        wave: [
+            Unit(
+                unit=chunk.unit,
+                folder=wave_folder(plan.plan, wave),
+                file=files[chunk.file],
+                start=chunk.start,
+                length=chunk.rows,
+                rows=listed.due[wave],
+                role="item",
+                model="new",
+                wave=wave,
+                work=listed.file,
+            )
+            for chunk, listed in zip(snapshot.chunks, work.chunks, strict=True)
+            if listed.due[wave]
+        ]
+        for wave in range(1, len(plan.waves) + 1)
+    }

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.alignment.maps import Alignment
-from fastfill_ray.engine.interface import Engine
 from fastfill_ray.inputs.gallery import Source, item_labels, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
@@ -21,7 +20,7 @@ from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
 from fastfill_ray.ordering.policies import LABELLED, ItemColumns, Policy, Reference, priority_of
 from fastfill_ray.ordering.proxies import Proxies, merge_top, top_scores
-from fastfill_ray.ordering.waves import Histogram, find_thresholds, key_histogram, order_key, wave_of
+from fastfill_ray.ordering.waves import Histogram, find_thresholds, key_histogram, order_key
 from fastfill_ray.retrieval.similarity import match_norms
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.snapshot import Snapshot
@@ -31,9 +30,7 @@ from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import F32, U64, Model, fingerprint
-
-T = TypeVar("T")
+from fastfill_ray.types import F32, U64, Bools, Model, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +81,14 @@ _loaded: dict[FileRef, Alignment] = {}
 
 @dataclass(frozen=True)
 class Scores:
-    """The finished stage: what made it; chunks: per unit the file with id, log_variance, priority, key, is_pair."""
+    """The finished stage: what made it; chunks: per unit the file with id, log_variance, priority, key, usable.
+
+    pair_keys: the file with the order keys of the pairs.
+    """
 
     fingerprint: str
     chunks: dict[str, FileRef]
+    pair_keys: FileRef
     unusable: int
     ids_digest: str
     scorer: Scorer
@@ -141,10 +142,11 @@ def score(context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: di
             "sha256": [output.sha256 for output in outputs],
         }
     )
-    data = table_bytes(table)
+    listed = put_content(files, partial(stage_output, "scores", name, "chunks.parquet"), table_bytes(table))
+    scored = {receipt.unit: receipt.outputs[0] for receipt in ordered}
     stage = Receipt(
         unit="scores",
-        outputs=(put_content(files, partial(stage_output, "scores", name, "chunks.parquet"), data),),
+        outputs=(listed, _put_pair_keys(context, name, scored, pair_offsets)),
         rows=snapshot.rows,
         ids_digest=combine_digests(receipt.ids_digest for receipt in ordered),
         seconds=sum(receipt.seconds for receipt in ordered),
@@ -233,11 +235,12 @@ def _scores_name(scorer: Scorer, snapshot: Snapshot) -> str:
 
 
 def _from_table(name: str, scorer: Scorer, stage: Receipt) -> Scores:
-    output = stage.outputs[0]
-    table = read_table(get_verified(scorer.files, output), name=output.path).to_pylist()
+    listed = stage.outputs[0]
+    table = read_table(get_verified(scorer.files, listed), name=listed.path).to_pylist()
     return Scores(
         fingerprint=name,
         chunks={row["unit"]: FileRef(path=row["path"], size=row["size"], sha256=row["sha256"]) for row in table},
+        pair_keys=stage.outputs[1],
         unusable=int(stage.details["unusable"]),
         ids_digest=stage.ids_digest,
         scorer=scorer,
@@ -279,8 +282,8 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
     if len(bad):
         priority[bad], log_variance[bad] = np.inf, np.inf
         keys[bad] = order_key(priority[bad], items.id_hash[bad])
-    is_pair = np.zeros(work.rows, bool)
-    is_pair[list(work.pairs)] = True
+    usable = np.ones(work.rows, bool)
+    usable[bad] = False
     data = table_bytes(
         pa.table(
             {
@@ -288,7 +291,7 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
                 "log_variance": log_variance,
                 "priority": priority,
                 "key": keys,
-                "is_pair": is_pair,
+                "usable": usable,
             }
         )
     )
@@ -308,9 +311,48 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
     return put_receipt(scorer.files, unit_receipt(folder, work.unit), receipt)
 
 
-def thresholds(context: Context, scores: Scores, targets: Sequence[int]) -> list[int]:
+@dataclass(frozen=True)
+class ScoredChunk:
+    """A chunk in the order of the snapshot, its score file, and the offsets of the pairs in it."""
+
+    unit: str
+    file: FileRef
+    pairs: tuple[int, ...]
+
+
+class ChunkKeys(NamedTuple):
+    """The rows of one chunk as their order sees them (n,): order keys, which are in wave 0, which have a stale vector,
+    and their ids.
+    """
+
+    keys: U64
+    is_first: Bools
+    usable: Bools
+    ids: pa.ChunkedArray
+
+
+def scored_groups(
+    snapshot: Snapshot, scores: Scores, pair_offsets: Mapping[str, tuple[int, ...]]
+) -> list[list[ScoredChunk]]:
+    """The snapshot's chunks in their order, in groups that one task counts."""
+    chunks = [
+        ScoredChunk(chunk.unit, scores.chunks[chunk.unit], pair_offsets.get(chunk.unit, ()))
+        for chunk in snapshot.chunks
+    ]
+    return [chunks[i : i + _CHUNKS_PER_TASK] for i in range(0, len(chunks), _CHUNKS_PER_TASK)]
+
+
+def read_chunk_keys(files: Files, chunk: ScoredChunk) -> ChunkKeys:
+    """What the score file of a chunk says of the order."""
+    table = read_table(get_verified(files, chunk.file), name=chunk.file.path, columns=["id", "key", "usable"])
+    is_first = np.zeros(table.num_rows, bool)
+    is_first[list(chunk.pairs)] = True
+    usable = table.column("usable").to_numpy(zero_copy_only=False)
+    return ChunkKeys(table.column("key").to_numpy(), is_first, usable, table.column("id"))
+
+
+def thresholds(context: Context, groups: Sequence[Sequence[ScoredChunk]], targets: Sequence[int]) -> list[int]:
     """The keys at which waves end: ``ordering.waves.find_thresholds`` over all score files."""
-    groups = _groups(scores)
 
     def histograms(prefixes: Sequence[int], level: int) -> Iterator[Histogram]:
         work = partial(_histogram, files=context.files, prefixes=tuple(prefixes), level=level)
@@ -320,52 +362,34 @@ def thresholds(context: Context, scores: Scores, targets: Sequence[int]) -> list
     return find_thresholds(targets, histograms)
 
 
-def count_units(context: Context, scores: Scores, cuts: Sequence[int], num_waves: int) -> np.ndarray:
-    """Rows per (chunk, wave): (chunks, W + 2) int64, the chunks in the order of their units' names."""
-    work = partial(_count, files=context.files, cuts=tuple(cuts), width=num_waves + 2)
-    parts = context.engine.run_tasks(work, _groups(scores), name="count waves", ordered=True)
-    return np.concatenate([part for _, part in parts])
-
-
-def pair_keys(engine: Engine, files: Files, scores: Scores, units: Sequence[str]) -> dict[int | str, int]:
-    """{id: order key} of the pairs, as the score files hold them: computed again, a key may fall into another wave.
-
-    Args:
-        units: of the chunks that hold pairs.
-    """
-    groups = [[(unit, scores.chunks[unit]) for unit in group] for group in _cut(sorted(units))]
-    keys: dict[int | str, int] = {}
-    for _, part in engine.run_tasks(partial(_pair_keys, files=files), groups, name="read pairs' keys"):
-        keys |= part
-    return keys
-
-
-def _pair_keys(group: list[tuple[str, FileRef]], *, files: Files) -> dict[int | str, int]:
-    keys: dict[int | str, int] = {}
-    for _, ref in group:
-        table = read_table(get_verified(files, ref), name=ref.path, columns=["id", "key", "is_pair"])
-        pairs = table.filter(table.column("is_pair"))
-        keys |= dict(zip(pairs.column("id").to_pylist(), pairs.column("key").to_pylist(), strict=True))
-    return keys
-
-
-def _cut(items: Sequence[T]) -> list[list[T]]:
-    return [list(items[i : i + _CHUNKS_PER_TASK]) for i in range(0, len(items), _CHUNKS_PER_TASK)]
-
-
-def _groups(scores: Scores) -> list[list[tuple[str, FileRef]]]:
-    return _cut(sorted(scores.chunks.items()))
-
-
-def _keys(files: Files, ref: FileRef) -> tuple[np.ndarray, np.ndarray]:
-    table = read_table(get_verified(files, ref), name=ref.path, columns=["key", "is_pair"])
-    return table.column("key").to_numpy(), table.column("is_pair").to_numpy(zero_copy_only=False)
-
-
-def _histogram(group: list[tuple[str, FileRef]], *, files: Files, prefixes: tuple[int, ...], level: int) -> Histogram:
-    parts = [keys[~is_pair] for keys, is_pair in (_keys(files, ref) for _, ref in group)]
+def _histogram(group: Sequence[ScoredChunk], *, files: Files, prefixes: tuple[int, ...], level: int) -> Histogram:
+    parts = [rows.keys[~rows.is_first] for rows in (read_chunk_keys(files, chunk) for chunk in group)]
     return key_histogram(np.concatenate(parts), prefixes, level)
 
 
-def _count(group: list[tuple[str, FileRef]], *, files: Files, cuts: tuple[int, ...], width: int) -> np.ndarray:
-    return np.stack([np.bincount(wave_of(*_keys(files, ref), cuts), minlength=width) for _, ref in group])
+def _put_pair_keys(
+    context: Context, name: str, scored: Mapping[str, FileRef], pair_offsets: Mapping[str, tuple[int, ...]]
+) -> FileRef:
+    """The pairs' order keys, as the score files hold them: computed again, a key may fall into another wave."""
+    chunks = [ScoredChunk(unit, scored[unit], offsets) for unit, offsets in sorted(pair_offsets.items())]
+    groups = [chunks[i : i + _CHUNKS_PER_TASK] for i in range(0, len(chunks), _CHUNKS_PER_TASK)]
+    read = partial(_pair_keys, files=context.files)
+    parts = [part for _, part in context.engine.run_tasks(read, groups, name="read pairs' keys", ordered=True)]
+    path_of = partial(stage_output, "scores", name, "pair-keys.parquet")
+    return put_content(context.files, path_of, table_bytes(pa.concat_tables(parts)))
+
+
+def _pair_keys(group: Sequence[ScoredChunk], *, files: Files) -> pa.Table:
+    tables = [
+        read_table(get_verified(files, chunk.file), name=chunk.file.path, columns=["id", "key"]).take(
+            pa.array(chunk.pairs, pa.int64())
+        )
+        for chunk in group
+    ]
+    return pa.concat_tables(tables)
+
+
+def read_pair_keys(files: Files, reference: FileRef) -> dict[int | str, int]:
+    """{id: order key} of the pairs."""
+    table = read_table(get_verified(files, reference), name=reference.path)
+    return dict(zip(table.column("id").to_pylist(), table.column("key").to_pylist(), strict=True))

@@ -38,7 +38,7 @@ class Assembler:
 
     context: Context
     job: BuildJob
-    buckets: Sequence[Bucket]
+    buckets: Mapping[int, Bucket]
     suspects: Set[str]
 
     def first(self, receipts: Mapping[str, Receipt]) -> Assembly:
@@ -47,8 +47,8 @@ class Assembler:
         Args:
             receipts: {unit: receipt} of the pairs.
         """
-        everything = tuple(range(len(self.job.thresholds) + 2))
-        work = [_work(number, bucket, 0, receipts, everything) for number, bucket in enumerate(self.buckets)]
+        everything = tuple(range(self.job.num_waves + 2))
+        work = [_work(number, bucket, 0, receipts, everything) for number, bucket in self.buckets.items()]
         return Assembly(build(self.context, self.job, work, "build 0"))
 
     def after(self, wave: int, versions: Sequence[Version], receipts: Mapping[int, Mapping[str, Receipt]]) -> Assembly:
@@ -71,7 +71,7 @@ class Assembler:
             raise CorruptFile(f"{self.context.files.root}/{paths[0]}, or its ids: damaged or gone", *paths)
         for segment in damaged:
             self._say(segment, versions)
-        work = [_work(number, bucket, wave, receipts[wave]) for number, bucket in enumerate(self.buckets)]
+        work = [_work(number, bucket, wave, receipts[wave]) for number, bucket in self.buckets.items()]
         built = build(self.context, self.job, [item for item in work if item.receipts[wave]], f"build {wave}")
         again = self._again(wave, kept, damaged, receipts) if damaged else Assembly(kept)
         segments = sorted([*again.segments, *built], key=lambda segment: (segment.bucket, segment.wave, segment.state))
@@ -140,12 +140,12 @@ def _work(
     number: int, bucket: Bucket, wave: int, receipts: Mapping[str, Receipt], stale_waves: tuple[int, ...] | None = None
 ) -> BucketWork:
     """A bucket's new segment of a wave, and stale ones: of the rows that were quarantined, or of `stale_waves`."""
-    done = {chunk.unit: receipts[chunk.unit] for chunk, _, _ in bucket if chunk.unit in receipts}
+    done = {unit: receipts[unit] for place in bucket if (unit := place.chunk.unit) in receipts}
     if stale_waves is not None:
         return BucketWork(number, bucket, (wave,), stale_waves, {wave: done})
     residual = (wave,) if any(receipt.quarantined for receipt in done.values()) else ()
     return BucketWork(
-        number, tuple(place for place in bucket if place[0].unit in done), (wave,), residual, {wave: done}
+        number, tuple(place for place in bucket if place.chunk.unit in done), (wave,), residual, {wave: done}
     )
 
 

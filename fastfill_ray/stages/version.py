@@ -14,6 +14,7 @@ from fastfill_ray.stages.build import gallery_buckets, make_build_job
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.evaluator import Evaluator, Served
 from fastfill_ray.stages.segments import Assembler, check_complete
+from fastfill_ray.stages.work import WorkList
 from fastfill_ray.storage.receipts import Receipt
 
 
@@ -22,6 +23,7 @@ class VersionMaker:
     """Makes the versions of one plan, in wave order.
 
     Args:
+        work: the plan's work list.
         epoch: the driver's claim; it goes into the names of segments.
         max_regression: of the objective, that the gate lets pass.
         suspects: paths of segments that were found damaged.
@@ -30,6 +32,7 @@ class VersionMaker:
     context: Context
     basis: Basis
     plan: Plan
+    work: WorkList
     epoch: int
     max_regression: float
     suspects: Set[str] = frozenset()
@@ -37,7 +40,7 @@ class VersionMaker:
     def __post_init__(self) -> None:
         basis, plan = self.basis, self.plan
         job = make_build_job(basis.scorer, plan, self.epoch)
-        buckets = gallery_buckets(basis.snapshot, basis.scores, plan.segment_rows)
+        buckets = gallery_buckets(basis.snapshot, self.work)
         self._assembler = Assembler(self.context, job, buckets, self.suspects)
         self._evaluator = Evaluator(self.context, basis, plan.thresholds)
 

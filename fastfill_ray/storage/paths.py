@@ -82,6 +82,16 @@ def units_path(plan: str, digest: str) -> str:
     return check_path(f"vectors/{plan}/units.{digest[:16]}.parquet")
 
 
+def work_path(plan: str, digest: str) -> str:
+    """What a plan says of each row of some chunks."""
+    return check_path(f"vectors/{plan}/rows.{digest[:16]}.parquet")
+
+
+def is_work_of(plan: str, path: str) -> bool:
+    """Whether `path` is one of ``work_path``."""
+    return path.startswith(f"vectors/{plan}/rows.")
+
+
 def chunk_unit(digest: str) -> str:
     """Unit id of a gallery chunk; digest: 16 hex digits that name its rows."""
     return f"c{digest}"

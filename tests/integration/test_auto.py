@@ -136,11 +136,10 @@ def test_expected_gain_sees_the_whole_gallery_though_chunks_are_scored_one_by_on
     evidence = Evidence(pairs, None, loaded.new_model.metric, {"ridge": alignment}, None, loaded.seed)
     proxies = evidence.reference(MapView("ridge"), ["expected_gain"]).proxies
     assert proxies is not None
-    item_rows = scored.column("id").to_pylist()
-    is_pair = dict(zip(item_rows, scored.column("is_pair").to_pylist(), strict=True))
+    pair_ids = set(pairs.ids.tolist())
     finite = np.array([np.isfinite(priority[item]) for item in workshop.ids.tolist()])
     old = synthetic.old_vectors(workshop.x)
-    others = finite & ~np.array([is_pair[item] for item in workshop.ids.tolist()])
+    others = finite & ~np.array([item in pair_ids for item in workshop.ids.tolist()])
     aligned = alignment(old)[0]
     proxies = with_thresholds(proxies, old[others], aligned[others])
     expected = expected_gain(old, aligned, proxies)

@@ -117,9 +117,9 @@ def read_at(stage: str, source: Source, span: Span) -> None:
         evaluate._usable_old(source, table, span)
     else:
         chunk: Any = SimpleNamespace(start=span.start, rows=span.rows)
-        reference: Any = None
+        listed: Any = None
         job: Any = SimpleNamespace(scorer=scorer)
-        build._read_beside(job, build.BucketWork(0, ((chunk, span.file, reference),), (), (), {}))
+        build._read_beside(job, build.BucketWork(0, (build.Place(chunk, span.file, listed),), (), (), {}))
 
 
 @pytest.mark.parametrize("stage", READERS)

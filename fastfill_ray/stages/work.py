@@ -1,0 +1,195 @@
+"""Which row is embedded when: per row in the work files of a plan, per chunk in its work list.
+
+Legend: n rows of a chunk, W waves. Waves are 0 (the pairs, and what is new already), 1..W, and W + 1 for the rest that
+no wave reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fastfill_ray.log.records import FileRef
+from fastfill_ray.ordering.ids import combine_digests, ids_digest
+from fastfill_ray.storage.arrow import read_table, table_bytes
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.paths import units_path, work_path
+from fastfill_ray.storage.refs import get_verified, put_content
+from fastfill_ray.types import Bools, Model
+
+# Where a row's new vector is: to be embedded, or in a segment of the version that the plan begins with; from 0 on the
+# number of the file that holds it.
+DUE, SERVED = -1, -2
+
+
+@dataclass(frozen=True)
+class RowWork:
+    """The rows of one chunk.
+
+    wave: (n,) in which they are new. stale: (n,) whether they have a stale vector until then. source: (n,) DUE, SERVED,
+    or the number of the file in `files` that holds the new vector already, in row source_row (n,).
+    """
+
+    wave: NDArray[np.int16]
+    stale: Bools
+    source: NDArray[np.int32]
+    source_row: NDArray[np.int32]
+    files: tuple[FileRef, ...] = ()
+
+    @classmethod
+    def of_due(cls, wave: NDArray[np.int16], stale: Bools) -> RowWork:
+        """Rows of which none is embedded."""
+        nowhere = np.full(len(wave), DUE, np.int32)
+        return cls(wave, stale, nowhere, nowhere)
+
+    def due(self, wave: int) -> Bools:
+        """(n,) the rows that are to be embedded in a wave."""
+        return (self.wave == wave) & (self.source == DUE)
+
+    def known(self, wave: int) -> Bools:
+        """(n,) the rows that become new in a wave with a vector that there is already."""
+        return (self.wave == wave) & (self.source >= 0)
+
+
+class ChunkWork(Model):
+    """One chunk in the work list. Each tuple has an entry per wave, (W + 2,).
+
+    file: the work file that holds its rows. due, known: rows, see ``RowWork``. absent, absent_digests: rows and ids of
+    those that have no stale vector, and are not served before their wave.
+    """
+
+    unit: str
+    bucket: int
+    file: FileRef
+    due: tuple[int, ...]
+    known: tuple[int, ...]
+    rows: tuple[int, ...]
+    absent: tuple[int, ...]
+    absent_digests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WorkList:
+    """A plan's chunks, in the order of the snapshot."""
+
+    chunks: tuple[ChunkWork, ...]
+
+    @property
+    def wave_rows(self) -> tuple[int, ...]:
+        """Rows per wave (W + 2,)."""
+        return tuple(np.array([chunk.rows for chunk in self.chunks], np.int64).sum(axis=0).tolist())
+
+    def absent(self, waves: Iterable[int]) -> tuple[int, str]:
+        """Rows that are absent while none of `waves` is embedded, and the digest of their ids."""
+        waves = list(waves)
+        rows = sum(chunk.absent[wave] for chunk in self.chunks for wave in waves)
+        digests = (chunk.absent_digests[wave] for chunk in self.chunks for wave in waves if chunk.absent[wave])
+        return rows, combine_digests(digests)
+
+
+def count_rows(unit: str, bucket: int, rows: RowWork, ids: pa.ChunkedArray, width: int) -> ChunkWork:
+    """A chunk's entry in the work list, its file left open.
+
+    Args:
+        ids: (n,) of its rows.
+        width: W + 2.
+    """
+    absent = ~rows.stale & (rows.source != SERVED)
+    digests = [""] * width
+    for wave in np.unique(rows.wave[absent]).tolist():
+        digests[wave] = ids_digest(ids.take(pa.array(np.flatnonzero(absent & (rows.wave == wave)))).to_pylist())
+
+    def per_wave(chosen: Bools) -> tuple[int, ...]:
+        return tuple(np.bincount(rows.wave[chosen], minlength=width).tolist())
+
+    return ChunkWork(
+        unit=unit,
+        bucket=bucket,
+        file=FileRef(path="open", size=0, sha256=""),
+        due=per_wave(rows.source == DUE),
+        known=per_wave(rows.source >= 0),
+        rows=per_wave(np.ones(len(rows.wave), bool)),
+        absent=per_wave(absent),
+        absent_digests=tuple(digests),
+    )
+
+
+def put_rows(files: Files, plan: str, chunks: Sequence[tuple[ChunkWork, RowWork]]) -> list[ChunkWork]:
+    """Store the rows of some chunks as one work file, and name it in their entries."""
+    table = pa.table(
+        {
+            "unit": [chunk.unit for chunk, _ in chunks],
+            "wave": pa.array([rows.wave for _, rows in chunks], pa.list_(pa.int16())),
+            "stale": pa.array([rows.stale for _, rows in chunks], pa.list_(pa.bool_())),
+            "source": pa.array([rows.source for _, rows in chunks], pa.list_(pa.int32())),
+            "source_row": pa.array([rows.source_row for _, rows in chunks], pa.list_(pa.int32())),
+            "files": pa.array([[_plain(file) for file in rows.files] for _, rows in chunks], _FILES),
+        }
+    )
+    reference = put_content(files, partial(work_path, plan), table_bytes(table))
+    return [chunk.model_copy(update={"file": reference}) for chunk, _ in chunks]
+
+
+_FILE = pa.struct([("path", pa.string()), ("size", pa.int64()), ("sha256", pa.string())])
+_FILES = pa.list_(_FILE)
+
+
+def _plain(file: FileRef) -> dict[str, object]:
+    return {"path": file.path, "size": file.size, "sha256": file.sha256}
+
+
+# The work file that this process read last, by its sha256: neighbouring chunks share one.
+_last_read: dict[str, dict[str, RowWork]] = {}
+
+
+def read_rows(files: Files, chunk: ChunkWork) -> RowWork:
+    """The rows of a chunk."""
+    return rows_in(files, chunk.file, chunk.unit)
+
+
+def rows_in(files: Files, reference: FileRef, unit: str) -> RowWork:
+    """The rows of a chunk in a work file."""
+    if (known := _last_read.get(reference.sha256)) is None:
+        table = read_table(get_verified(files, reference), name=reference.path)
+        known = {row: _rows_at(table, place) for place, row in enumerate(table.column("unit").to_pylist())}
+        _last_read.clear()
+        _last_read[reference.sha256] = known
+    return known[unit]
+
+
+def _rows_at(table: pa.Table, place: int) -> RowWork:
+    def values(name: str) -> np.ndarray:
+        return table.column(name)[place].values.to_numpy(zero_copy_only=False)
+
+    return RowWork(
+        wave=values("wave"),
+        stale=values("stale"),
+        source=values("source"),
+        source_row=values("source_row"),
+        files=tuple(FileRef(**file) for file in table.column("files")[place].as_py()),
+    )
+
+
+def put_work_list(files: Files, plan: str, work: WorkList) -> FileRef:
+    """Store a plan's work list."""
+    names = ("due", "known", "rows", "absent")
+    chunks = work.chunks
+    columns: dict[str, object] = {
+        "unit": [chunk.unit for chunk in chunks],
+        "bucket": pa.array([chunk.bucket for chunk in chunks], pa.int64()),
+        "file": pa.array([_plain(chunk.file) for chunk in chunks], _FILE),
+        **{name: pa.array([getattr(chunk, name) for chunk in chunks], pa.list_(pa.int64())) for name in names},
+        "absent_digests": pa.array([chunk.absent_digests for chunk in chunks], pa.list_(pa.string())),
+    }
+    return put_content(files, partial(units_path, plan), table_bytes(pa.table(columns)))
+
+
+def read_work_list(files: Files, reference: FileRef) -> WorkList:
+    """A plan's work list."""
+    table = read_table(get_verified(files, reference), name=reference.path)
+    return WorkList(tuple(map(ChunkWork.model_validate, table.to_pylist())))
