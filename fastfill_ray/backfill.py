@@ -22,14 +22,13 @@ from typing import Any, TextIO
 from fastfill_ray import process
 from fastfill_ray.alignment.maps import METHODS, Method
 from fastfill_ray.alignment.pairs import classifier_for
-from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings, shown_paths
+from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings
 from fastfill_ray.engine.interface import Engine
-from fastfill_ray.errors import ConfigError, CorruptFile, InputChanged, PlanMismatch, StorageError
+from fastfill_ray.errors import ConfigError, CorruptFile, StorageError
 from fastfill_ray.experiment.heldout import Evidence
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import check_pin
 from fastfill_ray.log.next_step import Step, next_step
 from fastfill_ray.log.records import Init, Plan, Publish
 from fastfill_ray.log.state import State
@@ -51,7 +50,7 @@ from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.sample import Sample, Sampling, sample
 from fastfill_ray.stages.score import Scorer, score
 from fastfill_ray.stages.segments import missing_files
-from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, read_snapshot, take_snapshot
+from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, take_snapshot
 from fastfill_ray.stages.train import TrainedAlignment, Training, classifier_digest, load_alignment, train_maps
 from fastfill_ray.stages.version import VersionMaker
 from fastfill_ray.stages.waves import Waves, overrun_rows
@@ -123,9 +122,12 @@ class _Run:
         self.unfit: int | None = None  # a version that was committed, but cannot be published any more
         self.listings = preflight.list_inputs(context.store, input_paths(config))
         self._unsaid = [f"{key}: {listing}" for key, listing in self.listings.items() if listing.skipped]
-        pins = preflight.input_pins(self.listings)
-        named = fingerprint([plan_settings(config, exclude_defaults=True), pins])
-        self.request = Request(named, plan_settings(config))
+        pins = {key: preflight.input_pins(listing) for key, listing in self.listings.items()}
+        named = fingerprint(
+            [plan_settings(config, exclude_defaults=True), [pin for each in pins.values() for pin in each]]
+        )
+        others = fingerprint({key: each for key, each in pins.items() if key != "gallery.path"})
+        self.request = Request(named, plan_settings(config), others)
 
     def act(self, alone: Heartbeat) -> BackfillResult:
         """Do what is not done yet. What is found damaged or gone under the root is made again, once.
@@ -262,7 +264,7 @@ class _Run:
         Raises:
             CorruptFile: files are gone, and this call makes no further version.
         """
-        files, log, version = self.context.files, self.log, state.plan_versions[-1]
+        files, log, version = self.context.files, self.log, state.versions[-1]
         if not (gone := missing_files(files, version)):
             self._claim()
             state = log.append(Publish(version=version.version))
@@ -276,26 +278,10 @@ class _Run:
         return state
 
     def _next(self, state: State) -> Step:
-        """``next_step``, with a mismatch explained by what differs."""
-        config, request = self.config, self.request
+        """``next_step`` of this call."""
         if self.unfit is not None:  # as if it were published: what comes next is another version
             state = state.model_copy(update={"published": (*state.published, self.unfit)})
-        try:
-            return next_step(state, request.fingerprint, last_wave=self.last_wave, rule=config.stop)
-        except PlanMismatch as error:
-            plan = state.plan
-            if plan is None or request.settings != plan.settings:
-                changes = preflight.changed_settings(request.settings, plan.settings if plan is not None else {})
-                raise PlanMismatch(
-                    f"{config.output}: {error}: {changes}. Put it back to finish the plan, or choose another output."
-                ) from None
-            for file in read_snapshot(self.context.files, plan.snapshot).gallery.files:
-                check_pin(self.context.store, file)
-            where = shown_paths(config.gallery.path)
-            raise InputChanged(
-                f"{config.output}: {error}: files were added to {where}, or the queries, qrels or "
-                "classifier changed. Restore what was planned, or choose another output."
-            ) from None
+        return next_step(state, self.request.fingerprint, last_wave=self.last_wave, rule=self.config.stop)
 
     def _preflight(self) -> Snapshot:
         """The gallery by its footers, once everything that can be refused before anything starts was looked at.

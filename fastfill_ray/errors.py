@@ -29,10 +29,6 @@ class ConfigError(RefusedError):
     """A key, column or value of the config cannot be used."""
 
 
-class PlanMismatch(RefusedError):
-    """The output root holds an unfinished plan made from other inputs or settings."""
-
-
 class SpaceMismatch(RefusedError):
     """Vectors of another model, direction, dimension or metric than the output root is bound to."""
 

@@ -243,7 +243,6 @@ def test_a_version_that_is_damaged_or_unknown_is_not_put_in_front_of_users(run: 
         ("CorruptFile", 1),
         ("QuarantineExceeded", 1),
         ("ConfigError", 2),
-        ("PlanMismatch", 2),
         ("SpaceMismatch", 2),
         ("StoreUnsupported", 2),
         ("NotPublished", 2),

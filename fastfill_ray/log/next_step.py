@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastfill_ray.config import StopConfig
-from fastfill_ray.errors import PlanMismatch
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide_stop
 
@@ -24,28 +23,30 @@ class Step:
 def next_step(state: State, request: str, *, last_wave: int | None = None, rule: StopConfig = _NO_RULE) -> Step:
     """Decide from the log alone.
 
-    A plan that `rule` stopped goes on as soon as the rule is loosened, and another request gets a plan of its own. A
-    rule that was tightened after the newest version ends the run too, but the log does not say so: like `last_wave` it
-    leaves the plan unfinished.
+    Another request, be it of a changed gallery or of other settings, gets a plan of its own at any time: what is
+    embedded is carried over to it. A plan that `rule` stopped goes on as soon as the rule is loosened. A rule that was
+    tightened after the newest version ends the run too, but the log does not say so: like `last_wave` it leaves the
+    plan unfinished.
 
     Args:
         request: fingerprint of what this run asks for.
-        last_wave: stop after the version of this wave (-1: after PLAN); None: go on to the end.
-
-    Raises:
-        PlanMismatch: the root holds an unfinished plan for another request.
+        last_wave: stop after the version of this wave, and not before the plan's first version (-1: after PLAN); None:
+            go on to the end.
     """
     plan, versions = state.plan, state.plan_versions
-    if versions and versions[-1].verdict.publish and versions[-1].version not in state.published:
+    newest = state.versions[-1] if state.versions else None
+    if newest is not None and newest.verdict.publish and newest.version not in state.published:
         return Step("publish")  # also where a driver died between the two records
-    if plan is None or (plan.request != request and state.ended):
+    if plan is None or plan.request != request:
         return Step("plan")
-    if plan.request != request:
-        raise PlanMismatch(f"plan {plan.plan} was made for another request and is not finished")
-    if (
-        state.finished
-        or decide_stop(plan, versions, rule).stop
-        or len(versions) > (len(plan.waves) if last_wave is None else last_wave)
-    ):
+    wave = state.next_wave
+    if wave is None or decide_stop(plan, versions, rule).stop or _is_enough(state, last_wave):
         return Step("stop")
-    return Step("version", wave=len(versions))
+    return Step("version", wave=wave)
+
+
+def _is_enough(state: State, last_wave: int | None) -> bool:
+    """Whether the last plan has what is asked for."""
+    if last_wave is None:
+        return False
+    return last_wave < 0 or (bool(state.plan_versions) and (state.next_wave or 0) > last_wave)

@@ -130,6 +130,19 @@ class Prediction(Model):
     high: float
 
 
+class Changes(Model):
+    """How the gallery of a plan differs from that of the version which the plan begins with, in items."""
+
+    added: int = Field(ge=0)
+    changed: int = Field(ge=0, description="embedded before, with another payload")
+    removed: int = Field(ge=0)
+
+    @property
+    def items(self) -> int:
+        """Items that differ."""
+        return self.added + self.changed + self.removed
+
+
 class Plan(Model):
     kind: Literal["PLAN"] = "PLAN"
     plan: str = Field(description="fingerprint of snapshot, pairs, alignment, policy, stale mode, waves and index")
@@ -174,6 +187,20 @@ class Plan(Model):
     )
     choice: ChoiceResult | None = Field(default=None, description="winner, runner-up, margin and trials")
     fusion: Fusion | None = Field(default=None, description="set iff the stale mode is fused")
+    version_waves: tuple[int, ...] = Field(
+        min_length=1,
+        description="the wave that each version of the plan stands after; the first one is not 0 where the plan begins "
+        "with a version that there is",
+    )
+    inputs: str = Field(default="", description="fingerprint of the pins of queries, qrels and classifier")
+    follows: str | None = Field(
+        default=None,
+        description="the plan whose pairs, map, policy and thresholds this one keeps for a changed gallery",
+    )
+    base: int | None = Field(default=None, description="the version that the plan begins with")
+    inherited: FileRef | None = Field(default=None, description="the segments of `base`, without what is not true now")
+    known: FileRef | None = Field(default=None, description="all new vectors that there were when the plan was made")
+    changes: Changes | None = Field(default=None, description="against `base`; null without one")
 
     @model_validator(mode="after")
     def _fusion_is_of_its_mode(self) -> Self:
@@ -205,6 +232,10 @@ class Version(Model):
     embed_seconds: float = Field(default=0.0, ge=0, description="the embedding part of `seconds`")
     flips: tuple[FlipValue, ...] = ()
     stopped: str | None = Field(default=None, description="why the config's `stop` ended the run here; null if not")
+    cause: Literal["wave", "change"] = Field(
+        default="wave", description="a change follows the gallery from `base` on, and does not pass the gate"
+    )
+    base: int | None = Field(default=None, description="the version that its segments began with; null for none")
 
 
 class Publish(Model):

@@ -34,6 +34,12 @@ class State(Model):
         return tuple(v for v in self.versions if self.plan is not None and v.plan == self.plan.plan)
 
     @property
+    def next_wave(self) -> int | None:
+        """The wave that the last plan's next version stands after; None if it has all of them, or there is no plan."""
+        made = len(self.plan_versions)
+        return self.plan.version_waves[made] if self.plan is not None and made < len(self.plan.version_waves) else None
+
+    @property
     def finished(self) -> bool:
         """The last plan's final version is committed."""
         versions = self.plan_versions
@@ -47,7 +53,7 @@ class State(Model):
 
     @property
     def ended(self) -> bool:
-        """The last plan is finished or was stopped: another may follow."""
+        """The last plan is finished or was stopped."""
         return self.finished or self.stopped is not None
 
     @property
@@ -90,7 +96,6 @@ def apply(state: State, record: Record) -> State:
     else:
         expect(record.epoch == state.epoch, f"written under epoch {record.epoch}, the claimed one is {state.epoch}")
         if isinstance(body, Plan):
-            expect(state.plan is None or state.ended, "the plan before is not finished")
             expect(all(body.plan != plan.plan for plan in state.plans), f"plan {body.plan} is in the log already")
             change["plans"] = (*state.plans, body)
         elif isinstance(body, Version):
@@ -99,7 +104,7 @@ def apply(state: State, record: Record) -> State:
                 f"belongs to plan {body.plan}, not the last one",
             )
             expect(body.version == len(state.versions), f"expected version {len(state.versions)}")
-            expect(body.wave == len(state.plan_versions), f"expected wave {len(state.plan_versions)}")
+            expect(body.wave == state.next_wave, f"is of wave {body.wave}, expected {state.next_wave}")
             change["versions"] = (*state.versions, body)
         elif isinstance(body, Publish):
             expect(state.version(body.version) is not None, f"publishes version {body.version}, which does not exist")

@@ -25,10 +25,15 @@ from fastfill_ray.types import fingerprint
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan is asked for: the config's part that it is bound to, and the fingerprint of that and the input."""
+    """What a plan is asked for.
+
+    fingerprint: of everything. settings: the config's part that a plan is bound to. inputs: fingerprint of the pins of
+    queries, qrels and classifier.
+    """
 
     fingerprint: str
     settings: dict[str, Any]
+    inputs: str
 
 
 def plan_name(basis: Basis, request: Request, number: int) -> str:
@@ -87,6 +92,8 @@ def make_plan(context: Context, basis: Basis, request: Request, number: int) -> 
         baseline_queries=per_query,
         sources=basis.sources,
         choices=decision.reasons,
+        version_waves=tuple(range(len(basis.waves) + 1)),
+        inputs=request.inputs,
         form=decision.form,
         fitted_by=decision.chosen_by,
         prediction=decision.prediction,

@@ -39,9 +39,9 @@ def list_inputs(store: InputStore, paths: Mapping[str, str | Sequence[str] | Non
     return listings
 
 
-def input_pins(listings: Mapping[str, Listing]) -> list[list[Any]]:
+def input_pins(listing: Listing) -> list[list[Any]]:
     """Path, size and tag of every input file."""
-    return [[file.path, file.size, file.tag] for listing in listings.values() for file in listing.files]
+    return [[file.path, file.size, file.tag] for file in listing.files]
 
 
 def check_output(output: str, listings: Mapping[str, Listing]) -> None:

@@ -55,7 +55,7 @@ class Root:
             Plan(
                 plan="p", request="r", settings={}, ids_digest=digest, snapshot="s", pairs="p", alignment="a",
                 scores="s", method="ridge", policy="random", waves=(1.0,), thresholds=(0,), fusion=self.fusion,
-                stale_mode="aligned" if self.fusion is None else "fused",
+                version_waves=tuple(range(10)),                stale_mode="aligned" if self.fusion is None else "fused",
                 wave_rows=(0, rows), rows=rows, unusable_rows=0, factory=self.factory, stale_factory=self.factory,
                 segment_rows=100, units=nothing, templates={}, objective="o", baselines={}, baseline_queries=None,
             )

@@ -100,6 +100,7 @@ def plan(**changes: object) -> Plan:
         "stale_mode": "aligned",
         "waves": FRACTIONS,
         "thresholds": (5, 4, 3, 2, 0),
+        "version_waves": (0, 1, 2, 3, 4, 5),
         "wave_rows": (301, 451, 751, 1503, 3006),
         "rows": ITEMS,
         "unusable_rows": 0,
