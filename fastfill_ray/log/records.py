@@ -202,6 +202,15 @@ class Plan(Model):
     known: FileRef | None = Field(default=None, description="all new vectors that there were when the plan was made")
     changes: Changes | None = Field(default=None, description="against `base`; null without one")
 
+    def newest_wave(self, version: int) -> int:
+        """The last wave whose rows are new in a version of the plan, counted from 0.
+
+        The first version of a plan that follows shows the gallery as it is, before anything of it is embedded, unless
+        it is the only one.
+        """
+        is_change = self.follows is not None and version == 0 and len(self.version_waves) > 1
+        return 0 if is_change else self.version_waves[version]
+
     @model_validator(mode="after")
     def _fusion_is_of_its_mode(self) -> Self:
         if (self.stale_mode == "fused") != (self.fusion is not None):

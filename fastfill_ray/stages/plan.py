@@ -119,7 +119,7 @@ def _place(group: Sequence[ScoredChunk], *, files: Files, plan: str, cuts: tuple
     for chunk in group:
         scored = read_chunk_keys(files, chunk)
         rows = RowWork.of_due(wave_of(scored.keys, scored.is_first, cuts), scored.usable)
-        placed.append((count_rows(chunk.unit, 0, rows, scored.ids, len(cuts) + 2), rows))
+        placed.append((count_rows(chunk.unit, 0, rows, scored.item_keys, len(cuts) + 2), rows))
     return put_rows(files, plan, placed)
 
 

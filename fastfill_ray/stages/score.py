@@ -17,7 +17,7 @@ from fastfill_ray.inputs.gallery import Source, item_labels, item_weights, mappe
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
 from fastfill_ray.log.records import FileRef
-from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
+from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest, item_keys
 from fastfill_ray.ordering.policies import LABELLED, ItemColumns, Policy, Reference, priority_of
 from fastfill_ray.ordering.proxies import Proxies, merge_top, top_scores
 from fastfill_ray.ordering.waves import Histogram, find_thresholds, key_histogram, order_key
@@ -329,6 +329,10 @@ class ChunkKeys(NamedTuple):
     is_first: Bools
     usable: Bools
     ids: pa.ChunkedArray
+
+    def item_keys(self) -> U64:
+        """The keys (n, 2) of the items."""
+        return item_keys(self.ids.to_pylist())
 
 
 def scored_groups(

@@ -6,7 +6,7 @@ no wave reaches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,16 +15,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastfill_ray.log.records import FileRef
-from fastfill_ray.ordering.ids import combine_digests, ids_digest
+from fastfill_ray.ordering.ids import combine_digests, keys_digest
 from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import units_path, work_path
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import Bools, Model
+from fastfill_ray.types import U64, Bools, Model
 
 # Where a row's new vector is: to be embedded, or in a segment of the version that the plan begins with; from 0 on the
 # number of the file that holds it.
 DUE, SERVED = -1, -2
+
+
+class VectorFile(Model):
+    """The new vectors of a unit, and what is known of their items, row by row."""
+
+    vectors: FileRef
+    items: FileRef
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class RowWork:
     stale: Bools
     source: NDArray[np.int32]
     source_row: NDArray[np.int32]
-    files: tuple[FileRef, ...] = ()
+    files: tuple[VectorFile, ...] = ()
 
     @classmethod
     def of_due(cls, wave: NDArray[np.int16], stale: Bools) -> RowWork:
@@ -92,17 +99,17 @@ class WorkList:
         return rows, combine_digests(digests)
 
 
-def count_rows(unit: str, bucket: int, rows: RowWork, ids: pa.ChunkedArray, width: int) -> ChunkWork:
+def count_rows(unit: str, bucket: int, rows: RowWork, keys: Callable[[], U64], width: int) -> ChunkWork:
     """A chunk's entry in the work list, its file left open.
 
     Args:
-        ids: (n,) of its rows.
+        keys: gives the keys (n, 2) of its items; asked for only where some are absent.
         width: W + 2.
     """
     absent = ~rows.stale & (rows.source != SERVED)
     digests = [""] * width
     for wave in np.unique(rows.wave[absent]).tolist():
-        digests[wave] = ids_digest(ids.take(pa.array(np.flatnonzero(absent & (rows.wave == wave)))).to_pylist())
+        digests[wave] = keys_digest(keys()[absent & (rows.wave == wave)])
 
     def per_wave(chosen: Bools) -> tuple[int, ...]:
         return tuple(np.bincount(rows.wave[chosen], minlength=width).tolist())
@@ -128,19 +135,15 @@ def put_rows(files: Files, plan: str, chunks: Sequence[tuple[ChunkWork, RowWork]
             "stale": pa.array([rows.stale for _, rows in chunks], pa.list_(pa.bool_())),
             "source": pa.array([rows.source for _, rows in chunks], pa.list_(pa.int32())),
             "source_row": pa.array([rows.source_row for _, rows in chunks], pa.list_(pa.int32())),
-            "files": pa.array([[_plain(file) for file in rows.files] for _, rows in chunks], _FILES),
+            "files": pa.array([[file.model_dump() for file in rows.files] for _, rows in chunks], pa.list_(_VECTORS)),
         }
     )
     reference = put_content(files, partial(work_path, plan), table_bytes(table))
     return [chunk.model_copy(update={"file": reference}) for chunk, _ in chunks]
 
 
-_FILE = pa.struct([("path", pa.string()), ("size", pa.int64()), ("sha256", pa.string())])
-_FILES = pa.list_(_FILE)
-
-
-def _plain(file: FileRef) -> dict[str, object]:
-    return {"path": file.path, "size": file.size, "sha256": file.sha256}
+_FILE = pa.struct([("path", pa.string()), ("size", pa.int64()), ("sha256", pa.string()), ("tag", pa.string())])
+_VECTORS = pa.struct([("vectors", _FILE), ("items", _FILE)])
 
 
 # The work file that this process read last, by its sha256: neighbouring chunks share one.
@@ -171,7 +174,7 @@ def _rows_at(table: pa.Table, place: int) -> RowWork:
         stale=values("stale"),
         source=values("source"),
         source_row=values("source_row"),
-        files=tuple(FileRef(**file) for file in table.column("files")[place].as_py()),
+        files=tuple(map(VectorFile.model_validate, table.column("files")[place].as_py())),
     )
 
 
@@ -182,7 +185,7 @@ def put_work_list(files: Files, plan: str, work: WorkList) -> FileRef:
     columns: dict[str, object] = {
         "unit": [chunk.unit for chunk in chunks],
         "bucket": pa.array([chunk.bucket for chunk in chunks], pa.int64()),
-        "file": pa.array([_plain(chunk.file) for chunk in chunks], _FILE),
+        "file": pa.array([chunk.file.model_dump() for chunk in chunks], _FILE),
         **{name: pa.array([getattr(chunk, name) for chunk in chunks], pa.list_(pa.int64())) for name in names},
         "absent_digests": pa.array([chunk.absent_digests for chunk in chunks], pa.list_(pa.string())),
     }

@@ -87,6 +87,26 @@ def work_path(plan: str, digest: str) -> str:
     return check_path(f"vectors/{plan}/rows.{digest[:16]}.parquet")
 
 
+def known_path(digest: str) -> str:
+    """One partition of the known vectors."""
+    return check_path(f"known/{digest[:16]}.parquet")
+
+
+def known_list_path(digest: str) -> str:
+    """The list of all known vectors' files and partitions."""
+    return check_path(f"known/{digest[:16]}.json")
+
+
+def compared_path(digest: str) -> str:
+    """What a comparison of two snapshots found in one partition."""
+    return check_path(f"compared/{digest[:16]}.parquet")
+
+
+def inherited_path(plan: str, digest: str) -> str:
+    """The segments that a plan begins with."""
+    return check_path(f"vectors/{plan}/inherited.{digest[:16]}.json")
+
+
 def is_work_of(plan: str, path: str) -> bool:
     """Whether `path` is one of ``work_path``."""
     return path.startswith(f"vectors/{plan}/rows.")

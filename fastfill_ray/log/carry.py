@@ -1,0 +1,78 @@
+"""What a new plan keeps of the log, and the waves that are left to it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastfill_ray.log.records import Plan, Version
+from fastfill_ray.log.state import State
+
+# Where the gallery lies and how a change of it is seen: neither says which map or order is best.
+_OF_THE_GALLERY_ALONE = ("path", "version_column")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What there is when a plan is made.
+
+    base: the version that is served; the plan begins with its segments. plan: that it is of. versions: of that plan,
+    in order. follows: whether map, policy, calibration and thresholds are kept, because only the gallery has changed.
+    """
+
+    base: Version
+    plan: Plan
+    versions: tuple[Version, ...]
+    follows: bool
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether nothing that is served is stale: then nothing has to be ordered any more."""
+        return all(segment.state == "new" for segment in self.base.segments)
+
+    @property
+    def root(self) -> str:
+        """The plan that map and thresholds are from."""
+        return self.plan.follows or self.plan.plan
+
+    @property
+    def catch_up(self) -> int:
+        """The wave of what should be new by now and is not: of changed items, and of late ones. Never 0, the pairs'."""
+        if self.is_steady:
+            return len(self.plan.waves)
+        return max(1, self.versions[-1].wave)
+
+    def version_waves(self, rows: tuple[int, ...]) -> tuple[int, ...]:
+        """``Plan.version_waves`` of a plan that follows.
+
+        Args:
+            rows: to become new per wave (W + 2,); none in waves 1 to ``catch_up`` - 1.
+        """
+        last = len(self.plan.waves)
+        if self.is_steady or not any(rows[1 : last + 1]):
+            return (last if self.is_steady else self.base.wave,)
+        through = self.catch_up
+        later = tuple(range(through + 1, last + 1))
+        return (self.base.wave, *((through,) if rows[through] else ()), *later)
+
+
+def what_is_kept(state: State, settings: Mapping[str, Any], inputs: str) -> Kept | None:
+    """What a plan that is made now keeps; None while nothing is published.
+
+    Args:
+        settings: of the new plan, as ``Plan.settings``. inputs: as ``Plan.inputs``.
+    """
+    base = None if state.serving is None else state.version(state.serving)
+    if base is None:
+        return None
+    plan = next(plan for plan in state.plans if plan.plan == base.plan)
+    versions = tuple(version for version in state.versions if version.plan == plan.plan)
+    follows = plan.inputs == inputs and _bound(plan.settings) == _bound(settings)
+    return Kept(base, plan, versions, follows)
+
+
+def _bound(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan that follows has in common with the plan before."""
+    gallery = {key: value for key, value in settings.get("gallery", {}).items() if key not in _OF_THE_GALLERY_ALONE}
+    return {**settings, "gallery": gallery}
