@@ -145,6 +145,9 @@ class GalleryConfig(Part):
     group_column: str | None = Field(None, description="subgroup of an item; kept with the index for per-group figures")
     weight_column: str | None = Field(None, description="how often an item is asked for; multiplies its priority")
     side_column: str | None = Field(None, description="cheap features per item, which the map reads beside the vector")
+    version_column: str | None = Field(
+        None, description="changes when an item's payload does, such as updated_at or an etag; a single value"
+    )
 
 
 class QueriesConfig(Part):

@@ -49,6 +49,8 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "segment, shortest config": ("bare", ("index/*/w*.faiss", "index/*/w*.ids.parquet")),
     "hits": ("wave", ("evaluation/*/s*.parquet", "evaluation/*/s*.receipt.json")),
     "evaluation": ("wave", ("evaluation/*/old-old.*.parquet", "evaluation/*/wave-01.*.parquet")),
+    "items of pairs": ("plan", ("pairs/*/items.*.parquet",)),
+    "items of a wave": ("wave", ("vectors/*/wave=02/items.*.parquet",)),
 }
 MUTATIONS = ("flip", "truncate", "swap", "append", "remove")
 

@@ -166,12 +166,12 @@ def elements_of(array: pa.Array, dtype: str) -> Elements:
         dtype: element type of bytes: numpy's name, or bfloat16.
     """
     if pa.types.is_fixed_size_binary(array.type) or is_bytes(array.type):
-        flat, lengths = _bytes_of(array)
+        flat, lengths = bytes_of(array)
         return Elements(flat, lengths, numpy_dtype(dtype).itemsize, dtype)
-    values, lengths = _values_of(array)
+    values, lengths = values_of(array)
     if pa.types.is_fixed_size_binary(values.type) or isinstance(values, pa.ExtensionArray):
         values = plain(values)
-        numbers = as_float32(_bytes_of(values)[0], dtype)
+        numbers = as_float32(bytes_of(values)[0], dtype)
         return Elements(np.where(nulls_of(values), np.float32(np.nan), numbers), lengths, 1, "")
     if pa.types.is_null(values.type):
         values = values.cast(pa.float32())
@@ -192,21 +192,21 @@ def as_float32(flat: np.ndarray, dtype: str) -> F32:
         return np.require(values.astype(np.float32, copy=False), requirements="A")
 
 
-def _bytes_of(array: pa.Array) -> tuple[np.ndarray, I64]:
-    """All bytes (B,) uint8 and the bytes of each row (N,)."""
+def bytes_of(array: pa.Array) -> tuple[np.ndarray, I64]:
+    """All bytes (B,) uint8 and the bytes of each row (N,), of any of Arrow's bytes or strings."""
     rows, first = len(array), array.offset
     if pa.types.is_fixed_size_binary(array.type):
         width, data = int(array.type.byte_width), array.buffers()[1]
         if not rows or data is None:
             return np.empty(0, np.uint8), np.zeros(rows, np.int64)
         return _read_only(data)[first * width : (first + rows) * width], np.full(rows, width)
-    if pa.types.is_binary_view(array.type):
+    if pa.types.is_binary_view(array.type) or pa.types.is_string_view(array.type):
         array = array.cast(pa.large_binary())
         first = array.offset
     _, places, data = array.buffers()
     if not rows or data is None or places is None:
         return np.empty(0, np.uint8), np.zeros(rows, np.int64)
-    width = 8 if pa.types.is_large_binary(array.type) else 4
+    width = 8 if pa.types.is_large_binary(array.type) or pa.types.is_large_string(array.type) else 4
     offsets = np.frombuffer(places, f"<i{width}", rows + 1, first * width).astype(np.int64)
     return _read_only(data)[offsets[0] : offsets[-1]], np.diff(offsets)
 
@@ -215,7 +215,7 @@ def _read_only(data: pa.Buffer) -> np.ndarray:
     return np.frombuffer(memoryview(data).toreadonly(), np.uint8)
 
 
-def _values_of(array: pa.Array) -> tuple[pa.Array, I64]:
+def values_of(array: pa.Array) -> tuple[pa.Array, I64]:
     """The elements of all lists, one after the other, and the elements of each row (N,)."""
     rows = len(array)
     if pa.types.is_fixed_size_list(array.type):

@@ -398,6 +398,19 @@ def check_payload(field: pa.Field) -> None:
     """Anything that Arrow can give Python is a payload.
 
     Raises:
-        InputError: tensors whose shape cannot be read.
+        InputError: tensors whose shape cannot be read, also within lists and structs.
     """
     tensor_of(field)
+    kind = plain_type(field.type)
+    if pa.types.is_nested(kind):
+        for place in range(kind.num_fields):
+            check_payload(kind.field(place))
+
+
+def check_version(field: pa.Field) -> None:
+    """Raises InputError for what is no single value: lists, structs, maps, tensors."""
+    if pa.types.is_nested(plain_type(field.type)):
+        raise InputError(
+            f"column {field.name!r} is {field.type}: a version is a single value, such as a time, a number or text. "
+            "Name a column that holds one."
+        )

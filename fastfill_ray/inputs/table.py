@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from fastfill_ray.errors import ConfigError, InputError
 from fastfill_ray.inputs.kinds import (
     check_payload,
+    check_version,
     common_dim,
     id_kind,
     naming,
@@ -33,7 +34,7 @@ from fastfill_ray.inputs.locate import InputFile, InputStore
 from fastfill_ray.inputs.parquet import Footer, PartitionValue, PinnedFile, Span, leaf_columns, read_footer, read_spans
 from fastfill_ray.types import IdType, Model
 
-Role = Literal["id", "vector", "label", "group", "weight", "payload"]
+Role = Literal["id", "vector", "label", "group", "weight", "payload", "version"]
 # A partition's folder is called so where the column is null.
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _THREADS = 16
@@ -203,6 +204,9 @@ def _kind_in(column: Column, file: PinnedFile, schema: pa.Schema) -> str | None:
     if column.role == "group":
         check_group(field)
         return None
+    if column.role == "version":
+        check_version(field)
+        return None
     with naming(f"column {column.name!r} ({column.key})"):
         kind = label_kind(field.type)
     return None if kind in ("null", "list of null") else kind
@@ -259,7 +263,7 @@ def _is_integer(value: PartitionValue) -> bool:
 def _constant_kind(column: Column, value: PartitionValue) -> str | None:
     if column.role in ("id", "vector"):
         raise InputError(f"column {column.name!r} ({column.key}) is only in the folder's name; a column is expected")
-    if value is None or column.role in ("payload", "group"):
+    if value is None or column.role in ("payload", "group", "version"):
         return None
     if column.role == "weight":
         if isinstance(value, str):

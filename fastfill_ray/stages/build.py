@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -22,7 +22,7 @@ from fastfill_ray.ordering.partition import Chunk
 from fastfill_ray.retrieval.fusion import Fusion, fuse
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.embed import read_vectors
+from fastfill_ray.stages.embed import read_items, read_vectors
 from fastfill_ray.stages.score import Scorer
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.work import ChunkWork, WorkList, read_rows
@@ -153,7 +153,9 @@ def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
         ids, vectors = read_vectors(files, receipts, dim)
         embedded.update(ids)
         if ids:
-            segments.append(_put_segment(job, work.bucket, wave, "new", ids, vectors, beside))
+            items = read_items(files, receipts)
+            columns = {**_columns(ids, beside), "payload": items.column("payload"), "version": items.column("version")}
+            segments.append(_put_segment(job, work.bucket, wave, "new", ids, vectors, columns))
     if gallery is not None:
         ids_all, old, side, waves, usable = gallery
         missing = (
@@ -167,7 +169,7 @@ def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
                 if job.fusion is not None:
                     stale = fuse(old[rows], aligned, job.fusion, job.scorer.source.metric)
                 ids = [ids_all[row] for row in rows]
-                segments.append(_put_segment(job, work.bucket, wave, "stale", ids, stale, beside))
+                segments.append(_put_segment(job, work.bucket, wave, "stale", ids, stale, _columns(ids, beside)))
     return segments
 
 
@@ -217,6 +219,14 @@ def _read_beside(job: BuildJob, work: BucketWork) -> _Beside:
     return beside
 
 
+def _columns(ids: Sequence[int | str], beside: _Beside) -> dict[str, pa.Array | pa.ChunkedArray]:
+    """What stands beside these ids, in their order."""
+    return {
+        name: pa.array([beside.values[value][position] for value in ids], kind)
+        for position, (name, kind) in enumerate(beside.types.items())
+    }
+
+
 def _put_segment(
     job: BuildJob,
     bucket: int,
@@ -224,17 +234,16 @@ def _put_segment(
     state: Literal["stale", "new"],
     ids: list[int | str],
     vectors: np.ndarray,
-    beside: _Beside,
+    columns: Mapping[str, pa.Array | pa.ChunkedArray],
 ) -> Segment:
+    """columns: what stands beside the ids."""
     files, source = job.scorer.files, job.scorer.source
     template = get_verified(files, job.templates[state])
     index_path, ids_path = segment_paths(job.plan, wave, bucket, state, job.epoch, uuid.uuid4().hex)
-    columns: dict[str, object] = {"id": id_array(ids, source.id_type)}
-    for position, (name, kind) in enumerate(beside.types.items()):
-        columns[name] = pa.array([beside.values[value][position] for value in ids], kind)
+    beside = pa.table({"id": id_array(ids, source.id_type), **columns})
     # A record names only what was read back.
     index = tagged(files, put_file(files, index_path, build_index(template, vectors, source.metric)))
-    table = tagged(files, put_file(files, ids_path, table_bytes(pa.table(columns))))
+    table = tagged(files, put_file(files, ids_path, table_bytes(beside)))
     fusion = job.fusion if state == "stale" else None
     return Segment(
         bucket=bucket,

@@ -1,7 +1,8 @@
 """Units of embedding work in, receipts out. Everything that is ever embedded passes through here.
 
 A unit is a fixed set of rows of one file. Its vectors are written by the worker that computed them and never come back
-to the driver: the receipt does.
+to the driver: the receipt does. Of items the worker also writes the digests of what it read: later they tell whether an
+item changed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fastfill_ray.embedders.protocol import MAX_REASON_CHARS, Embedder, Role, em
 from fastfill_ray.embedders.watchdog import Watched, build_limit_s, ends_process_after
 from fastfill_ray.engine.interface import Attempt, PoolWork
 from fastfill_ray.errors import EmbedderError, InputError
+from fastfill_ray.inputs.changes import DIGEST_BYTES, payload_digests, version_digests
 from fastfill_ray.inputs.encodings import take_rows
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.kinds import read_ids
@@ -31,15 +33,15 @@ from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_around, read_spans
 from fastfill_ray.inputs.payload import payload_values
 from fastfill_ray.log.records import FileRef
-from fastfill_ray.ordering.ids import ids_digest
+from fastfill_ray.ordering.ids import item_keys, keys_digest
 from fastfill_ray.sanitize import one_line
 from fastfill_ray.stages.work import rows_in
-from fastfill_ray.storage.arrow import id_array, read_table, stored_vectors, table_bytes, vector_column
+from fastfill_ray.storage.arrow import id_array, keys_column, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import unit_output, unit_receipt
+from fastfill_ray.storage.paths import items_output, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import F32, I64, IdType, Model, fingerprint
+from fastfill_ray.types import F32, I64, U64, IdType, Model, fingerprint
 
 # Waits before rows whose call raised are embedded again: the network, a device or a service may be back by then.
 RETRY_DELAYS_S: tuple[float, ...] = (0.5, 2.0, 8.0)
@@ -105,7 +107,7 @@ class Models:
 class Job:
     """What every worker of the pool needs to know.
 
-    retry_delays_s: waits before what raised is tried again.
+    new_space: fingerprint of the new model. retry_delays_s: waits before what raised is tried again.
     """
 
     files: Files
@@ -115,11 +117,18 @@ class Job:
     payload_columns: tuple[str, ...]
     query_payload_columns: tuple[str, ...]
     spaces: dict[str, Space]
+    new_space: str = ""
     retry_delays_s: tuple[float, ...] = ()
+    version_column: str | None = None
 
-    def columns(self, role: Role) -> tuple[str | None, tuple[str, ...]]:
-        """The id column (queries go by their row in the file) and the payload columns."""
-        return (self.id_column, self.payload_columns) if role == "item" else (None, self.query_payload_columns)
+    def payload(self, role: Role) -> tuple[str, ...]:
+        """The columns that the embedder reads."""
+        return self.payload_columns if role == "item" else self.query_payload_columns
+
+    @property
+    def item_columns(self) -> tuple[str, ...]:
+        """What is kept of an item's row beside its id: the payload columns, and the version column."""
+        return self.payload_columns if self.version_column is None else (*self.payload_columns, self.version_column)
 
 
 def make_job(source: Source, files: Files, queries: QueriesConfig | None, models: Models) -> Job:
@@ -133,7 +142,9 @@ def make_job(source: Source, files: Files, queries: QueriesConfig | None, models
         payload_columns=gallery.payload_columns,
         query_payload_columns=queries.payload_columns if queries is not None else (),
         spaces=models.spaces(source.old_dim),
+        new_space=models.fingerprints()["new"],
         retry_delays_s=RETRY_DELAYS_S,
+        version_column=gallery.version_column,
     )
 
 
@@ -184,17 +195,16 @@ def grouped(units: Iterable[Unit]) -> list[list[Unit]]:
 
 
 def read_units(job: Job, units: Sequence[Unit]) -> Iterator[pa.Table]:
-    """Each unit's rows: columns ``__row`` (row in the file), ``__id``, and the payload columns.
+    """Each unit's rows: columns ``__row`` (row in the file), ``__id``, the payload columns, items' version column.
 
     Args:
         units: of one role.
     """
-    id_column, payload = job.columns(units[0].role)
-    if id_column is None:  # queries: a sample of a file of any size
+    if units[0].role == "query":  # a sample of a file of any size; queries go by their row in it
         for unit in units:
-            yield _sampled_rows(job, unit, payload)
+            yield _sampled_rows(job, unit)
         return
-    columns = [id_column, *payload]
+    columns = [job.id_column, *job.item_columns]
     for unit, table in zip(units, read_spans(job.store, (unit.span for unit in units), columns), strict=True):
         yield _rows_of(job, unit, table)
 
@@ -213,9 +223,9 @@ def _offsets(job: Job, unit: Unit) -> I64:
     return offsets
 
 
-def _sampled_rows(job: Job, unit: Unit, payload: Sequence[str]) -> pa.Table:
-    """The rows of queries; they go by their row in the file."""
-    rows = _offsets(job, unit) + unit.start
+def _sampled_rows(job: Job, unit: Unit) -> pa.Table:
+    """The rows of queries."""
+    rows, payload = _offsets(job, unit) + unit.start, job.query_payload_columns
     parts = [take_rows(table, places) for _, table, places in read_around(job.store, unit.file, rows, payload)]
     numbers = pa.array(rows)
     return _payload_table(numbers, numbers, pa.concat_tables(parts), payload)
@@ -226,11 +236,11 @@ def _rows_of(job: Job, unit: Unit, table: pa.Table) -> pa.Table:
     offsets = _offsets(job, unit)
     chosen = take_rows(table, offsets) if len(offsets) < unit.length else table
     ids = id_array(read_ids(chosen, job.id_column, job.id_type), job.id_type)
-    return _payload_table(pa.array(offsets + unit.start), ids, chosen, job.payload_columns)
+    return _payload_table(pa.array(offsets + unit.start), ids, chosen, job.item_columns)
 
 
-def _payload_table(rows: pa.Array, ids: pa.Array, table: pa.Table, payload: Sequence[str]) -> pa.Table:
-    fields = [table.schema.field(name) for name in dict.fromkeys(payload)]  # their metadata may say what they hold
+def _payload_table(rows: pa.Array, ids: pa.Array, table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    fields = [table.schema.field(name) for name in dict.fromkeys(columns)]  # their metadata may say what they hold
     return pa.Table.from_arrays(
         [rows, ids, *(table.column(field.name) for field in fields)],
         schema=pa.schema([pa.field("__row", pa.int64()), pa.field("__id", ids.type), *fields]),
@@ -238,22 +248,29 @@ def _payload_table(rows: pa.Array, ids: pa.Array, table: pa.Table, payload: Sequ
 
 
 def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receipt:
-    """Embed a unit's rows and write the vectors, then the receipt unless it has bad rows. Rows in = rows out + bad."""
+    """Embed a unit's rows and write the vectors, of items also what is known of them, then the receipt unless it has
+    bad rows. Rows in = rows out + bad.
+    """
     start = time.monotonic()
     vectors, unusable = _embed_table(job, unit, table, model)
     ids, rows = table.column("__id").to_pylist(), table.column("__row").to_pylist()
     kept = np.array([i for i in range(table.num_rows) if i not in unusable], dtype=np.int64)
+    keys = item_keys([ids[i] for i in kept])
     outputs: tuple[FileRef, ...] = ()
     if len(kept):
         data = table_bytes(pa.table({"id": table.column("__id").take(kept), "vector": vector_column(vectors[kept])}))
         outputs = (put_content(job.files, partial(unit_output, unit.folder, unit.unit), data),)
+        if unit.role == "item":
+            items = table_bytes(_items(job, table, kept, keys))
+            outputs += (put_content(job.files, partial(items_output, unit.folder, unit.unit), items),)
     receipt = Receipt(
         unit=unit.unit,
         outputs=outputs,
         rows=len(kept),
-        ids_digest=ids_digest(ids[i] for i in kept),
+        ids_digest=keys_digest(keys),
         quarantined=tuple(Quarantined(id=ids[i], row=rows[i], reason=reason) for i, reason in sorted(unusable.items())),
         seconds=time.monotonic() - start,
+        details={"space": job.new_space} if unit.role == "item" else {},
     )
     if receipt.rows + len(receipt.quarantined) != unit.rows:
         raise EmbedderError(f"{unit.folder}/{unit.unit}: {unit.rows} rows in, {receipt.rows} out, {len(unusable)} bad")
@@ -261,13 +278,21 @@ def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receip
     return receipt if receipt.quarantined else keep_receipt(job.files, unit, receipt)
 
 
+def _items(job: Job, table: pa.Table, kept: I64, keys: U64) -> pa.Table:
+    """Of the rows `kept` (N,), whose keys are (N, 2): the digests of what was read of them."""
+    version = pa.nulls(table.num_rows, pa.binary(DIGEST_BYTES))
+    if job.version_column is not None:
+        version = version_digests(table, job.version_column)
+    payload = payload_digests(table, job.payload_columns)
+    return pa.table({"key": keys_column(keys), "payload": payload.take(kept), "version": version.take(kept)})
+
+
 def _embed_table(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> tuple[F32, dict[int, str]]:
     """See ``embed_rows``. Rows whose call raised are embedded again, all of the unit's after one wait.
 
     A row whose payload cannot be read is not shown to the embedder, and has that for its reason.
     """
-    space = job.spaces[unit.model]
-    _, payload = job.columns(unit.role)
+    space, payload = job.spaces[unit.model], job.payload(unit.role)
     vectors = np.zeros((table.num_rows, space.dim), np.float32)
     unusable: dict[int, str] = {}
     rows = np.arange(table.num_rows)
@@ -311,13 +336,31 @@ def keep_receipt(files: Files, unit: Unit, receipt: Receipt) -> Receipt:
     return put_receipt(files, unit_receipt(unit.folder, unit.unit), receipt)
 
 
+def vectors_file(receipt: Receipt) -> FileRef | None:
+    """A unit's vectors: columns ``id`` and ``vector``. None where no row could be embedded."""
+    return receipt.outputs[0] if receipt.outputs else None
+
+
+def items_file(receipt: Receipt) -> FileRef | None:
+    """Digests of a unit's items in the order of its vectors: columns ``key``, ``payload``, and ``version``, which is
+    null where no version is known. None where no row could be embedded, and of queries.
+    """
+    return receipt.outputs[1] if len(receipt.outputs) > 1 else None
+
+
+def read_items(files: Files, receipts: Iterable[Receipt]) -> pa.Table:
+    """The items files (N rows) that receipts vouch for, verified, in the receipts' order."""
+    references = [reference for receipt in receipts if (reference := items_file(receipt)) is not None]
+    empty = pa.schema([(name, pa.binary(DIGEST_BYTES)) for name in ("key", "payload", "version")]).empty_table()
+    return pa.concat_tables([empty, *(read_table(get_verified(files, each), name=each.path) for each in references)])
+
+
 def read_vectors(files: Files, receipts: Iterable[Receipt], dim: int) -> tuple[list[Any], np.ndarray]:
     """Ids (N,) and vectors (N, dim) float32 that receipts vouch for, verified, in the receipts' order."""
     ids: list[Any] = []
     parts = [np.empty((0, dim), np.float32)]
-    for receipt in receipts:
-        for output in receipt.outputs:
-            table = read_table(get_verified(files, output), name=output.path)
-            ids.extend(table.column("id").to_pylist())
-            parts.append(stored_vectors(table, dim))
+    for output in filter(None, map(vectors_file, receipts)):
+        table = read_table(get_verified(files, output), name=output.path)
+        ids.extend(table.column("id").to_pylist())
+        parts.append(stored_vectors(table, dim))
     return ids, np.concatenate(parts)

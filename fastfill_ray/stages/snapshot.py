@@ -36,6 +36,7 @@ from fastfill_ray.types import IdType, Model, fingerprint
 
 IDS, OLD_VECTORS, SIDE_VECTORS = "gallery.id_column", "gallery.old_vector_column", "gallery.side_column"
 LABELS, GROUPS, WEIGHTS = "gallery.label_column", "gallery.group_column", "gallery.weight_column"
+VERSIONS = "gallery.version_column"
 # Hashes of ids are compared partition by partition; one partition of this many is 32 MiB.
 _PARTITION_ROWS = 1 << 22
 _ID_GROUPS = 1000  # tasks that hash: partitions x groups objects are exchanged
@@ -98,6 +99,7 @@ def gallery_columns(config: GalleryConfig) -> dict[str, Column]:
         (GROUPS, config.group_column, "group"),
         (WEIGHTS, config.weight_column, "weight"),
         (SIDE_VECTORS, config.side_column, "vector"),
+        (VERSIONS, config.version_column, "version"),
     ]
     columns += [Column(key, name, role, dtype) for key, name, role in optional if name is not None]
     return {column.key: column for column in columns}

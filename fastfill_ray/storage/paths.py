@@ -15,7 +15,7 @@ REPORT_METRICS = "reports/metrics.json"
 _RECORD = re.compile(r"^log/(\d{20})\.json$")
 PROBE = "probe"
 _PROBE = re.compile(r"^probe/(\d{10,12})-[0-9a-f]{32}$")
-_UNIT_OUTPUT = re.compile(r"^(.*)/([cs][0-9a-f]{16}|q\d{8})\.[0-9a-f]{16}\.parquet$")
+_UNIT_OUTPUT = re.compile(r"^(.*)/(?:items\.)?([cs][0-9a-f]{16}|q\d{8})\.[0-9a-f]{16}\.parquet$")
 _UNIT_RECEIPT = re.compile(r"^(?:.*/)?([cs][0-9a-f]{16}|q\d{8})\.receipt\.json$")
 
 
@@ -137,8 +137,13 @@ def unit_output(folder: str, unit: str, digest: str) -> str:
     return check_path(f"{folder}/{unit}.{digest[:16]}.parquet")
 
 
+def items_output(folder: str, unit: str, digest: str) -> str:
+    """What is known of a unit's items beside their vectors; named so that ``c*.parquet`` is the vectors alone."""
+    return check_path(f"{folder}/items.{unit}.{digest[:16]}.parquet")
+
+
 def parse_unit_output(path: str) -> tuple[str, str] | None:
-    """(folder, unit) of a name that ``unit_output`` built, None for another."""
+    """(folder, unit) of a name that ``unit_output`` or ``items_output`` built, None for another."""
     match = _UNIT_OUTPUT.match(path)
     return (match[1], match[2]) if match else None
 
@@ -150,7 +155,7 @@ def work_of(path: str) -> str:
 
 
 def unit_receipt(folder: str, unit: str) -> str:
-    """The unit's receipt beside its output; the first one put wins."""
+    """The unit's receipt beside its outputs; the first one put wins."""
     return check_path(f"{folder}/{unit}.receipt.json")
 
 

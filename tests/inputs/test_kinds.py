@@ -543,6 +543,14 @@ def test_a_tensor_whose_shape_is_not_its_length_has_a_reason() -> None:
     }
 
 
+def test_tensors_whose_shape_is_pickled_are_no_payload_within_other_values_either() -> None:
+    metadata = {"ARROW:extension:name": "ray.data.arrow_tensor", "ARROW:extension:metadata": "gASVBw=="}
+    tensor = pa.field("image", pa.list_(pa.uint8()), metadata=metadata)
+    for kind in (pa.struct([tensor]), pa.list_(tensor), pa.map_(pa.string(), tensor)):
+        with pytest.raises(InputError, match=r"column '.*' is ray\.data\.arrow_tensor, and its shape cannot be read"):
+            check_payload(field(kind))
+
+
 def test_tensors_of_various_shapes_are_arrays_of_their_own_shape() -> None:
     stored = pa.array(
         [{"data": [1, 2, 3, 4], "shape": [2, 2]}, None, {"data": [5, 6], "shape": [1, 2]}],

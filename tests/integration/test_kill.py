@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from fastfill_ray.index.verify import verify
+from fastfill_ray.stages.embed import vectors_file
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
 from tests.integration.cluster import ENVIRONMENT, RAY, REPOSITORY, head, submit
@@ -102,7 +103,7 @@ def _markers(durable: set[Path], workshop: Workshop) -> set[str]:
     row_of = {item: row for row, item in enumerate(workshop.ids.tolist())}
     found = set()
     for path in durable:
-        for output in receipt_at(path).outputs:
-            ids = pq.read_table(path.parent / Path(output.path).name).column("id").to_pylist()
+        if (vectors := vectors_file(receipt_at(path))) is not None:
+            ids = pq.read_table(path.parent / Path(vectors.path).name).column("id").to_pylist()
             found |= {marker(workshop.x[row_of[item], 0]) for item in ids}
     return found

@@ -14,11 +14,27 @@ import pytest
 
 from fastfill_ray.engine.interface import Attempt
 from fastfill_ray.errors import EmbedderError
+from fastfill_ray.inputs.changes import payload_digests, version_digests
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.inputs.table import Column, pin
+from fastfill_ray.ordering.ids import ids_digest, item_keys
 from fastfill_ray.stages import embed as stage
-from fastfill_ray.stages.embed import Job, Space, Unit, UnitEmbedder, embed_unit, read_units
+from fastfill_ray.stages.embed import (
+    Job,
+    Space,
+    Unit,
+    UnitEmbedder,
+    embed_unit,
+    items_file,
+    read_items,
+    read_units,
+    read_vectors,
+    vectors_file,
+)
+from fastfill_ray.storage.arrow import keys_of
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.receipts import Receipt
 from tests.deadly import DIM, Deadly
 from tests.faults import MemoryFiles
 
@@ -131,6 +147,61 @@ def test_a_constructor_that_raises_is_called_three_times(
     assert waits == [0.5, 2][: min(number, 3) - 1]
 
 
+# What is known of the items
+
+
+def known(files: Files, receipt: Receipt) -> pa.Table:
+    """The unit's items, which are those of its vectors, in their order."""
+    ids, _ = read_vectors(files, [receipt], DIM)
+    items = read_items(files, [receipt])
+    assert items.schema.equals(pa.schema([(name, pa.binary(16)) for name in ("key", "payload", "version")]))
+    assert np.array_equal(keys_of(items.column("key")), item_keys(ids))
+    assert receipt.ids_digest == ids_digest(ids)
+    return items
+
+
+def test_a_unit_of_items_records_what_it_read_of_each_row_that_it_embedded(waits: list[float]) -> None:
+    task = job(2)
+    whole, table = unit(["0", "raise", "2"])
+    items = known(task.files, embed_unit(task, whole, table, Deadly()))
+    assert items.column("payload").to_pylist() == payload_digests(table.take([0, 2]), ["x"]).to_pylist()
+    assert items.column("version").null_count == 2, "no version column"
+    dated = table.append_column("at", pa.array([7, 8, None]))
+    receipt = embed_unit(replace(task, version_column="at"), whole, dated, Deadly())
+    again = known(task.files, receipt)
+    assert again.column("payload") == items.column("payload")
+    assert again.column("version").to_pylist() == [version_digests(dated, "at")[0].as_py(), None]
+
+
+def test_queries_and_units_without_an_embedded_row_have_no_items() -> None:
+    task = replace(job(2), query_payload_columns=("x",))
+    whole, table = unit(["0", "1"])
+    queries = embed_unit(task, whole.model_copy(update={"role": "query"}), table, Moody(0))
+    assert (vectors_file(queries) is None, items_file(queries)) == (False, None)
+    nothing = embed_unit(task, whole, table, lambda batch, role: np.full((len(batch["x"]), DIM), np.nan))
+    assert (vectors_file(nothing), items_file(nothing)) == (None, None)
+    assert read_items(task.files, [queries, nothing]).num_rows == 0
+    assert read_vectors(task.files, [queries, nothing], DIM)[0] == [0, 1]
+
+
+def test_the_version_is_read_with_the_payload_and_is_not_shown_to_the_embedder(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [3, 4], "x": ["a", "b"], "at": [7, 8]}), tmp_path / "a.parquet")
+    file = pin(InputStore(), InputStore().find(str(tmp_path)), [Column("id", "id"), Column("at", "at")]).files[0]
+    whole = unit(["", ""])[0].model_copy(update={"file": file})
+    for version in ("at", "x", "id"):
+        task = replace(job(4), version_column=version)
+        table = next(read_units(task, [whole]))
+        shown: list[str] = []
+
+        def model(batch: dict[str, Sequence[Any]], role: str, shown: list[str] = shown) -> Any:
+            shown.extend(batch)
+            return np.ones((len(batch["x"]), DIM))
+
+        items = known(task.files, embed_unit(task, whole, table, model))
+        assert shown == ["x"]
+        assert items.column("version").null_count == 0
+
+
 BAD_TEXT = pa.Array.from_buffers(pa.string(), 4, pa.array([b"0", b"caf\xe9", b"2", b"\xff"]).buffers())
 
 
@@ -142,8 +213,9 @@ def test_payload_that_cannot_be_read_is_quarantined_and_never_shown_or_asked_for
         return np.ones((len(batch["x"]), DIM))
 
     whole, table = unit(list("0123"))
-    receipt = embed_unit(job(2), whole, table.set_column(2, "x", BAD_TEXT), model)
-    assert receipt.rows == 2
+    task = job(2)
+    receipt = embed_unit(task, whole, table.set_column(2, "x", BAD_TEXT), model)
+    assert receipt.rows == known(task.files, receipt).num_rows == 2
     assert {fault.row: fault.reason for fault in receipt.quarantined} == {
         1: "payload column 'x': not UTF-8",
         3: "payload column 'x': not UTF-8",

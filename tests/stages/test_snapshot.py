@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fastfill_ray.config import load_config
-from fastfill_ray.errors import InputError
+from fastfill_ray.config import load_config, plan_settings
+from fastfill_ray.errors import ConfigError, InputError
 from fastfill_ray.inputs.gallery import Source, old_vectors
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery
@@ -76,3 +76,47 @@ def test_a_column_that_is_read_anyway_is_checked_once_it_is_also_label_group_or_
     keys = ("label_column", "group_column", "weight_column")
     named = [found(**{key: name}) for key in keys for name in ("one", "two")]
     assert len({snapshot.fingerprint for snapshot in (plain, *named)}) == 7
+
+
+def with_column(path: Path, name: str, values: pa.Array) -> None:
+    pq.write_table(pq.read_table(path).append_column(name, values), path)
+
+
+def test_a_version_column_is_looked_for_in_every_file_and_must_hold_single_values(tmp_path: Path) -> None:
+    synthetic.write_gallery(tmp_path / "gallery", rows=60, shards=2)
+    files = [tmp_path / "gallery" / f"part-00{i}.parquet" for i in range(2)]
+    with pytest.raises(ConfigError, match=r"gallery\.version_column: column 'at' is not in .*; found id, x, label"):
+        inspected(tmp_path, version_column="at")
+    with_column(files[0], "at", pa.array(range(30)))
+    with pytest.raises(
+        InputError, match=r"part-001\.parquet: column 'at' \(gallery\.version_column\) is missing, but other files"
+    ):
+        inspected(tmp_path, version_column="at")
+    with_column(files[1], "at", pa.array(["a"] * 30))  # of another kind: digests of it differ, no more
+    assert inspected(tmp_path, version_column="at").rows == 60
+    assert inspected(tmp_path, version_column="label").rows == 60
+    for name, values in (("list", [[1]] * 30), ("struct", [{"a": 1}] * 30)):
+        for path in files:
+            with_column(path, name, pa.array(values))
+        with pytest.raises(InputError, match=rf"part-000\.parquet: column '{name}' is {name}<.*a version is a single"):
+            inspected(tmp_path, version_column=name)
+    with pytest.raises(InputError, match=r"column 'embedding' is list<.*a version is a single value"):
+        inspected(tmp_path, version_column="embedding")
+
+
+def test_a_version_may_stand_in_the_folders_name(tmp_path: Path) -> None:
+    synthetic.write_gallery(tmp_path / "flat", rows=60, shards=2)
+    for number in range(2):
+        (tmp_path / "gallery" / f"day={number}").mkdir(parents=True)
+        (tmp_path / "flat" / f"part-00{number}.parquet").rename(tmp_path / "gallery" / f"day={number}" / "a.parquet")
+    found = inspected(tmp_path, version_column="day")
+    assert [file.constants for file in found.gallery.files] == [(("day", 0),), (("day", 1),)]
+
+
+def test_a_version_column_that_is_not_configured_changes_no_fingerprint(tmp_path: Path) -> None:
+    config = load_config(synthetic.config(tmp_path))
+    synthetic.write_gallery(tmp_path / "gallery", rows=60)
+    assert inspected(tmp_path).fingerprint == inspected(tmp_path, version_column=None).fingerprint
+    assert "version_column" not in plan_settings(config, exclude_defaults=True)["gallery"]
+    dated = load_config(synthetic.config(tmp_path, gallery={"version_column": "label"}))
+    assert plan_settings(dated, exclude_defaults=True) != plan_settings(config, exclude_defaults=True)

@@ -47,6 +47,7 @@ def test_every_path_is_plain_and_no_two_are_equal() -> None:
         layout.stage_output("alignment", FP, "model.safetensors", SHA),
         layout.stage_output("alignment", FP, "alignment.json", SHA),
         layout.unit_output(folder, layout.chunk_unit(FP), SHA),
+        layout.items_output(folder, layout.chunk_unit(FP), SHA),
         layout.unit_receipt(folder, layout.chunk_unit(FP)),
         layout.unit_receipt(folder, layout.query_unit(1)),
         *layout.segment_paths(FP, 1, 2, "stale", 3, "u1"),
@@ -73,6 +74,15 @@ def test_outputs_with_other_bytes_have_other_names() -> None:
     )
 
 
+def test_both_outputs_of_a_unit_are_parsed_and_are_one_piece_of_work() -> None:
+    wave, unit = layout.wave_folder(FP, 2), layout.chunk_unit(FP)
+    for path in (layout.unit_output(wave, unit, SHA), layout.items_output(wave, unit, SHA)):
+        assert layout.parse_unit_output(path) == (wave, unit)
+        assert layout.work_of(path) == f"{wave}/{unit}"
+    assert not layout.items_output(wave, unit, SHA).startswith(f"{wave}/c"), "vectors are c*.parquet"
+    assert layout.parse_unit_output(f"{wave}/items.{SHA[:16]}.parquet") is None
+
+
 def test_what_says_that_an_object_is_done_is_found_by_its_path() -> None:
     wave, scores = layout.wave_folder(FP, 2), layout.stage_folder("scores", FP)
     unit = layout.chunk_unit(FP)
@@ -80,6 +90,7 @@ def test_what_says_that_an_object_is_done_is_found_by_its_path() -> None:
         layout.snapshot_path(FP): (layout.snapshot_path(FP),),
         layout.unit_receipt(wave, unit): (layout.unit_receipt(wave, unit),),
         layout.unit_output(wave, unit, SHA): (layout.unit_receipt(wave, unit),),
+        layout.items_output(wave, unit, SHA): (layout.unit_receipt(wave, unit),),
         layout.unit_output(scores, unit, SHA): (layout.unit_receipt(scores, unit), layout.stage_receipt("scores", FP)),
         layout.stage_output("choice", FP, "choice.json", SHA): (layout.stage_receipt("choice", FP),),
         layout.stage_output("scores", FP, "thresholds.parquet", SHA): (f"{scores}/thresholds.receipt.json",),
