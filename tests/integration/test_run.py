@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastfill_ray as ff
-from fastfill_ray.errors import InputChanged, PlanMismatch, QuarantineExceeded, SpaceMismatch
+from fastfill_ray.errors import InputChanged, QuarantineExceeded, SpaceMismatch
 from fastfill_ray.index.verify import verify
 from fastfill_ray.log.records import Version
 from fastfill_ray.retrieval.metrics import per_query
