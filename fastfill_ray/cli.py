@@ -268,9 +268,8 @@ def _delete(arguments: argparse.Namespace) -> int:
     elif recorded.record is None:
         print(f"No id in {printable(arguments.ids)}: nothing was recorded.")
     else:
-        print(
-            f"Record {recorded.record}: {recorded.kind} of {recorded.ids:,} ids, whether or not a version holds them."
-        )
+        ids = f"{recorded.ids:,} id{'' if recorded.ids == 1 else 's'}"
+        print(f"Record {recorded.record}: {recorded.kind} of {ids}, whether or not a version holds them.")
         if recorded.kind == "DELETE":
             print("Readers leave them out from their next refresh() on. Their bytes stay until the versions expire.")
         else:
