@@ -60,6 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     rollback.add_argument("--to", type=int, required=True, help="version number")
     rollback.set_defaults(act=_rollback)
 
+    for name, about in (
+        ("delete", "searches return these ids no more; may be called while a driver is running"),
+        ("undelete", "undo the deletion of these ids"),
+    ):
+        delete = _root_command(commands, name, about)
+        delete.add_argument(
+            "--ids",
+            required=True,
+            metavar="FILE|-",
+            help="text with one id per line, or Parquet; - reads standard input",
+        )
+        delete.set_defaults(act=_delete, kind=name.upper())
+
     simulate = commands.add_parser("simulate", help="which map, order and calibration suit your pairs; no Ray, no run")
     simulate.add_argument("--pairs", required=True, help="Parquet with id, old, new, optional label, group, split ...")
     simulate.add_argument("--out", required=True, help="folder for simulation.json")
@@ -240,6 +253,27 @@ def _rollback(arguments: argparse.Namespace) -> int:
     write_report(files, log.append(Publish(version=arguments.to, reason="rollback")))
     answer = {"published": arguments.to, "before": before}
     print(json.dumps(answer) if arguments.json else f"version {arguments.to} is published (before: {before})")
+    return 0
+
+
+def _delete(arguments: argparse.Namespace) -> int:
+    from fastfill_ray.inputs.locate import InputStore
+    from fastfill_ray.stages.delete import delete
+    from fastfill_ray.storage.files import open_files
+
+    files = open_files(arguments.root, s3_endpoint=arguments.s3_endpoint)
+    recorded = delete(files, InputStore(arguments.s3_endpoint), arguments.ids, arguments.kind)
+    if arguments.json:
+        print(json.dumps({"kind": recorded.kind, "ids": recorded.ids, "record": recorded.record}))
+    elif recorded.record is None:
+        print(f"No id in {printable(arguments.ids)}: nothing was recorded.")
+    else:
+        ids = f"{recorded.ids:,} id{'' if recorded.ids == 1 else 's'}"
+        print(f"Record {recorded.record}: {recorded.kind} of {ids}, whether or not a version holds them.")
+        if recorded.kind == "DELETE":
+            print("Readers leave them out from their next refresh() on. Their bytes stay until the versions expire.")
+        else:
+            print("Readers return them again from their next refresh() on, if the version that they open holds them.")
     return 0
 
 

@@ -14,7 +14,7 @@ from fastfill_ray.storage.stat import Stat
 from fastfill_ray.types import check_path
 
 T = TypeVar("T")
-Fault = Literal["before", "lost_answer", "torn", "slow"]
+Fault = Literal["before", "lost_answer", "torn", "slow", "late"]
 
 
 class MemoryFiles:
@@ -61,7 +61,8 @@ class FaultyFiles:
     """A real store whose next writes to paths that contain `part` fail as asked, one fault per write.
 
     before: nothing happens, the call raises. lost_answer: the write lands, the call raises. torn: half of the bytes
-    land (as on a store without atomic writes), the call raises. slow: `meanwhile` runs first, then the write.
+    land (as on a store without atomic writes), the call raises. slow: `meanwhile` runs first, then the write. late:
+    the call raises, and the write is on its way until ``land``.
     """
 
     files: Files
@@ -69,6 +70,7 @@ class FaultyFiles:
     faults: list[Fault] = field(default_factory=list)
     meanwhile: Callable[[], object] = lambda: None
     deleted: list[str] = field(default_factory=list)
+    on_their_way: list[Callable[[], object]] = field(default_factory=list)
 
     @property
     def root(self) -> str:
@@ -93,6 +95,11 @@ class FaultyFiles:
         self.deleted.append(path)
         self.files.delete(path)
 
+    def land(self) -> None:
+        """Writes that are late arrive now."""
+        while self.on_their_way:
+            self.on_their_way.pop(0)()
+
     def _write(self, path: str, data: bytes, write: Callable[[str, bytes], T]) -> T:
         fault = self.faults.pop(0) if self.faults and self.part in path else None
         if fault == "before":
@@ -100,6 +107,9 @@ class FaultyFiles:
         if fault == "torn":
             self.files.put_data(path, data[: len(data) // 2])
             raise Injected(f"{path}: injected in the middle of the write")
+        if fault == "late":
+            self.on_their_way.append(lambda: write(path, data))
+            raise Injected(f"{path}: injected before the answer; the write lands later")
         if fault == "slow":
             self.meanwhile()
         answer = write(path, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from fastfill_ray.cli import job, main
 from fastfill_ray.errors import FastfillError, Fenced
 from fastfill_ray.log.records import Publish
 from fastfill_ray.storage.commit_log import read_state
+from fastfill_ray.storage.heartbeat import Heartbeat, find_drivers
 from tests.index.test_reader import DIM, Root
 from tests.index.test_segment import vectors
 from tests.index.test_verify import segment
@@ -231,6 +233,63 @@ def test_a_version_that_is_damaged_or_unknown_is_not_put_in_front_of_users(run: 
     assert root.files.list("log") == records
 
 
+# delete and undelete
+
+
+def test_delete_and_undelete_say_how_many_ids_which_record_and_when_it_is_seen(
+    run: Run, root: Root, tmp_path: Path
+) -> None:
+    ids = tmp_path / "ids.txt"
+    ids.write_text("lamp\nno such thing\n\nlamp\n")
+    first = root.log.state.next_seq
+    code, out, err = run("delete", "--ids", str(ids))
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        f"Record {first}: DELETE of 2 ids, whether or not a version holds them.",
+        "Readers leave them out from their next refresh() on. Their bytes stay until the versions expire.",
+    ]
+    code, out, err = run("undelete", "--ids", str(ids))
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Record {first + 1}: UNDELETE of 2 ids")
+    code, out, _ = run("delete", "--ids", str(ids), "--json")
+    assert (code, json.loads(out)) == (0, {"kind": "DELETE", "ids": 2, "record": first + 2})
+    assert [d.kind for d in read_state(root.files).deletions] == ["DELETE", "UNDELETE", "DELETE"]
+
+
+def test_delete_reads_standard_input_and_records_nothing_where_it_is_empty(
+    run: Run, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = root.log.state.next_seq
+    for text, ids, record in ((b"mug\noar", 2, before), (b"\n", 0, None)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+        code, out, _ = run("delete", "--ids", "-", "--json")
+        assert (code, json.loads(out)) == (0, {"kind": "DELETE", "ids": ids, "record": record})
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert run("delete", "--ids", "-") == (0, "No id in -: nothing was recorded.\n", "")
+
+
+def test_delete_leaves_a_driver_that_is_running_alone(run: Run, root: Root, tmp_path: Path) -> None:
+    (tmp_path / "ids").write_text("mug\n")
+    with Heartbeat(root.files):
+        assert run("delete", "--ids", str(tmp_path / "ids"))[0] == 0
+        assert len(find_drivers(root.files)) == 1
+    assert root.log.append(Publish(version=0)).serving == 0
+
+
+def test_a_delete_that_cannot_be_done_says_why_and_leaves_no_record(root: Root, run: Run, tmp_path: Path) -> None:
+    records = root.files.list("")
+    code, out, err = run("delete", "--ids", str(tmp_path / "none"))
+    assert (code, out) == (1, "")
+    assert err.startswith(f"InputError: ids {tmp_path}/none: a file with one id per line is expected")
+    (tmp_path / "ids").write_text("mug\n")
+    code, out, err = run("undelete", "--ids", str(tmp_path / "ids"))
+    assert (code, out) == (2, "")
+    assert "nothing was ever deleted here" in err
+    assert root.files.list("") == records
+    assert main(["delete", str(tmp_path / "nothing"), "--ids", str(tmp_path / "ids")]) == 2
+    assert not (tmp_path / "nothing").exists()
+
+
 # All
 
 
@@ -271,6 +330,7 @@ def test_every_error_has_its_exit_code_and_one_line_on_stderr(
         ["search", "root"],
         ["search", "root", "--vectors", "a", "--text", "b"],
         ["rollback", "root"],
+        ["delete", "root"],
         ["verify", "root", "--version", "one"],
         ["run"],
     ],

@@ -17,7 +17,7 @@ from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.types import IdType, Metric, Model, RelativePath, Relevance, Scope
 
 # Of the records as a whole: a root of another format is refused (log.envelope).
-FORMAT = 2
+FORMAT = 3
 
 
 class FileRef(Model):
@@ -258,4 +258,31 @@ class Expire(Model):
     versions: tuple[int, ...]
 
 
-Body = Annotated[Init | Claim | Plan | Version | Publish | Expire, Field(discriminator="kind")]
+class _Deletion(Model):
+    """A set of ids as a file: who reads the log alone does not learn them, and its size does not grow with them.
+
+    ids: Parquet with one column ``hash``, fixed_size_binary(16), ascending and unique: blake2b(str(id)) with the salt
+    as its key (``index.deletions``).
+    """
+
+    ids: FileRef
+    rows: int = Field(gt=0, description="ids in the file")
+    salt: str = Field(
+        pattern=r"^[0-9a-f]{32}$",
+        description="16 bytes as hex, the same in all records of a root: one pass of hashing serves every file",
+    )
+
+
+class Delete(_Deletion):
+    """Readers leave these ids out, whatever version they open."""
+
+    kind: Literal["DELETE"] = "DELETE"
+
+
+class Undelete(_Deletion):
+    """The deletions of these ids before this record are undone."""
+
+    kind: Literal["UNDELETE"] = "UNDELETE"
+
+
+Body = Annotated[Init | Claim | Plan | Version | Publish | Expire | Delete | Undelete, Field(discriminator="kind")]

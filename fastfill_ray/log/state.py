@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.log.envelope import Record
-from fastfill_ray.log.records import Claim, Expire, Init, Plan, Publish, Version
+from fastfill_ray.log.records import Claim, Delete, Expire, Init, Plan, Publish, Undelete, Version
 from fastfill_ray.types import Model
 
 
@@ -23,6 +23,19 @@ class State(Model):
     versions: tuple[Version, ...] = ()
     published: tuple[int, ...] = Field(default=(), description="version numbers in the order they were published")
     expired: frozenset[int] = frozenset()
+    deletions: tuple[Delete | Undelete, ...] = Field(
+        default=(), description="in the order of the log; which ids are deleted by them, index.deletions reads"
+    )
+
+    @property
+    def salt(self) -> str | None:
+        """The salt of all deletions, chosen by the first of them; None before."""
+        return self.deletions[0].salt if self.deletions else None
+
+    @property
+    def driver_records(self) -> int:
+        """Number of records that are no deletions. While it stays, no other driver has appended anything."""
+        return self.next_seq - len(self.deletions)
 
     @property
     def plan(self) -> Plan | None:
@@ -112,4 +125,8 @@ def apply(state: State, record: Record) -> State:
             change["published"] = (*state.published, body.version)
         elif isinstance(body, Expire):
             change["expired"] = state.expired | set(body.versions)
+        else:
+            expect(state.salt in (None, body.salt), f"has another salt than the root's deletions before, {state.salt}")
+            expect(bool(state.deletions) or isinstance(body, Delete), "undoes a deletion, but there is none before it")
+            change["deletions"] = (*state.deletions, body)
     return state.model_copy(update=change)

@@ -1,7 +1,8 @@
 """The append-only log: create-if-absent of the next number is the only way to commit, and the epoch is claimed in it.
 
 Numbers are never deleted or reused. A driver whose epoch was overtaken is fenced: it cannot append and must not
-delete.
+delete. DELETE and UNDELETE need no claim and fence nobody: who finds its number taken by one folds it and tries the
+next.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from datetime import UTC, datetime
 
 from fastfill_ray.errors import CommitStateUnknown, CorruptFile, Fenced, FileMissing, RefusedError, StorageError
 from fastfill_ray.log.envelope import seal, unseal
-from fastfill_ray.log.records import Body, Claim, Expire, Init, Plan, Publish, Version
+from fastfill_ray.log.records import Body, Claim, Delete, Expire, Init, Plan, Publish, Undelete, Version
 from fastfill_ray.log.state import State, apply
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import LOG, parse_record, record_path
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Log:
-    """One driver's view of the log.
+    """The log as one driver, or one command that deletes ids, sees it.
 
     Args:
         files: the output root.
@@ -71,16 +72,16 @@ class Log:
     def initialise(self, init: Init) -> State:
         """Put record 0, or adopt the one that is there. The caller compares ``state.init`` with its own.
 
-        What others have appended since the log was read is not adopted: see ``claim``.
+        What drivers have appended since the log was read is not adopted: see ``claim``.
 
         Raises:
-            Fenced: another driver has put more than record 0 since the log was read empty.
+            Fenced: other drivers have put more than record 0 since the log was read empty.
         """
         if not self._was_read:
             self.read()
         if self.state.init is None and not self._put(init, epoch=0):
             self._read_on()
-            if self.state.next_seq > 1:
+            if self.state.driver_records > 1:
                 raise self._overtaken()
         return self.state
 
@@ -88,24 +89,24 @@ class Log:
         """Append CLAIM with the next epoch, again while other drivers take the number. Earlier epochs are fenced now.
 
         Args:
-            as_read: only if nothing was appended since the log was last read here. A driver that works on what it has
-                read must not fence one that took its place meanwhile.
+            as_read: only if nothing but deletions was appended since the log was last read here. A driver that works on
+                what it has read must not fence one that took its place meanwhile.
 
         Returns:
             The epoch that this log may append under.
 
         Raises:
             RefusedError: the log has no INIT yet.
-            Fenced: something was appended, with `as_read`.
+            Fenced: another driver has appended, with `as_read`.
         """
-        read = self.state.next_seq
+        known = self.state.driver_records
         self.read()
-        while (as_read and self.state.next_seq != read) or not self._put(
-            Claim(claimed=self.state.epoch + 1), epoch=self.state.epoch + 1
-        ):
-            if as_read:
+        while True:
+            if as_read and self.state.driver_records != known:
                 raise self._overtaken()
-            logger.info("%s: another driver took record %d, reading on", self._files.root, self.state.next_seq)
+            epoch = self.state.epoch + 1
+            if self._put(Claim(claimed=epoch), epoch=epoch):
+                break
             self._read_on()
         self._epoch = self.state.epoch
         logger.info("%s: epoch %d is claimed", self._files.root, self._epoch)
@@ -113,6 +114,8 @@ class Log:
 
     def append(self, body: Plan | Version | Publish | Expire) -> State:
         """Commit one record under the claimed epoch. Everything that it names must be durable.
+
+        A number that a deletion has taken is left to it: the record becomes the next one.
 
         Raises:
             Fenced: another driver has claimed a higher epoch. Nothing was written or deleted.
@@ -122,13 +125,36 @@ class Log:
         if self._epoch is None:
             raise RefusedError(f"{self._files.root}: {body.kind} cannot be appended before an epoch is claimed.")
         self._check_epoch()
-        if not self._put(body, epoch=self._epoch):
+        known = self.state.driver_records
+        while not self._put(body, epoch=self._epoch):
             self._read_on()
             self._check_epoch()
-            raise CommitStateUnknown(
-                f"{self._files.root}: an earlier record of this driver landed after its outcome was reported unknown. "
-                "Nothing was deleted; run the same command again."
-            )
+            if self.state.driver_records != known:
+                raise CommitStateUnknown(
+                    f"{self._files.root}: an earlier record of this driver landed after its outcome was reported "
+                    "unknown. Nothing was deleted; run the same command again."
+                )
+        return self.state
+
+    def append_deletion(self, make: Callable[[State], Delete | Undelete]) -> State:
+        """Commit a DELETE or UNDELETE, beside a driver that may be at work: nothing is claimed, nobody is fenced.
+
+        It is sealed under the epoch of the head that it follows, anew for each number that is tried. So one whose
+        answer is lost, and which lands late, lands right behind the records that it was made for, or nowhere.
+
+        Args:
+            make: the record that fits a state of the log: its salt is the state's, if it has one. What the record names
+                is durable when this returns. Called once per attempt.
+
+        Raises:
+            RefusedError: the log has no INIT yet, or the record does not fit the state.
+            CommitStateUnknown: it was not learnt whether the record landed.
+        """
+        self.read()
+        if self.state.init is None:
+            raise RefusedError(f"{self._files.root}: there is no log here, so nothing to delete from.")
+        while not self._put(make(self.state), epoch=self.state.epoch):
+            self._read_on()
         return self.state
 
     def _overtaken(self) -> Fenced:
@@ -160,6 +186,7 @@ class Log:
 
     def _read_on(self) -> None:
         before = self.state.next_seq
+        logger.info("%s: record %d is taken, reading on", self._files.root, before)
         if self.read().next_seq == before:
             raise StorageError(
                 f"{self._files.root}/{record_path(before)}: the store says that it exists, but does not return it. "

@@ -188,6 +188,11 @@ def set_aside_path(path: str, digest: str) -> str:
     return check_path(f"{path}.set-aside-{digest[:16]}")
 
 
+def deletion_path(digest: str) -> str:
+    """A set of ids that a DELETE or UNDELETE names, content-addressed."""
+    return check_path(f"deletions/{digest[:16]}.parquet")
+
+
 def segment_paths(
     plan: str, wave: int, bucket: int, state: Literal["stale", "new"], epoch: int, unique: str
 ) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fastfill_ray.cli import main
 from fastfill_ray.errors import Fenced, QuarantineExceeded
 from fastfill_ray.stages.waves import Waves
 from fastfill_ray.storage.commit_log import read_state
@@ -81,6 +82,29 @@ def test_a_driver_whose_place_was_taken_before_it_claimed_does_not_fence_the_oth
     assert in_process(config).finished
     assert records(target)[9:] == ["claim", *["version", "publish"] * 2]
     assert [v.new_rows for v in read_state(open_files(str(target))).versions] == [120, 180, 360, 600]
+
+
+def test_ids_that_are_deleted_while_a_run_goes_on_do_not_stop_it(
+    root: Root, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    target = root()
+    config = workshop.config(target)
+    in_process(config, until="version0")
+    before = len(records(target))
+    ids = tmp_path / "ids"
+    ids.write_text("1\n")
+    receipts = Waves.receipts
+
+    def deleting(waves: Waves, wave: int) -> dict[str, Receipt]:
+        assert main(["delete", str(target), "--ids", str(ids)]) == 0
+        return receipts(waves, wave)
+
+    monkeypatch.setattr(Waves, "receipts", deleting)
+    assert in_process(config).finished
+    added = records(target)[before:]
+    assert added[0] == "delete", "before the claim"
+    assert "delete" in added[added.index("claim") :], "and under it"
+    assert [kind for kind in added if kind != "delete"] == ["claim", *["version", "publish"] * 3]
 
 
 def test_a_start_removes_what_killed_ones_left_a_day_ago(root: Root, workshop: Workshop) -> None:

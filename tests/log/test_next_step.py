@@ -22,7 +22,7 @@ from fastfill_ray.log.records import Body, Claim, Plan, Publish, Verdict, Versio
 from fastfill_ray.log.state import State, apply, fold
 from fastfill_ray.report.result import BackfillResult
 from fastfill_ray.stages.preflight import input_pins, list_inputs
-from tests.log.test_records import INIT, chain, plan, unchain, version
+from tests.log.test_records import INIT, chain, delete, plan, unchain, undelete, version
 
 WAVES = (0.2, 0.5, 1.0)
 PLAN, VERSION_0, PUBLISH, STOP = Step("plan"), Step("version", 0), Step("publish"), Step("stop")
@@ -86,6 +86,17 @@ HELD_AT_THE_END = (*published(0, 1, 2), a_version(3, 3, held=True))
 )
 def test_the_next_step_follows_from_the_log(bodies: list[Body], last_wave: int | None, expected: Step) -> None:
     assert next_step(state_of(*bodies), "mine", last_wave=last_wave) == expected
+
+
+@pytest.mark.parametrize("bodies", [[], published(0), [a_plan(), a_version(0, 0)], list(HELD_AT_THE_END)])
+@given(st.data())
+def test_deletions_change_nothing_in_what_comes_next(bodies: list[Body], data: st.DataObject) -> None:
+    places = sorted(data.draw(st.lists(st.integers(0, len(bodies)), min_size=1, max_size=3)), reverse=True)
+    among = list(bodies)
+    for place in places:
+        among.insert(place, delete())
+    among.append(undelete())
+    assert next_step(state_of(*among), "mine") == next_step(state_of(*bodies), "mine")
 
 
 @pytest.mark.parametrize(

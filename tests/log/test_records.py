@@ -16,12 +16,14 @@ from fastfill_ray.log.records import (
     FORMAT,
     Body,
     Claim,
+    Delete,
     Expire,
     FileRef,
     Init,
     Plan,
     Publish,
     Segment,
+    Undelete,
     Verdict,
     Version,
 )
@@ -51,6 +53,14 @@ def version(number: int, plan_name: str, wave: int, *, final: bool = False) -> V
     )  # fmt: skip
 
 
+def delete(salt: str = "a" * 32) -> Delete:
+    return Delete(ids=FILE, rows=1, salt=salt)
+
+
+def undelete(salt: str = "a" * 32) -> Undelete:
+    return Undelete(ids=FILE, rows=1, salt=salt)
+
+
 def chain(bodies: list[tuple[Body, int]]) -> list[bytes]:
     """Sealed records of (body, epoch) pairs."""
     records: list[bytes] = []
@@ -75,23 +85,26 @@ HONEST: list[tuple[Body, int]] = [
     (plan("p1"), 1),
     (version(0, "p1", 0), 1),
     (Publish(version=0), 1),
+    (delete(), 1),
     (Claim(claimed=2), 2),
     (version(1, "p1", 1, final=True), 2),
     (Publish(version=1), 2),
     (Expire(versions=(0,)), 2),
     (plan("p2"), 2),
+    (undelete(), 2),
     (version(2, "p2", 0), 2),
 ]
 
 
 def test_an_honest_log_folds_to_what_it_says() -> None:
     state = fold(unchain(chain(HONEST)))
-    assert (state.next_seq, state.epoch, state.init) == (11, 2, INIT)
+    assert (state.next_seq, state.epoch, state.init) == (13, 2, INIT)
     assert state.plan is not None
     assert state.plan.plan == "p2"
     assert [v.version for v in state.plan_versions] == [2]
     assert not state.finished
     assert (state.published, state.expired, state.serving) == ((0, 1), frozenset({0}), 1)
+    assert (state.deletions, state.salt, state.driver_records) == ((delete(), undelete()), "a" * 32, 11)
 
 
 def stopped(number: int, plan_name: str, wave: int) -> Version:
@@ -116,7 +129,7 @@ def test_a_version_of_a_release_without_flips_groups_and_stops_is_still_read() -
 
 
 def test_a_rollback_serves_the_earlier_version_and_an_expired_one_is_not_served() -> None:
-    state = fold(unchain(chain([*HONEST[:8], (Publish(version=0), 2)])))
+    state = fold(unchain(chain([*HONEST[:9], (Publish(version=0), 2)])))
     assert state.serving == 0
     assert apply(state, _record(Expire(versions=(0,)), state, 2)).serving == 1
 
@@ -139,12 +152,28 @@ def _record(body: Body, state: State, epoch: int) -> Record:
         (version(3, "p1", 1), 2, "not the last one"),
         (version(4, "p2", 1), 2, "expected version 3"),
         (version(3, "p2", 2), 2, "expected 1"),
+        (delete(), 1, "written under epoch 1"),
+        (delete("b" * 32), 2, "another salt"),
+        (undelete("b" * 32), 2, "another salt"),
     ],
 )
 def test_a_record_that_no_honest_driver_writes_is_refused_with_its_reason(body: Body, epoch: int, why: str) -> None:
     state = fold(unchain(chain(HONEST)))
     with pytest.raises(CorruptFile, match=why):
         apply(state, _record(body, state, epoch))
+
+
+def test_a_deletion_before_init_and_an_undoing_of_none_are_refused() -> None:
+    with pytest.raises(CorruptFile, match="INIT"):
+        fold(unchain(chain([(delete(), 0)])))
+    with pytest.raises(CorruptFile, match="there is none before it"):
+        fold(unchain(chain([(INIT, 0), (undelete(), 0)])))
+
+
+@pytest.mark.parametrize("salt", ["", "a" * 31, "A" * 32, "a" * 33])
+def test_a_salt_is_sixteen_bytes_in_hex(salt: str) -> None:
+    with pytest.raises(ValidationError, match="salt"):
+        delete(salt)
 
 
 def test_a_first_record_other_than_init_is_refused() -> None:
@@ -168,8 +197,13 @@ def test_every_flipped_bit_of_a_record_is_found(data: st.DataObject) -> None:
 @settings(max_examples=100)
 def test_every_truncated_record_is_refused_by_name(data: st.DataObject) -> None:
     record = chain(HONEST)[-1]
-    with pytest.raises(CorruptFile, match="log/10"):
-        unseal(record[: data.draw(st.integers(0, len(record) - 1))], seq=10, previous=None, name="log/10")
+    with pytest.raises(CorruptFile, match=f"log/{len(HONEST) - 1}"):
+        unseal(
+            record[: data.draw(st.integers(0, len(record) - 1))],
+            seq=len(HONEST) - 1,
+            previous=None,
+            name=f"log/{len(HONEST) - 1}",
+        )
 
 
 @given(
@@ -214,7 +248,7 @@ def log_of_format_1() -> list[bytes]:
     return records
 
 
-@pytest.mark.parametrize("found", [1, 3, "2", None])
+@pytest.mark.parametrize("found", [1, 2, 4, "3", None])
 def test_a_root_of_another_format_is_refused_with_both_formats_and_what_to_do(found: object) -> None:
     init = {**INIT.model_dump(mode="json"), "format": found, "later": "a field of another format"}
     with pytest.raises(
@@ -231,7 +265,7 @@ def test_a_log_of_format_1_is_refused_at_its_first_record_not_at_one_that_no_lon
         unseal(records[2], seq=2, previous=records[1], name="log/2")
 
 
-@given(st.lists(st.sampled_from(HONEST), max_size=12), st.integers(0, 12))
+@given(st.lists(st.sampled_from(HONEST), max_size=12), st.integers(0, 14))
 @settings(max_examples=300, deadline=None)
 def test_whatever_order_records_come_in_the_fold_keeps_its_invariants(bodies: list[Any], cut: int) -> None:
     state = State()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -12,13 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fastfill_ray.errors import CommitStateUnknown, CorruptFile, Fenced, RefusedError
-from fastfill_ray.log.records import Expire, Publish
+from fastfill_ray.log.records import Delete, Expire, FileRef, Plan, Publish, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.storage.commit_log import Log, read_state
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.paths import record_path
 from tests.faults import FaultyFiles, Injected, MemoryFiles, flip_bit
-from tests.log.test_records import INIT, log_of_format_1, plan, version
+from tests.log.test_records import INIT, delete, log_of_format_1, plan, undelete, version
 
 
 def driver(files: Files) -> Log:
@@ -47,7 +49,7 @@ def test_a_root_of_format_1_is_refused_by_readers_and_drivers_and_stays_as_it_is
     for seq, data in enumerate(log_of_format_1()):
         files.put_new(record_path(seq), data)
     for act in (read_state, driver):
-        with pytest.raises(RefusedError, match="record format 1, this release reads and writes format 2"):
+        with pytest.raises(RefusedError, match="record format 1, this release reads and writes format 3"):
             act(files)
     assert files.list("log") == [record_path(seq) for seq in range(3)]
 
@@ -173,6 +175,139 @@ def test_a_damaged_record_is_refused_by_name(tmp_path: Path) -> None:
         read_state(files)
 
 
+# Deletions
+
+
+def by_hand(number: int, *, salt: str = "a" * 32) -> Callable[[State], Delete]:
+    """A deletion that can be told from others, with a salt of its own where the log has none."""
+    file = FileRef(path=f"deletions/{number}", size=1, sha256="")
+    return lambda state: Delete(ids=file, rows=number + 1, salt=state.salt or salt)
+
+
+def delete_in(files: Files, number: int = 0, *, salt: str = "a" * 32) -> State:
+    return Log(files).append_deletion(by_hand(number, salt=salt))
+
+
+def test_a_deletion_is_under_the_heads_epoch_and_the_driver_goes_on_behind_it() -> None:
+    files = MemoryFiles()
+    log = driver(files)
+    log.append(plan("p1"))
+    assert delete_in(files).epoch == 1
+    before = log.state.next_seq
+    state = log.append(version(0, "p1", 0))
+    assert state == read_state(files)
+    assert (state.next_seq, len(state.deletions), state.epoch) == (before + 2, 1, 1)
+    Log(files).append_deletion(lambda state: undelete())
+    assert log.append(Publish(version=0)).serving == 0
+    assert len(log.state.deletions) == 2
+
+
+@pytest.mark.parametrize("deletions", [1, 3])
+def test_deletions_that_land_between_two_steps_of_a_driver_fence_it_at_none(deletions: int) -> None:
+    shared = MemoryFiles()
+    numbers = count()
+    files = FaultyFiles(
+        shared, part="log/", meanwhile=lambda: [delete_in(shared, next(numbers)) for _ in range(deletions)]
+    )
+    log = Log(files)
+    log.read()
+    Log(shared).initialise(INIT)  # another start, which began the log and went no further
+    delete_in(shared, next(numbers))
+    assert log.initialise(INIT).init == INIT
+    delete_in(shared, next(numbers))
+    files.faults = ["slow"]
+    assert log.claim(as_read=True) == 1
+    for body in (plan("p1"), version(0, "p1", 0), Publish(version=0)):
+        files.faults = ["slow"]
+        log.append(body)
+    state = read_state(shared)
+    assert state == log.state
+    assert [deletion.rows for deletion in state.deletions] == list(range(1, 3 + 4 * deletions))
+
+
+def test_a_driver_that_came_between_fences_with_deletions_around_it() -> None:
+    files = MemoryFiles()
+    late, log = driver(files), Log(files)
+    log.read()
+    delete_in(files, 0)
+    late.append(plan("p1"))
+    delete_in(files, 1)
+    with pytest.raises(Fenced, match="has appended to the log since"):
+        log.claim(as_read=True)
+    delete_in(files, 2)
+    Log(files).claim()
+    delete_in(files, 3)
+    with pytest.raises(Fenced, match="owns epoch 1"):
+        late.append(version(0, "p1", 0))
+    assert len(read_state(files).deletions) == 4
+
+
+def test_a_start_that_found_no_log_is_fenced_by_a_driver_and_not_by_a_deletion() -> None:
+    files = MemoryFiles()
+    log = Log(files)
+    log.read()
+    driver(files)
+    delete_in(files)
+    with pytest.raises(Fenced):
+        log.initialise(INIT)
+
+
+def test_a_deletion_whose_number_is_taken_is_sealed_anew_under_the_new_epoch() -> None:
+    shared = MemoryFiles()
+    driver(shared)
+    files = FaultyFiles(shared, part="log/", faults=["slow"], meanwhile=lambda: driver(shared))
+    state = delete_in(files)
+    assert (state.epoch, state.next_seq, len(state.deletions)) == (2, 4, 1)
+    assert read_state(shared) == state
+
+
+def test_the_second_of_two_first_deletions_takes_over_the_salt() -> None:
+    shared = MemoryFiles()
+    driver(shared)
+    files = FaultyFiles(shared, part="log/", faults=["slow"], meanwhile=lambda: delete_in(shared, 1, salt="b" * 32))
+    state = delete_in(files, 0)
+    assert [(deletion.rows, deletion.salt) for deletion in state.deletions] == [(2, "b" * 32), (1, "b" * 32)]
+
+
+def test_a_deletion_that_lands_late_lands_before_the_next_claim_or_never() -> None:
+    shared = MemoryFiles()
+    driver(shared)
+    files = FaultyFiles(shared, part="log/")
+    for overtaken in (False, True):
+        files.faults = ["late"]
+        with pytest.raises(Injected):
+            delete_in(files)
+        if overtaken:
+            Log(shared).claim()
+        files.land()
+    state = read_state(shared)
+    assert (state.next_seq, state.epoch, len(state.deletions)) == (4, 2, 1)
+
+
+def test_deletions_of_many_at_once_are_all_in_the_log(files: Files) -> None:
+    log = driver(files)
+    with ThreadPoolExecutor(4) as pool:
+        deleting = [pool.submit(delete_in, files, number) for number in range(4)]
+        log.append(plan("p1"))
+        log.append(version(0, "p1", 0))
+    numbers = {task.result().next_seq for task in deleting}
+    assert len(numbers) == 4
+    assert sorted(deletion.rows for deletion in read_state(files).deletions) == [1, 2, 3, 4]
+
+
+def test_a_deletion_from_nothing_or_one_that_does_not_fit_leaves_no_record() -> None:
+    files = MemoryFiles()
+    with pytest.raises(RefusedError, match="no log here"):
+        delete_in(files)
+    driver(files)
+    with pytest.raises(RefusedError, match="there is none before it"):
+        Log(files).append_deletion(lambda state: undelete())
+    delete_in(files)
+    with pytest.raises(RefusedError, match="another salt"):
+        Log(files).append_deletion(lambda state: delete("c" * 32))
+    assert len(files.list("")) == 3
+
+
 def test_time_and_transaction_ids_can_be_given() -> None:
     files, numbers = MemoryFiles(), count()
     log = Log(files, now=lambda: "2020-01-01T00:00:00Z", new_txn=lambda: f"txn-{next(numbers)}")
@@ -182,15 +317,22 @@ def test_time_and_transaction_ids_can_be_given() -> None:
     assert b'"txn":"txn-0"' in data
 
 
+FAULTS = st.sampled_from(["before", "lost_answer", "late", None])
+
+
 class Drivers(RuleBasedStateMachine):
-    """Three drivers and a faulty store: the log stays one valid history, and an acknowledged record stays in it."""
+    """Three drivers, ids being deleted, and a faulty store: the log stays one valid history, an acknowledged record
+    stays in it, and no deletion fences a driver.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.store = MemoryFiles()
         self.files = FaultyFiles(self.store, part="log/")
-        self.drivers: dict[int, Log] = {}
+        self.drivers: dict[int, tuple[Log, int]] = {}
         self.acknowledged: dict[int, bytes] = {}
+        self.deletions = 0
+        self.deleted: list[int] = []
 
     @initialize()
     def start(self) -> None:
@@ -200,45 +342,77 @@ class Drivers(RuleBasedStateMachine):
         for path in self.store.list("log"):
             self.acknowledged.setdefault(int(path[4:24]), self.store.get(path))
 
-    @rule(who=st.integers(0, 2), fault=st.sampled_from(["before", "lost_answer", None]))
+    def _between(self, deletions: int, *, claims: bool) -> None:
+        """What others do while a write is under way."""
+        for _ in range(deletions):
+            self._delete(self.store)
+        if claims:
+            Log(self.store).claim()
+
+    def _delete(self, files: Files) -> None:
+        self.deletions += 1
+        number = self.deletions
+        delete_in(files, number, salt=f"{number:032x}")
+        self.deleted.append(number + 1)
+
+    @rule(who=st.integers(0, 2), fault=FAULTS)
     def claim(self, who: int, fault: str | None) -> None:
         self.files.faults = [fault] if fault else []  # type: ignore[list-item]
         log = Log(self.files)
         try:
-            log.claim()
-            self.drivers[who] = log
+            self.drivers[who] = log, log.claim()
         except Injected:
             self.drivers.pop(who, None)
         self._keep()
 
-    @precondition(lambda self: self.drivers)
-    @rule(data=st.data(), fault=st.sampled_from(["before", "lost_answer", None]))
-    def append(self, data: st.DataObject, fault: str | None) -> None:
-        log = self.drivers[data.draw(st.sampled_from(sorted(self.drivers)))]
-        newest = max(driver.state.epoch for driver in self.drivers.values())
-        state = log.state
-        body = (
-            plan(f"p{len(state.plans)}")
-            if state.plan is None or state.finished
-            else version(
-                len(state.versions), state.plan.plan, len(state.plan_versions), final=len(state.plan_versions) == 2
-            )
-        )
+    @rule(fault=FAULTS | st.just("slow"), deletions=st.integers(0, 2), claims=st.booleans())
+    def delete(self, fault: str | None, deletions: int, claims: bool) -> None:
         self.files.faults = [fault] if fault else []  # type: ignore[list-item]
+        self.files.meanwhile = lambda: self._between(deletions, claims=claims)
+        with suppress(Injected):
+            self._delete(self.files)
+        self._keep()
+
+    @rule()
+    def land(self) -> None:
+        self.files.land()
+        self._keep()
+
+    @precondition(lambda self: self.drivers)
+    @rule(data=st.data(), fault=FAULTS | st.just("slow"), deletions=st.integers(0, 2), claims=st.booleans())
+    def append(self, data: st.DataObject, fault: str | None, deletions: int, claims: bool) -> None:
+        who = data.draw(st.sampled_from(sorted(self.drivers)))
+        log, epoch = self.drivers[who]
+        self.files.faults = [fault] if fault else []  # type: ignore[list-item]
+        self.files.meanwhile = lambda: self._between(deletions, claims=claims)
         try:
-            after = log.append(body)
-            assert after.epoch >= newest
+            after = log.append(_next_body(log.state))
+            assert after.epoch == epoch
             assert read_state(self.store) == after
-        except (Injected, Fenced, CommitStateUnknown) as error:
-            if not isinstance(error, CommitStateUnknown):
-                self.drivers = {who: driver for who, driver in self.drivers.items() if driver is not log}
+        except Injected:
+            del self.drivers[who]
+        except Fenced:
+            del self.drivers[who]
+            if read_state(self.store).epoch == epoch:
+                raise  # by deletions alone
         self._keep()
 
     @invariant()
     def nothing_acknowledged_is_lost_or_changed(self) -> None:
         assert {seq: self.store.get(record_path(seq)) for seq in self.acknowledged} == self.acknowledged
-        assert read_state(self.store).next_seq == len(self.store.list("log"))
+        state = read_state(self.store)
+        assert state.next_seq == len(self.store.list("log"))
         assert self.files.deleted == []
+        found = [deletion.rows for deletion in state.deletions]
+        assert len(found) == len(set(found))
+        assert set(self.deleted) <= set(found)
+
+
+def _next_body(state: State) -> Plan | Version:
+    if state.plan is None or state.finished:
+        return plan(f"p{len(state.plans)}")
+    wave = len(state.plan_versions)
+    return version(len(state.versions), state.plan.plan, wave, final=wave == 2)
 
 
 TestDrivers = Drivers.TestCase
