@@ -59,6 +59,10 @@ def views(kind: pa.DataType) -> Encode:
     return encode
 
 
+def whole_ms(moment: dt.datetime) -> dt.datetime:
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
 def wrong_way_round(values: Sequence[Any]) -> pa.Array:
     """The fields of a struct in another order."""
     return pa.array(values, pa.struct([("b", pa.large_list(pa.int64())), ("a", pa.large_string())]))
@@ -240,6 +244,61 @@ def test_what_lies_under_a_null_says_nothing() -> None:
     structs = pa.StructArray.from_arrays([pa.array(["x", "y"])], ["a"], mask=mask)
     assert digests(lists) == digests(pa.array([None, [3, 4]]))
     assert digests(structs) == digests(pa.array([None, {"a": "y"}]))
+
+
+# {a narrow type: (a wide one, values of both)}
+LEAVES: list[tuple[pa.DataType, pa.DataType, st.SearchStrategy[Any]]] = [
+    (pa.string(), pa.large_string(), WORD),
+    (pa.binary(), pa.large_binary(), st.binary(max_size=3)),
+    (pa.int8(), pa.int64(), WHOLE),
+    (pa.float32(), pa.float64(), FLOAT),
+    (pa.bool_(), pa.bool_(), st.booleans()),
+    (
+        pa.timestamp("ms"),
+        pa.timestamp("ns"),
+        st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(1999, 1, 1)).map(whole_ms),
+    ),
+    (pa.decimal128(5, 2), pa.decimal256(60, 4), st.decimals(-9, 9, places=2)),
+    (pa.null(), pa.null(), st.none()),
+]
+
+
+@st.composite
+def nested(draw: st.DrawFn, depth: int = 3) -> tuple[pa.DataType, pa.DataType, st.SearchStrategy[Any]]:
+    """Values that lie as deep as `depth`, and two types for them."""
+    shape = draw(st.sampled_from(["leaf", "list", "pair", "struct", "map"] if depth else ["leaf"]))
+    if shape == "leaf":
+        return draw(st.sampled_from(LEAVES))
+    narrow, wide, values = draw(nested(depth=depth - 1))
+    values = st.none() | values
+    if shape == "list":
+        return pa.list_(narrow), pa.large_list(wide), st.lists(values, max_size=3)
+    if shape == "pair":
+        return pa.list_(narrow, 2), pa.list_(wide), st.lists(values, min_size=2, max_size=2)
+    if shape == "map":
+        entries = st.lists(st.tuples(WORD, values), max_size=2)
+        return pa.map_(pa.string(), narrow), pa.map_(pa.large_string(), wide), entries
+    other_narrow, other_wide, others = draw(nested(depth=depth - 1))
+    both = st.fixed_dictionaries({"a": values, "b": st.none() | others})
+    return (
+        pa.struct([("a", narrow), ("b", other_narrow)]),
+        pa.struct([("b", other_wide), ("a", wide)]),
+        both,
+    )
+
+
+@given(nested(), st.data())
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+def test_values_within_values_have_one_digest_in_every_type_and_in_every_slice(kinds: Any, data: st.DataObject) -> None:
+    narrow, wide, strategy = kinds
+    values = data.draw(st.lists(st.none() | strategy, max_size=5))
+    array = pa.array(values, narrow)
+    expected = digests(array)
+    assert digests(cut(data, array)) == expected
+    assert digests(cut(data, pa.array(values, wide))) == expected
+    texts = [repr(value) for value in array.to_pylist()]
+    for one, other in itertools.combinations(range(len(values)), 2):
+        assert (expected[one] == expected[other]) == (texts[one] == texts[other])
 
 
 # Tensors
