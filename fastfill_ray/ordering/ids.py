@@ -12,6 +12,8 @@ import numpy as np
 
 from fastfill_ray.types import I64, U64, Objects
 
+NO_IDS = "0" * 32  # the digest of no ids
+
 
 def hash_ids(ids: I64 | Objects | Sequence[str]) -> U64:
     """A 64-bit hash per id (N,), the same on every machine and release: splitmix64 for ints, blake2b for strings.
@@ -53,3 +55,8 @@ def ids_digest(ids: Iterable[int | str]) -> str:
 def combine_digests(digests: Iterable[str]) -> str:
     """The digest of the union of disjoint sets of ids."""
     return f"{sum(int(digest, 16) for digest in digests) % (1 << 128):032x}"
+
+
+def subtract_digests(whole: str, part: str) -> str:
+    """The digest of a set of ids without a subset of it."""
+    return f"{(int(whole, 16) - int(part, 16)) % (1 << 128):032x}"
