@@ -231,10 +231,16 @@ def _verify(arguments: argparse.Namespace) -> int:
     files = open_files(arguments.root, s3_endpoint=arguments.s3_endpoint)
     checked = verify(files, arguments.version)
     if arguments.json:
-        print(json.dumps([{"version": v.version, "segments": v.segments, "rows": v.rows} for v in checked]))
+        print(
+            json.dumps(
+                [{"version": v.version, "segments": v.segments, "rows": v.rows, "deleted": v.deleted} for v in checked]
+            )
+        )
     else:
         for version in checked:
-            print(f"version {version.version}: {version.segments} segments, {version.rows:,} ids, each exactly once")
+            deleted = f"; {version.deleted:,} of them are deleted" if version.deleted else ""
+            ids = f"{version.rows:,} ids, each exactly once{deleted}"
+            print(f"version {version.version}: {version.segments} segments, {ids}")
     return 0
 
 

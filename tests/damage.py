@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,20 @@ from fastfill_ray.backfill import _run
 from fastfill_ray.config import load_config
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.errors import FastfillError
+from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion
 from fastfill_ray.index.verify import verify
-from fastfill_ray.log.records import Version
-from fastfill_ray.stages import evaluate
+from fastfill_ray.log.records import Segment, Version
+from fastfill_ray.stages import build, evaluate
+from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
-from fastfill_ray.storage.paths import record_path
+from fastfill_ray.storage.paths import deletion_vector_path, record_path
 from tests import synthetic
 from tests.faults import flip_bit
 
 # {kind of file: (state of the root, patterns)}. "wave": version 1 is served and wave 2 is embedded, but in no version.
 # "plan": there is a plan, no version. "bare": as "wave", in the shortest config, which searches no segment.
+# "deleted": as "wave", and a DELETE hides rows of every segment.
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "log record": ("wave", ("log/*.json",)),
     "snapshot": ("wave", ("snapshots/*/snapshot.json",)),
@@ -51,6 +55,8 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "evaluation": ("wave", ("evaluation/*/old-old.*.parquet", "evaluation/*/wave-01.*.parquet")),
     "items of pairs": ("plan", ("pairs/*/items.*.parquet",)),
     "items of a wave": ("wave", ("vectors/*/wave=02/items.*.parquet",)),
+    "deletion vector": ("deleted", ("index/*/w*.deletion.parquet",)),
+    "segment with a deletion vector": ("deleted", ("index/*/w*.faiss", "index/*/w*.ids.parquet")),
 }
 MUTATIONS = ("flip", "truncate", "swap", "append", "remove")
 
@@ -78,11 +84,14 @@ class Bench:
         synthetic.write_queries(folder / "queries", ids, x, classes, rows=40)
         self.run("plan", folder / "plan", until="plan")
         shutil.copytree(folder / "plan", folder / "wave")
-        for state in ("wave", "bare"):
+        for state in ("wave", "bare", "deleted"):
             root = folder / state
-            self.run(state, root, until="wave:1")
-            before = read_state(open_files(str(root))).next_seq
-            self.run(state, root, until="wave:2")
+            with pytest.MonkeyPatch.context() as patch:
+                if state == "deleted":
+                    patch.setattr(build, "_put_segment", _put_with_deletion)
+                self.run(state, root, until="wave:1")
+                before = read_state(open_files(str(root))).next_seq
+                self.run(state, root, until="wave:2")
             # As if the driver had died before it committed version 2. Its segments stay, as those of a killed one do.
             for seq in range(before + 1, read_state(open_files(str(root))).next_seq):
                 (root / record_path(seq)).unlink()
@@ -157,8 +166,21 @@ class Bench:
         return (SILENT if damaged & _named(newest) else NOT_READ), said
 
 
+_put_segment = build._put_segment
+
+
+def _put_with_deletion(job: build.BuildJob, *given: Any) -> Segment:
+    """A segment of which a DELETE hides the first row and the last one."""
+    segment, files = _put_segment(job, *given), job.scorer.files
+    ids = read_table(files.get(segment.ids.path), name="ids").column("id").combine_chunks()
+    place = (job.plan, segment.wave, segment.bucket, segment.state, job.epoch, uuid.uuid4().hex)
+    rows = np.unique([0, segment.rows - 1])
+    vector = DeletionVector(rows, np.ones(len(rows), bool))
+    return segment.model_copy(update={"deletion": put_deletion(files, deletion_vector_path(*place), vector, ids)})
+
+
 def _named(version: Version) -> set[str]:
-    files = [ref.path for segment in version.segments for ref in (segment.index, segment.ids)]
+    files = [ref.path for segment in version.segments for ref in segment.files]
     return {*files, *([version.query_metrics.path] if version.query_metrics is not None else [])}
 
 

@@ -182,7 +182,7 @@ def test_verify_counts_what_is_whole(run: Run) -> None:
     assert (code, err) == (0, "")
     assert out.splitlines() == [f"version {version}: 1 segments, 5 ids, each exactly once" for version in (0, 1)]
     code, out, _ = run("verify", "--version", "1", "--json")
-    assert (code, json.loads(out)) == (0, [{"version": 1, "segments": 1, "rows": 5}])
+    assert (code, json.loads(out)) == (0, [{"version": 1, "segments": 1, "rows": 5, "deleted": 0}])
 
 
 def test_verify_names_what_is_damaged_and_exits_1(run: Run, root: Root) -> None:

@@ -1,11 +1,12 @@
 """Opening and searching a published version: verified bytes, calibrated scores, one whole version at a time.
 
-Q queries, K hits, D old dim, E new dim.
+Q queries, N rows of a segment, H hidden ones, K hits, D old dim, E new dim.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import faiss
@@ -14,8 +15,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastfill_ray.errors import CorruptFile, NotPublished
+from fastfill_ray.index.deletion_vector import hidden_rows
 from fastfill_ray.index.segment import (
     Assignment,
+    HiddenRows,
     coarse,
     load_index,
     prepare_queries,
@@ -32,17 +35,27 @@ from fastfill_ray.storage.arrow import id_array, read_table
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.refs import get_verified
-from fastfill_ray.types import F32, Metric
+from fastfill_ray.types import F32, I64, Metric
+
+_RowsOf = Callable[[pa.Array], I64]
+"""The ascending rows of some ids (N,) that are hidden beside those of the segment's deletion vector."""
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """One segment in memory; what it was read from is its identity."""
+    """One segment in memory; what it was read from is its identity.
+
+    vector: (H,) the rows of its deletion vector, and vector_key: of the file, None without one. They may change while
+    index and ids stay. hidden: those rows and what else is hidden.
+    """
 
     key: tuple[str, str]
     index: faiss.Index
     ids: pa.Array
     template: str | None
+    vector_key: str | None
+    vector: I64
+    hidden: HiddenRows | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,10 @@ class _Snapshot:
     @property
     def needs_old_queries(self) -> bool:
         return any(segment.needs_old_queries for segment in self.version.segments)
+
+    @property
+    def live_rows(self) -> int:
+        return sum(loaded.index.ntotal - (loaded.hidden.count if loaded.hidden else 0) for loaded in self.segments)
 
 
 class Index:
@@ -73,8 +90,8 @@ class Index:
 
     @property
     def rows(self) -> int:
-        """Items in it."""
-        return sum(segment.rows for segment in self._snapshot.version.segments)
+        """Items that a search can return."""
+        return self._snapshot.live_rows
 
     @property
     def dim(self) -> int:
@@ -98,7 +115,7 @@ class Index:
     def search(
         self, queries: NDArray[Any], k: int = 10, old_queries: NDArray[Any] | None = None, *, nprobe: int | None = None
     ) -> tuple[F32, NDArray[Any]]:
-        """The k best items per query by calibrated score.
+        """The k best live items per query by calibrated score: rows that a deletion vector hides are never returned.
 
         Args:
             queries: (Q, E) new-model vectors; normalised here for cosine.
@@ -109,7 +126,7 @@ class Index:
 
         Returns:
             scores (Q, k) float32, best first; ids (Q, k): int64, or an object array of strings. Where the version holds
-            fewer than k items: -inf, and -1 or None. Equal scores are ordered by segment and row.
+            fewer than k live items: -inf, and -1 or None. Equal scores are ordered by segment and row.
 
         Raises:
             SpaceMismatch: queries or old queries of another dim.
@@ -133,7 +150,9 @@ class Index:
                 if shared not in assignments:
                     assignments[shared] = coarse(loaded.index, in_space, nprobe)
                 assignment = assignments[shared]
-            segment_scores, segment_rows = search_segment(loaded.index, in_space, k, self.metric, assignment)
+            segment_scores, segment_rows = search_segment(
+                loaded.index, in_space, k, self.metric, assignment, loaded.hidden
+            )
             scores.append(segment_scores)
             rows.append(segment_rows)
         calibrations = [segment.calibration for segment in snapshot.version.segments]
@@ -152,8 +171,8 @@ class Index:
         return old
 
     def refresh(self) -> bool:
-        """Adopt the version that is published now, as a whole. Segments that both versions hold are kept in memory.
-        ``needs_old_queries`` may change with it.
+        """Adopt the version that is published now, as a whole. Segments that both versions hold are kept in memory;
+        of those with another deletion vector only that is read. ``needs_old_queries`` may change with it.
 
         An index that was opened by number stays. If the new version cannot be read, this raises and the old one stays.
 
@@ -168,10 +187,21 @@ class Index:
         self._snapshot = self._load(chosen, self._snapshot.segments)
         return True
 
-    def _load(self, version: Version, known: tuple[_Loaded, ...]) -> _Snapshot:
+    def _load(self, version: Version, known: tuple[_Loaded, ...], also_hidden: _RowsOf | None = None) -> _Snapshot:
         kept = {loaded.key: loaded for loaded in known}
-        segments = (kept.get(_key(segment)) or self._read(segment) for segment in version.segments)
+        segments = (
+            self._hiding(kept.get(_key(segment)) or self._read(segment), segment, also_hidden)
+            for segment in version.segments
+        )
         return _Snapshot(version, tuple(segments))
+
+    def _hiding(self, loaded: _Loaded, segment: Segment, also_hidden: _RowsOf | None) -> _Loaded:
+        """A segment in memory with what is hidden of it in this version."""
+        key, vector = _vector_key(segment), loaded.vector
+        if key != loaded.vector_key:
+            vector = hidden_rows(self._files, segment)
+        rows = vector if also_hidden is None else np.union1d(vector, also_hidden(loaded.ids))
+        return replace(loaded, vector_key=key, vector=vector, hidden=HiddenRows.of(rows, len(loaded.ids)))
 
     def _read(self, segment: Segment) -> _Loaded:
         name = f"{self._files.root}/{segment.index.path}"
@@ -183,7 +213,9 @@ class Index:
         column = read_table(get_verified(self._files, segment.ids), name=name, columns=["id"]).column("id")
         if len(column) != segment.rows:
             raise CorruptFile(f"{name}: holds {len(column):,} ids, the record says {segment.rows:,} rows.")
-        return _Loaded(_key(segment), index, id_array(column, self._init.id_type), template_key(index))
+        ids = id_array(column, self._init.id_type)
+        vector = hidden_rows(self._files, segment)
+        return _Loaded(_key(segment), index, ids, template_key(index), _vector_key(segment), vector)
 
     def _ids(self, snapshot: _Snapshot, hits: Hits) -> NDArray[Any]:
         """The ids of hits (Q, K)."""
@@ -218,6 +250,10 @@ def open_index(root: str, version: int | None = None, *, s3_endpoint: str | None
 
 def _key(segment: Segment) -> tuple[str, str]:
     return segment.index.sha256, segment.ids.sha256
+
+
+def _vector_key(segment: Segment) -> str | None:
+    return None if segment.deletion is None else segment.deletion.file.sha256
 
 
 def _init(files: Files, state: State) -> Init:

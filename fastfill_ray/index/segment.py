@@ -1,7 +1,7 @@
 """One segment: FAISS bytes in, FAISS bytes out, and a search whose scores are larger-is-better.
 
 FAISS ids are row numbers 0..N-1. Bytes come from ``serialize_index``: ``write_index`` does not notice a full disk.
-N vectors, Q queries, d dims, K hits, P probes, L inverted lists.
+N vectors, Q queries, d dims, K hits, P probes, L inverted lists, H hidden rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from fastfill_ray.errors import ConfigError, CorruptFile, SpaceMismatch
 from fastfill_ray.log.records import Init, Segment
 from fastfill_ray.retrieval.fusion import fuse, fused_dim
 from fastfill_ray.retrieval.similarity import unit_rows
-from fastfill_ray.types import F32, I64, Metric
+from fastfill_ray.types import F32, I64, Bools, Metric
 
 FAISS_METRIC: dict[Metric, int] = {
     "cosine": faiss.METRIC_INNER_PRODUCT,
@@ -32,7 +32,10 @@ FAISS_METRIC: dict[Metric, int] = {
 }
 # Most that FAISS allocates beside what it reads: the tables that it precomputes for IVF-PQ, 2 GiB by its own default.
 _TABLE_BYTES = 2**31
+# Hits that a search of more than is wanted holds at a time.
+_FETCHED_HITS = 1 << 22
 _reading = threading.Lock()
+_library: Any = faiss  # for what its stubs lack
 
 
 def train_template(factory: str, dim: int, metric: Metric, training: F32) -> bytes:
@@ -149,9 +152,7 @@ class _Inverted:
     transforms: tuple[faiss.VectorTransform, ...]
 
     def transform(self, vectors: F32) -> F32:
-        for transform in self.transforms:
-            vectors = transform.apply(vectors)
-        return vectors
+        return _transformed(vectors, self.transforms)
 
 
 def template_key(index: faiss.Index) -> str | None:
@@ -180,25 +181,59 @@ def coarse(index: faiss.Index, queries: F32, nprobe: int | None = None) -> Assig
     return Assignment(*inverted.ivf.quantizer.search(inverted.transform(queries), probes))
 
 
+class HiddenRows:
+    """Rows of one segment that no search returns. Searches from several threads can share it.
+
+    Args:
+        rows: (H,) int64, ascending, each once, H >= 1.
+        num_rows: N of the segment.
+    """
+
+    def __init__(self, rows: I64, num_rows: int) -> None:
+        self.count = len(rows)
+        self.mask: Bools = np.zeros(num_rows, bool)  # (N,)
+        self.mask[rows] = True
+        # FAISS reads this memory for as long as it selects by it.
+        self._bitmap = np.packbits(self.mask, bitorder="little")
+        self._hidden = _library.IDSelectorBitmap(self._bitmap)
+        self.live = faiss.IDSelectorNot(self._hidden)
+
+    @classmethod
+    def of(cls, rows: I64, num_rows: int) -> HiddenRows | None:
+        """None if there are no such rows: then a search costs what it costs without."""
+        return cls(rows, num_rows) if len(rows) else None
+
+
 def search_segment(
-    index: faiss.Index, queries: F32, k: int, metric: Metric, assignment: Assignment | None = None
+    index: faiss.Index,
+    queries: F32,
+    k: int,
+    metric: Metric,
+    assignment: Assignment | None = None,
+    hidden: HiddenRows | None = None,
 ) -> tuple[F32, I64]:
-    """The k best rows of one segment.
+    """The k best rows of one segment, hidden ones left out.
+
+    With hidden rows: exact where it is exact without (Flat), and elsewhere with at least the recall of a search of
+    k + H rows from which the hidden ones are dropped. See ``_search_live``.
 
     Args:
         queries: (Q, d) as ``prepare_queries`` returns them.
         k: hits per query, at least 1; may exceed the segment's rows.
         assignment: of ``coarse`` on an index of the same template; None lets the index search in its own way.
+        hidden: rows that are not returned.
 
     Returns:
         scores (Q, k), larger is better: inner product, cosine, or minus squared L2; rows (Q, k). Missing: -inf and -1.
     """
-    found = min(k, index.ntotal)
+    found = min(k, index.ntotal - (0 if hidden is None else hidden.count))
     scores = np.full((len(queries), k), -np.inf, np.float32)
     rows = np.full((len(queries), k), -1, np.int64)
     if found == 0 or len(queries) == 0:
         return scores, rows
-    if assignment is None:
+    if hidden is not None:
+        distances, labels = _search_live(index, queries, found, assignment, hidden)
+    elif assignment is None:
         distances, labels = index.search(queries, found)
     else:
         distances, labels = _search_lists(index, queries, found, assignment)
@@ -215,7 +250,89 @@ def search_exactly(vectors: F32, queries: F32, k: int, metric: Metric) -> tuple[
     return search_segment(index, prepare_queries(queries, index.d, metric), k, metric)
 
 
-def _search_lists(index: faiss.Index, queries: F32, k: int, assignment: Assignment) -> tuple[F32, I64]:
+def _search_live(
+    index: faiss.Index, queries: F32, k: int, assignment: Assignment | None, hidden: HiddenRows
+) -> tuple[F32, I64]:
+    """Distances (Q, k) and rows (Q, k) as FAISS gives them, -1 where missing; k is at most the live rows.
+
+    Indexes that scan codes leave hidden rows out as they scan, where FAISS lets them; others are searched for k + H
+    rows. Both see the same live rows.
+    """
+    inverted = _inverted(index)
+    if inverted is not None:
+        shared = assignment or coarse(index, queries)
+        assert shared is not None
+        if _selects_in_lists(inverted.ivf):
+            return _search_lists(index, queries, k, shared, hidden.live)
+        # One query's lists do not depend on the others': queries are cut together with their lists.
+        return _over_fetch(
+            lambda part, fetched: _search_lists(
+                index, queries[part], fetched, Assignment(shared.distances[part], shared.lists[part])
+            ),
+            len(queries), k, hidden,
+        )  # fmt: skip
+    if isinstance(index, faiss.IndexPreTransform):
+        inner, transforms = _behind_transforms(index)
+        return _search_live(inner, _transformed(queries, transforms), k, None, hidden)
+    if isinstance(index, faiss.IndexHNSW):
+        return _search_graph(index, queries, k, hidden)
+    if isinstance(index, faiss.IndexFlat | faiss.IndexScalarQuantizer):
+        return index.search(queries, k, params=_library.SearchParameters(sel=hidden.live))
+    return _over_fetch(lambda part, fetched: index.search(queries[part], fetched), len(queries), k, hidden)
+
+
+def _selects_in_lists(ivf: Any) -> bool:
+    """Whether the lists are scanned by a selector with the results of an over-fetch. Fast scan rounds by what it
+    collects, and the refined PQ and additive codes refuse selectors.
+    """
+    kinds = faiss.IndexIVFFlat | faiss.IndexIVFScalarQuantizer | faiss.IndexIVFPQ
+    return isinstance(ivf, kinds) and not isinstance(ivf, faiss.IndexIVFPQR)
+
+
+def _search_graph(index: Any, queries: F32, k: int, hidden: HiddenRows) -> tuple[F32, I64]:
+    """An HNSW graph, walked over hidden rows as over any, with as many more candidates as there are hidden rows.
+
+    A walk with the stored number of candidates ends among the hidden rows where those are the nearest. One with more
+    candidates than a scan has codes to look at is dearer and worse than the scan.
+    """
+    graph, storage = index.hnsw, faiss.downcast_index(index.storage)
+    candidates = max(graph.efSearch, k) + hidden.count
+    if candidates * graph.nb_neighbors(0) >= index.ntotal and not isinstance(storage, faiss.Index2Layer):
+        return _search_live(storage, queries, k, None, hidden)
+    parameters = _library.SearchParametersHNSW()
+    parameters.efSearch = min(candidates, index.ntotal)
+    parameters.check_relative_distance = graph.check_relative_distance
+    parameters.bounded_queue = graph.search_bounded_queue
+    parameters.sel = hidden.live
+    return index.search(queries, k, params=parameters)
+
+
+def _over_fetch(
+    search: Callable[[slice, int], tuple[F32, I64]], num_queries: int, k: int, hidden: HiddenRows
+) -> tuple[F32, I64]:
+    """The first k live ones of k + H hits.
+
+    Args:
+        search: (some of the queries, hits per query) -> distances and rows, best first, -1 where missing.
+    """
+    fetched = min(k + hidden.count, len(hidden.mask))
+    distances, rows = np.empty((num_queries, k), np.float32), np.empty((num_queries, k), np.int64)
+    step = max(1, _FETCHED_HITS // fetched)
+    for start in range(0, num_queries, step):
+        part = slice(start, min(start + step, num_queries))
+        all_distances, all_rows = search(part, fetched)
+        dropped = (all_rows < 0) | hidden.mask[all_rows]
+        first = np.argsort(dropped, axis=1, kind="stable")[:, :k]
+        distances[part] = np.take_along_axis(all_distances, first, axis=1)
+        rows[part] = np.where(
+            np.take_along_axis(dropped, first, axis=1), -1, np.take_along_axis(all_rows, first, axis=1)
+        )
+    return distances, rows
+
+
+def _search_lists(
+    index: faiss.Index, queries: F32, k: int, assignment: Assignment, selector: Any = None
+) -> tuple[F32, I64]:
     inverted = _inverted(index)
     if inverted is None:
         raise ValueError("a coarse assignment was given for an index without inverted lists")
@@ -224,6 +341,8 @@ def _search_lists(index: faiss.Index, queries: F32, k: int, assignment: Assignme
     labels = np.empty((len(queries), k), np.int64)
     parameters = faiss.SearchParametersIVF()
     parameters.nprobe = assignment.lists.shape[1]
+    if selector is not None:
+        parameters.sel = selector
     # The wrapped search_preassigned insists on the stored nprobe; the C++ one takes the number of lists as a parameter,
     # which unlike setting it on the index leaves other threads alone.
     inverted.ivf.search_preassigned_c(
@@ -244,11 +363,23 @@ def _inverted(index: faiss.Index) -> _Inverted | None:
     if isinstance(index, faiss.IndexIVF):
         return _Inverted(index, ())
     if isinstance(index, faiss.IndexPreTransform):
-        inner = faiss.downcast_index(index.index)
+        inner, transforms = _behind_transforms(index)
         if isinstance(inner, faiss.IndexIVF):
-            chain: Any = index.chain
-            return _Inverted(inner, tuple(faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size())))
+            return _Inverted(inner, transforms)
     return None
+
+
+def _behind_transforms(index: faiss.IndexPreTransform) -> tuple[faiss.Index, tuple[faiss.VectorTransform, ...]]:
+    """The index behind the transforms, and these in order."""
+    chain: Any = index.chain
+    transforms = tuple(faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size()))
+    return faiss.downcast_index(index.index), transforms
+
+
+def _transformed(vectors: F32, transforms: tuple[faiss.VectorTransform, ...]) -> F32:
+    for transform in transforms:
+        vectors = transform.apply(vectors)
+    return vectors
 
 
 def _prepared(vectors: NDArray[Any], dim: int, metric: Metric, name: str = "vector") -> F32:

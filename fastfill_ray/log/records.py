@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fastfill_ray.experiment.results import ChoiceResult
+from fastfill_ray.ordering.ids import NO_IDS, subtract_digests
 from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.types import IdType, Metric, Model, RelativePath, Relevance, Scope
@@ -64,8 +65,35 @@ class FlipValue(Model):
     queries: int
 
 
+class Deletion(Model):
+    """The rows of one segment that readers skip: superseded ones for good, deleted ones (by DELETE) until UNDELETE."""
+
+    file: FileRef = Field(
+        description="Parquet: `row` int32, ascending, each once; `deleted` bool, true where a DELETE hides the row"
+    )
+    rows: int = Field(gt=0)
+    ids_digest: str = Field(description="of the ids of `rows`")
+    deleted_rows: int = Field(ge=0, description="the part of `rows` that a DELETE hides")
+    deleted_ids_digest: str = Field(description="of the ids of `deleted_rows`")
+
+    @model_validator(mode="after")
+    def _deleted_rows_are_a_part(self) -> Self:
+        if self.deleted_rows > self.rows:
+            raise ValueError(f"deleted_rows is {self.deleted_rows}, at most rows, {self.rows}, is expected")
+        return self
+
+    @property
+    def superseded_rows(self) -> int:
+        """Rows that are not of the plan any more: embedded since, changed, or gone from the gallery."""
+        return self.rows - self.deleted_rows
+
+    @property
+    def superseded_ids_digest(self) -> str:
+        return subtract_digests(self.ids_digest, self.deleted_ids_digest)
+
+
 class Segment(Model):
-    """One immutable index file and its ids: one bucket x one wave x stale or new."""
+    """One immutable index file and its ids: one bucket x one wave x stale or new; and which of its rows are skipped."""
 
     bucket: int = Field(ge=0)
     wave: int = Field(ge=0)
@@ -78,12 +106,41 @@ class Segment(Model):
     ids: FileRef
     calibration: Calibration = Calibration()
     fusion: Fusion | None = Field(default=None, description="set iff the space is fused")
+    deletion: Deletion | None = Field(default=None, description="null: every row is searched")
 
     @model_validator(mode="after")
     def _fusion_is_of_its_space(self) -> Self:
         if (self.space == "fused") != (self.fusion is not None):
             raise ValueError(f"space is {self.space!r}, fusion is {self.fusion!r}; set iff the space is fused")
         return self
+
+    @model_validator(mode="after")
+    def _deletion_is_of_its_rows(self) -> Self:
+        if self.live_rows < 0:
+            raise ValueError(f"its deletion hides more rows than the {self.rows} that it has")
+        return self
+
+    @property
+    def live_rows(self) -> int:
+        """Rows that a search can return."""
+        return self.rows - (0 if self.deletion is None else self.deletion.rows)
+
+    @property
+    def plan_rows(self) -> int:
+        """Rows that count towards the plan: live ones, and those that a DELETE hides."""
+        return self.rows - (0 if self.deletion is None else self.deletion.superseded_rows)
+
+    @property
+    def plan_ids_digest(self) -> str:
+        """Of the ids of ``plan_rows``."""
+        if self.deletion is None:
+            return self.ids_digest
+        return subtract_digests(self.ids_digest, self.deletion.superseded_ids_digest)
+
+    @property
+    def files(self) -> tuple[FileRef, ...]:
+        """Every object that it is read from."""
+        return (self.index, self.ids) if self.deletion is None else (self.index, self.ids, self.deletion.file)
 
     @property
     def needs_old_queries(self) -> bool:
@@ -224,15 +281,17 @@ class Version(Model):
     plan: str
     wave: int = Field(ge=0)
     segments: tuple[Segment, ...]
-    rows: int
+    rows: int = Field(description="items of the plan that its segments hold, also those that a DELETE hides")
     new_rows: int
     quarantined: int = Field(ge=0, description="rows of waves <= wave that stayed stale because embedding them failed")
     absent: int = Field(
         ge=0,
         description="rows that are not embedded yet and have no stale vector: the old one is unusable, or gone",
     )
+    absent_digest: str = Field(default=NO_IDS, description="ids digest of the absent rows")
+    deleted: int = Field(default=0, ge=0, description="rows of `rows` that a DELETE hides")
     fraction: float = Field(description="new_rows / rows of the plan")
-    ids_digest: str
+    ids_digest: str = Field(description="of the ids of `rows`; with `absent_digest` it sums to the plan's")
     metrics: tuple[MetricValue, ...]
     query_metrics: FileRef | None
     verdict: Verdict

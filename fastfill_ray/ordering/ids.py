@@ -13,6 +13,7 @@ import numpy as np
 from fastfill_ray.types import I64, U64, Objects
 
 _KEY_BYTES = 16
+NO_IDS = "0" * 32  # the digest of no ids
 
 
 def hash_ids(ids: I64 | Objects | Sequence[str]) -> U64:
@@ -76,3 +77,8 @@ def keys_digest(keys: U64) -> str:
 def combine_digests(digests: Iterable[str]) -> str:
     """The digest of the union of disjoint sets of ids."""
     return f"{sum(int(digest, 16) for digest in digests) % (1 << 128):032x}"
+
+
+def subtract_digests(whole: str, part: str) -> str:
+    """The digest of a set of ids without a subset of it."""
+    return f"{(int(whole, 16) - int(part, 16)) % (1 << 128):032x}"

@@ -91,6 +91,13 @@ class RelevantItems:
         best[owner[among], place[among]] = descending[among]
         return best
 
+    def where(self, chosen: Bools) -> RelevantItems:
+        """Those of the items (P,) that are chosen."""
+        before = np.concatenate([[0], np.cumsum(chosen)]).astype(np.int64)
+        return RelevantItems(
+            self.items[chosen], before[self.starts], None if self.grades is None else self.grades[chosen]
+        )
+
     def take(self, queries: I64) -> RelevantItems:
         """The relevant of some queries, renumbered."""
         parts = [np.arange(self.starts[q], self.starts[q + 1]) for q in queries.tolist()]

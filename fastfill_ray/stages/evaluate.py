@@ -14,7 +14,15 @@ import pyarrow as pa
 
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.experiment.items import Queries
-from fastfill_ray.index.segment import load_index, prepare_queries, search_exactly, search_segment, segment_queries
+from fastfill_ray.index.deletion_vector import hidden_rows
+from fastfill_ray.index.segment import (
+    HiddenRows,
+    load_index,
+    prepare_queries,
+    search_exactly,
+    search_segment,
+    segment_queries,
+)
 from fastfill_ray.inputs.gallery import Source, item_labels, old_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.labels import labels_of
@@ -30,7 +38,7 @@ from fastfill_ray.storage.arrow import objects, read_table
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import hits_unit, stage_folder
 from fastfill_ray.storage.refs import get_verified
-from fastfill_ray.types import F32, F64, I64, Metric, Objects, fingerprint
+from fastfill_ray.types import F32, F64, I64, Bools, Metric, Objects, fingerprint
 
 # A ranking is complete up to this many scores per version; beyond, it is judged by its first _DEPTH ranks.
 _COMPLETE_SCORES = 1 << 25
@@ -90,24 +98,52 @@ def search_segments(
 
 
 def search_one_segment(files: Files, search: GallerySearch, segment: Segment) -> SegmentHits:
-    """The hits of every query in one segment, searched where that is not done yet."""
-    unit = hits_unit(fingerprint([segment.index.sha256, segment.ids.sha256]))
-    return _kept(files, search, unit, partial(_search_segment, files, search, segment))
+    """The hits of every query in the live rows of one segment, searched where that is not done yet.
+
+    The raw hits are kept without regard to what is hidden, which changes with versions; a query that loses hits of a
+    cut list to hidden rows is searched again. Exact for Flat; for others it measures at most what is served.
+    """
+    parts = [segment.index.sha256, segment.ids.sha256]
+    hits = _kept(files, search, hits_unit(fingerprint(parts)), partial(_search_segment, files, search, segment))
+    if segment.deletion is None:
+        return hits
+    hidden = HiddenRows(hidden_rows(files, segment), segment.rows)
+    width = min(search.num_hits, segment.live_rows)
+    short = hits.cut_short(hidden.mask, width)
+    labels = None if hits.num_same_label is None else _read_labels(files, segment)
+    masked = without_hidden(search.queries, hits, hidden.mask, width, labels)
+    if not len(short):
+        return masked
+    again = replace(search, queries=search.queries.take(short))
+    unit = hits_unit(fingerprint([*parts, segment.deletion.file.sha256, short.tolist()]))
+    return masked.updated(short, _kept(files, search, unit, partial(_search_segment, files, again, segment, hidden)))
 
 
 def _kept(files: Files, search: GallerySearch, unit: str, hits: Callable[[], SegmentHits]) -> SegmentHits:
     return kept_hits(files, search.folder, unit, hits) if search.keep else hits()
 
 
-def _search_segment(files: Files, search: GallerySearch, segment: Segment) -> SegmentHits:
+def _search_segment(
+    files: Files, search: GallerySearch, segment: Segment, hidden: HiddenRows | None = None
+) -> SegmentHits:
+    """Raw hits; with hidden rows only the hits leave these out, not what they are judged by."""
     data = get_verified(files, segment.index)
     index = load_index(data, dim=segment.dim, metric=search.metric, rows=segment.rows, name=segment.index.path)
     table = read_table(get_verified(files, segment.ids), name=segment.ids.path)
     new, old = search.queries.new, search.queries.old
     vectors = segment_queries(segment, prepare_queries(new, new.shape[1], search.metric), old, search.metric)
-    scores, rows = search_segment(index, vectors, min(search.num_hits, segment.rows), search.metric)
-    labels = labels_of(table.column("label")) if "label" in table.column_names else None
-    return hits_of(search.queries, scores, rows, objects(table.column("id")), labels)
+    num_hits = min(search.num_hits, segment.rows if hidden is None else segment.live_rows)
+    scores, rows = search_segment(index, vectors, num_hits, search.metric, hidden=hidden)
+    return hits_of(search.queries, scores, rows, objects(table.column("id")), _labels(table))
+
+
+def _read_labels(files: Files, segment: Segment) -> Objects | None:
+    """The labels (n,) that stand beside the ids of a segment; None without a label column."""
+    return _labels(read_table(get_verified(files, segment.ids), name=segment.ids.path))
+
+
+def _labels(table: pa.Table) -> Objects | None:
+    return labels_of(table.column("label")) if "label" in table.column_names else None
 
 
 def search_old(
@@ -213,6 +249,29 @@ def hits_of(queries: Queries, scores: F32, rows: I64, ids: Objects, labels: Obje
         others = places[:, 1] != own_rows[places[:, 0]]
         judged = RelevantItems.of_judged(places[others], grades[others], len(queries.ids))
     return SegmentHits(scores, rows, own_rows, same_label, num_same_label, judged)
+
+
+def without_hidden(
+    queries: Queries, hits: SegmentHits, hidden: Bools, width: int, labels: Objects | None
+) -> SegmentHits:
+    """The hits of a segment as if it had no hidden rows: the next ones move up, and nothing hidden is relevant.
+
+    Args:
+        hidden: (n,) whether each row is. labels: (n,) of the segment.
+        width: hits per query that are left, K'; -inf and -1 where fewer are.
+    """
+    kept = hits.shown(hidden, width)
+    own = np.where(hits.own_rows >= 0, hidden[hits.own_rows], False)
+    num_same_label, judged = hits.num_same_label, hits.judged
+    if num_same_label is not None and labels is not None and queries.labels is not None:
+        place = np.cumsum(hidden) - 1  # of a hidden row among those
+        hidden_own = np.where(own, place[hits.own_rows], -1)
+        nothing = np.empty((len(queries.ids), 0), np.int64)
+        _, num_hidden = hits_with_label(queries.labels, labels[hidden], nothing, hidden_own)
+        num_same_label = num_same_label - num_hidden
+    if judged is not None:
+        judged = judged.where(~hidden[judged.items])
+    return replace(kept, own_rows=np.where(own, -1, hits.own_rows), num_same_label=num_same_label, judged=judged)
 
 
 class GalleryRanking:

@@ -8,7 +8,7 @@ Legend: Q queries, n items of a segment, K hits per query.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -21,7 +21,7 @@ from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import F32, I64
+from fastfill_ray.types import F32, I64, Bools
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,34 @@ class SegmentHits:
     same_label: NDArray[np.int8]
     num_same_label: I64 | None
     judged: RelevantItems | None
+
+    def shown(self, hidden: Bools, width: int) -> SegmentHits:
+        """Without the hits that are hidden, the next ones moved up: (Q, width), -inf, -1 and 0 where there are fewer.
+
+        Args:
+            hidden: (n,) whether each row is.
+        """
+        dropped = (self.rows < 0) | hidden[self.rows]
+        first = np.argsort(dropped, axis=1, kind="stable")[:, :width]
+        missing = np.take_along_axis(dropped, first, axis=1)
+        return replace(
+            self,
+            scores=np.where(missing, np.float32(-np.inf), np.take_along_axis(self.scores, first, axis=1)),
+            rows=np.where(missing, -1, np.take_along_axis(self.rows, first, axis=1)),
+            same_label=np.where(missing, np.int8(0), np.take_along_axis(self.same_label, first, axis=1)),
+        )
+
+    def cut_short(self, hidden: Bools, width: int) -> I64:
+        """The queries whose lists went on beyond what is held and hold fewer than `width` rows that are not hidden."""
+        live = ((self.rows >= 0) & ~hidden[self.rows]).sum(axis=1)
+        return np.flatnonzero((self.rows >= 0).all(axis=1) & (live < width))
+
+    def updated(self, queries: I64, again: SegmentHits) -> SegmentHits:
+        """With the hits of some queries (q,) from another search of them, as wide as this one."""
+        columns = {name: getattr(self, name).copy() for name in ("scores", "rows", "same_label")}
+        for name, column in columns.items():
+            column[queries] = getattr(again, name)
+        return replace(self, **columns)
 
 
 def kept_hits(files: Files, folder: str, unit: str, search: Callable[[], SegmentHits]) -> SegmentHits:

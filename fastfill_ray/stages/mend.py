@@ -39,7 +39,7 @@ def can_be_made_again(state: State, path: str) -> bool:
         named += [plan.units, plan.baseline_queries, *plan.templates.values()]
     if versions:
         named += [versions[-1].query_metrics]
-        named += [reference for segment in versions[-1].segments for reference in (segment.index, segment.ids)]
+        named += [reference for segment in versions[-1].segments for reference in segment.files]
     is_named = any(reference is not None and reference.path == path for reference in named)
     return bool(receipts_for(path)) or is_named or (plan is not None and is_work_of(plan.plan, path))
 

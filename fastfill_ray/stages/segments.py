@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastfill_ray.errors import CorruptFile, FileMissing, InputChanged
-from fastfill_ray.log.records import FileRef, Plan, Segment, Version
+from fastfill_ray.log.records import Plan, Segment, Version
 from fastfill_ray.ordering.ids import combine_digests
 from fastfill_ray.stages.build import Bucket, BucketWork, BuildJob, build, build_bucket
 from fastfill_ray.stages.context import Context
@@ -68,7 +68,8 @@ class Assembler:
         unknown = [segment for segment in damaged if segment.wave < wave and segment.wave not in receipts]
         if unknown:
             paths = [segment.index.path for segment in unknown]
-            raise CorruptFile(f"{self.context.files.root}/{paths[0]}, or its ids: damaged or gone", *paths)
+            beside = "its ids" if unknown[0].deletion is None else "its ids or its deletion vector"
+            raise CorruptFile(f"{self.context.files.root}/{paths[0]}, or {beside}: damaged or gone", *paths)
         for segment in damaged:
             self._say(segment, versions)
         work = [_work(number, bucket, wave, receipts[wave]) for number, bucket in self.buckets.items()]
@@ -95,8 +96,9 @@ class Assembler:
     def _say(self, segment: Segment, versions: Sequence[Version]) -> None:
         path = segment.index.path
         naming = ", ".join(str(v.version) for v in versions if any(s.index.path == path for s in v.segments))
+        any_of = " or ".join(file.path for file in segment.files)
         self.context.progress.say(
-            f"{path} or {segment.ids.path} is damaged or gone: built again under a new name for this version. What "
+            f"{any_of} is damaged or gone: built again under a new name for this version. What "
             f"names the old one stays damaged (version {naming}): fastfill-ray verify tells more."
         )
 
@@ -125,12 +127,12 @@ class Assembler:
         replaced = [*damaged, *(segment for segment in kept if (segment.bucket, segment.wave) in places)]
         _check_same([s for s in replaced if (s.bucket, s.wave) not in lost], rebuilt)
         kept = [segment for segment in kept if (segment.bucket, segment.wave) not in places]
-        return Assembly([*kept, *rebuilt], sum(s.rows for s in replaced if (s.bucket, s.wave) in lost))
+        return Assembly([*kept, *rebuilt], sum(s.plan_rows for s in replaced if (s.bucket, s.wave) in lost))
 
 
 def missing_files(files: Files, version: Version) -> list[str]:
     """Files of a version's segments that are absent or of another size than recorded; nothing is read."""
-    references = [reference for segment in version.segments for reference in _files_of(segment)]
+    references = [reference for segment in version.segments for reference in segment.files]
     with ThreadPoolExecutor(_THREADS) as pool:
         looked_up = zip(references, pool.map(files.stat, (each.path for each in references)), strict=True)
         return [each.path for each, now in looked_up if now is None or now.size != each.size]
@@ -150,17 +152,16 @@ def _work(
 
 
 def _is_unchanged(files: Files, suspects: Set[str], segment: Segment) -> bool:
-    return all(reference.path not in suspects and is_unchanged(files, reference) for reference in _files_of(segment))
-
-
-def _files_of(segment: Segment) -> tuple[FileRef, FileRef]:
-    return segment.index, segment.ids
+    return all(reference.path not in suspects and is_unchanged(files, reference) for reference in segment.files)
 
 
 def _verified(files: Files, segment: Segment) -> Segment | None:
     """The segment with its files' tags as they are now; None if one of them is damaged or gone."""
     try:
-        return segment.model_copy(update={"index": tagged(files, segment.index), "ids": tagged(files, segment.ids)})
+        whole: dict[str, object] = {"index": tagged(files, segment.index), "ids": tagged(files, segment.ids)}
+        if (deletion := segment.deletion) is not None:
+            whole["deletion"] = deletion.model_copy(update={"file": tagged(files, deletion.file)})
+        return segment.model_copy(update=whole)
     except (CorruptFile, FileMissing):
         return None
 
@@ -174,9 +175,9 @@ def _build_stale(job: BuildJob, work: BucketWork) -> list[Segment] | str:
 
 
 def _check_same(replaced: Sequence[Segment], rebuilt: Sequence[Segment]) -> None:
-    """What is built again holds the items that were there."""
+    """What is built again holds the items of the plan that were there."""
     was, is_now = (
-        (sum(segment.rows for segment in part), combine_digests(segment.ids_digest for segment in part))
+        (sum(segment.plan_rows for segment in part), combine_digests(segment.plan_ids_digest for segment in part))
         for part in (replaced, rebuilt)
     )
     if was != is_now:
@@ -187,7 +188,7 @@ def _check_same(replaced: Sequence[Segment], rebuilt: Sequence[Segment]) -> None
 
 
 def check_complete(plan: Plan, segments: Sequence[Segment], may_be_absent: int) -> None:
-    """Every item exactly once: by count, and by digest where no item is absent.
+    """Every item of the plan exactly once, superseded rows left out: by count, and by digest where none is absent.
 
     Args:
         may_be_absent: rows without a stale vector, that are not embedded yet.
@@ -195,14 +196,14 @@ def check_complete(plan: Plan, segments: Sequence[Segment], may_be_absent: int) 
     Raises:
         CorruptFile: items are missing or held twice.
     """
-    rows = sum(segment.rows for segment in segments)
+    rows = sum(segment.plan_rows for segment in segments)
     absent = plan.rows - rows
     if not 0 <= absent <= may_be_absent:
         raise CorruptFile(
             f"plan {plan.plan}: the segments hold {rows} rows, {plan.rows} are planned and at most "
             f"{may_be_absent} may be absent. Nothing was committed."
         )
-    digest = combine_digests(segment.ids_digest for segment in segments)
+    digest = combine_digests(segment.plan_ids_digest for segment in segments)
     if absent == 0 and digest != plan.ids_digest:
         raise CorruptFile(
             f"plan {plan.plan}: the segments' ids digest is {digest}, planned is {plan.ids_digest}. "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastfill_ray.log.records import Plan, Version
 from fastfill_ray.log.state import State
-from fastfill_ray.ordering.ids import combine_digests
+from fastfill_ray.ordering.ids import NO_IDS, combine_digests, subtract_digests
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.build import gallery_buckets, make_build_job
 from fastfill_ray.stages.context import Context
@@ -65,8 +65,9 @@ class VersionMaker:
             segments = evaluator.calibrated(assembly.segments, calibration)
             values = evaluator.measure(segments, wave, calibration)
             per_query = evaluator.keep(values, plan.plan, f"wave-{wave:02d}.parquet")
-        new_rows = sum(segment.rows for segment in segments if segment.state == "new")
-        rows = sum(segment.rows for segment in segments)
+        new_rows = sum(segment.plan_rows for segment in segments if segment.state == "new")
+        rows = sum(segment.plan_rows for segment in segments)
+        digest = combine_digests(segment.plan_ids_digest for segment in segments)
         worked = sum(receipt.seconds for receipt in receipts[wave].values())
         return Version(
             version=len(state.versions),
@@ -77,8 +78,10 @@ class VersionMaker:
             new_rows=new_rows,
             quarantined=sum(plan.wave_rows[: wave + 1]) - new_rows,
             absent=plan.rows - rows,
+            absent_digest=NO_IDS if rows == plan.rows else subtract_digests(plan.ids_digest, digest),
+            deleted=sum(segment.deletion.deleted_rows for segment in segments if segment.deletion is not None),
             fraction=new_rows / plan.rows,
-            ids_digest=combine_digests(segment.ids_digest for segment in segments),
+            ids_digest=digest,
             metrics=evaluator.means(values),
             query_metrics=per_query,
             verdict=evaluator.judge(plan, serving, values, self.max_regression),

@@ -201,6 +201,13 @@ def segment_paths(
     return check_path(f"{stem}.faiss"), check_path(f"{stem}.ids.parquet")
 
 
+def deletion_vector_path(
+    plan: str, wave: int, bucket: int, state: Literal["stale", "new"], epoch: int, unique: str
+) -> str:
+    """A deletion vector of a segment; epoch and uuid are this file's own, not those of the segment."""
+    return check_path(f"index/{plan}/w{wave:02d}-b{bucket:05d}-{state}-e{epoch:08d}-{unique}.deletion.parquet")
+
+
 def template_path(plan: str, name: str, unique: str) -> str:
     """A trained, empty index that segments share."""
     return check_path(f"index/{plan}/template-{name}-{unique}.faiss")

@@ -1,3 +1,5 @@
+import uuid
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,18 +8,22 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished, SpaceMismatch
+from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion
 from fastfill_ray.index.reader import open_index
 from fastfill_ray.index.segment import build_index, train_template
 from fastfill_ray.log.records import Expire, FileRef, Init, Plan, Publish, Segment, Verdict, Version
-from fastfill_ray.ordering.ids import combine_digests
+from fastfill_ray.ordering.ids import combine_digests, ids_digest
 from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.retrieval.fusion import Fusion, fuse
-from fastfill_ray.storage.arrow import id_array, table_bytes
+from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files
+from fastfill_ray.storage.paths import deletion_vector_path
 from fastfill_ray.storage.refs import put_file
 from fastfill_ray.types import Metric
 from tests.index.test_segment import brute_force, vectors
@@ -68,7 +74,7 @@ class Root:
         table = pa.table({"id": id_array(ids, self.id_type)} | ({} if labels is None else {"label": labels}))
         return Segment(
             bucket=0, wave=0, state="new" if calibration is None else "stale",
-            space="new" if calibration is None else "aligned", dim=DIM, rows=len(items), ids_digest="",
+            space="new" if calibration is None else "aligned", dim=DIM, rows=len(items), ids_digest=ids_digest(ids),
             index=put_file(self.files, f"index/{number}.faiss", build_index(self.template, items, self.metric)),
             ids=put_file(self.files, f"index/{number}.parquet", table_bytes(table)),
             calibration=calibration or Calibration(),
@@ -91,17 +97,26 @@ class Root:
         changes = {"space": "fused", "fusion": self.fusion, "dim": items.shape[1], "index": index}
         return Segment.model_validate({**made.model_dump(), **changes})
 
+    def hiding(self, segment: Segment, rows: Sequence[int], deleted: Sequence[int] = ()) -> Segment:
+        """The segment with a deletion vector over `rows`, of which a DELETE hides `deleted`."""
+        if not len(rows):
+            return segment
+        ids = read_table(self.files.get(segment.ids.path), name="ids").column("id").combine_chunks()
+        path = deletion_vector_path("p", segment.wave, segment.bucket, segment.state, 1, uuid.uuid4().hex)
+        vector = DeletionVector(np.array(rows, np.int64), np.isin(rows, deleted))
+        return segment.model_copy(update={"deletion": put_deletion(self.files, path, vector, ids)})
+
     def commit(self, *segments: Segment, publish: bool = True) -> int:
-        rows = sum(segment.rows for segment in segments)
-        known = all(segment.ids_digest for segment in segments)
-        digest = combine_digests(segment.ids_digest for segment in segments) if known else ""
+        rows = sum(segment.plan_rows for segment in segments)
+        digest = combine_digests(segment.plan_ids_digest for segment in segments)
+        deleted = sum(segment.deletion.deleted_rows for segment in segments if segment.deletion is not None)
         number = len(self.log.state.versions)
         if number == 0:
             self.plan(rows, digest)
         self.log.append(
             Version(
                 version=number, plan="p", wave=number, segments=segments, rows=rows, new_rows=0, quarantined=0,
-                absent=0, fraction=0.0, ids_digest=digest, metrics=(), query_metrics=None,
+                absent=0, deleted=deleted, fraction=0.0, ids_digest=digest, metrics=(), query_metrics=None,
                 verdict=Verdict(publish=publish, reason="test"), seconds=0.0, final=False,
             )
         )  # fmt: skip
@@ -261,3 +276,111 @@ def test_searches_during_a_refresh_see_one_version_or_the_other(tmp_path: Path) 
     for search in searches:
         ids = search.result()[1]
         assert (ids < 5).all() or (ids >= 100).all()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
+@given(data=st.data())
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_version_with_hidden_rows_is_searched_like_its_live_rows(
+    tmp_path: Path, metric: Metric, factory: str, data: st.DataObject
+) -> None:
+    root = Root(tmp_path / uuid.uuid4().hex, metric, "int64", factory)
+    counts, calibrations = (20, 1, 30), [None, Calibration(scale=1.5, offset=-0.3), Calibration(scale=0.7, offset=0.2)]
+    starts = np.cumsum((0, *counts))
+    parts = [vectors(rows, seed=rows) for rows in counts]
+    segments, hidden = [], []
+    for part, start, calibration in zip(parts, starts, calibrations, strict=False):
+        rows = sorted(data.draw(st.sets(st.integers(0, len(part) - 1))))
+        deleted = [row for row in rows if row % 2]
+        segments.append(root.hiding(root.segment(part, range(start, start + len(part)), calibration), rows, deleted))
+        hidden += [start + row for row in rows]
+    root.commit(*segments)
+    queries, index = vectors(25, seed=99), open_index(str(root.path))
+    live = sum(counts) - len(hidden)
+    assert index.rows == live
+    truth = np.concatenate(
+        [
+            (c.scale if c else 1) * brute_force(queries, p, metric) + (c.offset if c else 0)
+            for p, c in zip(parts, calibrations, strict=True)
+        ],
+        axis=1,
+    )
+    truth[:, hidden] = -np.inf
+    best = np.argsort(-truth, axis=1)
+    for k in (1, 10, sum(counts)):
+        held = min(k, live)
+        scores, ids = index.search(queries, k, nprobe=8)
+        assert ids[:, :held].tolist() == best[:, :held].tolist()
+        assert np.allclose(scores[:, :held], np.take_along_axis(truth, best, axis=1)[:, :held], atol=1e-4)
+        assert (ids[:, held:] == -1).all()
+        assert (scores[:, held:] == -np.inf).all()
+
+
+def test_equal_scores_of_live_rows_come_in_the_order_of_segments_and_rows(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    same = np.ones((4, DIM), np.float32)
+    root.commit(root.hiding(root.segment(same, [9, 8, 7, 6]), [1]), root.hiding(root.segment(same, [1, 2, 3, 4]), [0]))
+    assert open_index(str(tmp_path)).search(np.ones((1, DIM)), 9)[1].tolist() == [[9, 7, 6, 2, 3, 4, -1, -1, -1]]
+
+
+def test_another_deletion_vector_of_a_kept_segment_is_read_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(tmp_path)
+    first, second = root.segment(vectors(5), range(5)), root.segment(vectors(4, seed=1), range(5, 9))
+    hiding = root.hiding(first, [0, 3])
+    root.commit(hiding, second)
+    reader, queries = open_index(str(tmp_path)), vectors(3)
+    read: list[str] = []
+    get = type(reader._files).get
+    monkeypatch.setattr(type(reader._files), "get", lambda files, path: read.append(path) or get(files, path))
+
+    def adopted(*segments: Segment) -> tuple[int, set[int], list[str]]:
+        root.commit(*segments)
+        read.clear()
+        assert reader.refresh() is True
+        return (
+            reader.rows,
+            set(reader.search(queries, 9)[1].ravel().tolist()) - {-1},
+            [path for path in read if path.startswith("index/")],
+        )
+
+    more = root.hiding(first, [0, 1, 3])
+    assert more.deletion is not None
+    assert hiding.deletion is not None
+    assert adopted(more, second) == (6, {2, 4, 5, 6, 7, 8}, [more.deletion.file.path])
+    assert adopted(more, second) == (6, {2, 4, 5, 6, 7, 8}, [])
+    assert adopted(first, second) == (9, set(range(9)), [])
+    assert adopted(hiding, second) == (7, {1, 2, 4, 5, 6, 7, 8}, [hiding.deletion.file.path])
+
+
+def test_rows_that_something_else_hides_are_left_out_with_those_of_the_deletion_vector(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    root.commit(root.hiding(root.segment(vectors(5), range(5)), [0, 3]), root.segment(vectors(4), range(5, 9)))
+    reader = open_index(str(tmp_path))
+    before = reader._snapshot
+
+    def even(ids: pa.Array) -> NDArray[np.int64]:
+        return np.flatnonzero(ids.to_numpy() % 2 == 0)
+
+    reader._snapshot = reader._load(before.version, before.segments, even)
+    assert reader.rows == 3
+    assert set(reader.search(vectors(3), 9)[1].ravel().tolist()) == {1, 5, 7, -1}
+    reader._snapshot = reader._load(before.version, reader._snapshot.segments)
+    assert reader.rows == 7
+
+
+def test_a_deletion_vector_that_cannot_be_read_keeps_the_version_out(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    first = root.segment(vectors(5), range(5))
+    root.commit(first)
+    reader = open_index(str(tmp_path))
+    broken = root.hiding(first, [1])
+    assert broken.deletion is not None
+    path = broken.deletion.file.path
+    root.commit(broken)
+    (tmp_path / path).write_bytes(b"x" * broken.deletion.file.size)
+    with pytest.raises(CorruptFile, match=path):
+        reader.refresh()
+    assert (reader.version, reader.rows) == (0, 5)

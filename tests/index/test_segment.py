@@ -1,3 +1,5 @@
+import itertools
+
 import faiss
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from numpy.typing import NDArray
 
 from fastfill_ray.errors import ConfigError, CorruptFile, SpaceMismatch
 from fastfill_ray.index.segment import (
+    HiddenRows,
     build_index,
     coarse,
     load_index,
@@ -161,3 +164,64 @@ def test_an_index_of_another_dim_metric_or_size_is_refused() -> None:
 def test_lists_behind_a_refinement_are_probed_as_well() -> None:
     template = train_template("IVF16,Flat,RFlat", 8, "ip", vectors(800, dim=8))
     assert faiss.extract_index_ivf(load_index(template, dim=8, metric="ip", rows=0, name="template")).nprobe == 8
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "Flat,RFlat", "IVF8,Flat,RFlat"])
+@given(data=st.data(), k=st.integers(1, 80), num_queries=st.integers(0, 30), seed=st.integers(0, 1000))
+@settings(max_examples=12, deadline=None)
+def test_hidden_rows_are_left_out_exactly_where_a_search_is_exact(
+    factory: str, metric: Metric, data: st.DataObject, k: int, num_queries: int, seed: int
+) -> None:
+    rows = data.draw(st.integers(1, 60))
+    hidden = np.array(sorted(data.draw(st.sets(st.integers(0, rows - 1), min_size=1))))
+    items, queries = vectors(rows, seed=seed), vectors(num_queries, seed=seed + 1)
+    template = train_template(factory, 8, metric, vectors(400, seed=7))
+    index = load_index(build_index(template, items, metric), dim=8, metric=metric, rows=rows, name="segment")
+    prepared = prepare_queries(queries, 8, metric)
+    scores, found = search_segment(
+        index, prepared, k, metric, coarse(index, prepared, nprobe=8), HiddenRows(hidden, rows)
+    )
+    truth = brute_force(queries, items, metric)
+    truth[:, hidden] = -np.inf
+    kept = min(k, rows - len(hidden))
+    assert scores.shape == found.shape == (num_queries, k)
+    assert np.allclose(scores[:, :kept], -np.sort(-truth, axis=1)[:, :kept], atol=1e-4)
+    assert np.allclose(np.take_along_axis(truth, found[:, :kept], axis=1), scores[:, :kept], atol=1e-4)
+    assert np.all(scores[:, kept:] == -np.inf)
+    assert np.all(found[:, kept:] == -1)
+    assert all(len(set(row)) == kept for row in found[:, :kept].tolist())
+
+
+FACTORIES = [
+    "SQ8", "PQ4x4", "PQ8x4fs", "RQ2x4", "RaBitQ", "HNSW8", "HNSW8,SQ8", "IVF16,Flat", "IVF16,PQ4x4", "IVF16,SQ8",
+    "IVF16,RQ2x4", "IVF16,PQ8x4fs", "IVF16,RaBitQ", "PCA12,HNSW8", "OPQ4,PQ4x4", "PCA12,IVF16,Flat", "SQ8,RFlat",
+    "IVF16,PQ4x4,RFlat",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_with_hidden_rows_no_index_finds_less_than_a_search_of_as_many_more(factory: str, metric: Metric) -> None:
+    rows, k, dim = 2000, 10, 16
+    items, queries = vectors(rows, dim), vectors(20, dim, seed=1)
+    template = train_template(factory, dim, metric, items[:700])
+    index = load_index(build_index(template, items, metric), dim=dim, metric=metric, rows=rows, name="segment")
+    prepared = prepare_queries(queries, dim, metric)
+    assignment = coarse(index, prepared)
+    # What a search of everything would say: an index with codes ranks by them, not by the vectors.
+    everything = search_segment(index, prepared, rows, metric, coarse(index, prepared, 16))[1]
+    anywhere = np.random.default_rng(2).permutation(rows)
+    for count, order in itertools.product((1, 40, 1900), (everything[0], anywhere)):
+        hidden = np.sort(order[:count])
+        hidden = hidden[hidden >= 0]
+        assert len(hidden)
+        searched = HiddenRows(hidden, rows)
+        scores, found = search_segment(index, prepared, k, metric, assignment, searched)
+        assert not searched.mask[found[found >= 0]].any()
+        assert ((found < 0) == (scores == -np.inf)).all()
+        fetched = search_segment(index, prepared, min(rows, k + len(hidden)), metric, assignment)
+        live = np.where((fetched[1] >= 0) & ~searched.mask[fetched[1]], fetched[0], -np.inf)
+        best = -np.sort(-live, axis=1)[:, :k]
+        # The i-th score is at least that of the over-fetch, up to rounding.
+        assert (scores >= best - 1e-4 * np.abs(np.where(np.isfinite(best), best, 0)).max()).all()

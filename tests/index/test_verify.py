@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished
+from fastfill_ray.index import verify as verifying
 from fastfill_ray.index.verify import Verified, verify
 from fastfill_ray.log.records import Expire, Segment
 from fastfill_ray.ordering.ids import ids_digest
@@ -156,3 +158,88 @@ def test_a_version_that_says_it_holds_more_ids_than_its_segments_is_told(root: R
     root.log.append(last.model_copy(update={"version": 2, "wave": 2, "rows": 6}))
     with pytest.raises(CorruptFile, match="version 2: 5 ids, the record says 6"):
         verify(root.files)
+
+
+def test_an_id_that_is_superseded_in_one_segment_may_be_live_in_another(root: Root) -> None:
+    stale, new = root.hiding(segment(root, [1, 2, 3]), [1]), segment(root, [2, 4, 5])
+    root.commit(stale, new)
+    assert verify(root.files, 2) == [Verified(2, 2, 5)]
+    root.commit(root.hiding(stale, [1, 2], deleted=[2]), root.hiding(new, [0], deleted=[0]))
+    assert verify(root.files, 3) == [Verified(3, 2, 5, 2)]
+
+
+def test_an_id_that_is_only_deleted_in_one_segment_is_in_the_version_twice(root: Root) -> None:
+    root.commit(root.hiding(segment(root, [1, 2, 3]), [1], deleted=[1]), segment(root, [2, 4, 5]))
+    with pytest.raises(CorruptFile, match="id 2 is in version 2 twice"):
+        verify(root.files)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_deletion_vector_is_named(root: Root, damage: Callable[[bytes], bytes]) -> None:
+    made = root.hiding(segment(root, [1, 2, 3]), [0, 2], deleted=[0, 2])
+    root.commit(made, segment(root, [4, 5]))
+    assert made.deletion is not None
+    path = made.deletion.file.path
+    root.files.put_data(path, damage(root.files.get(path)))
+    with pytest.raises(CorruptFile, match=rf"{path}: .*Damaged versions: 2; whole: 0, 1"):
+        verify(root.files)
+
+
+@pytest.mark.parametrize("digest", ["ids_digest", "deleted_ids_digest"])
+def test_a_deletion_vector_whose_ids_are_not_the_recorded_ones_is_named(root: Root, digest: str) -> None:
+    made = root.hiding(segment(root, [1, 2, 3]), [0, 2], deleted=[0])
+    assert made.deletion is not None
+    other = made.deletion.model_copy(update={digest: ids_digest([7])})
+    root.commit(made.model_copy(update={"deletion": other}), segment(root, [4, 5, 1]))
+    with pytest.raises(CorruptFile, match=rf"{made.deletion.file.path}: [12] ids, digest .*; recorded are"):
+        verify(root.files, 2)
+
+
+def test_absent_ids_and_those_of_the_segments_sum_to_the_plan(root: Root) -> None:
+    last = root.log.state.versions[-1]
+    short = (segment(root, [1, 2, 3]), segment(root, [5]))
+    found = {"segments": short, "rows": 4, "absent": 1, "ids_digest": ids_digest([1, 2, 3, 5])}
+    for number, (changes, fine) in enumerate(
+        [
+            ({"absent_digest": ids_digest([4])}, True),
+            ({"absent_digest": ids_digest([6])}, False),
+            ({}, False),
+            ({"absent_digest": ids_digest([4]), "absent": 2}, False),
+            ({"absent_digest": ids_digest([4]), "ids_digest": ids_digest([1, 2, 3, 4])}, False),
+            ({"absent_digest": ids_digest([4]), "deleted": 1}, False),
+        ],
+        start=2,
+    ):
+        root.log.append(last.model_copy(update={"version": number, "wave": number, **found, **changes}))
+        if fine:
+            assert verify(root.files, number) == [Verified(number, 2, 4)]
+        else:
+            with pytest.raises(CorruptFile, match=rf"version {number}: "):
+                verify(root.files, number)
+
+
+@pytest.mark.parametrize("id_type", ["int64", "string"])
+@pytest.mark.parametrize("again", [None, 0, 77, 399])
+def test_ids_are_compared_a_part_at_a_time_and_none_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, id_type: Literal["int64", "string"], again: int | None
+) -> None:
+    monkeypatch.setattr(verifying, "_PARTITION_IDS", 16)
+    root = Root(tmp_path / "root", id_type=id_type)
+    known = [item if id_type == "int64" else f"item {item}" for item in range(401)]
+    parts = [known[:150], known[150:151], known[151:400], [known[400 if again is None else again]]]
+    root.commit(*(segment(root, part) for part in parts))
+    if again is None:
+        assert verify(root.files) == [Verified(0, 4, 401)]
+    else:
+        with pytest.raises(CorruptFile, match=f"index/4.parquet: id {known[again]!r} is in version 0 twice"):
+            verify(root.files)
+
+
+def test_different_ids_with_one_hash_are_no_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Root(tmp_path / "root", id_type="string")
+    root.commit(segment(root, ["a", "b"]), segment(root, ["c"]))
+    root.commit(segment(root, ["a", "b"]), segment(root, ["b"]))
+    monkeypatch.setattr(verifying, "_hash", lambda ids: np.full(len(ids), 5, np.uint64))
+    assert verify(root.files, 0) == [Verified(0, 2, 3)]
+    with pytest.raises(CorruptFile, match="id 'b' is in version 1 twice"):
+        verify(root.files, 1)

@@ -83,6 +83,24 @@ def test_a_kept_segment_that_is_damaged_is_built_again_and_the_old_version_stays
         verify(files)
 
 
+def test_a_segment_whose_deletion_vector_is_gone_is_built_again_of_the_items_of_the_plan(bench: Bench) -> None:
+    root = bench.copy("deleted")
+    before, damaged = newest(root), segment_of(root, 3, "stale")
+    assert before.deleted == sum(2 for _ in before.segments)
+    assert damaged.deletion is not None
+    (root / damaged.deletion.file.path).unlink()
+    said = bench.run("deleted", root, until="wave:2")
+    paths = (damaged.index.path, damaged.ids.path, damaged.deletion.file.path)
+    assert f"{' or '.join(paths)} is damaged or gone: built again" in said
+    after = newest(root)
+    again = [s for s in after.segments if (s.bucket, s.wave, s.state) == (damaged.bucket, 3, "stale")]
+    assert [(s.rows, s.ids_digest, s.deletion) for s in again] == [(damaged.rows, damaged.ids_digest, None)]
+    kept = [s for s in after.segments if s.deletion is not None]
+    assert after.deleted == sum(s.deletion.deleted_rows for s in kept if s.deletion is not None) > 0
+    assert (after.rows, after.absent) == (300, 0)
+    assert verify(open_files(str(root)), after.version)
+
+
 def test_a_damaged_segment_whose_vectors_are_gone_is_embedded_again(bench: Bench) -> None:
     root = bench.copy("bare")
     damaged = segment_of(root, 1, "new")

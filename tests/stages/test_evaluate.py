@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fastfill_ray.experiment.items import Queries
 from fastfill_ray.index.reader import open_index
@@ -16,9 +20,11 @@ from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.retrieval.fusion import Fusion, fusion_of
 from fastfill_ray.retrieval.metrics import per_query
 from fastfill_ray.retrieval.relevance import Judgement
+from fastfill_ray.stages import evaluate
 from fastfill_ray.stages.evaluate import GalleryRanking, GallerySearch, PerRelevance, hits_of, search_one_segment
 from fastfill_ray.types import F32, I64, Metric
 from tests.index.test_reader import DIM, OLD_DIM, Root
+from tests.index.test_segment import vectors
 
 
 def objects(*values: Any) -> np.ndarray:
@@ -236,3 +242,93 @@ def test_a_search_returns_the_merged_raw_hits(tmp_path: Path, metric: Metric, fa
     alone = np.pad(gaps, ((0, 0), (1, 0)), constant_values=True) & np.pad(gaps, ((0, 0), (0, 1)), constant_values=True)
     np.testing.assert_array_equal(merged[alone], ids[alone])
     assert np.sort(merged, axis=1).tolist() == np.sort(ids, axis=1).tolist()
+
+
+PLAIN, LISTS = ("x", "y", "z", None), (("x",), ("y", "x"), ("z",), ("z", "y", "w"), None)
+
+
+def label_table(known: Sequence[Any], values: Sequence[int]) -> pa.Array:
+    labels = [known[value] for value in values]
+    return pa.array([list(label) if isinstance(label, tuple) else label for label in labels])
+
+
+@pytest.mark.parametrize("known", [PLAIN, LISTS], ids=["labels", "lists"])
+@pytest.mark.parametrize("are_items", [True, False])
+@pytest.mark.parametrize("depth", [60, 7])
+@given(data=st.data())
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_segment_with_hidden_rows_is_measured_like_one_built_without_them(
+    tmp_path: Path, depth: int, are_items: bool, known: Sequence[Any], data: st.DataObject
+) -> None:
+    rows, count = 40, 12
+    hidden = sorted(data.draw(st.sets(st.integers(0, rows - 1), min_size=1), label="hidden"))
+    moved = data.draw(st.sets(st.sampled_from(hidden)), label="hidden here, live in the other segment")
+    seed = data.draw(st.integers(0, 99), label="seed")
+    rng = np.random.default_rng(seed)
+    root = Root(tmp_path / uuid.uuid4().hex)
+    items, numbers = vectors(rows + 10, DIM, seed), rng.integers(0, len(known), rows + 10)
+    other = [*sorted(moved), *range(rows, rows + 10)]
+    live = sorted(set(range(rows)) - set(hidden))
+
+    def segment(ids: Sequence[int], calibration: Calibration | None = None) -> Segment:
+        return root.segment(items[list(ids)], ids, calibration, label_table(known, numbers[list(ids)].tolist()))
+
+    own = rng.choice(rows + 10, count, replace=False)
+    judged = [Judgement(q, i, g) for q, i, g in rng.integers(0, (count, rows + 10, 4), (150, 3)).tolist()]
+    labels = objects(*known)[numbers[own] if are_items else rng.integers(0, len(known), count)]
+    asked = Queries(
+        own.astype(object) if are_items else objects(*(f"q{i}" for i in range(count))),
+        vectors(count, DIM, seed + 1), labels=labels, judged=tuple(judged), are_items=are_items,
+        fingerprint="f",
+    )  # fmt: skip
+    search = GallerySearch(asked, "ip", depth, keep=True)
+    calibration, last = Calibration(scale=2, offset=-1), segment(other)
+    masked = root.hiding(segment(range(rows), calibration), hidden, deleted=hidden[::2])
+    rebuilt = [segment(live, calibration)] if live else []
+
+    def measured(*segments: Segment) -> PerRelevance:
+        ranking = GalleryRanking(search)
+        for each in segments:
+            ranking.add(search_one_segment(root.files, search, each), each.calibration)
+        return ranking.per_query()
+
+    expected = measured(*rebuilt, last)
+    for _ in range(2):  # searched, then from what is kept
+        found = measured(masked, last)
+        assert found.keys() == expected.keys() == {"label", "qrels"}
+        for relevance, metrics in expected.items():
+            for name, values in metrics.items():
+                np.testing.assert_allclose(found[relevance][name], values, rtol=1e-12, err_msg=f"{relevance} {name}")
+
+
+def test_only_queries_that_lose_hits_of_a_cut_list_are_searched_again_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(tmp_path)
+    plain = root.segment(vectors(50, DIM), range(50))
+    asked = Queries(objects(*"abcdef"), vectors(6, DIM, 1), fingerprint="f")
+    search = GallerySearch(asked, "ip", 5, keep=True)
+    raw = search_one_segment(root.files, search, plain)
+    worst = int(raw.rows[2, 0])
+    searched: list[list[str]] = []
+    search_segment = evaluate._search_segment
+    monkeypatch.setattr(
+        evaluate,
+        "_search_segment",
+        lambda files, this, *rest: searched.append(this.queries.ids.tolist()) or search_segment(files, this, *rest),
+    )
+    masked = root.hiding(plain, [worst])
+    for _ in range(2):
+        hits = search_one_segment(root.files, search, masked)
+        assert worst not in hits.rows
+        assert (hits.rows >= 0).all()
+    losing = [name for name, rows in zip("abcdef", raw.rows, strict=True) if worst in rows]
+    assert 0 < len(losing) < 6
+    assert searched == [losing]
+    more = root.hiding(plain, [worst, next(row for row in range(50) if row not in raw.rows and row > worst)])
+    search_one_segment(root.files, search, more)
+    assert searched == [losing, losing], "another deletion vector"
+    complete = GallerySearch(asked, "ip", 50)
+    searched.clear()
+    assert search_one_segment(root.files, complete, more).rows.shape == (6, 48)
+    assert searched == [list("abcdef")], "the raw hits alone"

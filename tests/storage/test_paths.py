@@ -52,6 +52,7 @@ def test_every_path_is_plain_and_no_two_are_equal() -> None:
         layout.unit_receipt(folder, layout.query_unit(1)),
         *layout.segment_paths(FP, 1, 2, "stale", 3, "u1"),
         *layout.segment_paths(FP, 1, 2, "new", 3, "u1"),
+        layout.deletion_vector_path(FP, 1, 2, "new", 3, "u1"),
         layout.template_path(FP, "stale", "u1"),
         layout.REPORT_HTML,
         layout.REPORT_METRICS,
@@ -105,6 +106,7 @@ def test_what_a_record_names_has_no_receipt() -> None:
         layout.template_path(FP, "new", "u1"),
         layout.stage_output("evaluation", FP, "wave-01.parquet", SHA),
         *layout.segment_paths(FP, 1, 2, "new", 3, "u1"),
+        layout.deletion_vector_path(FP, 1, 2, "new", 3, "u1"),
     ):
         assert layout.receipts_for(path) == ()
 
