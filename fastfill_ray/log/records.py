@@ -256,6 +256,9 @@ class Plan(Model):
     )
     base: int | None = Field(default=None, description="the version that the plan begins with")
     inherited: FileRef | None = Field(default=None, description="the segments of `base`, without what is not true now")
+    first_bucket: int = Field(
+        default=0, ge=0, description="buckets before it are those of `follows`, without what came"
+    )
     known: FileRef | None = Field(default=None, description="all new vectors that there were when the plan was made")
     changes: Changes | None = Field(default=None, description="against `base`; null without one")
 

@@ -137,7 +137,7 @@ def _named(context: Context, basis: Basis, plan: Plan, state: State) -> Mapping[
         def measure_again() -> str:
             calibration = evaluator.fit(newest.wave, plan)
             values = evaluator.measure(newest.segments, newest.wave, calibration)
-            return evaluator.keep(values, plan.plan, f"wave-{newest.wave:02d}.parquet").sha256
+            return evaluator.keep(values, plan.plan, f"version-{len(versions) - 1:02d}.parquet").sha256
 
         named[reference] = measure_again
     return named

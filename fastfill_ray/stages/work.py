@@ -6,7 +6,7 @@ no wave reaches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import units_path, work_path
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import U64, Bools, Model
+from fastfill_ray.types import I64, U64, Bools, Model
 
 # Where a row's new vector is: to be embedded, or in a segment of the version that the plan begins with; from 0 on the
 # number of the file that holds it.
@@ -61,6 +61,12 @@ class RowWork:
     def known(self, wave: int) -> Bools:
         """(n,) the rows that become new in a wave with a vector that there is already."""
         return (self.wave == wave) & (self.source >= 0)
+
+    def known_in(self, wave: int) -> Iterator[tuple[VectorFile, I64]]:
+        """The files that hold vectors of ``known`` rows, and their rows in each."""
+        chosen = self.known(wave)
+        for number in np.unique(self.source[chosen]).tolist():
+            yield self.files[number], self.source_row[chosen & (self.source == number)].astype(np.int64)
 
 
 class ChunkWork(Model):
