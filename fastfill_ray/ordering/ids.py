@@ -12,6 +12,8 @@ import numpy as np
 
 from fastfill_ray.types import I64, U64, Objects
 
+_KEY_BYTES = 16
+
 
 def hash_ids(ids: I64 | Objects | Sequence[str]) -> U64:
     """A 64-bit hash per id (N,), the same on every machine and release: splitmix64 for ints, blake2b for strings.
@@ -46,7 +48,28 @@ def ids_digest(ids: Iterable[int | str]) -> str:
 
     Sums can be combined (``combine_digests``), so that a version's digest follows from its segments'.
     """
-    total = sum(int.from_bytes(hashlib.blake2b(str(i).encode(), digest_size=16).digest(), "big") for i in ids)
+    total = sum(int.from_bytes(hashlib.blake2b(str(i).encode(), digest_size=_KEY_BYTES).digest(), "big") for i in ids)
+    return f"{total % (1 << 128):032x}"
+
+
+def item_keys(ids: I64 | Objects | Sequence[str | int]) -> U64:
+    """A 128-bit key per id: blake2b of its text, the very hash that ``ids_digest`` sums.
+
+    Returns:
+        (N, 2): the high and the low 64 bits.
+    """
+    texts = map(str, ids.tolist() if isinstance(ids, np.ndarray) else ids)
+    keys = b"".join([hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES).digest() for text in texts])
+    return np.frombuffer(keys, dtype=">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def keys_digest(keys: U64) -> str:
+    """``ids_digest`` of the ids that have these keys (N, 2)."""
+    # 32 bits at a time: the sum of up to 2**32 of them fits into 64.
+    halves = [(half >> np.uint64(32), half & np.uint64(0xFFFFFFFF)) for half in (keys[:, 0], keys[:, 1])]
+    total = 0
+    for part in (part for half in halves for part in half):
+        total = (total << 32) + int(part.sum(dtype=np.uint64))
     return f"{total % (1 << 128):032x}"
 
 

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fastfill_ray.errors import CorruptFile, InputError
-from fastfill_ray.types import F32, IdType
+from fastfill_ray.types import F32, U64, IdType
 
+_KEY_BYTES = 16
 _RESTORE = "Restore the file, or roll back to a version that does not use it."
 
 
@@ -91,6 +92,24 @@ def matrix_of(table: pa.Table, name: str) -> np.ndarray:
     """The numbers (N, d) of a column that ``matrix_column`` made."""
     column = table.column(name).combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+
+
+def keys_column(keys: U64) -> pa.FixedSizeBinaryArray:
+    """Keys (N, 2), see ``ordering.ids.item_keys``, as a column of 16 bytes each, the high ones first."""
+    data = pa.py_buffer(np.ascontiguousarray(keys, dtype=">u8"))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(_KEY_BYTES), len(keys), [None, data])
+
+
+def keys_of(column: pa.Array | pa.ChunkedArray) -> U64:
+    """The keys (N, 2) of a column without nulls that ``keys_column`` made."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    parts = [np.empty((0, 2), ">u8"), *(np.frombuffer(_key_bytes(chunk), ">u8").reshape(-1, 2) for chunk in chunks)]
+    return np.concatenate(parts).astype(np.uint64)
+
+
+def _key_bytes(chunk: pa.Array) -> pa.Buffer | bytes:
+    data = chunk.buffers()[1]
+    return b"" if data is None else data.slice(chunk.offset * _KEY_BYTES, len(chunk) * _KEY_BYTES)
 
 
 def vector_column(vectors: F32) -> pa.FixedSizeListArray:

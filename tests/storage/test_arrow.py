@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfill_ray.errors import CorruptFile, FileMissing, InputError
-from fastfill_ray.storage.arrow import id_array, read_table, stored_vectors, table_bytes, vector_column
+from fastfill_ray.ordering.ids import item_keys
+from fastfill_ray.storage.arrow import (
+    id_array,
+    keys_column,
+    keys_of,
+    read_table,
+    stored_vectors,
+    table_bytes,
+    vector_column,
+)
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.refs import get_verified, put_content, put_file, sha256_hex
 from tests.faults import MemoryFiles, flip_bit
@@ -151,3 +161,21 @@ def test_page_checksums_are_on_in_what_is_written() -> None:
     inside = metadata.data_page_offset + metadata.total_compressed_size // 2
     with pytest.raises(CorruptFile, match=r"t\.parquet"):
         read_table(flip_bit(data, inside * 8), name="t.parquet")
+
+
+@given(st.lists(st.integers(-9, 9), max_size=9), st.integers(0, 9))
+def test_keys_come_back_from_a_column_its_slices_and_its_chunks(ids: list[int], start: int) -> None:
+    keys = item_keys(ids)
+    column = keys_column(keys)
+    assert column.type == pa.binary(16)
+    assert len(column) == len(ids)
+    assert np.array_equal(keys_of(column), keys)
+    assert np.array_equal(keys_of(column.slice(start)), keys[start:])
+    assert np.array_equal(keys_of(pa.chunked_array([column[:start], column[start:]], pa.binary(16))), keys)
+    stored = read_table(table_bytes(pa.table({"key": column})), name="items").column("key")
+    assert np.array_equal(keys_of(stored), keys)
+
+
+def test_a_column_of_keys_holds_the_bytes_of_the_hash() -> None:
+    column = keys_column(item_keys(["a"]))
+    assert column.to_pylist() == [hashlib.blake2b(b"a", digest_size=16).digest()]
