@@ -124,7 +124,7 @@ def write_gallery(
 def write_queries(folder: Path, ids: np.ndarray, x: np.ndarray, classes: np.ndarray, *, rows: int = 60) -> np.ndarray:
     """Noisy copies of random items as queries, with their labels and judgements. Returns which items (rows,)."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = np.random.default_rng(5).choice(len(x), rows, replace=False)
+    chosen = np.random.default_rng(1).choice(len(x), rows, replace=False)  # some audit items among them: judged ones
     values = x[chosen] + 0.3 * _matrix(8, (rows, LATENT))
     pq.write_table(
         pa.table({"query_id": [f"q{i}" for i in range(rows)], "item_id": ids[chosen].tolist()}),
