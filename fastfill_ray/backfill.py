@@ -34,7 +34,7 @@ from fastfill_ray.log.records import Init, Plan, Publish
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide_stop
 from fastfill_ray.ordering.classifier import Classifier
-from fastfill_ray.ordering.partition import sample_pairs
+from fastfill_ray.ordering.partition import split_sizes
 from fastfill_ray.ordering.policies import CLASSIFIED
 from fastfill_ray.ordering.waves import wave_targets
 from fastfill_ray.report.result import BackfillResult
@@ -43,6 +43,7 @@ from fastfill_ray.stages import choose, preflight
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Models, make_job
+from fastfill_ray.stages.ledger import take_snapshot
 from fastfill_ray.stages.mend import can_be_made_again, check_sources, mend_named, set_aside
 from fastfill_ray.stages.plan import Request, make_plan, wave_units
 from fastfill_ray.stages.progress import Progress
@@ -50,7 +51,7 @@ from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.sample import Sample, Sampling, sample
 from fastfill_ray.stages.score import Scorer, score
 from fastfill_ray.stages.segments import missing_files
-from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, take_snapshot
+from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, read_snapshot
 from fastfill_ray.stages.train import TrainedAlignment, Training, classifier_digest, load_alignment, train_maps
 from fastfill_ray.stages.version import VersionMaker
 from fastfill_ray.stages.waves import Waves, overrun_rows
@@ -295,7 +296,7 @@ class _Run:
             listed = self.listings["gallery.path"].files
             inspected = inspect_gallery(store, listed, config.gallery, config.resources)
             preflight.check_output(config.output, self.listings)
-            sample_pairs(inspected.rows, config.pairs.count, config.pairs.split, config.seed)
+            split_sizes(inspected.rows, config.pairs.count, config.pairs.split)
             wave_targets(config.waves, inspected.rows, config.pairs.count)
             preflight.check_index(config.index, new, inspected.old_dim, config.pairs.count, config.serving.stale_mode)
             preflight.check_labels(config.gallery, config.policy, new, inspected)

@@ -19,9 +19,10 @@ from fastfill_ray.inputs.gallery import Source, item_groups, item_labels, item_w
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.labels import labels_of, stored_label_type
 from fastfill_ray.inputs.parquet import read_spans
-from fastfill_ray.ordering.ids import ids_digest
-from fastfill_ray.ordering.partition import MIN_SPLIT, sample_pairs
+from fastfill_ray.ordering.ids import ids_digest, item_keys
+from fastfill_ray.ordering.partition import MIN_SPLIT
 from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.draw import Drawn, draw_pairs
 from fastfill_ray.stages.embed import Job, Unit, grouped, pool_work, read_vectors
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.queries import load_queries, pin_queries, plan_queries, read_queries
@@ -31,7 +32,7 @@ from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import SPLITS, fingerprint
+from fastfill_ray.types import fingerprint
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Sample:
 def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampling: Sampling) -> Sample:
     """Draw pairs and queries, and embed them in one execution of the pool."""
     files, new_dim = context.files, job.spaces["new"].dim
-    plan = plan_pairs(sampling.pairs, source.config, snapshot, sampling.spaces["new"], sampling.seed)
+    drawn = draw_pairs(context, snapshot, sampling.pairs, sampling.seed)
+    plan = plan_pairs(drawn, source.config, snapshot, sampling.spaces["new"])
     pair_group = UnitGroup(files, plan.folder, "pairs", plan.units, sampling.quarantine)
     query_plan, query_groups = None, dict[str, UnitGroup]()
     if sampling.queries is not None:
@@ -107,57 +109,32 @@ def audit_queries(pairs: PairedItems, seed: int) -> Queries:
     return replace(sampled, fingerprint=f"audit-{name}")
 
 
-def plan_pairs(pairs: PairsConfig, gallery: GalleryConfig, snapshot: Snapshot, new_space: str, seed: int) -> PairPlan:
-    """Sample the pairs. Raises ConfigError if the gallery or a split is too small.
+def plan_pairs(drawn: Drawn, gallery: GalleryConfig, snapshot: Snapshot, new_space: str) -> PairPlan:
+    """The pairs as units of work. The same pairs of files that are pinned as before keep their name, whatever else the
+    gallery holds: what was embedded for them is not embedded again.
 
     Args:
         new_space: fingerprint of the new model.
     """
-    parts = sample_pairs(snapshot.rows, pairs.count, pairs.split, seed)
-    name = fingerprint(
-        [
-            snapshot.fingerprint,
-            snapshot.cut,
-            pairs.model_dump(mode="json"),
-            seed,
-            new_space,
-            [
-                gallery.payload_columns,
-                gallery.label_column,
-                # Only where set: pairs of a config without them keep the name that they have.
-                *([gallery.side_column] if gallery.side_column else []),
-                *(["group", gallery.group_column] if gallery.group_column else []),
-                *(["weight", gallery.weight_column] if gallery.weight_column else []),
-            ],
-        ]
-    )
-    rows = np.concatenate([parts[split] for split in SPLITS])
-    splits = np.repeat(SPLITS, [len(parts[split]) for split in SPLITS])
-    order = np.argsort(rows, kind="stable")
-    rows, splits = rows[order], splits[order]
-    chunks = snapshot.chunks
-    file_starts = snapshot.file_starts()
-    starts = np.array([file_starts[chunk.file] + chunk.start for chunk in chunks])
-    owner = np.searchsorted(starts, rows, side="right") - 1
-    units, split_of, offsets = [], {}, {}
-    for index in np.unique(owner).tolist():
-        chunk, inside = chunks[index], owner == index
-        split_of[chunk.unit] = tuple(splits[inside].tolist())
-        offsets[chunk.unit] = tuple((rows[inside] - starts[index]).tolist())
-        units.append(
-            Unit(
-                unit=chunk.unit,
-                folder=stage_folder("pairs", name),
-                file=snapshot.gallery.files[chunk.file],
-                start=chunk.start,
-                length=chunk.rows,
-                rows=int(inside.sum()),
-                role="item",
-                model="new",
-                offsets=offsets[chunk.unit],
-            )
+    rows = [[unit, drawn.offsets[unit], drawn.split_of[unit]] for unit in sorted(drawn.offsets)]
+    # The ledger is named by every column that the pairs are read from but the payload, and by what it is read as.
+    name = fingerprint([snapshot.ledger, rows, new_space, gallery.payload_columns])
+    units = [
+        Unit(
+            unit=chunk.unit,
+            folder=stage_folder("pairs", name),
+            file=snapshot.gallery.files[chunk.file],
+            start=chunk.start,
+            length=chunk.rows,
+            rows=len(drawn.offsets[chunk.unit]),
+            role="item",
+            model="new",
+            offsets=drawn.offsets[chunk.unit],
         )
-    return PairPlan(fingerprint=name, units=tuple(units), split_of=split_of, offsets=offsets)
+        for chunk in snapshot.chunks
+        if chunk.unit in drawn.offsets
+    ]
+    return PairPlan(fingerprint=name, units=tuple(units), split_of=drawn.split_of, offsets=drawn.offsets)
 
 
 def embed_first(
@@ -249,6 +226,9 @@ def finish_pairs(
         parts.append(chosen.append_column("new", vector_column(vectors[[row_of[ids[i]] for i in kept]])))
     _check_splits(parts, plan, "an old vector that can be used and a new one")
     table = pa.concat_tables(parts)
+    # In the order of their keys: the same pairs are the same table, however the gallery is cut into files.
+    keys = item_keys(objects(table.column("id")))
+    table = table.take(pa.array(np.lexsort((keys[:, 1], keys[:, 0]))))
     data = table_bytes(table)
     output = put_content(files, partial(stage_output, "pairs", plan.fingerprint, "pairs.parquet"), data)
     quarantined: list[Quarantined] = [fault for receipt in receipts.values() for fault in receipt.quarantined]
