@@ -249,6 +249,7 @@ class Plan(Model):
         description="the wave that each version of the plan stands after; the first one is not 0 where the plan begins "
         "with a version that there is",
     )
+    first_share: float = Field(default=0.0, description="of the items whose order it is: new from version 0 on")
     inputs: str = Field(default="", description="fingerprint of the pins of queries, qrels and classifier")
     follows: str | None = Field(
         default=None,

@@ -6,7 +6,7 @@ Legend: n rows of a chunk, W waves.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,20 +14,35 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion, read_deletion
+from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.log.carry import Kept
-from fastfill_ray.log.records import FileRef, Plan, Segment
+from fastfill_ray.log.records import Changes, FileRef, Plan, Segment
+from fastfill_ray.log.state import State
 from fastfill_ray.ordering.waves import order_wave
-from fastfill_ray.stages.compare import Compared
+from fastfill_ray.stages.compare import Compared, compare
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.known import Known, vector_file
+from fastfill_ray.stages.known import Known, gather_known, put_known, read_known, vector_file
 from fastfill_ray.stages.ledger import LedgerPart, ledger_parts, read_keys
 from fastfill_ray.stages.score import ScoredChunk, read_chunk_keys
-from fastfill_ray.stages.snapshot import Snapshot
-from fastfill_ray.stages.work import DUE, SERVED, ChunkWork, RowWork, VectorFile, count_rows, put_rows, rows_in
+from fastfill_ray.stages.segments import put_segments
+from fastfill_ray.stages.snapshot import Snapshot, read_snapshot
+from fastfill_ray.stages.work import (
+    DUE,
+    SERVED,
+    ChunkWork,
+    RowWork,
+    VectorFile,
+    WorkList,
+    count_rows,
+    put_rows,
+    put_work_file,
+    read_work_list,
+    rows_in,
+)
 from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import deletion_vector_path
-from fastfill_ray.storage.receipts import Receipt
+from fastfill_ray.storage.paths import deletion_vector_path, stage_folder, wave_folder
+from fastfill_ray.storage.receipts import Receipt, find_receipts
 from fastfill_ray.storage.refs import get_verified
 from fastfill_ray.types import U64
 
@@ -180,13 +195,108 @@ def _read_items(files: Files, compared: Compared, parts: set[int]) -> dict[int, 
         found.append(table.filter(pa.compute.is_in(table.column("part"), wanted)))
     table = pa.concat_tables(found).sort_by([("part", "ascending"), ("offset", "ascending")])
     numbers = table.column("part").to_numpy()
-    return {
-        part: table.slice(*(lambda a, b: (a, b - a))(*np.searchsorted(numbers, [part, part + 1]).tolist()))
-        for part in parts
-    }
+    ends = {part: np.searchsorted(numbers, [part, part + 1]).tolist() for part in parts}
+    return {part: table.slice(start, end - start) for part, (start, end) in ends.items()}
+
+
+# What there is when a plan is made
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a new plan takes over.
+
+    kept: what of the log; None where nothing is served, or its index is made in another way. segments: of the version
+    that the plan begins with, unmasked. buckets: {unit: bucket} of the chunks whose files are pinned as before.
+    """
+
+    kept: Kept | None
+    segments: tuple[Segment, ...]
+    chunks: tuple[StandingChunk, ...]
+    buckets: Mapping[str, int]
+    standing: Standing
+    known: FileRef
+
+    @property
+    def changes(self) -> Changes:
+        return self.standing.compared.changes
+
+    def groups(self) -> list[list[StandingChunk]]:
+        """The chunks in their order, in groups that one task puts into waves."""
+        return [list(self.chunks[i : i + CHUNKS_PER_TASK]) for i in range(0, len(self.chunks), CHUNKS_PER_TASK)]
+
+    def inherit(self, context: Context, plan: str, epoch: int, *, catch_up: int | None) -> FileRef | None:
+        """The segments that the plan begins with, less what is dead, as a file; None where it begins with none.
+
+        Args:
+            catch_up: see ``Kept``; None where the order is made anew: then no stale segment is kept.
+        """
+        if self.kept is None:
+            return None
+        dead = self.standing.compared.dead
+        inheritance = Inheritance(context.files, plan, epoch, dead, catch_up or 0)
+        numbered = [(n, each) for n, each in enumerate(self.segments) if each.state == "new" or catch_up is not None]
+        found = context.engine.run_tasks(inheritance, numbered, name="begin with segments", ordered=True)
+        return put_segments(context.files, plan, [segment for _, segment in found if segment is not None])
+
+
+def carry_over(
+    context: Context, source: Source, snapshot: Snapshot, state: State, kept: Kept | None, space: str
+) -> Carried | None:
+    """What a plan over `snapshot` takes over; None where there is no plan yet.
+
+    Args:
+        kept: None where nothing of what is served can be kept as it is: then everything is looked up by its digest.
+        space: fingerprint of the new model.
+    """
+    if state.plan is None:
+        return None
+    files = context.files
+    reference = state.plan if kept is None else kept.plan
+    before = read_snapshot(files, reference.snapshot)
+    plans = state.plans[[plan.plan for plan in state.plans].index(reference.plan) :]
+    known = gather_known(context.engine, files, read_known(files, state.plan.known), space, frozenset())
+    segments = () if kept is None else kept.base.segments
+    looked_up = kept is None and state.serving is not None  # rows that are served have no source in work files
+    there = set() if looked_up else {part.unit for part in ledger_parts(before)}
+    now = {part.unit for part in ledger_parts(snapshot)}
+    came = [part for part in ledger_parts(snapshot) if part.unit not in there]
+    went = [part for part in ledger_parts(before) if part.unit not in now or looked_up]
+    compared = compare(context, source, (came, went), segments, known)
+    works = [(plan, read_work_list(files, plan.units)) for plan in plans]
+    newest = -1 if kept is None else kept.plan.newest_wave([v.version for v in kept.versions].index(kept.base.version))
+    histories = {} if looked_up else _histories(files, works, newest)
+    chunks = standing_chunks(snapshot, histories)
+    buckets = {chunk.unit: chunk.bucket for chunk in works[0][1].chunks if chunk.unit in histories}
+    standing = Standing(files, space, compared, known)
+    return Carried(kept, segments, tuple(chunks), buckets, standing, put_known(files, known))
+
+
+def _histories(files: Files, works: Sequence[tuple[Plan, WorkList]], newest: int) -> dict[str, ChunkHistory]:
+    """{unit: history} of the chunks of the first plan."""
+    entries: dict[str, list[tuple[FileRef, Mapping[int, Receipt]]]] = {chunk.unit: [] for chunk in works[0][1].chunks}
+    for plan, work in works:
+        receipts: dict[str, dict[int, Receipt]] = {}
+        folders = {wave: wave_folder(plan.plan, wave) for wave in range(1, len(plan.waves) + 1)}
+        if plan.follows is None:
+            folders[0] = stage_folder("pairs", plan.pairs)
+        for wave, folder in folders.items():
+            for unit, receipt in find_receipts(files, folder).items():
+                receipts.setdefault(unit, {})[wave] = receipt
+        for chunk in work.chunks:
+            if chunk.unit in entries:
+                entries[chunk.unit].append((chunk.file, receipts.get(chunk.unit, {})))
+    return {unit: ChunkHistory(tuple(each), newest) for unit, each in entries.items()}
 
 
 # A plan that follows: thresholds stay, and so do the waves of items that stay.
+
+
+def put_standing(standing: Standing, plan: str, chunks: Sequence[StandingChunk]) -> dict[str, FileRef]:
+    """{unit: work file that says what of it is new already}: for a plan whose order is made anew."""
+    rows = [(chunk.unit, rows) for chunk, rows, _ in standing.of_group(chunks)]
+    reference = put_work_file(standing.files, plan, rows)
+    return {unit: reference for unit, _ in rows}
 
 
 @dataclass(frozen=True)
@@ -232,10 +342,10 @@ class Following:
 
 @dataclass(frozen=True)
 class Inheritance:
-    """Which of the base's segments a plan keeps, and how.
+    """How a plan keeps the segments of its base: those of new vectors in wave 0, stale ones of waves that are through in
+    wave `catch_up`, in which their items are embedded.
 
-    stale: whether stale ones are kept. factory: of the new ones that are kept; those of another are built again.
-    catch_up, rest: stale segments of waves that are through hold what is embedded in wave `catch_up`; W + 1.
+    epoch: goes into the names of deletion vectors. dead: see ``Compared``.
     """
 
     files: Files

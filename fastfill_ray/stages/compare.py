@@ -261,7 +261,7 @@ def _join(files: Files, *pieces: tuple[_Kind, pa.Table]) -> tuple[FileRef, FileR
     kept = matched.filter(is_kept)
     others = matched.filter(pc.invert(is_kept))
     changed = pc.and_(pc.is_valid(others.column("row")), pc.invert(_is_same(others, "s_")))
-    placed = _find_known(others.append_column("changed", changed), known)
+    placed = find_known(others.append_column("changed", changed), known)
     items = pa.concat_tables(
         [
             placed,
@@ -294,7 +294,7 @@ def _is_same(table: pa.Table, prefix: str) -> pa.ChunkedArray:
     return pc.coalesce(by_version, by_payload.fill_null(False))
 
 
-def _find_known(items: pa.Table, known: pa.Table) -> pa.Table:
+def find_known(items: pa.Table, known: pa.Table) -> pa.Table:
     """Where the new vectors of items are; DUE where there is none."""
     known = known.rename_columns(["key", "k_payload", "k_version", "file", "file_row"])
     wanted = items.select(["key", "payload", "version", "part", "offset"])

@@ -71,14 +71,14 @@ def gather_known(engine: Engine, files: Files, before: Known, space: str, open_f
 
     Args:
         space: the new model's; what other models made is passed over.
-        open_folders: whose receipts may still grow in number: they are looked at again the next time.
+        open_folders: whose receipts may still grow in number: they are looked at another time.
     """
     listed = {path.rpartition("/")[0] for place in _PLACES for path in files.list(place) if parse_unit_receipt(path)}
-    folders = sorted(listed - set(before.folders))
+    folders = sorted(listed - {*before.folders, *open_folders})
     receipts = [receipt for folder in folders for _, receipt in sorted(find_receipts(files, folder).items())]
     there = {file.vectors.path for file in before.files}
     fresh = [file for receipt in receipts if (file := vector_file(receipt, space)) and file.vectors.path not in there]
-    closed = tuple(sorted({*before.folders, *folders} - open_folders))
+    closed = tuple(sorted({*before.folders, *folders}))
     if not fresh:
         return before.model_copy(update={"folders": closed})
     rows = before.rows + sum(receipt.rows for receipt in receipts)

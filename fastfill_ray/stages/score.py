@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from fastfill_ray.retrieval.similarity import match_norms
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
-from fastfill_ray.stages.work import DUE, rows_in
+from fastfill_ray.stages.work import DUE, KnownRows, VectorFile, rows_in
 from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
@@ -359,13 +359,15 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
 class ScoredChunk:
     """A chunk in the order of the snapshot, its score file, and the offsets of the pairs in it.
 
-    standing: the work file that says what of it is new already; None where nothing is.
+    standing: the work file that says what of it is new already; None where nothing is. known: {offset of a pair: the file
+    that holds its vector already, and the row in it}.
     """
 
     unit: str
     file: FileRef
     pairs: tuple[int, ...] = ()
     standing: FileRef | None = None
+    known: Mapping[int, tuple[VectorFile, int]] = field(default_factory=dict)
 
 
 class ChunkKeys(NamedTuple):
@@ -387,11 +389,12 @@ def scored_groups(
     snapshot: Snapshot,
     scores: Scores,
     pair_offsets: Mapping[str, tuple[int, ...]],
+    known: KnownRows,
     standing: Mapping[str, FileRef],
 ) -> list[list[ScoredChunk]]:
     """The snapshot's chunks in their order, in groups that one task counts."""
     chunks = [
-        ScoredChunk(unit, scores.chunks[unit], pair_offsets.get(unit, ()), standing.get(unit))
+        ScoredChunk(unit, scores.chunks[unit], pair_offsets.get(unit, ()), standing.get(unit), known.get(unit, {}))
         for unit in (chunk.unit for chunk in snapshot.chunks)
     ]
     return [chunks[i : i + _CHUNKS_PER_TASK] for i in range(0, len(chunks), _CHUNKS_PER_TASK)]

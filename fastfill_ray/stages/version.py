@@ -43,7 +43,7 @@ class VersionMaker:
         job = make_build_job(basis.scorer, plan, self.epoch)
         self._buckets = gallery_buckets(basis.snapshot, self.work)
         self._assembler = Assembler(self.context, job, self._buckets, self.suspects)
-        self._evaluator = Evaluator(self.context, basis, plan.thresholds)
+        self._evaluator = Evaluator(self.context, basis, plan.thresholds, plan.first_share)
 
     def make(self, state: State, wave: int, receipts: Mapping[int, Mapping[str, Receipt]]) -> Version:
         """The VERSION after `wave`; its segments are durable, its verdict is reached, nothing is published yet.
@@ -114,7 +114,9 @@ class VersionMaker:
             now_rows, now_digest = self.work.absent([newest])
             rows, digest = before.absent - now_rows, subtract_digests(before.absent_digest, now_digest)
         faults = [fault for unit, receipt in embedded.items() for fault in self._without_stale(unit, receipt)]
-        return rows + len(faults), combine_digests([digest, ids_digest(fault.id for fault in faults)])
+        return rows + len(faults), combine_digests(
+            [digest, ids_digest(fault.id for fault in faults if fault.id is not None)]
+        )
 
     def _without_stale(self, unit: str, receipt: Receipt) -> list[Quarantined]:
         """The quarantined rows of a unit that have no stale vector either."""

@@ -6,8 +6,8 @@ no wave reaches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -34,6 +34,10 @@ class VectorFile(Model):
     items: FileRef
 
 
+KnownRows = Mapping[str, Mapping[int, tuple[VectorFile, int]]]
+"""{unit of a chunk: {offset: the file that holds the row's new vector already, and the row in it}}"""
+
+
 @dataclass(frozen=True)
 class RowWork:
     """The rows of one chunk.
@@ -53,6 +57,16 @@ class RowWork:
         """Rows of which none is embedded."""
         nowhere = np.full(len(wave), DUE, np.int32)
         return cls(wave, stale, nowhere, nowhere)
+
+    def with_known(self, known: Mapping[int, tuple[VectorFile, int]]) -> RowWork:
+        """The same, where the vectors of some due rows {offset: (file, row)} are known."""
+        source, source_row, files = self.source.copy(), self.source_row.copy(), list(self.files)
+        for offset, (file, row) in known.items():
+            if source[offset] == DUE:
+                if file not in files:
+                    files.append(file)
+                source[offset], source_row[offset] = files.index(file), row
+        return replace(self, source=source, source_row=source_row, files=tuple(files))
 
     def due(self, wave: int) -> Bools:
         """(n,) the rows that are to be embedded in a wave."""
@@ -97,6 +111,12 @@ class WorkList:
         """Rows per wave (W + 2,)."""
         return tuple(np.array([chunk.rows for chunk in self.chunks], np.int64).sum(axis=0).tolist())
 
+    @property
+    def due_rows(self) -> tuple[int, ...]:
+        """Rows per wave that become new in it, embedded for it or known before (W + 2,)."""
+        counts = [[*map(sum, zip(chunk.due, chunk.known, strict=True))] for chunk in self.chunks]
+        return tuple(np.array(counts, np.int64).sum(axis=0).tolist())
+
     def absent(self, waves: Iterable[int]) -> tuple[int, str]:
         """Rows that are absent while none of `waves` is embedded, and the digest of their ids."""
         waves = list(waves)
@@ -134,9 +154,15 @@ def count_rows(unit: str, bucket: int, rows: RowWork, keys: Callable[[], U64], w
 
 def put_rows(files: Files, plan: str, chunks: Sequence[tuple[ChunkWork, RowWork]]) -> list[ChunkWork]:
     """Store the rows of some chunks as one work file, and name it in their entries."""
+    reference = put_work_file(files, plan, [(chunk.unit, rows) for chunk, rows in chunks])
+    return [chunk.model_copy(update={"file": reference}) for chunk, _ in chunks]
+
+
+def put_work_file(files: Files, plan: str, chunks: Sequence[tuple[str, RowWork]]) -> FileRef:
+    """Store the rows of some chunks (unit, rows) as one work file."""
     table = pa.table(
         {
-            "unit": [chunk.unit for chunk, _ in chunks],
+            "unit": [unit for unit, _ in chunks],
             "wave": pa.array([rows.wave for _, rows in chunks], pa.list_(pa.int16())),
             "stale": pa.array([rows.stale for _, rows in chunks], pa.list_(pa.bool_())),
             "source": pa.array([rows.source for _, rows in chunks], pa.list_(pa.int32())),
@@ -144,8 +170,7 @@ def put_rows(files: Files, plan: str, chunks: Sequence[tuple[ChunkWork, RowWork]
             "files": pa.array([[file.model_dump() for file in rows.files] for _, rows in chunks], pa.list_(_VECTORS)),
         }
     )
-    reference = put_content(files, partial(work_path, plan), table_bytes(table))
-    return [chunk.model_copy(update={"file": reference}) for chunk, _ in chunks]
+    return put_content(files, partial(work_path, plan), table_bytes(table))
 
 
 _FILE = pa.struct([("path", pa.string()), ("size", pa.int64()), ("sha256", pa.string()), ("tag", pa.string())])

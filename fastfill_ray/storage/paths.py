@@ -7,7 +7,7 @@ from typing import Literal
 
 from fastfill_ray.types import check_path
 
-Stage = Literal["ledger", "sample", "pairs", "alignment", "choice", "scores", "evaluation"]
+Stage = Literal["ledger", "changes", "sample", "pairs", "alignment", "choice", "scores", "evaluation"]
 LOG = "log"
 DRIVERS = "drivers"
 REPORT_HTML = "reports/report.html"
