@@ -10,12 +10,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from fastfill_ray.index.segment import build_index, train_template
 from fastfill_ray.inputs.gallery import Source, item_groups, item_labels, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.labels import stored_label_type
 from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
+from fastfill_ray.inputs.parquet import read_rows as read_rows_of
 from fastfill_ray.log.records import FileRef, Plan, Segment
 from fastfill_ray.ordering.ids import ids_digest
 from fastfill_ray.ordering.partition import Chunk
@@ -170,11 +172,16 @@ def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
 def _read_new(job: BuildJob, work: BucketWork, wave: int) -> tuple[list[int | str], np.ndarray, pa.Table]:
     """Ids (N,), vectors (N, E) and digests (N rows) of what becomes new in a wave: embedded for it, or known before."""
     files, dim = job.scorer.files, job.scorer.alignment().new_dim
-    embedded = work.receipts[wave]
-    receipts = [embedded[place.chunk.unit] for place in work.chunks if place.chunk.unit in embedded]
-    ids, vectors = read_vectors(files, receipts, dim)
-    all_vectors, digests = [vectors], [read_items(files, receipts)]
+    ids: list[int | str] = []
+    all_vectors, digests = [np.empty((0, dim), np.float32)], [read_items(files, [])]
     for place in work.chunks:
+        if place.chunk.unit in work.receipts[wave] and place.work.due[wave]:
+            receipt = work.receipts[wave][place.chunk.unit]
+            there, found = read_vectors(files, [receipt], dim)
+            rows = _due_rows(job, place, wave, receipt, there)
+            ids += [there[row] for row in rows]
+            all_vectors.append(found[rows])
+            digests.append(read_items(files, [receipt]).take(pa.array(rows)))
         if place.work.known[wave]:
             for file, rows in read_rows(files, place.work).known_in(wave):
                 there, found = read_vectors_file(files, file.vectors, dim)
@@ -182,6 +189,19 @@ def _read_new(job: BuildJob, work: BucketWork, wave: int) -> tuple[list[int | st
                 all_vectors.append(found[rows])
                 digests.append(read_table(get_verified(files, file.items), name=file.items.path).take(pa.array(rows)))
     return ids, np.concatenate(all_vectors), pa.concat_tables(digests)
+
+
+def _due_rows(job: BuildJob, place: Place, wave: int, receipt: Receipt, ids: Sequence[int | str]) -> NDArray[np.int64]:
+    """The rows of a receipt that are due in a plan: pairs may have been drawn, and served, by a plan before."""
+    if receipt.rows + len(receipt.quarantined) == place.work.due[wave]:
+        return np.arange(receipt.rows)
+    source = job.scorer.source
+    table = read_rows_of(
+        source.store, place.file, [source.config.id_column], start=place.chunk.start, rows=place.chunk.rows
+    )
+    due = read_rows(job.scorer.files, place.work).due(wave)
+    wanted = set(read_ids(table, source.config.id_column, source.id_type)[due].tolist())
+    return np.flatnonzero(np.array([value in wanted for value in ids], bool))
 
 
 class _Gallery(NamedTuple):

@@ -54,8 +54,8 @@ CHUNKS_PER_TASK = 64
 class ChunkHistory:
     """What the plans from the base's on have made of a chunk whose file is pinned as before.
 
-    entries: per plan its work file, and its receipts by wave. newest: the last wave of the first plan that is new in the
-    base.
+    entries: per plan its work file, and its receipts by wave. newest: the last wave of the first plan that is new in
+    the base.
     """
 
     entries: tuple[tuple[FileRef, Mapping[int, Receipt]], ...]
@@ -342,8 +342,8 @@ class Following:
 
 @dataclass(frozen=True)
 class Inheritance:
-    """How a plan keeps the segments of its base: those of new vectors in wave 0, stale ones of waves that are through in
-    wave `catch_up`, in which their items are embedded.
+    """How a plan keeps the segments of its base: those of new vectors in wave 0, stale ones of waves that are through
+    in wave `catch_up`, in which their items are embedded.
 
     epoch: goes into the names of deletion vectors. dead: see ``Compared``.
     """

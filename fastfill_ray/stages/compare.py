@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -51,7 +51,7 @@ class Compared:
     parts: tuple[LedgerPart, ...] = ()
     items: tuple[FileRef, ...] = ()
     dead: tuple[FileRef, ...] = ()
-    changes: Changes = Changes(added=0, changed=0, removed=0)
+    changes: Changes = field(default_factory=lambda: Changes(added=0, changed=0, removed=0))
 
     @property
     def numbers(self) -> dict[str, int]:
@@ -156,13 +156,26 @@ class _Work:
 
 _Kind = Literal["came", "went", "segment", "known"]
 _CAME = pa.schema(
-    [("key", _BINARY), ("payload", _BINARY), ("version", _BINARY), ("beside", _BINARY), ("part", pa.int32())]
-    + [("offset", pa.int32())]
+    [
+        ("key", _BINARY),
+        ("payload", _BINARY),
+        ("version", _BINARY),
+        ("beside", _BINARY),
+        ("part", pa.int32()),
+        ("offset", pa.int32()),
+    ]
 )
 _WENT = pa.schema([("key", _BINARY)])
 _SEGMENT = pa.schema(
-    [("key", _BINARY), ("s_payload", _BINARY), ("s_version", _BINARY), ("s_beside", _BINARY), ("new", pa.bool_())]
-    + [("segment", pa.int32()), ("row", pa.int32())]
+    [
+        ("key", _BINARY),
+        ("s_payload", _BINARY),
+        ("s_version", _BINARY),
+        ("s_beside", _BINARY),
+        ("new", pa.bool_()),
+        ("segment", pa.int32()),
+        ("row", pa.int32()),
+    ]
 )
 
 

@@ -45,8 +45,9 @@ KNOWN_SCHEMA = pa.schema(
 class Known(Model):
     """All known vectors.
 
-    partitions: by ``partition_of``, files with columns key, payload, version (null: none), file (its number in `files`),
-    row. folders: whose receipts are in it, and which get no more of them. unversioned: rows without a version.
+    partitions: by ``partition_of``, files with columns key, payload, version (null: none), file (its number in
+    `files`), row. folders: whose receipts are in it, and which get no more of them. unversioned: rows without a
+    version.
     """
 
     files: tuple[VectorFile, ...] = ()

@@ -1,4 +1,4 @@
-"""Pairs that have a new vector already: found by what they hold, whatever file they stood in when they were embedded."""
+"""Pairs that have a new vector already: found by what they hold, whatever file they were embedded from."""
 
 from __future__ import annotations
 

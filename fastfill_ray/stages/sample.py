@@ -70,8 +70,8 @@ class Sampling:
 class Sample:
     """Pairs and queries with their vectors.
 
-    offsets, receipts: {unit of a chunk: its pairs' offsets, their receipt}. known: pairs that were new before, and are in
-    no receipt. All are empty of pairs that another plan has drawn.
+    offsets, receipts: {unit of a chunk: its pairs' offsets, their receipt}. known: pairs that were new before, and are
+    in no receipt. All are empty of pairs that another plan has drawn.
     """
 
     pairs: PairedItems

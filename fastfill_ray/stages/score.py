@@ -157,15 +157,15 @@ def scores_before(context: Context, scorer: Scorer, name: str) -> Scores:
     """
     files = context.files
     finished = read_receipt(files, stage_receipt("scores", name))
-    proxies = scorer.reference.proxies
-    if scorer.policy == "expected_gain" and proxies is not None:
-        known = read_receipt(files, _thresholds_receipt(name))
-        scorer = scorer if known is None else _read_thresholds(scorer, proxies, known)
-    if finished is None or (scorer.policy == "expected_gain" and scorer.reference.proxies is proxies is not None):
+    proxies = scorer.reference.proxies if scorer.policy == "expected_gain" else None
+    cut = None if proxies is None else read_receipt(files, _thresholds_receipt(name))
+    if finished is None or (proxies is not None and cut is None):
         raise CorruptFile(
-            f"{files.root}/{stage_folder('scores', name)}: gone, and the order of the plan follows from it. Restore the "
-            "folder from a copy, or choose another output."
+            f"{files.root}/{stage_folder('scores', name)}: gone, and the order of the plan follows from it. Restore "
+            "the folder from a copy, or choose another output."
         )
+    if proxies is not None and cut is not None:
+        scorer = _read_thresholds(scorer, proxies, cut)
     return _from_table(name, scorer, finished)
 
 
@@ -359,8 +359,8 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
 class ScoredChunk:
     """A chunk in the order of the snapshot, its score file, and the offsets of the pairs in it.
 
-    standing: the work file that says what of it is new already; None where nothing is. known: {offset of a pair: the file
-    that holds its vector already, and the row in it}.
+    standing: the work file that says what of it is new already; None where nothing is. known: {offset of a pair: the
+    file that holds its vector already, and the row in it}.
     """
 
     unit: str

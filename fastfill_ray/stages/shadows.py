@@ -24,8 +24,9 @@ from fastfill_ray.types import Split
 class ShadowPlan:
     """What the states of a shadow gallery follow from, beside its items and queries.
 
-    thresholds: order keys at which waves end. fractions: at which they end, of all items. first_share: of the gallery, new from version 0 on.
-    keys: {id: order key} of the pairs, as the score files hold them. fusion: of fused stale vectors, else None.
+    thresholds: order keys at which waves end. fractions: at which they end, of all items. first_share: of the gallery,
+    new from version 0 on. keys: {id: order key} of the pairs, as the score files hold them. fusion: of fused stale
+    vectors, else None.
     """
 
     thresholds: Sequence[int]
