@@ -20,12 +20,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fastfill_ray import process
-from fastfill_ray.alignment.maps import METHODS, Method
-from fastfill_ray.alignment.pairs import classifier_for
-from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings
+from fastfill_ray.config import BackfillConfig, StopConfig, load_config, shown_paths
 from fastfill_ray.engine.interface import Engine
-from fastfill_ray.errors import ConfigError, CorruptFile, StorageError
-from fastfill_ray.experiment.heldout import Evidence
+from fastfill_ray.errors import (
+    ConfigError,
+    CorruptFile,
+    InputChanged,
+    StorageError,
+    TooManyRemoved,
+)
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputStore
@@ -36,11 +39,11 @@ from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide_stop
 from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.partition import split_sizes
-from fastfill_ray.ordering.policies import CLASSIFIED
 from fastfill_ray.ordering.waves import wave_targets
 from fastfill_ray.report.result import BackfillResult
 from fastfill_ray.report.write import write_report
-from fastfill_ray.stages import choose, preflight
+from fastfill_ray.stages import preflight
+from fastfill_ray.stages.adoption import Inputs
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.carry import carry_over
 from fastfill_ray.stages.context import Context
@@ -48,14 +51,14 @@ from fastfill_ray.stages.embed import Job, Models, make_job
 from fastfill_ray.stages.known import read_known
 from fastfill_ray.stages.ledger import take_snapshot
 from fastfill_ray.stages.mend import can_be_made_again, check_sources, mend_named, set_aside
+from fastfill_ray.stages.order import OrderConfig, choose_order, train_order
 from fastfill_ray.stages.plan import Request, follow_plan, make_plan, wave_units
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.sample import Sample, Sampling, sample, sample_again
-from fastfill_ray.stages.score import Scorer, score, scores_before
+from fastfill_ray.stages.score import score, scores_before
 from fastfill_ray.stages.segments import missing_files
 from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, read_snapshot
-from fastfill_ray.stages.train import TrainedAlignment, Training, classifier_digest, load_alignment, train_maps
 from fastfill_ray.stages.version import VersionMaker
 from fastfill_ray.stages.waves import Waves, overrun_rows
 from fastfill_ray.stages.work import WorkList, read_work_list
@@ -64,7 +67,6 @@ from fastfill_ray.storage.files import open_files, probe, remove_leftovers
 from fastfill_ray.storage.heartbeat import Heartbeat
 from fastfill_ray.storage.paths import stage_folder, wave_folder, work_of
 from fastfill_ray.storage.receipts import Receipt
-from fastfill_ray.types import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ def run_backfill(
     overrides: Sequence[str] = (),
     until: str | None = None,
     take_over: bool = False,
+    allow_removals: bool = False,
     stream: TextIO | None = None,
 ) -> BackfillResult:
     """Run a backfill, or resume it: the same call does what is not done yet.
@@ -86,6 +89,7 @@ def run_backfill(
         overrides: ``a.b=c`` strings on top of it.
         until: "plan", "version0" or "wave:K": stop after it, resumable.
         take_over: start although another driver is alive on the output; the claim then fences it.
+        allow_removals: take items out that the gallery lacks, however many they are.
         stream: where progress goes; stderr by default.
 
     Raises:
@@ -94,7 +98,14 @@ def run_backfill(
     # It takes seconds to import; runs on another engine, and calls that find nothing to do, need not wait for it.
     from fastfill_ray.engine.ray_engine import RayEngine
 
-    return _run(load_config(config, overrides), RayEngine(), until=until, take_over=take_over, stream=stream)
+    return _run(
+        load_config(config, overrides),
+        RayEngine(),
+        until=until,
+        take_over=take_over,
+        allow_removals=allow_removals,
+        stream=stream,
+    )
 
 
 def _run(
@@ -103,6 +114,7 @@ def _run(
     *,
     until: str | None = None,
     take_over: bool = False,
+    allow_removals: bool = False,
     stream: TextIO | None = None,
 ) -> BackfillResult:
     """``run_backfill`` on any engine."""
@@ -110,28 +122,30 @@ def _run(
     endpoint = config.storage.s3_endpoint
     files, store = open_files(config.output, s3_endpoint=endpoint), InputStore(endpoint, config.storage.anonymous)
     alone = Heartbeat(files, take_over=take_over)
-    return _Run(config, Context(engine, files, store, Progress(stream)), last_wave).act(alone)
+    context = Context(engine, files, store, Progress(stream))
+    return _Run(config, context, last_wave, allow_removals=allow_removals).act(alone)
 
 
 class _Run:
     """One call of ``run_backfill``: the stages in the order of the figure, each handed its part of the config."""
 
-    def __init__(self, config: BackfillConfig, context: Context, last_wave: int | None) -> None:
+    def __init__(
+        self, config: BackfillConfig, context: Context, last_wave: int | None, *, allow_removals: bool
+    ) -> None:
         self.config, self.context, self.last_wave = config, context, last_wave
+        self.allow_removals = allow_removals
         self.models = Models(config.new_model, config.old_model)
         self.log = Log(context.files)
         self._epoch: int | None = None
         self.damaged: set[str] = set()  # paths under the root that this call has found damaged
         self._mended: set[str] = set()  # the work whose outcome they were, whatever it is called the next time
         self.unfit: int | None = None  # a version that was committed, but cannot be published any more
-        self.listings = preflight.list_inputs(context.store, input_paths(config))
-        self._unsaid = [f"{key}: {listing}" for key, listing in self.listings.items() if listing.skipped]
-        pins = {key: preflight.input_pins(listing) for key, listing in self.listings.items()}
-        named = fingerprint(
-            [plan_settings(config, exclude_defaults=True), [pin for each in pins.values() for pin in each]]
-        )
-        others = fingerprint({key: each for key, each in pins.items() if key != "gallery.path"})
-        self.request = Request(named, plan_settings(config), others)
+        self.inputs = Inputs(config, context)
+
+    @property
+    def request(self) -> Request:
+        """What this call is asked for."""
+        return self.inputs.request
 
     def act(self, alone: Heartbeat) -> BackfillResult:
         """Do what is not done yet. What is found damaged or gone under the root is made again, once.
@@ -145,7 +159,16 @@ class _Run:
             take_place = cache(lambda: at_the_end.enter_context(alone))
             while True:
                 try:
-                    return self._act(take_place)
+                    if (result := self._act(take_place)) is not None:
+                        return result
+                    self.inputs.adopt("the gallery has changed", len(self.log.state.versions))
+                except InputChanged as error:
+                    if not self.inputs.can_adopt(len(self.log.state.versions)):
+                        raise
+                    self.inputs.adopt(str(error), len(self.log.state.versions))
+                except TooManyRemoved as error:
+                    if not self.inputs.go_on_as_before(str(error), len(self.log.state.versions)):
+                        raise
                 except StorageError as error:
                     fresh = [path for path in error.paths if work_of(path) not in self._mended]
                     if not fresh or not all(can_be_made_again(self.log.state, path) for path in fresh):
@@ -154,7 +177,8 @@ class _Run:
                     self._mended.update(map(work_of, fresh))
                     set_aside(self.context, error)
 
-    def _act(self, take_place: Callable[[], Heartbeat]) -> BackfillResult:
+    def _act(self, take_place: Callable[[], Heartbeat]) -> BackfillResult | None:
+        """None where the gallery is to be adopted as it is by now, before this goes on."""
         config, context, log = self.config, self.context, self.log
         files = context.files
         state = log.read()
@@ -168,9 +192,12 @@ class _Run:
             if state.plan is not None:
                 write_report(files, state)
             return self._result(state)
-        while self._unsaid:
-            context.progress.say(self._unsaid.pop(0))
-        inspected = self._preflight()
+        while self.inputs.unsaid:
+            context.progress.say(self.inputs.unsaid.pop(0))
+        kept = None
+        if step.do == "plan":
+            kept = what_is_kept(state, self.request.settings, self.request.inputs)
+        inspected = self._preflight(kept)
         alone = take_place()
         context.progress.say(f"gallery: {inspected}")
         with context.engine.session():
@@ -178,16 +205,18 @@ class _Run:
                 self._claim()  # fences the other driver before it does more that this one would do again
             probe(files)
             remove_leftovers(files)
-            self._make_what_is_next(state, step, inspected)
-        return self._result(log.state)
+            done = self._make_what_is_next(state, step, inspected, kept)
+        return self._result(log.state) if done else None
 
-    def _make_what_is_next(self, state: State, step: Step, inspected: Snapshot) -> None:
+    def _make_what_is_next(self, state: State, step: Step, inspected: Snapshot, kept: Kept | None) -> bool:
         """The figure from the snapshot on: everything up to the basis of a plan, a plan if it is time for one, and its
         versions.
+
+        Returns:
+            False where the gallery has changed between two of them.
         """
         context, log = self.context, self.log
         unfinished = state.plan if step.do == "version" else None
-        kept = None if unfinished is not None else what_is_kept(state, self.request.settings, self.request.inputs)
         root = self._root(state, unfinished, kept)
         source = self._source(inspected)
         limit = self.config.quarantine.limit(inspected.rows)
@@ -207,7 +236,8 @@ class _Run:
             log.append(self._plan(basis, source, kept))
         if (plan := log.state.plan) is not None:
             mend_named(context, basis, log.state, self.damaged)
-            self._make_versions(plan, basis, job, sampled.receipts)
+            return self._make_versions(plan, basis, job, sampled.receipts)
+        return True
 
     def _root(self, state: State, unfinished: Plan | None, kept: Kept | None) -> Plan | None:
         """The plan that map, order and calibration are from, where that is another than the one to be made."""
@@ -221,12 +251,25 @@ class _Run:
     def _plan(self, basis: Basis, source: Source, kept: Kept | None) -> Plan:
         """The plan for the gallery as it is now: what is new already is carried over."""
         context, log, number = self.context, self.log, len(self.log.state.plans)
-        epoch, space = self._claim(), self.models.fingerprints()["new"]
+        space = self.models.fingerprints()["new"]
         as_it_is = kept if kept is not None and kept.plan.factory == self.config.index.factory else None
         carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, space)
+        if carried is not None and kept is not None:
+            self._check_removed(carried.changes.removed, kept.base.rows)
+        epoch = self._claim()
         if carried is not None and kept is not None and kept.follows:
             return follow_plan(context, basis, self.request, number, carried, kept, epoch)
         return make_plan(context, basis, self.request, number, carried, epoch)
+
+    def _check_removed(self, removed: int, served: int) -> None:
+        """Raises TooManyRemoved: a folder that is half uploaded must not empty an index."""
+        share = self.config.gallery.max_removed
+        if removed > share * served and not self.allow_removals:
+            raise TooManyRemoved(
+                f"gallery.path {shown_paths(self.config.gallery.path)}: {removed:,} of the {served:,} items that are "
+                f"served are not in it any more, gallery.max_removed allows {share:.0%}. Nothing was changed. Put the "
+                "files back, or confirm with --allow-removals."
+            )
 
     def _source(self, inspected: Snapshot) -> Source:
         """How workers read the gallery."""
@@ -257,7 +300,9 @@ class _Run:
         """
         config = self.config
         rows = snapshot.rows if root is None else root.rows
-        scorer, decision = self._choose(snapshot, source, sampled, self._train(sampled, init), init, rows)
+        order = self._order_config(snapshot)
+        trained = train_order(self.context, order, sampled.pairs, init)
+        scorer, decision = choose_order(self.context, order, source, sampled, trained, init, rows)
         trained_in = stage_folder("alignment", scorer.trained.fingerprint)
         made = {"choice": (decision.digest, "choice"), "alignment": (scorer.trained.weights.sha256, trained_in)}
         check_sources(unfinished or root, made)
@@ -323,7 +368,27 @@ class _Run:
             state = state.model_copy(update={"published": (*state.published, self.unfit)})
         return next_step(state, self.request.fingerprint, last_wave=self.last_wave, rule=self.config.stop)
 
-    def _preflight(self) -> Snapshot:
+    def _keeps_its_order(self, kept: Kept | None) -> bool:
+        """Whether pairs and order are those of a plan before.
+
+        Args:
+            kept: None where a plan is not finished, or nothing is served.
+
+        Raises:
+            ConfigError: there are no old vectors, and something would still be scored by them.
+        """
+        plan = self.log.state.plan
+        unfinished = kept is None and plan is not None and plan.request == self.request.fingerprint
+        follows = plan is not None and plan.follows is not None if unfinished else kept is not None and kept.follows
+        steady = unfinished or (kept is not None and kept.follows and kept.is_steady)
+        if self.config.gallery.old_vector_column is None and not steady:
+            raise ConfigError(
+                "gallery.old_vector_column is null, but not every item is served by a new vector yet. Name the column "
+                "of the old vectors until the backfill is finished."
+            )
+        return follows
+
+    def _preflight(self, kept: Kept | None) -> Snapshot:
         """The gallery by its footers, once everything that can be refused before anything starts was looked at.
 
         Raises:
@@ -332,11 +397,12 @@ class _Run:
         config, new, store = self.config, self.config.new_model, self.context.store
         with self.context.progress.timed("inspect"):
             # As they were listed when the request was named: looked for once, and by the same pins.
-            listed = self.listings["gallery.path"].files
+            listed = self.inputs.listings["gallery.path"].files
             inspected = inspect_gallery(store, listed, config.gallery, config.resources, self._snapshot_before())
-            preflight.check_output(config.output, self.listings)
-            split_sizes(inspected.rows, config.pairs.count, config.pairs.split)
-            wave_targets(config.waves, inspected.rows, config.pairs.count)
+            preflight.check_output(config.output, self.inputs.listings)
+            if not self._keeps_its_order(kept):
+                split_sizes(inspected.rows, config.pairs.count, config.pairs.split)
+                wave_targets(config.waves, inspected.rows, config.pairs.count)
             preflight.check_index(config.index, new, inspected.old_dim, config.pairs.count, config.serving.stale_mode)
             preflight.check_labels(config.gallery, config.policy, new, inspected)
             _ = self._classifier  # one that cannot be read is refused here
@@ -360,73 +426,29 @@ class _Run:
         before = read_known(context.files, None if state.plan is None else state.plan.known)
         return sample(context, job, source, snapshot, sampling, before)
 
-    def _train(self, sampled: Sample, init: Init) -> dict[Method, TrainedAlignment]:
-        """The maps that are asked for, or all that `auto` compares."""
+    def _order_config(self, snapshot: Snapshot) -> OrderConfig:
         config = self.config
-        training = Training(
-            preset=config.alignment.preset,
-            classifier=self._classifier,
-            seed=config.seed,
-            use_gpu=config.resources.gpus_per_actor > 0,
-            spaces=_directions(init),
-        )
-        return train_maps(self.context, choose.methods_to_train(config.alignment), training, sampled.pairs)
-
-    def _choose(
-        self,
-        snapshot: Snapshot,
-        source: Source,
-        sampled: Sample,
-        trained: Mapping[Method, TrainedAlignment],
-        init: Init,
-        rows: int,
-    ) -> tuple[Scorer, choose.Decision]:
-        """What every `auto` becomes, and the winner as a scorer of the gallery.
-
-        Args:
-            rows: of the gallery that the choice is made for.
-        """
-        config, files, pairs = self.config, self.context.files, sampled.pairs
-        spaces, own = _directions(init), self._classifier
-        evidence = Evidence(
-            pairs=pairs,
-            queries=None if sampled.queries.are_items else sampled.queries,
-            metric=init.metric,
-            maps={method: load_alignment(files, trained[method], spaces) for method in METHODS if method in trained},
-            classifier=classifier_for(own, pairs.part("train")),
-            seed=config.seed,
-        )
         can_fuse = config.serving.stale_mode != "auto" or preflight.can_fuse(
             config.index, config.queries, self.models, snapshot.old_dim, config.pairs.count
         )
-        request = choose.ChoiceRequest(
+        return OrderConfig(
             alignment=config.alignment,
             policy=config.policy,
             serving=config.serving,
             objective=config.objective,
+            waves=config.waves,
             can_fuse=can_fuse,
-            fractions=(len(pairs.ids) / rows, *config.waves),
-            classifier=classifier_digest(own),
-        )
-        names = [artefact.fingerprint for artefact in trained.values()]
-        decision = choose.decide(files, evidence, names, request, self.context.progress)
-        for key, why in decision.reasons.items():
-            self.context.progress.say(f"{key}: {why}")
-        scorer = Scorer(
-            files=files,
-            source=source,
-            trained=trained[decision.method],
-            spaces=spaces,
-            policy=decision.policy,
-            norm=None if decision.norms_kept else decision.new_norm,
+            classifier=self._classifier,
+            use_gpu=config.resources.gpus_per_actor > 0,
             seed=config.seed,
-            reference=evidence.reference(decision.view, [decision.policy]),
-            classifier=classifier_digest(own) if decision.policy in CLASSIFIED else "",
         )
-        return scorer, decision
 
-    def _make_versions(self, plan: Plan, basis: Basis, job: Job, pair_receipts: Mapping[str, Receipt]) -> None:
-        """Version 0, then the waves as one streaming execution: version k is built while the pool embeds wave k + 1."""
+    def _make_versions(self, plan: Plan, basis: Basis, job: Job, pair_receipts: Mapping[str, Receipt]) -> bool:
+        """Version 0, then the waves as one streaming execution: version k is built while the pool embeds wave k + 1.
+
+        Returns:
+            False where the gallery has changed since, and is to be adopted before the next version.
+        """
         config, log, progress = self.config, self.log, self.context.progress
         waves: Waves | None = None
         maker: VersionMaker | None = None
@@ -454,11 +476,21 @@ class _Run:
                     self._claim()
                     log.append(Publish(version=log.state.plan_versions[-1].version))
                 write_report(self.context.files, log.state)
+                if step.do == "publish" and self._is_time_to_look(plan) and self.inputs.has_changed(basis.snapshot):
+                    if waves is not None:
+                        waves.drain(always=True)
+                    return False
             if waves is not None:
                 waves.drain()
+            return True
         finally:
             if waves is not None:
                 waves.close()
+
+    def _is_time_to_look(self, plan: Plan) -> bool:
+        """Whether a changed gallery is adopted now: not once the last wave has begun."""
+        left = len(plan.version_waves) - len(self.log.state.plan_versions)
+        return self.config.gallery.follow and left >= 2 and self._next(self.log.state).do == "version"
 
     def _begin_waves(self, plan: Plan, basis: Basis, work: WorkList, job: Job, first: int) -> Waves:
         """Start the pool on all waves that this call makes, and on those of damaged segments, where vectors may be
@@ -482,13 +514,16 @@ class _Run:
         return None if new.classifier is None else read_classifier(self.context.store, new.classifier, dim=new.dim)
 
     def _init(self, snapshot: Snapshot) -> Init:
-        new = self.config.new_model
+        new, bound = self.config.new_model, self.log.state.init
+        old_space = old_space_of(self.config.gallery, snapshot.old_dim)
+        if bound is not None and self.config.gallery.old_vector_column is None:
+            old_space = bound.old_space  # nothing depends on it any more
         return Init(
             id_type=snapshot.id_type,
             metric=new.metric,
             old_dim=snapshot.old_dim,
             new_dim=new.dim,
-            old_space=old_space_of(self.config.gallery, snapshot.old_dim),
+            old_space=old_space,
             new_space=self.models.fingerprints()["new"],
         )
 
@@ -499,11 +534,6 @@ class _Run:
             stopped, overrun = decision.why, overrun_rows(self.context.files, plan, versions[-1].wave)
         seconds = dict(self.context.progress.seconds)
         return BackfillResult(self.config.output, state, state.finished, seconds, stopped, overrun)
-
-
-def _directions(init: Init) -> dict[str, str]:
-    """The spaces that an alignment maps between."""
-    return {"old": init.old_space, "new": init.new_space}
 
 
 def parse_until(until: str | None, config: BackfillConfig) -> int | None:

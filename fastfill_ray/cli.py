@@ -105,6 +105,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one key; repeatable")
     parser.add_argument("--until", metavar="plan|version0|wave:K", help="stop after it; the same command resumes")
+    parser.add_argument(
+        "--allow-removals", action="store_true", help="take items out that the gallery lacks, however many they are"
+    )
     parser.add_argument("--take-over", action="store_true", help="start although another driver is alive; fences it")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
@@ -122,7 +125,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from fastfill_ray.report.metrics_json import report_json
 
     result = run_backfill(
-        arguments.config, overrides=arguments.set, until=arguments.until, take_over=arguments.take_over
+        arguments.config,
+        overrides=arguments.set,
+        until=arguments.until,
+        take_over=arguments.take_over,
+        allow_removals=arguments.allow_removals,
     )
     if arguments.json:
         print(json.dumps({**report_json(result.state), "seconds": result.seconds, "overrun_rows": result.overrun_rows}))

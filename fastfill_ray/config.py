@@ -136,7 +136,10 @@ class GalleryConfig(Part):
 
     path: Paths = Field(description="a Parquet file, a folder of them, or a list of both; local or s3://")
     id_column: str = Field("id", description="int64 or string, unique, never null")
-    old_vector_column: str = Field("embedding", description="lists of numbers, tensors with one axis, or bytes")
+    old_vector_column: str | None = Field(
+        "embedding",
+        description="lists of numbers, tensors with one axis, or bytes; null once every item is served by a new vector",
+    )
     vector_dtype: VectorDtype | None = Field(None, description=_VECTOR_DTYPE)
     payload_columns: tuple[str, ...] = Field(min_length=1, description="what the embedder reads")
     label_column: str | None = Field(
@@ -147,6 +150,10 @@ class GalleryConfig(Part):
     side_column: str | None = Field(None, description="cheap features per item, which the map reads beside the vector")
     version_column: str | None = Field(
         None, description="changes when an item's payload does, such as updated_at or an etag; a single value"
+    )
+    follow: bool = Field(True, description="adopt files that change while a run is going on, between two waves")
+    max_removed: float = Field(
+        0.1, ge=0, le=1, description="share of the served items that may be gone; more is refused until it is confirmed"
     )
 
 
@@ -344,6 +351,7 @@ _OUTSIDE_THE_PLAN: Any = {
     "quarantine": True,
     "storage": True,
     "output": True,
+    "gallery": {"follow", "max_removed"},
     "new_model": {"batch_size"},
     "serving": {"max_regression"},
     "stop": True,

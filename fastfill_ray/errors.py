@@ -29,6 +29,10 @@ class ConfigError(RefusedError):
     """A key, column or value of the config cannot be used."""
 
 
+class TooManyRemoved(RefusedError):
+    """The gallery lacks more of what is served than may go unseen."""
+
+
 class SpaceMismatch(RefusedError):
     """Vectors of another model, direction, dimension or metric than the output root is bound to."""
 

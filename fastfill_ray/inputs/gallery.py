@@ -22,8 +22,10 @@ NO_VECTOR = "null_vector"
 
 
 def old_vectors(table: pa.Table, source: Source) -> tuple[np.ndarray, dict[int, str]]:
-    """The old vectors (N, D) of gallery rows, and {row: reason} of those that cannot be used."""
+    """The old vectors (N, D) of gallery rows, and {row: reason} of those that cannot be used; all, without a column."""
     name = source.config.old_vector_column
+    if name is None:
+        return np.zeros((table.num_rows, source.old_dim), np.float32), dict.fromkeys(range(table.num_rows), NO_VECTOR)
     kind = vector_kind(table.schema.field(name), source.config.vector_dtype)
     return vectors_of(table.column(name), source.old_dim, metric=source.metric, kind=kind)
 

@@ -29,7 +29,7 @@ class Kept:
     @property
     def is_steady(self) -> bool:
         """Whether nothing that is served is stale: then nothing has to be ordered any more."""
-        return all(segment.state == "new" for segment in self.base.segments)
+        return not any(segment.state == "stale" and segment.plan_rows for segment in self.base.segments)
 
     @property
     def root(self) -> str:
@@ -68,11 +68,14 @@ def what_is_kept(state: State, settings: Mapping[str, Any], inputs: str) -> Kept
         return None
     plan = next(plan for plan in state.plans if plan.plan == base.plan)
     versions = tuple(version for version in state.versions if version.plan == plan.plan)
-    follows = plan.inputs == inputs and _bound(plan.settings) == _bound(settings)
+    follows = plan.inputs == inputs and _bound(plan.settings, settings) == _bound(settings, plan.settings)
     return Kept(base, plan, versions, follows)
 
 
-def _bound(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _bound(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
     """What a plan that follows has in common with the plan before."""
-    gallery = {key: value for key, value in settings.get("gallery", {}).items() if key not in _OF_THE_GALLERY_ALONE}
-    return {**settings, "gallery": gallery}
+    gallery, other = settings.get("gallery", {}), others.get("gallery", {})
+    left_out = set(_OF_THE_GALLERY_ALONE)
+    if None in (gallery.get("old_vector_column"), other.get("old_vector_column")):
+        left_out.add("old_vector_column")  # it is gone, or back
+    return {**settings, "gallery": {key: value for key, value in gallery.items() if key not in left_out}}

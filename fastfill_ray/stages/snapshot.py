@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from fastfill_ray.config import GalleryConfig, ResourcesConfig
-from fastfill_ray.errors import CorruptFile, InputError, StorageError
+from fastfill_ray.errors import ConfigError, CorruptFile, InputError, StorageError
 from fastfill_ray.inputs.locate import InputFile, InputStore
 from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.inputs.table import Column, Role, TableInput, dim_of, pin
@@ -43,7 +43,9 @@ class Snapshot(Model):
 
     def __str__(self) -> str:
         files = f"{len(self.gallery.files)} file{'s' if len(self.gallery.files) > 1 else ''}"
-        return f"{self.rows:,} items in {files}; old vectors: {self.old_dim} x {self.gallery.kinds[OLD_VECTORS]}"
+        kind = self.gallery.kinds.get(OLD_VECTORS)
+        old = "no old vectors" if kind is None else f"old vectors: {self.old_dim} x {kind}"
+        return f"{self.rows:,} items in {files}; {old}"
 
     @property
     def rows(self) -> int:
@@ -84,8 +86,9 @@ def gallery_columns(config: GalleryConfig) -> dict[str, Column]:
     dtype = config.vector_dtype
     columns = [
         Column(IDS, config.id_column, "id"),
-        Column(OLD_VECTORS, config.old_vector_column, "vector", dtype, may_lack=True),
     ]
+    if config.old_vector_column is not None:
+        columns.append(Column(OLD_VECTORS, config.old_vector_column, "vector", dtype, may_lack=True))
     columns += [Column(f"gallery.payload_columns[{i}]", name) for i, name in enumerate(config.payload_columns)]
     optional: list[tuple[str, str | None, Role]] = [
         (LABELS, config.label_column, "label"),
@@ -125,7 +128,12 @@ def inspect_gallery(
     if gallery.rows == 0:
         raise InputError(f"{gallery.files[0].path}: the gallery has no rows")
     chunks = _cut(gallery, resources, before)
-    old_dim = dim_of(store, gallery, columns[OLD_VECTORS])
+    if OLD_VECTORS in columns:
+        old_dim = dim_of(store, gallery, columns[OLD_VECTORS])
+    elif before is not None:
+        old_dim = before.old_dim
+    else:
+        raise ConfigError("gallery.old_vector_column is null, but nothing is served yet: name the old vectors' column")
     side = columns.get(SIDE_VECTORS)
     # The same bytes are other vectors where they are read as another type.
     read_as = [["vector_dtype", config.vector_dtype]] if config.vector_dtype is not None else []

@@ -74,12 +74,15 @@ class Waves:
         """{wave: its receipts} up to and with `wave`, as ``receipts`` gives them."""
         return {each: self.receipts(each) for each in sorted(self._groups) if each <= wave}
 
-    def drain(self) -> None:
+    def drain(self, *, always: bool = False) -> None:
         """Begin nothing more, and wait for the units that have begun: they count when the run goes on.
 
         Those with bad rows leave no receipt and are tried again then.
+
+        Args:
+            always: also where no rule can stop the run.
         """
-        if self._may_stop and self._pool is not None:
+        if (always or self._may_stop) and self._pool is not None:
             logger.debug("the pool begins nothing more")
             self._pool.stop()
             for _ in self._pool:

@@ -1,0 +1,109 @@
+"""Map, stale mode, policy and calibration: trained, chosen, and made into what scores the gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastfill_ray.alignment.maps import METHODS, Method
+from fastfill_ray.alignment.pairs import classifier_for
+from fastfill_ray.config import AlignmentConfig, ObjectiveConfig, PolicyConfig, ServingConfig
+from fastfill_ray.experiment.heldout import Evidence
+from fastfill_ray.experiment.items import PairedItems
+from fastfill_ray.inputs.gallery import Source
+from fastfill_ray.log.records import Init
+from fastfill_ray.ordering.classifier import Classifier
+from fastfill_ray.ordering.policies import CLASSIFIED
+from fastfill_ray.stages import choose
+from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.sample import Sample
+from fastfill_ray.stages.score import Scorer
+from fastfill_ray.stages.train import TrainedAlignment, Training, classifier_digest, load_alignment, train_maps
+
+
+@dataclass(frozen=True)
+class OrderConfig:
+    """The config's parts that say what is compared.
+
+    can_fuse: see ``choose.ChoiceRequest``. classifier: the new model's own, None where none is given.
+    """
+
+    alignment: AlignmentConfig
+    policy: PolicyConfig
+    serving: ServingConfig
+    objective: ObjectiveConfig
+    waves: tuple[float, ...]
+    can_fuse: bool
+    classifier: Classifier | None
+    use_gpu: bool
+    seed: int
+
+
+def train_order(
+    context: Context, config: OrderConfig, pairs: PairedItems, init: Init
+) -> dict[Method, TrainedAlignment]:
+    """The maps that are asked for, or all that `auto` compares."""
+    training = Training(
+        preset=config.alignment.preset,
+        classifier=config.classifier,
+        seed=config.seed,
+        use_gpu=config.use_gpu,
+        spaces=_directions(init),
+    )
+    return train_maps(context, choose.methods_to_train(config.alignment), training, pairs)
+
+
+def choose_order(
+    context: Context,
+    config: OrderConfig,
+    source: Source,
+    sampled: Sample,
+    trained: Mapping[Method, TrainedAlignment],
+    init: Init,
+    rows: int,
+) -> tuple[Scorer, choose.Decision]:
+    """What every `auto` becomes, and the winner as a scorer of the gallery.
+
+    Args:
+        rows: of the gallery that the choice is made for.
+    """
+    files, pairs = context.files, sampled.pairs
+    spaces, own = _directions(init), config.classifier
+    evidence = Evidence(
+        pairs=pairs,
+        queries=None if sampled.queries.are_items else sampled.queries,
+        metric=init.metric,
+        maps={method: load_alignment(files, trained[method], spaces) for method in METHODS if method in trained},
+        classifier=classifier_for(own, pairs.part("train")),
+        seed=config.seed,
+    )
+    request = choose.ChoiceRequest(
+        alignment=config.alignment,
+        policy=config.policy,
+        serving=config.serving,
+        objective=config.objective,
+        can_fuse=config.can_fuse,
+        fractions=(len(pairs.ids) / rows, *config.waves),
+        classifier=classifier_digest(own),
+    )
+    names = [artefact.fingerprint for artefact in trained.values()]
+    decision = choose.decide(files, evidence, names, request, context.progress)
+    for key, why in decision.reasons.items():
+        context.progress.say(f"{key}: {why}")
+    scorer = Scorer(
+        files=files,
+        source=source,
+        trained=trained[decision.method],
+        spaces=spaces,
+        policy=decision.policy,
+        norm=None if decision.norms_kept else decision.new_norm,
+        seed=config.seed,
+        reference=evidence.reference(decision.view, [decision.policy]),
+        classifier=classifier_digest(own) if decision.policy in CLASSIFIED else "",
+    )
+    return scorer, decision
+
+
+def _directions(init: Init) -> dict[str, str]:
+    """The spaces that an alignment maps between."""
+    return {"old": init.old_space, "new": init.new_space}
