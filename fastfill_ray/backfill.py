@@ -245,7 +245,7 @@ class _Run:
         if unfinished is not None:
             name = unfinished.follows
         elif kept is not None and kept.follows:
-            name = kept.root
+            name = kept.plan.root
         return None if name is None else next(plan for plan in state.plans if plan.plan == name)
 
     def _plan(self, basis: Basis, source: Source, kept: Kept | None) -> Plan:
@@ -465,7 +465,8 @@ class _Run:
                         regression = config.serving.max_regression
                         maker = VersionMaker(self.context, basis, plan, work, self._claim(), regression, self.damaged)
                     version = maker.make(log.state, step.wave, receipts)
-                    decision = decide_stop(plan, (*log.state.plan_versions, version), config.stop)
+                    made = (*log.state.plan_versions, version)
+                    decision = decide_stop(plan, made, config.stop, spent_before_s=log.state.spent_before_s)
                     log.append(version.model_copy(update={"stopped": decision.why if decision.stop else None}))
                     verdict = "published" if version.verdict.publish else "held"
                     progress.say(
@@ -530,8 +531,10 @@ class _Run:
     def _result(self, state: State) -> BackfillResult:
         plan, versions = state.plan, state.plan_versions
         stopped, overrun = None, 0
-        if plan is not None and (decision := decide_stop(plan, versions, self.config.stop)).stop:
-            stopped, overrun = decision.why, overrun_rows(self.context.files, plan, versions[-1].wave)
+        if plan is not None:
+            decision = decide_stop(plan, versions, self.config.stop, spent_before_s=state.spent_before_s)
+            if decision.stop:
+                stopped, overrun = decision.why, overrun_rows(self.context.files, plan, versions[-1].wave)
         seconds = dict(self.context.progress.seconds)
         return BackfillResult(self.config.output, state, state.finished, seconds, stopped, overrun)
 

@@ -32,11 +32,6 @@ class Kept:
         return not any(segment.state == "stale" and segment.plan_rows for segment in self.base.segments)
 
     @property
-    def root(self) -> str:
-        """The plan that map and thresholds are from."""
-        return self.plan.follows or self.plan.plan
-
-    @property
     def catch_up(self) -> int:
         """The wave of what should be new by now and is not: of changed items, and of late ones. Never 0, the pairs'."""
         if self.is_steady:

@@ -40,7 +40,11 @@ def next_step(state: State, request: str, *, last_wave: int | None = None, rule:
     if plan is None or plan.request != request:
         return Step("plan")
     wave = state.next_wave
-    if wave is None or decide_stop(plan, versions, rule).stop or _is_enough(state, last_wave):
+    if (
+        wave is None
+        or decide_stop(plan, versions, rule, spent_before_s=state.spent_before_s).stop
+        or _is_enough(state, last_wave)
+    ):
         return Step("stop")
     return Step("version", wave=wave)
 

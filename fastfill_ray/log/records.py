@@ -263,6 +263,11 @@ class Plan(Model):
     known: FileRef | None = Field(default=None, description="all new vectors that there were when the plan was made")
     changes: Changes | None = Field(default=None, description="against `base`; null without one")
 
+    @property
+    def root(self) -> str:
+        """The plan that pairs, map and thresholds are from."""
+        return self.follows or self.plan
+
     def newest_wave(self, version: int) -> int:
         """The last wave whose rows are new in a version of the plan, counted from 0.
 

@@ -47,6 +47,13 @@ class State(Model):
         return tuple(v for v in self.versions if self.plan is not None and v.plan == self.plan.plan)
 
     @property
+    def spent_before_s(self) -> float:
+        """Work time of the versions of other plans in the order of the last one: those that it follows."""
+        root = None if self.plan is None else self.plan.root
+        names = {plan.plan for plan in self.plans if plan.root == root} - {self.plan.plan if self.plan else ""}
+        return sum(version.seconds for version in self.versions if version.plan in names)
+
+    @property
     def next_wave(self) -> int | None:
         """The wave that the last plan's next version stands after; None if it has all of them, or there is no plan."""
         made = len(self.plan_versions)

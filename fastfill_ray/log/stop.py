@@ -18,8 +18,12 @@ class StopDecision(NamedTuple):
     why: str
 
 
-def decide_stop(plan: Plan, versions: Sequence[Version], rule: StopConfig) -> StopDecision:
+def decide_stop(
+    plan: Plan, versions: Sequence[Version], rule: StopConfig, *, spent_before_s: float = 0.0
+) -> StopDecision:
     """Whether the run ends after the newest version; a rule that is met is enough.
+
+    Never right after the gallery has changed: what changed is embedded first.
 
     `target_gain`: the objective on the audit items has covered this share of the way from old/old to new/new; the way
     starts at version 0 where old/old is not known. A version that the gate holds has reached nothing.
@@ -29,11 +33,15 @@ def decide_stop(plan: Plan, versions: Sequence[Version], rule: StopConfig) -> St
 
     Args:
         versions: the plan's, in wave order.
+        spent_before_s: work time of the plans that this one follows.
     """
-    if not versions or versions[-1].final:
+    if not versions or versions[-1].final or versions[-1].cause == "change":
         return StopDecision(False, "")
     reasons = []
-    for decision in (_gain(plan, versions, rule.target_gain), _budget(plan, versions, rule.budget_hours)):
+    for decision in (
+        _gain(plan, versions, rule.target_gain),
+        _budget(plan, versions, rule.budget_hours, spent_before_s),
+    ):
         if decision.stop:
             return decision
         reasons.append(decision.why)
@@ -61,19 +69,21 @@ def _gain(plan: Plan, versions: Sequence[Version], target: float | None) -> Stop
     return StopDecision(share >= target, why)
 
 
-def _budget(plan: Plan, versions: Sequence[Version], budget: float | None) -> StopDecision:
+def _budget(plan: Plan, versions: Sequence[Version], budget: float | None, spent_before_s: float) -> StopDecision:
     if budget is None:
         return StopDecision(False, "")
-    spent = sum(version.seconds for version in versions)
+    spent = spent_before_s + sum(version.seconds for version in versions)
     if spent >= budget * _HOUR_S:
         return StopDecision(True, f"{_hours(spent)} are spent, stop.budget_hours is {budget:g}")
     newest = versions[-1]
-    rows = sum(plan.wave_rows[: newest.wave + 1])
+    # What was new before the plan was not embedded for it.
+    rows = newest.new_rows + newest.quarantined - (0 if plan.known is None else versions[0].new_rows)
     per_row = sum(version.embed_seconds for version in versions) / max(rows, 1)
     # Version 0 builds the whole gallery's index, which says nothing about a wave.
     built = newest.seconds - newest.embed_seconds if newest.wave > 0 else 0.0
-    after = spent + plan.wave_rows[newest.wave + 1] * per_row + built
-    why = f"wave {newest.wave + 1} would bring {_hours(spent)} to {_hours(after)}, stop.budget_hours is {budget:g}"
+    wave = plan.version_waves[len(versions)]
+    after = spent + sum(plan.wave_rows[newest.wave + 1 : wave + 1]) * per_row + built
+    why = f"wave {wave} would bring {_hours(spent)} to {_hours(after)}, stop.budget_hours is {budget:g}"
     return StopDecision(after > budget * _HOUR_S, why)
 
 

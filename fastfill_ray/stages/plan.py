@@ -143,7 +143,7 @@ def follow_plan(
         baseline_queries=per_query,
         sources={**before.sources, "snapshot": snapshot.cut},
         prediction=before.prediction,
-        follows=kept.root,
+        follows=kept.plan.root,
         base=kept.base.version,
         inherited=inherited,
         first_bucket=first_bucket,

@@ -28,7 +28,8 @@ def metric(value: float, **changes: Any) -> MetricValue:
 def a_plan(old: float | None, new: float | None) -> Plan:
     arms = {"old/old": old, "new/new": new}
     baselines = {arm: (metric(value),) for arm, value in arms.items() if value is not None}
-    return plan("p").model_copy(update={"waves": WAVES, "wave_rows": ROWS, "baselines": baselines})
+    waves = {"waves": WAVES, "wave_rows": ROWS, "version_waves": tuple(range(len(WAVES) + 1))}
+    return plan("p").model_copy(update={**waves, "baselines": baselines})
 
 
 def versions(
@@ -44,6 +45,8 @@ def versions(
         publish = not (held and wave == len(values) - 1)
         changes = {
             "metrics": (*others, metric(value)),
+            "new_rows": sum(ROWS[: wave + 1]),
+            "quarantined": 0,
             "seconds": seconds,
             "embed_seconds": embedding,
             "verdict": Verdict(publish=publish, reason=""),
@@ -134,6 +137,15 @@ def test_the_budget_ends_a_run_once_it_is_used_up_or_the_next_wave_would_exceed_
     next_wave = ROWS[count] * per_row + (seconds - embedding if count > 1 else 0)
     assert decision.stop == (spent >= hours * 3600 or spent + next_wave > hours * 3600)
     assert "stop.budget_hours is" in decision.why
+
+
+def test_a_change_of_the_gallery_never_ends_a_run_and_what_was_spent_before_counts() -> None:
+    [change] = versions(0.6, seconds=3600)
+    rule = StopConfig(target_gain=0.1, budget_hours=0.5)
+    assert not decide_stop(a_plan(0.2, 0.6), [change.model_copy(update={"cause": "change"})], rule).stop
+    budget = StopConfig(budget_hours=1.5)
+    assert not decide_stop(a_plan(0.2, 0.6), [change], budget).stop
+    assert decide_stop(a_plan(0.2, 0.6), [change], budget, spent_before_s=3600).stop
 
 
 def test_building_the_first_version_is_not_taken_for_the_price_of_a_wave() -> None:
