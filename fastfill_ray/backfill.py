@@ -48,7 +48,7 @@ from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.carry import carry_over
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Models, make_job
-from fastfill_ray.stages.known import read_known
+from fastfill_ray.stages.known import Known, read_known
 from fastfill_ray.stages.ledger import take_snapshot
 from fastfill_ray.stages.mend import can_be_made_again, check_sources, mend_named, set_aside
 from fastfill_ray.stages.order import OrderConfig, choose_order, train_order
@@ -65,7 +65,7 @@ from fastfill_ray.stages.work import WorkList, read_work_list
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files, probe, remove_leftovers
 from fastfill_ray.storage.heartbeat import Heartbeat
-from fastfill_ray.storage.paths import stage_folder, wave_folder, work_of
+from fastfill_ray.storage.paths import DERIVED, stage_folder, wave_folder, work_of
 from fastfill_ray.storage.receipts import Receipt
 
 logger = logging.getLogger(__name__)
@@ -253,7 +253,8 @@ class _Run:
         context, log, number = self.context, self.log, len(self.log.state.plans)
         space = self.models.fingerprints()["new"]
         as_it_is = kept if kept is not None and kept.plan.factory == self.config.index.factory else None
-        carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, space)
+        before = self._known_before(log.state)
+        carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, before, space)
         if carried is not None and kept is not None:
             self._check_removed(carried.changes.removed, kept.base.rows)
         epoch = self._claim()
@@ -423,8 +424,13 @@ class _Run:
         )
         if root is not None:
             return sample_again(context, job, source, sampling, root)
-        before = read_known(context.files, None if state.plan is None else state.plan.known)
-        return sample(context, job, source, snapshot, sampling, before)
+        return sample(context, job, source, snapshot, sampling, self._known_before(state))
+
+    def _known_before(self, state: State) -> Known:
+        """What was known when the last plan was made; nothing where that is damaged: receipts are read again then."""
+        if state.plan is None or any(path.partition("/")[0] in DERIVED for path in self.damaged):
+            return Known()
+        return read_known(self.context.files, state.plan.known)
 
     def _order_config(self, snapshot: Snapshot) -> OrderConfig:
         config = self.config

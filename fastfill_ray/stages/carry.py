@@ -21,7 +21,7 @@ from fastfill_ray.log.state import State
 from fastfill_ray.ordering.waves import order_wave
 from fastfill_ray.stages.compare import Compared, compare
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.known import Known, gather_known, put_known, read_known, vector_file
+from fastfill_ray.stages.known import Known, gather_known, put_known, vector_file
 from fastfill_ray.stages.ledger import LedgerPart, ledger_parts, read_keys
 from fastfill_ray.stages.score import ScoredChunk, read_chunk_keys
 from fastfill_ray.stages.segments import put_segments
@@ -241,11 +241,12 @@ class Carried:
 
 
 def carry_over(
-    context: Context, source: Source, snapshot: Snapshot, state: State, kept: Kept | None, space: str
+    context: Context, source: Source, snapshot: Snapshot, state: State, kept: Kept | None, before: Known, space: str
 ) -> Carried | None:
     """What a plan over `snapshot` takes over; None where there is no plan yet.
 
     Args:
+        before: what was known when the last plan was made; less is looked up again.
         kept: None where nothing of what is served can be kept as it is: then everything is looked up by its digest.
         space: fingerprint of the new model.
     """
@@ -253,15 +254,15 @@ def carry_over(
         return None
     files = context.files
     reference = state.plan if kept is None else kept.plan
-    before = read_snapshot(files, reference.snapshot)
+    pinned = read_snapshot(files, reference.snapshot)
     plans = state.plans[[plan.plan for plan in state.plans].index(reference.plan) :]
-    known = gather_known(context.engine, files, read_known(files, state.plan.known), space, frozenset())
+    known = gather_known(context.engine, files, before, space, frozenset())
     segments = () if kept is None else kept.base.segments
     looked_up = kept is None and state.serving is not None  # rows that are served have no source in work files
-    there = set() if looked_up else {part.unit for part in ledger_parts(before)}
+    there = set() if looked_up else {part.unit for part in ledger_parts(pinned)}
     now = {part.unit for part in ledger_parts(snapshot)}
     came = [part for part in ledger_parts(snapshot) if part.unit not in there]
-    went = [part for part in ledger_parts(before) if part.unit not in now or looked_up]
+    went = [part for part in ledger_parts(pinned) if part.unit not in now or looked_up]
     compared = compare(context, source, (came, went), segments, known)
     works = [(plan, read_work_list(files, plan.units)) for plan in plans]
     newest = -1 if kept is None else kept.plan.newest_wave([v.version for v in kept.versions].index(kept.base.version))

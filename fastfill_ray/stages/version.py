@@ -98,7 +98,14 @@ class VersionMaker:
         return () if reference is None else read_segments(self.context.files, reference)
 
     def _judge(self, state: State, values: PerQuery) -> Verdict:
-        return self._evaluator.judge(self.plan, _served(state), values, self.max_regression)
+        """The gate. Within a plan the gallery is the same; the first version may be held against another one."""
+        verdict, changes = (
+            self._evaluator.judge(self.plan, _served(state), values, self.max_regression),
+            self.plan.changes,
+        )
+        if state.plan_versions or changes is None or not changes.items:
+            return verdict
+        return verdict.model_copy(update={"reason": f"{verdict.reason}; {in_words(changes)}"})
 
     def _absent(self, before: Version | None, newest: int, embedded: Mapping[str, Receipt]) -> tuple[int, str]:
         """Rows that are in no segment, and the digest of their ids.
@@ -134,11 +141,13 @@ def _count_quarantined(receipts: Mapping[str, Receipt]) -> int:
 def follows_gallery(plan: Plan) -> Verdict:
     """A change is published whatever it measures: the gallery is not what it was."""
     changes = plan.changes or Changes(added=0, changed=0, removed=0)
-    return Verdict(
-        publish=True,
-        reason=f"follows the gallery: {changes.items:,} items differ ({changes.added:,} added, {changes.changed:,} "
-        f"changed, {changes.removed:,} removed)",
-    )
+    return Verdict(publish=True, reason=f"follows the gallery: {in_words(changes)}")
+
+
+def in_words(changes: Changes) -> str:
+    """How many items differ, and how."""
+    how = f"{changes.added:,} added, {changes.changed:,} changed, {changes.removed:,} removed"
+    return f"{changes.items:,} items differ ({how})"
 
 
 def _served(state: State) -> Served | None:
