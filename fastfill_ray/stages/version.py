@@ -99,10 +99,8 @@ class VersionMaker:
 
     def _judge(self, state: State, values: PerQuery) -> Verdict:
         """The gate. Within a plan the gallery is the same; the first version may be held against another one."""
-        verdict, changes = (
-            self._evaluator.judge(self.plan, _served(state), values, self.max_regression),
-            self.plan.changes,
-        )
+        verdict = self._evaluator.judge(self.plan, _served(state), values, self.max_regression)
+        changes = self.plan.changes
         if state.plan_versions or changes is None or not changes.items:
             return verdict
         return verdict.model_copy(update={"reason": f"{verdict.reason}; {in_words(changes)}"})
