@@ -114,11 +114,12 @@ def standing_chunks(snapshot: Snapshot, histories: Mapping[str, ChunkHistory]) -
     """
     chunks, result = iter(snapshot.chunks), []
     for part in ledger_parts(snapshot):
-        start = 0
-        for rows in part.chunk_rows:
-            chunk = next(chunks)
-            result.append(StandingChunk(chunk.unit, chunk.start, rows, part, start, histories.get(chunk.unit)))
-            start += rows
+        here = [next(chunks) for _ in part.chunk_rows]
+        # A part is compared as a whole: one that was cut in another way came, like one of another file.
+        stayed = all(chunk.unit in histories for chunk in here)
+        for chunk in here:
+            history = histories[chunk.unit] if stayed else None
+            result.append(StandingChunk(chunk.unit, chunk.start, chunk.rows, part, chunk.start - part.start, history))
     return result
 
 
@@ -259,16 +260,15 @@ def carry_over(
     known = gather_known(context.engine, files, before, space, frozenset())
     segments = () if kept is None else kept.base.segments
     looked_up = kept is None and state.serving is not None  # rows that are served have no source in work files
-    there = set() if looked_up else {part.unit for part in ledger_parts(pinned)}
-    now = {part.unit for part in ledger_parts(snapshot)}
-    came = [part for part in ledger_parts(snapshot) if part.unit not in there]
-    went = [part for part in ledger_parts(pinned) if part.unit not in now or looked_up]
-    compared = compare(context, source, (came, went), segments, known)
     works = [(plan, read_work_list(files, plan.units)) for plan in plans]
     newest = -1 if kept is None else kept.plan.newest_wave([v.version for v in kept.versions].index(kept.base.version))
-    histories = {} if looked_up else _histories(files, works, newest)
-    chunks = standing_chunks(snapshot, histories)
-    buckets = {chunk.unit: chunk.bucket for chunk in works[0][1].chunks if chunk.unit in histories}
+    chunks = standing_chunks(snapshot, {} if looked_up else _histories(files, works, newest))
+    stayed = {chunk.part.unit for chunk in chunks if chunk.history is not None}
+    came = [part for part in ledger_parts(snapshot) if part.unit not in stayed]
+    went = [part for part in ledger_parts(pinned) if part.unit not in stayed]
+    compared = compare(context, source, (came, went), segments, known)
+    now = {chunk.unit for chunk in chunks if chunk.history is not None}
+    buckets = {chunk.unit: chunk.bucket for chunk in works[0][1].chunks if chunk.unit in now}
     standing = Standing(files, space, compared, known)
     return Carried(kept, segments, tuple(chunks), buckets, standing, put_known(files, known))
 
