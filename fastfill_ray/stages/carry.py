@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion, read_deletion
 from fastfill_ray.inputs.gallery import Source
@@ -193,7 +194,7 @@ def _read_items(files: Files, compared: Compared, parts: set[int]) -> dict[int, 
     found = []
     for reference in compared.items:
         table = read_table(get_verified(files, reference), name=reference.path)
-        found.append(table.filter(pa.compute.is_in(table.column("part"), wanted)))
+        found.append(table.filter(pc.is_in(table.column("part"), wanted)))
     table = pa.concat_tables(found).sort_by([("part", "ascending"), ("offset", "ascending")])
     numbers = table.column("part").to_numpy()
     ends = {part: np.searchsorted(numbers, [part, part + 1]).tolist() for part in parts}
@@ -377,4 +378,4 @@ class Inheritance:
 
     def _dead_rows(self, reference: FileRef, number: int) -> np.ndarray:
         table = read_table(get_verified(self.files, reference), name=reference.path)
-        return table.filter(pa.compute.equal(table.column("segment"), number)).column("row").to_numpy().astype(np.int64)
+        return table.filter(pc.equal(table.column("segment"), number)).column("row").to_numpy().astype(np.int64)
