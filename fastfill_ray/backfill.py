@@ -161,13 +161,13 @@ class _Run:
                 try:
                     if (result := self._act(take_place)) is not None:
                         return result
-                    self.inputs.adopt("the gallery has changed", len(self.log.state.versions))
+                    self.inputs.adopt("the gallery has changed", self._waves_made())
                 except InputChanged as error:
-                    if not self.inputs.can_adopt(len(self.log.state.versions)):
+                    if not self.inputs.can_adopt(self._waves_made()):
                         raise
-                    self.inputs.adopt(str(error), len(self.log.state.versions))
+                    self.inputs.adopt(str(error), self._waves_made())
                 except TooManyRemoved as error:
-                    if not self.inputs.go_on_as_before(str(error), len(self.log.state.versions)):
+                    if not self.inputs.go_on_as_before(str(error), self._waves_made()):
                         raise
                 except StorageError as error:
                     fresh = [path for path in error.paths if work_of(path) not in self._mended]
@@ -337,6 +337,10 @@ class _Run:
         if self._epoch is None:
             self._epoch = self.log.claim(as_read=True)
         return self._epoch
+
+    def _waves_made(self) -> int:
+        """Versions that embedded something: by these it is told whether a run gets on."""
+        return sum(version.cause == "wave" for version in self.log.state.versions)
 
     def _where(self) -> str:
         """What is done so far, for who ends the process now."""
