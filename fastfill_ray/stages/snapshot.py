@@ -8,8 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from fastfill_ray.config import GalleryConfig, ResourcesConfig
+from fastfill_ray.config import BackfillConfig, GalleryConfig, ResourcesConfig
 from fastfill_ray.errors import ConfigError, CorruptFile, InputError, StorageError
+from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputFile, InputStore
 from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.inputs.table import Column, Role, TableInput, dim_of, pin
@@ -99,6 +100,19 @@ def gallery_columns(config: GalleryConfig) -> dict[str, Column]:
     ]
     columns += [Column(key, name, role, dtype) for key, name, role in optional if name is not None]
     return {column.key: column for column in columns}
+
+
+def source_of(store: InputStore, config: BackfillConfig, inspected: Snapshot) -> Source:
+    """How workers read the gallery."""
+    return Source(
+        store,
+        config.gallery,
+        inspected.id_type,
+        inspected.old_dim,
+        config.new_model.metric,
+        inspected.side_dim,
+        inspected.label_kind,
+    )
 
 
 def old_space_of(config: GalleryConfig, old_dim: int) -> str:
