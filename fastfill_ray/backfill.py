@@ -63,7 +63,7 @@ from fastfill_ray.stages.work import WorkList, read_work_list
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files, probe, remove_leftovers
 from fastfill_ray.storage.heartbeat import Heartbeat
-from fastfill_ray.storage.paths import DERIVED, stage_folder, wave_folder, work_of
+from fastfill_ray.storage.paths import DERIVED, snapshot_path, stage_folder, wave_folder, work_of
 from fastfill_ray.storage.receipts import Receipt
 
 logger = logging.getLogger(__name__)
@@ -250,7 +250,7 @@ class _Run:
         """The plan for the gallery as it is now: what is new already is carried over."""
         context, log, number = self.context, self.log, len(self.log.state.plans)
         space = self.models.fingerprints()["new"]
-        as_it_is = kept if kept is not None and kept.is_indexed_by(self.config.index.factory) else None
+        as_it_is = kept if kept is not None and kept.is_indexed_as(self.request.settings) else None
         before = self._known_before(log.state)
         carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, before, space)
         if carried is not None and kept is not None and not self.allow_removals:
@@ -366,7 +366,9 @@ class _Run:
     def _snapshot_before(self) -> Snapshot | None:
         """The gallery of the last plan: files that are pinned as in it are cut as in it."""
         plan = self.log.state.plan
-        return None if plan is None else read_snapshot(self.context.files, plan.snapshot)
+        if plan is None or snapshot_path(plan.snapshot) in self.damaged:
+            return None
+        return read_snapshot(self.context.files, plan.snapshot)
 
     def _sample(self, snapshot: Snapshot, source: Source, job: Job, state: State, root: Plan | None) -> Sample:
         """Pairs and queries with their vectors."""

@@ -92,7 +92,7 @@ def _preview_plan(context: Context, config: BackfillConfig, inputs: Inputs, stat
     snapshot = take_snapshot(context, inspected, source, limit=config.quarantine.limit(inspected.rows))
     wanted = preflight.spaces_of(config, snapshot, state.init)
     preflight.check_bound(config.output, state.init, wanted)
-    as_it_is = kept if kept is not None and kept.is_indexed_by(config.index.factory) else None
+    as_it_is = kept if kept is not None and kept.is_indexed_as(request.settings) else None
     known = read_known(context.files, None if state.plan is None else state.plan.known)
     carried = carry_over(context, source, snapshot, state, as_it_is, known, wanted.new_space)
     if carried is None or state.plan is None:

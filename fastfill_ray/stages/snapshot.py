@@ -191,13 +191,14 @@ def read_snapshot(files: Files, name: str) -> Snapshot:
     """The stored snapshot of that fingerprint.
 
     Raises:
-        CorruptFile: it is damaged or gone; no run for other input can make it again.
+        CorruptFile: it is damaged or gone; only a run for the same gallery can make it again.
     """
     path = snapshot_path(name)
     try:
         return unseal_file(path, files.get(path), Snapshot)
     except StorageError as error:
         raise CorruptFile(
-            f"{error} The root holds an unfinished plan of it, and the input is not the planned one any more. Restore "
-            "the input or the file, or choose another output."
+            f"{error} A plan was made of it. It is made again while the gallery is the one of the plan; else restore "
+            "it, or choose another output.",
+            path,
         ) from error
