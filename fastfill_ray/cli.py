@@ -134,6 +134,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     from fastfill_ray.report.metrics_json import report_json
+    from fastfill_ray.index.deletions import Deleted
+    from fastfill_ray.report.deletions import deletions_json, deletions_note
     from fastfill_ray.report.text import version_table
     from fastfill_ray.storage.commit_log import read_state
     from fastfill_ray.storage.files import open_files
@@ -144,10 +146,12 @@ def _status(arguments: argparse.Namespace) -> int:
     if state.init is None:
         raise NotPublished(f"{arguments.root}: there is no log here. Mend the path, or start a run with this output.")
     drivers = [describe(beat) for beat in find_drivers(files)]
+    deleted = Deleted.read(files, state.deletions)
     if arguments.json:
-        print(json.dumps({**report_json(state), "drivers": drivers}))
+        print(json.dumps({**report_json(state), "deleted": deletions_json(state, deleted), "drivers": drivers}))
     else:
-        print("\n".join([version_table(state), *(f"Driver: {driver}." for driver in drivers)]))
+        notes = [deletions_note(state, deleted), *(f"Driver: {driver}." for driver in drivers)]
+        print("\n".join([version_table(state), *filter(None, notes)]))
     return 0
 
 
@@ -238,7 +242,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         )
     else:
         for version in checked:
-            deleted = f"; {version.deleted:,} of them are deleted" if version.deleted else ""
+            deleted = f"; {version.deleted:,} of them were deleted when it was made" if version.deleted else ""
             ids = f"{version.rows:,} ids, each exactly once{deleted}"
             print(f"version {version.version}: {version.segments} segments, {ids}")
     return 0
