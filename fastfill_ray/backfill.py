@@ -29,28 +29,32 @@ from fastfill_ray.experiment.heldout import Evidence
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.log.carry import Kept, what_is_kept
 from fastfill_ray.log.next_step import Step, next_step
 from fastfill_ray.log.records import Init, Plan, Publish
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide_stop
 from fastfill_ray.ordering.classifier import Classifier
-from fastfill_ray.ordering.partition import sample_pairs
+from fastfill_ray.ordering.partition import split_sizes
 from fastfill_ray.ordering.policies import CLASSIFIED
 from fastfill_ray.ordering.waves import wave_targets
 from fastfill_ray.report.result import BackfillResult
 from fastfill_ray.report.write import write_report
 from fastfill_ray.stages import choose, preflight
 from fastfill_ray.stages.basis import Basis
+from fastfill_ray.stages.carry import carry_over
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Models, make_job
+from fastfill_ray.stages.known import read_known
+from fastfill_ray.stages.ledger import take_snapshot
 from fastfill_ray.stages.mend import can_be_made_again, check_sources, mend_named, set_aside
-from fastfill_ray.stages.plan import Request, make_plan, wave_units
+from fastfill_ray.stages.plan import Request, follow_plan, make_plan, wave_units
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.quarantine import UnitGroup
-from fastfill_ray.stages.sample import Sample, Sampling, sample
-from fastfill_ray.stages.score import Scorer, score
+from fastfill_ray.stages.sample import Sample, Sampling, sample, sample_again
+from fastfill_ray.stages.score import Scorer, score, scores_before
 from fastfill_ray.stages.segments import missing_files
-from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, take_snapshot
+from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, read_snapshot
 from fastfill_ray.stages.train import TrainedAlignment, Training, classifier_digest, load_alignment, train_maps
 from fastfill_ray.stages.version import VersionMaker
 from fastfill_ray.stages.waves import Waves, overrun_rows
@@ -183,6 +187,8 @@ class _Run:
         """
         context, log = self.context, self.log
         unfinished = state.plan if step.do == "version" else None
+        kept = None if unfinished is not None else what_is_kept(state, self.request.settings, self.request.inputs)
+        root = self._root(state, unfinished, kept)
         source = self._source(inspected)
         limit = self.config.quarantine.limit(inspected.rows)
         cut = None if unfinished is None else unfinished.sources.get("snapshot")
@@ -193,17 +199,34 @@ class _Run:
             changes = preflight.changed_settings(self.request.settings, state.plan.settings)
             context.progress.say(f"a new plan, {snapshot.rows:,} items: {changes}")
         job = make_job(source, context.files, self.config.queries, self.models)
-        sampled = self._sample(snapshot, source, job)
-        basis = self._basis(snapshot, source, sampled, init, unfinished)
+        sampled = self._sample(snapshot, source, job, state, root)
+        basis = self._basis(snapshot, source, sampled, init, unfinished, root)
         # Only now is anything bound: a model that cannot be built, or returns another dim, leaves no trace.
         preflight.check_bound(self.config.output, log.initialise(init).init, init)
         if self._next(log.state).do == "plan":
-            new = make_plan(context, basis, self.request, len(log.state.plans))
-            self._claim()
-            log.append(new)
+            log.append(self._plan(basis, source, kept))
         if (plan := log.state.plan) is not None:
             mend_named(context, basis, log.state, self.damaged)
             self._make_versions(plan, basis, job, sampled.receipts)
+
+    def _root(self, state: State, unfinished: Plan | None, kept: Kept | None) -> Plan | None:
+        """The plan that map, order and calibration are from, where that is another than the one to be made."""
+        name = None
+        if unfinished is not None:
+            name = unfinished.follows
+        elif kept is not None and kept.follows:
+            name = kept.root
+        return None if name is None else next(plan for plan in state.plans if plan.plan == name)
+
+    def _plan(self, basis: Basis, source: Source, kept: Kept | None) -> Plan:
+        """The plan for the gallery as it is now: what is new already is carried over."""
+        context, log, number = self.context, self.log, len(self.log.state.plans)
+        epoch, space = self._claim(), self.models.fingerprints()["new"]
+        as_it_is = kept if kept is not None and kept.plan.factory == self.config.index.factory else None
+        carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, space)
+        if carried is not None and kept is not None and kept.follows:
+            return follow_plan(context, basis, self.request, number, carried, kept, epoch)
+        return make_plan(context, basis, self.request, number, carried, epoch)
 
     def _source(self, inspected: Snapshot) -> Source:
         """How workers read the gallery."""
@@ -218,19 +241,36 @@ class _Run:
             inspected.label_kind,
         )
 
-    def _basis(self, snapshot: Snapshot, source: Source, sampled: Sample, init: Init, unfinished: Plan | None) -> Basis:
-        """Maps trained, the choice made, every item scored; for an unfinished plan the same as it was made from."""
+    def _basis(
+        self,
+        snapshot: Snapshot,
+        source: Source,
+        sampled: Sample,
+        init: Init,
+        unfinished: Plan | None,
+        root: Plan | None,
+    ) -> Basis:
+        """Maps trained, the choice made, every item scored; for an unfinished plan the same as it was made from.
+
+        Args:
+            root: the plan that all of this was done for before.
+        """
         config = self.config
-        scorer, decision = self._choose(snapshot, source, sampled, self._train(sampled, init), init)
+        rows = snapshot.rows if root is None else root.rows
+        scorer, decision = self._choose(snapshot, source, sampled, self._train(sampled, init), init, rows)
         trained_in = stage_folder("alignment", scorer.trained.fingerprint)
         made = {"choice": (decision.digest, "choice"), "alignment": (scorer.trained.weights.sha256, trained_in)}
-        check_sources(unfinished, made)
-        scores = score(self.context, scorer, snapshot, sampled.offsets)
-        check_sources(unfinished, {"scores": (scores.digest, stage_folder("scores", scores.fingerprint))})
+        check_sources(unfinished or root, made)
+        if root is None:
+            scores = score(self.context, scorer, snapshot, sampled.offsets)
+        else:
+            scores = scores_before(self.context, scorer, root.scores)
+        check_sources(unfinished or root, {"scores": (scores.digest, stage_folder("scores", scores.fingerprint))})
         return Basis(
             snapshot=snapshot,
             num_sampled=config.pairs.count,
             pair_offsets=sampled.offsets,
+            known_pairs=sampled.known,
             pairs=sampled.pairs,
             queries=sampled.queries,
             decision=decision,
@@ -293,9 +333,9 @@ class _Run:
         with self.context.progress.timed("inspect"):
             # As they were listed when the request was named: looked for once, and by the same pins.
             listed = self.listings["gallery.path"].files
-            inspected = inspect_gallery(store, listed, config.gallery, config.resources)
+            inspected = inspect_gallery(store, listed, config.gallery, config.resources, self._snapshot_before())
             preflight.check_output(config.output, self.listings)
-            sample_pairs(inspected.rows, config.pairs.count, config.pairs.split, config.seed)
+            split_sizes(inspected.rows, config.pairs.count, config.pairs.split)
             wave_targets(config.waves, inspected.rows, config.pairs.count)
             preflight.check_index(config.index, new, inspected.old_dim, config.pairs.count, config.serving.stale_mode)
             preflight.check_labels(config.gallery, config.policy, new, inspected)
@@ -304,13 +344,21 @@ class _Run:
                 preflight.check_queries(store, config.queries, config.gallery, new, inspected)
         return inspected
 
-    def _sample(self, snapshot: Snapshot, source: Source, job: Job) -> Sample:
+    def _snapshot_before(self) -> Snapshot | None:
+        """The gallery of the last plan: files that are pinned as in it are cut as in it."""
+        plan = self.log.state.plan
+        return None if plan is None else read_snapshot(self.context.files, plan.snapshot)
+
+    def _sample(self, snapshot: Snapshot, source: Source, job: Job, state: State, root: Plan | None) -> Sample:
         """Pairs and queries with their vectors."""
-        config = self.config
+        config, context = self.config, self.context
         sampling = Sampling(
             config.pairs, config.queries, self.models.fingerprints(), config.quarantine, config.resources, config.seed
         )
-        return sample(self.context, job, source, snapshot, sampling)
+        if root is not None:
+            return sample_again(context, job, source, sampling, root)
+        before = read_known(context.files, None if state.plan is None else state.plan.known)
+        return sample(context, job, source, snapshot, sampling, before)
 
     def _train(self, sampled: Sample, init: Init) -> dict[Method, TrainedAlignment]:
         """The maps that are asked for, or all that `auto` compares."""
@@ -331,8 +379,13 @@ class _Run:
         sampled: Sample,
         trained: Mapping[Method, TrainedAlignment],
         init: Init,
+        rows: int,
     ) -> tuple[Scorer, choose.Decision]:
-        """What every `auto` becomes, and the winner as a scorer of the gallery."""
+        """What every `auto` becomes, and the winner as a scorer of the gallery.
+
+        Args:
+            rows: of the gallery that the choice is made for.
+        """
         config, files, pairs = self.config, self.context.files, sampled.pairs
         spaces, own = _directions(init), self._classifier
         evidence = Evidence(
@@ -352,7 +405,7 @@ class _Run:
             serving=config.serving,
             objective=config.objective,
             can_fuse=can_fuse,
-            fractions=(len(pairs.ids) / snapshot.rows, *config.waves),
+            fractions=(len(pairs.ids) / rows, *config.waves),
             classifier=classifier_digest(own),
         )
         names = [artefact.fingerprint for artefact in trained.values()]
@@ -381,9 +434,10 @@ class _Run:
         try:
             while (step := self._next(log.state)).do != "stop":
                 if step.do == "version":
-                    if step.wave > 0 and waves is None:
-                        waves = self._begin_waves(plan, basis, work, job, step.wave)
-                    known = {} if step.wave == 0 or waves is None else waves.receipts_until(step.wave)
+                    newest = plan.newest_wave(len(log.state.plan_versions))
+                    if newest > 0 and waves is None:
+                        waves = self._begin_waves(plan, basis, work, job, newest)
+                    known = {} if newest == 0 or waves is None else waves.receipts_until(newest)
                     receipts = {0: pair_receipts, **known}
                     if maker is None:
                         regression = config.serving.max_regression
@@ -412,9 +466,9 @@ class _Run:
         """
         config, files = self.config, self.context.files
         units = wave_units(plan, basis.snapshot, work)
-        before = self.log.state.plan_versions[-1]
+        versions = self.log.state.plan_versions
         last = len(plan.waves) if self.last_wave is None else self.last_wave
-        damaged = {s.wave for s in before.segments if {s.index.path, s.ids.path} & self.damaged}
+        damaged = {s.wave for v in versions[-1:] for s in v.segments if {s.index.path, s.ids.path} & self.damaged}
         groups = {
             wave: UnitGroup(files, wave_folder(plan.plan, wave), f"wave {wave}", units[wave], config.quarantine)
             for wave in [*sorted(damaged & set(range(1, first))), *range(first, last + 1)]

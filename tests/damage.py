@@ -35,6 +35,8 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "log record": ("wave", ("log/*.json",)),
     "snapshot": ("wave", ("snapshots/*/snapshot.json",)),
     "snapshot, no version": ("plan", ("snapshots/*/snapshot.json",)),
+    "ledger": ("plan", ("ledger/*/c*.parquet", "ledger/*/c*.receipt.json")),
+    "sample": ("plan", ("sample/*/sample.*.parquet", "sample/*/receipt.json")),
     "stage receipt": ("wave", ("[acps]*/*/receipt.json",)),
     "chunk receipt": ("wave", ("vectors/*/wave=02/*.receipt.json", "evaluation/*/*/*.receipt.json")),
     "pair receipt": ("plan", ("pairs/*/c*.receipt.json",)),

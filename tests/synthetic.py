@@ -13,7 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fastfill_ray.ordering.ids import item_keys
+from fastfill_ray.ordering.partition import smallest, split_pairs, split_sizes
 from fastfill_ray.storage.receipts import Receipt
+from fastfill_ray.types import SPLITS, Split
 
 LATENT, OLD_DIM, NEW_DIM, CLASSES = 12, 8, 16, 6
 
@@ -80,6 +83,11 @@ def latent(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (centres[classes] + rng.normal(size=(rows, LATENT))).astype(np.float32), classes
 
 
+def item_ids(rows: int) -> np.ndarray:
+    """The ids (rows,) of ``write_gallery``."""
+    return np.arange(rows) * 7 + 3
+
+
 def write_gallery(
     folder: Path,
     *,
@@ -94,7 +102,7 @@ def write_gallery(
     """
     folder.mkdir(parents=True, exist_ok=True)
     x, classes = latent(rows)
-    numbers = np.arange(rows) * 7 + 3
+    numbers = item_ids(rows)
     names = numbers if ids == "int64" else np.array([f"item-{number}" for number in numbers], dtype=object)
     old: list[Any] = list(old_vectors(x))
     for row, value in (unusable or {}).items():
@@ -116,7 +124,7 @@ def write_gallery(
 def write_queries(folder: Path, ids: np.ndarray, x: np.ndarray, classes: np.ndarray, *, rows: int = 60) -> np.ndarray:
     """Noisy copies of random items as queries, with their labels and judgements. Returns which items (rows,)."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = np.random.default_rng(5).choice(len(x), rows, replace=False)
+    chosen = np.random.default_rng(1).choice(len(x), rows, replace=False)  # some audit items among them: judged ones
     values = x[chosen] + 0.3 * _matrix(8, (rows, LATENT))
     pq.write_table(
         pa.table({"query_id": [f"q{i}" for i in range(rows)], "item_id": ids[chosen].tolist()}),
@@ -148,6 +156,14 @@ def with_queries(root: Path) -> dict[str, Any]:
         },
         "old_model": {"embedder": "tests.synthetic:OldEmbedder"},
     }
+
+
+def drawn_pairs(ids: Sequence[Any] | np.ndarray, count: int, *, seed: int = 0) -> dict[Split, np.ndarray]:
+    """Which of a gallery's rows are drawn as pairs, ascending, by split; ids: in the order of its rows."""
+    keys = item_keys(np.asarray(ids) if np.asarray(ids).dtype == np.int64 else list(ids))
+    chosen = np.sort(smallest(keys, count, seed))
+    splits = split_pairs(keys[chosen], split_sizes(len(keys), count, (0.7, 0.15, 0.15)), seed)
+    return {split: chosen[splits == split] for split in SPLITS}
 
 
 def receipt_at(path: Path) -> Receipt:

@@ -249,6 +249,7 @@ class Plan(Model):
         description="the wave that each version of the plan stands after; the first one is not 0 where the plan begins "
         "with a version that there is",
     )
+    first_share: float = Field(default=0.0, description="of the items whose order it is: new from version 0 on")
     inputs: str = Field(default="", description="fingerprint of the pins of queries, qrels and classifier")
     follows: str | None = Field(
         default=None,
@@ -256,6 +257,9 @@ class Plan(Model):
     )
     base: int | None = Field(default=None, description="the version that the plan begins with")
     inherited: FileRef | None = Field(default=None, description="the segments of `base`, without what is not true now")
+    first_bucket: int = Field(
+        default=0, ge=0, description="buckets before it are those of `follows`, without what came"
+    )
     known: FileRef | None = Field(default=None, description="all new vectors that there were when the plan was made")
     changes: Changes | None = Field(default=None, description="against `base`; null without one")
 

@@ -1,17 +1,25 @@
-"""Which rows are one unit of work: chunks, buckets of chunks, and the sample of pairs. Pure numpy."""
+"""Which rows are one unit of work: chunks, parts and buckets of chunks, and the sample of pairs. Pure numpy.
+
+Legend: N items.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fastfill_ray.errors import ConfigError
-from fastfill_ray.types import I64, Split
+from fastfill_ray.ordering.ids import seeded_hash
+from fastfill_ray.ordering.streams import HashSeed
+from fastfill_ray.types import I64, U64, Objects, Split
 
 # Below these numbers the fit, the offset or the gate would be decided by chance.
 MIN_SPLIT: dict[Split, int] = {"train": 32, "calibration": 16, "audit": 16}
+# Most rows of a part of the gallery that is checked at a time: their keys are 16 MiB.
+PART_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -24,8 +32,8 @@ class Chunk:
     unit: str
 
 
-def sample_pairs(rows: int, count: int, split: tuple[float, float, float], seed: int) -> dict[Split, I64]:
-    """Uniform sample without replacement of global row numbers, cut into train, calibration and audit (each sorted).
+def split_sizes(rows: int, count: int, split: tuple[float, float, float]) -> dict[Split, int]:
+    """How many of `count` pairs are for training, calibration and audit.
 
     Raises:
         ConfigError: more pairs than rows, or a split too small to decide anything.
@@ -34,15 +42,101 @@ def sample_pairs(rows: int, count: int, split: tuple[float, float, float], seed:
         raise ConfigError(f"pairs.count: found {count}, the gallery has {rows} rows; at most that many can be sampled")
     cuts = np.floor(np.cumsum((0.0, *split)) * count + 0.5).astype(int)
     cuts[-1] = count
-    drawn = np.random.default_rng(seed).choice(rows, size=count, replace=False)
-    parts = {name: np.sort(drawn[cuts[i] : cuts[i + 1]]) for i, name in enumerate(MIN_SPLIT)}
+    sizes = {name: int(size) for name, size in zip(MIN_SPLIT, np.diff(cuts), strict=True)}
     for name, least in MIN_SPLIT.items():
-        if len(parts[name]) < least:
+        if sizes[name] < least:
             raise ConfigError(
-                f"pairs.count {count} with pairs.split {list(split)} gives {len(parts[name])} {name} pairs; at least "
+                f"pairs.count {count} with pairs.split {list(split)} gives {sizes[name]} {name} pairs; at least "
                 f"{least} are needed to decide anything. Raise pairs.count."
             )
+    return sizes
+
+
+def smallest(keys: U64, count: int, seed: int, bound: int | None = None) -> I64:
+    """Which of the keys (N, 2) have the `count` smallest seeded hashes, ascending by hash; fewer where there are fewer.
+
+    They are a uniform sample, the same in whatever order the keys come. Where a hundredth of the keys changes, about a
+    hundredth of the sample does. The smallest of a whole are the smallest among those of its parts.
+
+    Args:
+        keys: see ``ids.item_keys``; equal hashes are ordered by them.
+        bound: only hashes below it.
+    """
+    hashed = seeded_hash(keys[:, 0], seed + HashSeed.PAIRS)
+    among = np.arange(len(keys)) if bound is None else np.flatnonzero(hashed < np.uint64(bound))
+    if len(among) > count:
+        last = np.partition(hashed[among], count - 1)[count - 1]
+        among = among[hashed[among] <= last]
+    order = np.lexsort((keys[among, 1], keys[among, 0], hashed[among]))
+    return among[order[:count]]
+
+
+def hash_bound(rows: int, count: int) -> int | None:
+    """A bound below which at least `count` of `rows` hashes lie, but for a chance below 1e-8, and few more.
+
+    None where that would be all of them.
+    """
+    expected = count + 6 * np.sqrt(count) + 36  # six standard deviations of a Poisson count, and what is skew in it
+    return int(expected / rows * 2.0**64) if expected < rows else None
+
+
+def split_pairs(keys: U64, sizes: Mapping[Split, int], seed: int) -> Objects:
+    """Each pair's split (N,): by the ranks of another seeded hash of the keys (N, 2), `sizes` of each."""
+    # Of the other half: of the same one, a neighbouring seed would split by what this one samples by.
+    hashed = seeded_hash(keys[:, 1], seed + HashSeed.SPLIT)
+    splits = np.empty(len(keys), object)
+    splits[np.lexsort((keys[:, 1], keys[:, 0], hashed))] = np.repeat(
+        np.array(list(sizes), object), list(sizes.values())
+    )
+    return splits
+
+
+def cut_parts(
+    chunks: Sequence[tuple[int, int, int]], row_groups: Sequence[Sequence[int]]
+) -> list[tuple[int, int, int]]:
+    """Runs (file, start, rows) of consecutive chunks of one file, of at most 2**20 rows or one chunk each.
+
+    As chunks do, they hold whole row groups, or rows of one: each row group is decoded for its own parts alone.
+
+    Args:
+        chunks: of ``cut_chunks``.
+        row_groups: rows of each row group, per file.
+    """
+    parts: list[tuple[int, int, int]] = []
+    for number, run in itertools.groupby(chunks, key=lambda chunk: chunk[0]):
+        ends = np.cumsum(row_groups[number])
+        last_groups: list[int] = []  # of the chunks: two that end in one share it
+        sizes: list[int] = []
+        for _, start, rows in run:
+            sizes.append(rows)
+            last_groups.append(int(np.searchsorted(ends, start + rows)))
+        start = 0
+        for rows in _join_chunks(sizes, last_groups):
+            parts.append((number, start, rows))
+            start += rows
     return parts
+
+
+def _join_chunks(sizes: Sequence[int], last_groups: Sequence[int]) -> Iterator[int]:
+    """The rows of each part of one file."""
+    joined = 0
+    for _, run in itertools.groupby(zip(last_groups, sizes, strict=True), key=lambda chunk: chunk[0]):
+        rows = [size for _, size in run]
+        if joined and joined + sum(rows) > PART_ROWS:
+            yield joined
+            joined = 0
+        if sum(rows) <= PART_ROWS:
+            joined += sum(rows)
+            continue
+        part = 0
+        for size in rows:
+            if part and part + size > PART_ROWS:
+                yield part
+                part = 0
+            part += size
+        yield part
+    if joined:
+        yield joined
 
 
 def cut_chunks(

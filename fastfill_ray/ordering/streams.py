@@ -22,8 +22,9 @@ class HashSeed(IntEnum):
 
     ORDER = 0  # the order `random`
     STAND_FOR_PAIRS = 1  # items of a shadow gallery that count as pairs
-    SPLIT = 2  # the split of pairs that come without one
+    SPLIT = 2  # the split of pairs
     SHUFFLE = 3  # the order in which queries, proxies and fit queries are taken
+    PAIRS = 4  # which items are pairs
 
 
 def generator(seed: int, stream: Stream, *more: int) -> np.random.Generator:

@@ -115,12 +115,13 @@ def order_wave(keys: U64, thresholds: Sequence[int]) -> NDArray[np.int16]:
     return wave
 
 
-def wave_middles(fractions: Sequence[float], pairs_share: float) -> F32:
+def wave_middles(fractions: Sequence[float], first_share: float) -> F32:
     """The place in the order, 0 to 1, of the middle of each wave (W + 2,): pairs at 0, then 1..W, then the rest.
 
     Args:
         fractions: at which waves end, of all items; the order is one of all items but the pairs.
     """
-    ends = [0.0, *((fraction - pairs_share) / (1 - pairs_share) for fraction in fractions), 1.0]
+    room = max(1 - first_share, 1e-9)  # nothing is ordered where all is new already
+    ends = [0.0, *(max(0.0, fraction - first_share) / room for fraction in fractions), 1.0]
     middles = [(low + high) / 2 for low, high in itertools.pairwise(ends)]
     return np.array([0.0, *middles], np.float32)

@@ -11,6 +11,7 @@ from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.stages.choose import Decision
 from fastfill_ray.stages.score import Scorer, Scores
 from fastfill_ray.stages.snapshot import Snapshot
+from fastfill_ray.stages.work import KnownRows
 from fastfill_ray.types import Metric
 
 
@@ -19,12 +20,13 @@ class Basis:
     """What a plan and every version of it are made from: the outputs of the stages before, and the config's parts.
 
     num_sampled: items that were sampled as pairs; those that teach nothing are not among `pairs`. pair_offsets: {unit
-    of a chunk: offsets of the pairs in it}.
+    of a chunk: offsets of the pairs in it}. known_pairs: those of them that were new before.
     """
 
     snapshot: Snapshot
     num_sampled: int
     pair_offsets: Mapping[str, tuple[int, ...]]
+    known_pairs: KnownRows
     pairs: PairedItems
     queries: Queries
     decision: Decision
@@ -59,8 +61,3 @@ class Basis:
             "alignment": self.scorer.trained.weights.sha256,
             "scores": self.scores.digest,
         }
-
-    @property
-    def pairs_share(self) -> float:
-        """The share of the gallery that the pairs are."""
-        return len(self.pairs.ids) / self.snapshot.rows

@@ -22,11 +22,11 @@ from fastfill_ray.ordering.partition import Chunk
 from fastfill_ray.retrieval.fusion import Fusion, fuse
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.embed import read_items, read_vectors
+from fastfill_ray.stages.embed import read_items, read_vectors, read_vectors_file
 from fastfill_ray.stages.score import Scorer
 from fastfill_ray.stages.snapshot import Snapshot
-from fastfill_ray.stages.work import ChunkWork, WorkList, read_rows
-from fastfill_ray.storage.arrow import id_array, table_bytes
+from fastfill_ray.stages.work import SERVED, ChunkWork, WorkList, read_rows
+from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import segment_paths, template_path
 from fastfill_ray.storage.receipts import Receipt
@@ -142,44 +142,64 @@ def build(context: Context, job: BuildJob, work: Sequence[BucketWork], name: str
 
 def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
     """One bucket's segments. A wave that is both new and stale gets a residual stale one of what is not embedded."""
-    files, dim = job.scorer.files, job.scorer.alignment().new_dim
     segments: list[Segment] = []
     embedded: set[int | str] = set()
     gallery = _read_bucket(job, work) if work.stale_waves else None
     beside = _read_beside(job, work)
     for wave in work.new_waves:
-        known = work.receipts[wave]
-        receipts = [known[place.chunk.unit] for place in work.chunks if place.chunk.unit in known]
-        ids, vectors = read_vectors(files, receipts, dim)
+        ids, vectors, digests = _read_new(job, work, wave)
         embedded.update(ids)
         if ids:
-            items = read_items(files, receipts)
-            columns = {**_columns(ids, beside), "payload": items.column("payload"), "version": items.column("version")}
+            columns = {**_columns(ids, beside), **{name: digests.column(name) for name in ("payload", "version")}}
             segments.append(_put_segment(job, work.bucket, wave, "new", ids, vectors, columns))
     if gallery is not None:
-        ids_all, old, side, waves, usable = gallery
-        missing = (
-            np.array([value not in embedded for value in ids_all], bool) if embedded else np.ones(len(ids_all), bool)
-        )
+        missing = gallery.is_stale & np.array([value not in embedded for value in gallery.ids], bool)
         for wave in work.stale_waves:
-            rows = np.flatnonzero((waves == wave) & usable & missing)
+            rows = np.flatnonzero((gallery.waves == wave) & missing)
             if len(rows):
-                aligned, _ = job.scorer.align(old[rows], side[rows] if side is not None else None)
+                old = gallery.old[rows]
+                aligned, _ = job.scorer.align(old, gallery.side[rows] if gallery.side is not None else None)
                 stale = aligned
                 if job.fusion is not None:
-                    stale = fuse(old[rows], aligned, job.fusion, job.scorer.source.metric)
-                ids = [ids_all[row] for row in rows]
+                    stale = fuse(old, aligned, job.fusion, job.scorer.source.metric)
+                ids = [gallery.ids[row] for row in rows]
                 segments.append(_put_segment(job, work.bucket, wave, "stale", ids, stale, _columns(ids, beside)))
     return segments
 
 
-def _read_bucket(
-    job: BuildJob, work: BucketWork
-) -> tuple[list[int | str], np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
-    """ids (N,), old (N, D) and side vectors (N, S), waves (N,) and usable (N,) bool of the whole bucket."""
+def _read_new(job: BuildJob, work: BucketWork, wave: int) -> tuple[list[int | str], np.ndarray, pa.Table]:
+    """Ids (N,), vectors (N, E) and digests (N rows) of what becomes new in a wave: embedded for it, or known before."""
+    files, dim = job.scorer.files, job.scorer.alignment().new_dim
+    embedded = work.receipts[wave]
+    receipts = [embedded[place.chunk.unit] for place in work.chunks if place.chunk.unit in embedded]
+    ids, vectors = read_vectors(files, receipts, dim)
+    all_vectors, digests = [vectors], [read_items(files, receipts)]
+    for place in work.chunks:
+        if place.work.known[wave]:
+            for file, rows in read_rows(files, place.work).known_in(wave):
+                there, found = read_vectors_file(files, file.vectors, dim)
+                ids += [there[row] for row in rows]
+                all_vectors.append(found[rows])
+                digests.append(read_table(get_verified(files, file.items), name=file.items.path).take(pa.array(rows)))
+    return ids, np.concatenate(all_vectors), pa.concat_tables(digests)
+
+
+class _Gallery(NamedTuple):
+    """The rows of a bucket: ids (N,), old (N, D) and side vectors (N, S), waves (N,), and (N,) whether they may be
+    served stale: they can be, and are not new in the version that the plan begins with.
+    """
+
+    ids: list[int | str]
+    old: np.ndarray
+    side: np.ndarray | None
+    waves: np.ndarray
+    is_stale: np.ndarray
+
+
+def _read_bucket(job: BuildJob, work: BucketWork) -> _Gallery:
     source = job.scorer.source
     ids: list[int | str] = []
-    old, side, waves, usable = [], [], [], []
+    old, side, waves, is_stale = [], [], [], []
     columns = [source.config.id_column, *mapped_columns(source.config)]
     for span, listed, table in _read_chunks(source, work, columns):
         vectors, extra, _ = mapped_vectors(table, source)
@@ -189,9 +209,9 @@ def _read_bucket(
         side += [extra] if extra is not None else []
         rows = read_rows(job.scorer.files, listed)
         waves.append(rows.wave)
-        usable.append(rows.stale)
+        is_stale.append(rows.stale & (rows.source != SERVED))
     sides = np.concatenate(side) if side else None
-    return ids, np.concatenate(old), sides, np.concatenate(waves), np.concatenate(usable)
+    return _Gallery(ids, np.concatenate(old), sides, np.concatenate(waves), np.concatenate(is_stale))
 
 
 def _read_chunks(

@@ -360,7 +360,13 @@ def read_vectors(files: Files, receipts: Iterable[Receipt], dim: int) -> tuple[l
     ids: list[Any] = []
     parts = [np.empty((0, dim), np.float32)]
     for output in filter(None, map(vectors_file, receipts)):
-        table = read_table(get_verified(files, output), name=output.path)
-        ids.extend(table.column("id").to_pylist())
-        parts.append(stored_vectors(table, dim))
+        here, vectors = read_vectors_file(files, output, dim)
+        ids.extend(here)
+        parts.append(vectors)
     return ids, np.concatenate(parts)
+
+
+def read_vectors_file(files: Files, reference: FileRef, dim: int) -> tuple[list[Any], F32]:
+    """Ids (N,) and vectors (N, dim) float32 of one unit, verified."""
+    table = read_table(get_verified(files, reference), name=reference.path)
+    return table.column("id").to_pylist(), stored_vectors(table, dim)

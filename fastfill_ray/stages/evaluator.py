@@ -13,12 +13,12 @@ from fastfill_ray.experiment.candidate import Objective
 from fastfill_ray.experiment.versions import ShadowVersions
 from fastfill_ray.log.gate import judge
 from fastfill_ray.log.records import FileRef, FlipValue, MetricValue, Plan, Segment, Verdict, Version
-from fastfill_ray.ordering.partition import cut_buckets
 from fastfill_ray.retrieval.calibration import OrderCalibration
 from fastfill_ray.retrieval.metrics import measure as measure_scores
 from fastfill_ray.retrieval.relevance import label_matches
 from fastfill_ray.stages import measure
 from fastfill_ray.stages.basis import Basis
+from fastfill_ray.stages.build import Bucket
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.evaluate import GallerySearch, complete_depth, search_old, search_segments
 from fastfill_ray.stages.measure import PerQuery
@@ -41,10 +41,11 @@ class Evaluator:
 
     Args:
         cuts: the keys at which waves end.
+        first_share: of the items that are new from version 0 on, see ``Plan``.
     """
 
-    def __init__(self, context: Context, basis: Basis, cuts: Sequence[int]) -> None:
-        self._context, self._basis, self._cuts = context, basis, cuts
+    def __init__(self, context: Context, basis: Basis, cuts: Sequence[int], first_share: float) -> None:
+        self._context, self._basis, self._cuts, self._first_share = context, basis, cuts, first_share
         num_audit = int((basis.pairs.split == "audit").sum())
         in_gallery = complete_depth(basis.snapshot.rows, len(basis.queries.ids))
         self._depth = {"audit": num_audit, "gallery": in_gallery}
@@ -62,13 +63,15 @@ class Evaluator:
     def _plan(self) -> ShadowPlan:
         basis = self._basis
         keys = read_pair_keys(self._context.files, basis.scores.pair_keys)
-        return ShadowPlan(self._cuts, basis.waves, basis.pairs_share, keys, basis.fusion)
+        return ShadowPlan(self._cuts, basis.waves, self._first_share, keys, basis.fusion)
 
     def _shadow(self, split: Split) -> ShadowVersions:
         basis = self._basis
         return shadow_versions(basis.pairs, split, basis.queries, basis.scorer, self._plan)
 
-    def arms(self, plan: str) -> tuple[dict[str, tuple[MetricValue, ...]], FileRef | None]:
+    def arms(
+        self, plan: str, buckets: Mapping[int, Bucket]
+    ) -> tuple[dict[str, tuple[MetricValue, ...]], FileRef | None]:
         """The arms' means, and old/old per query.
 
         old/old is measured in both scopes where queries have old vectors; new/new on the audit shadow (in the gallery
@@ -83,13 +86,9 @@ class Evaluator:
         if shadow.old is not None:
             old: PerQuery = self._on_audit(shadow.old, calibrated=True)
             if basis.queries.old is not None and self._has_answers:
-                pinned = basis.snapshot.gallery.files
-                buckets = [
-                    [(chunk, pinned[chunk.file]) for chunk in bucket]
-                    for bucket in cut_buckets(basis.snapshot.chunks, segment_rows=basis.index.segment_rows)
-                ]
+                places = [[(place.chunk, place.file) for place in bucket] for bucket in buckets.values()]
                 merged = search_old(
-                    self._context.engine, self._context.files, basis.scorer.source, buckets, self._search
+                    self._context.engine, self._context.files, basis.scorer.source, places, self._search
                 )
                 old |= {("gallery", name, True): values for name, values in merged.items()}
             arms["old/old"] = self.means(old)

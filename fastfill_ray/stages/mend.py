@@ -15,11 +15,12 @@ from fastfill_ray.errors import CorruptFile, FileMissing, StorageError
 from fastfill_ray.log.records import FileRef, Plan
 from fastfill_ray.log.state import State
 from fastfill_ray.stages.basis import Basis
-from fastfill_ray.stages.build import train_templates
+from fastfill_ray.stages.build import gallery_buckets, train_templates
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.evaluator import Evaluator
 from fastfill_ray.stages.plan import make_work_list
-from fastfill_ray.stages.work import put_work_list
+from fastfill_ray.stages.score import scored_groups
+from fastfill_ray.stages.work import put_work_list, read_work_list
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import is_work_of, parse_unit_output, receipts_for, set_aside_path
 from fastfill_ray.storage.receipts import find_receipts
@@ -36,12 +37,17 @@ def can_be_made_again(state: State, path: str) -> bool:
     plan, versions = state.plan, state.plan_versions
     named: list[FileRef | None] = []
     if plan is not None:
-        named += [plan.units, plan.baseline_queries, *plan.templates.values()]
+        # What a plan took over from others cannot be put together again.
+        named += [*([plan.units] if plan.known is None else []), plan.baseline_queries, *plan.templates.values()]
     if versions:
         named += [versions[-1].query_metrics]
         named += [reference for segment in versions[-1].segments for reference in segment.files]
     is_named = any(reference is not None and reference.path == path for reference in named)
-    return bool(receipts_for(path)) or is_named or (plan is not None and is_work_of(plan.plan, path))
+    return (
+        bool(receipts_for(path))
+        or is_named
+        or (plan is not None and plan.known is None and is_work_of(plan.plan, path))
+    )
 
 
 def set_aside(context: Context, damage: StorageError) -> None:
@@ -121,26 +127,35 @@ def _named(context: Context, basis: Basis, plan: Plan, state: State) -> Mapping[
     """{file: what makes it again and returns the sha256}."""
     versions = state.plan_versions
     named: dict[FileRef, Callable[[], str]] = {
-        plan.units: lambda: (
-            put_work_list(context.files, plan.plan, make_work_list(context, basis, plan.plan, plan.thresholds)).sha256
-        ),
+        plan.units: lambda: _work_list(context, basis, plan),
         **{
             reference: partial(_template, context, basis, name, reference) for name, reference in plan.templates.items()
         },
     }
-    evaluator = Evaluator(context, basis, plan.thresholds)
+    evaluator = Evaluator(context, basis, plan.thresholds, plan.first_share)
     if plan.baseline_queries is not None:
-        named[plan.baseline_queries] = lambda: _sha256(evaluator.arms(plan.plan)[1])
+
+        def arms_again() -> str:
+            buckets = gallery_buckets(basis.snapshot, read_work_list(context.files, plan.units))
+            return _sha256(evaluator.arms(plan.plan, buckets)[1])
+
+        named[plan.baseline_queries] = arms_again
     if versions and (reference := versions[-1].query_metrics) is not None:
         newest = versions[-1]
 
         def measure_again() -> str:
             calibration = evaluator.fit(newest.wave, plan)
             values = evaluator.measure(newest.segments, newest.wave, calibration)
-            return evaluator.keep(values, plan.plan, f"wave-{newest.wave:02d}.parquet").sha256
+            return evaluator.keep(values, plan.plan, f"version-{len(versions) - 1:02d}.parquet").sha256
 
         named[reference] = measure_again
     return named
+
+
+def _work_list(context: Context, basis: Basis, plan: Plan) -> str:
+    groups = scored_groups(basis.snapshot, basis.scores, basis.pair_offsets, basis.known_pairs, {})
+    work = make_work_list(context, basis, plan.plan, plan.thresholds, groups)
+    return put_work_list(context.files, plan.plan, work).sha256
 
 
 def _template(context: Context, basis: Basis, name: str, reference: FileRef) -> str:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from fastfill_ray.log.records import Plan
+from fastfill_ray.log.carry import Kept
+from fastfill_ray.log.records import FileRef, Plan
 from fastfill_ray.ordering.partition import cut_buckets
 from fastfill_ray.ordering.waves import wave_of, wave_targets
 from fastfill_ray.stages.basis import Basis
-from fastfill_ray.stages.build import put_templates
+from fastfill_ray.stages.build import gallery_buckets, put_templates
+from fastfill_ray.stages.carry import Carried, Following, put_standing
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Unit
 from fastfill_ray.stages.evaluator import Evaluator
-from fastfill_ray.stages.score import ScoredChunk, read_chunk_keys, scored_groups, thresholds
+from fastfill_ray.stages.score import ScoredChunk, read_chunk_keys, score_more, scored_groups, thresholds
 from fastfill_ray.stages.snapshot import Snapshot
-from fastfill_ray.stages.work import ChunkWork, RowWork, WorkList, count_rows, put_rows, put_work_list
+from fastfill_ray.stages.work import ChunkWork, RowWork, WorkList, count_rows, put_rows, put_work_list, rows_in
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import wave_folder
 from fastfill_ray.types import fingerprint
@@ -44,74 +47,159 @@ def plan_name(basis: Basis, request: Request, number: int) -> str:
     return fingerprint([basis.scores.fingerprint, request.fingerprint, number, mode, fusion, basis.decision.form])
 
 
-def make_plan(context: Context, basis: Basis, request: Request, number: int) -> Plan:
+def make_plan(
+    context: Context, basis: Basis, request: Request, number: int, carried: Carried | None, epoch: int
+) -> Plan:
     """Cut the order into waves, train the templates, measure the arms.
 
     Args:
         number: of the plan under this root, from 0.
+        carried: what is new already; None for the first plan.
+        epoch: the driver's claim.
 
     Raises:
         ConfigError: the first wave ends below the pairs' share, or no query has a relevant item.
     """
-    decision, index = basis.decision, basis.index
+    index, files, rows = basis.index, context.files, basis.snapshot.rows
     name = plan_name(basis, request, number)
     with context.progress.timed("plan"):
-        targets = wave_targets(basis.waves, basis.snapshot.rows, basis.num_sampled)
-        groups = scored_groups(basis.snapshot, basis.scores, basis.pair_offsets)
+        standing = _standing(context, carried, name)
+        groups = scored_groups(basis.snapshot, basis.scores, basis.pair_offsets, basis.known_pairs, standing)
+        targets, first_share = wave_targets(basis.waves, rows, basis.num_sampled), len(basis.pairs.ids) / rows
+        if carried is not None:
+            first = sum(
+                count for _, count in context.engine.run_tasks(partial(_count_first, files), groups, name="count")
+            )
+            targets = [max(0, round(fraction * rows) - first) for fraction in basis.waves]
+            first_share = first / rows
         cuts = thresholds(context, groups, targets)
-        work = make_work_list(context, basis, name, cuts)
-        units = put_work_list(context.files, name, work)
-        templates = put_templates(context.files, basis, name)
+        work = make_work_list(context, basis, name, cuts, groups)
+        templates = put_templates(files, basis, name)
+        inherited = None if carried is None else carried.inherit(context, name, epoch, catch_up=None)
     with context.progress.timed("arms"):
-        arms, per_query = Evaluator(context, basis, cuts).arms(name)
+        arms, per_query = Evaluator(context, basis, cuts, first_share).arms(name, gallery_buckets(basis.snapshot, work))
+    # A wave that ends below what is new already has no rows.
+    versions = [wave for wave, (before, end) in enumerate(itertools.pairwise([0, *targets]), start=1) if end > before]
     return Plan(
-        plan=name,
-        request=request.fingerprint,
-        settings=request.settings,
-        snapshot=basis.snapshot.fingerprint,
-        pairs=basis.pairs.fingerprint,
-        alignment=basis.scorer.trained.fingerprint,
-        scores=basis.scores.fingerprint,
-        method=decision.method,
-        policy=decision.policy,
-        stale_mode="aligned" if basis.fusion is None else "fused",
-        fusion=basis.fusion,
+        **_of_basis(basis, request, name, work),
         waves=basis.waves,
         thresholds=tuple(cuts),
-        wave_rows=work.wave_rows,
-        rows=basis.snapshot.rows,
+        version_waves=(0, *versions),
+        first_share=first_share,
         ids_digest=basis.scores.ids_digest,
-        unusable_rows=basis.scores.unusable,
         factory=index.factory,
         stale_factory=index.stale_factory or index.factory,
         segment_rows=index.segment_rows,
-        units=units,
+        units=put_work_list(files, name, work),
         templates=templates,
-        objective=f"{basis.objective.relevance}/{basis.objective.metric}",
         baselines=arms,
         baseline_queries=per_query,
         sources=basis.sources,
-        choices=decision.reasons,
-        version_waves=tuple(range(len(basis.waves) + 1)),
-        inputs=request.inputs,
-        form=decision.form,
-        fitted_by=decision.chosen_by,
-        prediction=decision.prediction,
-        choice=decision.choice,
+        prediction=basis.decision.prediction,
+        base=None if carried is None or carried.kept is None else carried.kept.base.version,
+        inherited=inherited,
+        known=None if carried is None else carried.known,
+        changes=None if carried is None or carried.kept is None else carried.changes,
     )
 
 
-def make_work_list(context: Context, basis: Basis, plan: str, cuts: Sequence[int]) -> WorkList:
+def follow_plan(
+    context: Context, basis: Basis, request: Request, number: int, carried: Carried, kept: Kept, epoch: int
+) -> Plan:
+    """A plan for the gallery as it is now, in the order of the plan before: nothing is trained, chosen or drawn, and
+    only what came is scored; nothing at all where nothing is stale.
+
+    Args:
+        number: of the plan under this root. kept: of the plan that it follows. epoch: the driver's claim.
+    """
+    before, files, snapshot = kept.plan, context.files, basis.snapshot
+    name = plan_name(basis, request, number)
+    with context.progress.timed("plan"):
+        came = {chunk.unit for chunk in carried.chunks if chunk.history is None}
+        scored = {} if kept.is_steady or not came else score_more(context, basis.scores, snapshot, came)
+        rule = Following(carried.standing, name, kept.catch_up, kept.is_steady, before.thresholds, scored)
+        parts = context.engine.run_tasks(rule, carried.groups(), name="put rows into waves", ordered=True)
+        first_bucket = max(carried.buckets.values(), default=-1) + 1
+        work = _in_buckets([chunk for _, part in parts for chunk in part], basis, carried.buckets, first_bucket)
+        inherited = carried.inherit(context, name, epoch, catch_up=kept.catch_up)
+    arms, per_query = before.baselines, before.baseline_queries
+    if not kept.is_steady and carried.changes.items:
+        with context.progress.timed("arms"):
+            buckets = gallery_buckets(snapshot, work)
+            arms, per_query = Evaluator(context, basis, before.thresholds, before.first_share).arms(name, buckets)
+    return Plan(
+        **_of_basis(basis, request, name, work),
+        waves=before.waves,
+        thresholds=before.thresholds,
+        version_waves=kept.version_waves(work.due_rows),
+        first_share=before.first_share,
+        ids_digest=snapshot.ids_digest,
+        factory=before.factory,
+        stale_factory=before.stale_factory,
+        segment_rows=before.segment_rows,
+        units=put_work_list(files, name, work),
+        templates=before.templates,
+        baselines=arms,
+        baseline_queries=per_query,
+        sources={**before.sources, "snapshot": snapshot.cut},
+        prediction=before.prediction,
+        follows=kept.root,
+        base=kept.base.version,
+        inherited=inherited,
+        first_bucket=first_bucket,
+        known=carried.known,
+        changes=carried.changes,
+    )
+
+
+def _of_basis(basis: Basis, request: Request, name: str, work: WorkList) -> dict[str, Any]:
+    """What every plan says of where it comes from."""
+    decision = basis.decision
+    return {
+        "plan": name,
+        "request": request.fingerprint,
+        "settings": request.settings,
+        "inputs": request.inputs,
+        "snapshot": basis.snapshot.fingerprint,
+        "pairs": basis.pairs.fingerprint,
+        "alignment": basis.scorer.trained.fingerprint,
+        "scores": basis.scores.fingerprint,
+        "method": decision.method,
+        "policy": decision.policy,
+        "stale_mode": "aligned" if basis.fusion is None else "fused",
+        "fusion": basis.fusion,
+        "wave_rows": work.wave_rows,
+        "rows": basis.snapshot.rows,
+        "unusable_rows": work.absent(range(len(work.wave_rows)))[0],
+        "objective": f"{basis.objective.relevance}/{basis.objective.metric}",
+        "choices": decision.reasons,
+        "form": decision.form,
+        "fitted_by": decision.chosen_by,
+        "choice": decision.choice,
+    }
+
+
+def _standing(context: Context, carried: Carried | None, plan: str) -> dict[str, FileRef]:
+    """{unit: work file that says what of it is new already}."""
+    if carried is None:
+        return {}
+    work = partial(put_standing, carried.standing, plan)
+    parts = context.engine.run_tasks(work, carried.groups(), name="look up what is new", ordered=True)
+    return {unit: reference for _, part in parts for unit, reference in part.items()}
+
+
+def _count_first(files: Files, group: Sequence[ScoredChunk]) -> int:
+    """Rows in wave 0."""
+    return sum(int(read_chunk_keys(files, chunk).is_first.sum()) for chunk in group)
+
+
+def make_work_list(
+    context: Context, basis: Basis, plan: str, cuts: Sequence[int], groups: Sequence[Sequence[ScoredChunk]]
+) -> WorkList:
     """Every row put into its wave, and the work files of all chunks."""
-    groups = scored_groups(basis.snapshot, basis.scores, basis.pair_offsets)
     place = partial(_place, files=context.files, plan=plan, cuts=tuple(cuts))
     parts = context.engine.run_tasks(place, groups, name="put rows into waves", ordered=True)
-    chunks = [chunk for _, part in parts for chunk in part]
-    buckets = cut_buckets(basis.snapshot.chunks, segment_rows=basis.index.segment_rows)
-    numbers = [number for number, bucket in enumerate(buckets) for _ in bucket]
-    return WorkList(
-        tuple(chunk.model_copy(update={"bucket": number}) for chunk, number in zip(chunks, numbers, strict=True))
-    )
+    return _in_buckets([chunk for _, part in parts for chunk in part], basis, {}, 0)
 
 
 def _place(group: Sequence[ScoredChunk], *, files: Files, plan: str, cuts: tuple[int, ...]) -> list[ChunkWork]:
@@ -119,8 +207,21 @@ def _place(group: Sequence[ScoredChunk], *, files: Files, plan: str, cuts: tuple
     for chunk in group:
         scored = read_chunk_keys(files, chunk)
         rows = RowWork.of_due(wave_of(scored.keys, scored.is_first, cuts), scored.usable)
+        if chunk.standing is not None:
+            standing = rows_in(files, chunk.standing, chunk.unit)
+            rows = replace(standing, wave=rows.wave, stale=rows.stale)
+        rows = rows.with_known(chunk.known)
         placed.append((count_rows(chunk.unit, 0, rows, scored.item_keys, len(cuts) + 2), rows))
     return put_rows(files, plan, placed)
+
+
+def _in_buckets(chunks: Sequence[ChunkWork], basis: Basis, known: Mapping[str, int], first: int) -> WorkList:
+    """Chunks in the buckets that they are in, the others in new ones, numbered from `first` on."""
+    places = basis.snapshot.chunks
+    fresh = [place for place in places if place.unit not in known]
+    buckets = cut_buckets(fresh, segment_rows=basis.index.segment_rows)
+    numbers = dict(known) | {place.unit: first + n for n, bucket in enumerate(buckets) for place in bucket}
+    return WorkList(tuple(chunk.model_copy(update={"bucket": numbers[chunk.unit]}) for chunk in chunks))
 
 
 def wave_units(plan: Plan, snapshot: Snapshot, work: WorkList) -> dict[int, list[Unit]]:

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig, PairsConfig, QuarantineConfig, QueriesConfig, ResourcesConfig
-from fastfill_ray.errors import ConfigError, QuarantineExceeded
+from fastfill_ray.errors import ConfigError, CorruptFile, QuarantineExceeded
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
 from fastfill_ray.inputs.encodings import take_rows
 from fastfill_ray.inputs.gallery import Source, item_groups, item_labels, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.labels import labels_of, stored_label_type
 from fastfill_ray.inputs.parquet import read_spans
-from fastfill_ray.ordering.ids import ids_digest
-from fastfill_ray.ordering.partition import MIN_SPLIT, sample_pairs
+from fastfill_ray.log.records import Plan
+from fastfill_ray.ordering.ids import ids_digest, item_keys
+from fastfill_ray.ordering.partition import MIN_SPLIT
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.embed import Job, Unit, grouped, pool_work, read_vectors
+from fastfill_ray.stages.draw import Drawn, draw_pairs
+from fastfill_ray.stages.embed import Job, Unit, grouped, pool_work, read_vectors, read_vectors_file
+from fastfill_ray.stages.known import Known, gather_known
 from fastfill_ray.stages.quarantine import UnitGroup
-from fastfill_ray.stages.queries import load_queries, pin_queries, plan_queries, read_queries
+from fastfill_ray.stages.queries import QueryPlan, QueryRows, load_queries, pin_queries, plan_queries, read_queries
+from fastfill_ray.stages.reuse import KnownPairs, find_pairs
 from fastfill_ray.stages.snapshot import Snapshot
+from fastfill_ray.stages.work import VectorFile
 from fastfill_ray.storage.arrow import id_array, matrix_of, objects, read_table, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt
-from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt, read_receipt
+from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import SPLITS, fingerprint
+from fastfill_ray.types import F32, fingerprint
 
 
 @dataclass(frozen=True)
@@ -63,40 +68,103 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Sample:
-    """Pairs and queries with their vectors. offsets, receipts: {unit of a chunk: its pairs' offsets, their receipt}."""
+    """Pairs and queries with their vectors.
+
+    offsets, receipts: {unit of a chunk: its pairs' offsets, their receipt}. known: pairs that were new before, and are in
+    no receipt. All are empty of pairs that another plan has drawn.
+    """
 
     pairs: PairedItems
     queries: Queries
-    offsets: dict[str, tuple[int, ...]]
-    receipts: dict[str, Receipt]
+    offsets: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    known: KnownPairs = field(default_factory=dict)
 
 
-def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampling: Sampling) -> Sample:
-    """Draw pairs and queries, and embed them in one execution of the pool."""
-    files, new_dim = context.files, job.spaces["new"].dim
-    plan = plan_pairs(sampling.pairs, source.config, snapshot, sampling.spaces["new"], sampling.seed)
-    pair_group = UnitGroup(files, plan.folder, "pairs", plan.units, sampling.quarantine)
-    query_plan, query_groups = None, dict[str, UnitGroup]()
-    if sampling.queries is not None:
-        inputs, judgements = pin_queries(context.store, sampling.queries)
-        query_plan = plan_queries(sampling.queries, inputs, judgements, sampling.spaces, sampling.seed)
-        query_groups = {
-            model: UnitGroup(files, units[0].folder, f"queries, {model} model", units, sampling.quarantine)
-            for model, units in query_plan.units.items()
-        }
-    pairs = load_pairs(files, plan)
+def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampling: Sampling, before: Known) -> Sample:
+    """Draw pairs and queries, and embed them in one execution of the pool.
+
+    Args:
+        before: what was known when the last plan was made.
+    """
+    files, new_dim, new_space = context.files, job.spaces["new"].dim, sampling.spaces["new"]
+    drawn = draw_pairs(context, snapshot, sampling.pairs, sampling.seed)
+    plan = plan_pairs(drawn, source.config, snapshot, new_space)
+    there = find_receipts(files, plan.folder)
+    others = gather_known(context.engine, files, before, new_space, frozenset({plan.folder}))
+    known = find_pairs(context, source, plan.units, there, others)
+    pair_group = UnitGroup(files, plan.folder, "pairs", list(_without(plan.units, known)), sampling.quarantine)
+    queries = _Queries(context, sampling, source)
+    pairs = load_pairs(files, plan.fingerprint)
     # Before anything is embedded: too few pairs may have an old vector, and no query an answer.
     read = read_old(context, plan, source) if pairs is None else {}
-    query_rows = read_queries(query_plan, source) if query_plan is not None else None
-    embed_first(context, job, pair_group, list(query_groups.values()), sampling.resources)
-    pairs = pairs or finish_pairs(files, plan, pair_group.receipts, read, new_dim=new_dim)
-    if query_plan is None or query_rows is None:
-        queries = audit_queries(pairs, sampling.seed)
-    else:
-        receipts = {model: group.receipts for model, group in query_groups.items()}
-        spaces = (snapshot.fingerprint, new_dim)
-        queries = load_queries(files, query_plan, query_rows, receipts, source, spaces)
-    return Sample(pairs, queries, plan.offsets, dict(pair_group.receipts))
+    queries.read()
+    embed_first(context, job, [pair_group, *queries.groups.values()], sampling.resources)
+    if pairs is None:
+        pairs = finish_pairs(files, plan, pair_group.receipts, known, read, new_dim=new_dim)
+    return Sample(
+        pairs, queries.load(pairs, snapshot.fingerprint, new_dim), plan.offsets, dict(pair_group.receipts), known
+    )
+
+
+def sample_again(context: Context, job: Job, source: Source, sampling: Sampling, plan: Plan) -> Sample:
+    """The pairs that a plan was made from, and its queries.
+
+    Raises:
+        CorruptFile: the pairs are gone, and the gallery that they were drawn from is not there any more.
+    """
+    pairs = load_pairs(context.files, plan.pairs)
+    if pairs is None:
+        raise CorruptFile(
+            f"{context.files.root}/{stage_folder('pairs', plan.pairs)}: gone, and plan {plan.plan} was made from it. "
+            "Restore the folder from a copy, or choose another output."
+        )
+    queries = _Queries(context, sampling, source)
+    queries.read()
+    embed_first(context, job, list(queries.groups.values()), sampling.resources)
+    return Sample(pairs, queries.load(pairs, plan.snapshot, job.spaces["new"].dim))
+
+
+class _Queries:
+    """The queries of the config, or none."""
+
+    def __init__(self, context: Context, sampling: Sampling, source: Source) -> None:
+        self._context, self._sampling, self._source = context, sampling, source
+        self._plan: QueryPlan | None = None
+        self._rows: QueryRows | None = None
+        self.groups: dict[str, UnitGroup] = {}
+        if sampling.queries is not None:
+            inputs, judgements = pin_queries(context.store, sampling.queries)
+            self._plan = plan_queries(sampling.queries, inputs, judgements, sampling.spaces, sampling.seed)
+            self.groups = {
+                model: UnitGroup(context.files, units[0].folder, f"queries, {model} model", units, sampling.quarantine)
+                for model, units in self._plan.units.items()
+            }
+
+    def read(self) -> None:
+        """What the files say; raises if no query can have an answer."""
+        if self._plan is not None:
+            self._rows = read_queries(self._plan, self._source)
+
+    def load(self, pairs: PairedItems, snapshot: str, new_dim: int) -> Queries:
+        """The queries with their vectors; audit items where there are none.
+
+        Args:
+            snapshot: fingerprint of the gallery that the order is made for.
+        """
+        if self._plan is None or self._rows is None:
+            return audit_queries(pairs, self._sampling.seed)
+        receipts = {model: group.receipts for model, group in self.groups.items()}
+        spaces = (snapshot, new_dim)
+        return load_queries(self._context.files, self._plan, self._rows, receipts, self._source, spaces)
+
+
+def _without(units: Iterable[Unit], known: KnownPairs) -> Iterator[Unit]:
+    """The units without the pairs that are known."""
+    for unit in units:
+        offsets = tuple(offset for offset in unit.offsets or () if offset not in known.get(unit.unit, {}))
+        if offsets:
+            yield unit.model_copy(update={"offsets": offsets, "rows": len(offsets)})
 
 
 def audit_queries(pairs: PairedItems, seed: int) -> Queries:
@@ -107,68 +175,41 @@ def audit_queries(pairs: PairedItems, seed: int) -> Queries:
     return replace(sampled, fingerprint=f"audit-{name}")
 
 
-def plan_pairs(pairs: PairsConfig, gallery: GalleryConfig, snapshot: Snapshot, new_space: str, seed: int) -> PairPlan:
-    """Sample the pairs. Raises ConfigError if the gallery or a split is too small.
+def plan_pairs(drawn: Drawn, gallery: GalleryConfig, snapshot: Snapshot, new_space: str) -> PairPlan:
+    """The pairs as units of work. The same pairs of files that are pinned as before keep their name, whatever else the
+    gallery holds: what was embedded for them is not embedded again.
 
     Args:
         new_space: fingerprint of the new model.
     """
-    parts = sample_pairs(snapshot.rows, pairs.count, pairs.split, seed)
-    name = fingerprint(
-        [
-            snapshot.fingerprint,
-            snapshot.cut,
-            pairs.model_dump(mode="json"),
-            seed,
-            new_space,
-            [
-                gallery.payload_columns,
-                gallery.label_column,
-                # Only where set: pairs of a config without them keep the name that they have.
-                *([gallery.side_column] if gallery.side_column else []),
-                *(["group", gallery.group_column] if gallery.group_column else []),
-                *(["weight", gallery.weight_column] if gallery.weight_column else []),
-            ],
-        ]
-    )
-    rows = np.concatenate([parts[split] for split in SPLITS])
-    splits = np.repeat(SPLITS, [len(parts[split]) for split in SPLITS])
-    order = np.argsort(rows, kind="stable")
-    rows, splits = rows[order], splits[order]
-    chunks = snapshot.chunks
-    file_starts = snapshot.file_starts()
-    starts = np.array([file_starts[chunk.file] + chunk.start for chunk in chunks])
-    owner = np.searchsorted(starts, rows, side="right") - 1
-    units, split_of, offsets = [], {}, {}
-    for index in np.unique(owner).tolist():
-        chunk, inside = chunks[index], owner == index
-        split_of[chunk.unit] = tuple(splits[inside].tolist())
-        offsets[chunk.unit] = tuple((rows[inside] - starts[index]).tolist())
-        units.append(
-            Unit(
-                unit=chunk.unit,
-                folder=stage_folder("pairs", name),
-                file=snapshot.gallery.files[chunk.file],
-                start=chunk.start,
-                length=chunk.rows,
-                rows=int(inside.sum()),
-                role="item",
-                model="new",
-                offsets=offsets[chunk.unit],
-            )
+    rows = [[unit, drawn.offsets[unit], drawn.split_of[unit]] for unit in sorted(drawn.offsets)]
+    # The ledger is named by every column that the pairs are read from but the payload, and by what it is read as.
+    name = fingerprint([snapshot.ledger, rows, new_space, gallery.payload_columns])
+    units = [
+        Unit(
+            unit=chunk.unit,
+            folder=stage_folder("pairs", name),
+            file=snapshot.gallery.files[chunk.file],
+            start=chunk.start,
+            length=chunk.rows,
+            rows=len(drawn.offsets[chunk.unit]),
+            role="item",
+            model="new",
+            offsets=drawn.offsets[chunk.unit],
         )
-    return PairPlan(fingerprint=name, units=tuple(units), split_of=split_of, offsets=offsets)
+        for chunk in snapshot.chunks
+        if chunk.unit in drawn.offsets
+    ]
+    return PairPlan(fingerprint=name, units=tuple(units), split_of=drawn.split_of, offsets=drawn.offsets)
 
 
-def embed_first(
-    context: Context, job: Job, pairs: UnitGroup, queries: Sequence[UnitGroup], resources: ResourcesConfig
-) -> None:
+def embed_first(context: Context, job: Job, units: Sequence[UnitGroup], resources: ResourcesConfig) -> None:
     """Embed what is missing of pairs and queries in one execution of the pool: models load once.
 
     Raises:
         QuarantineExceeded: too many rows of the pairs, or of the queries, could not be embedded.
     """
-    groups = {group.folder: group for group in (pairs, *queries)}
+    groups = {group.folder: group for group in units}
     missing = [unit for group in groups.values() for unit in group.missing]
     if not missing:
         return
@@ -188,13 +229,13 @@ def embed_first(
         raise
 
 
-def load_pairs(files: Files, plan: PairPlan) -> PairedItems | None:
+def load_pairs(files: Files, name: str) -> PairedItems | None:
     """The finished stage's pairs, or None."""
-    receipt = read_receipt(files, stage_receipt("pairs", plan.fingerprint))
+    receipt = read_receipt(files, stage_receipt("pairs", name))
     if receipt is None:
         return None
     table = read_table(get_verified(files, receipt.outputs[0]), name=receipt.outputs[0].path)
-    return _from_table(plan.fingerprint, table)
+    return _from_table(name, table)
 
 
 def read_old(context: Context, plan: PairPlan, source: Source) -> dict[str, pa.Table]:
@@ -227,7 +268,13 @@ def _check_splits(tables: Sequence[pa.Table], plan: PairPlan, what: str) -> None
 
 
 def finish_pairs(
-    files: Files, plan: PairPlan, receipts: Mapping[str, Receipt], read: Mapping[str, pa.Table], *, new_dim: int
+    files: Files,
+    plan: PairPlan,
+    receipts: Mapping[str, Receipt],
+    known: KnownPairs,
+    read: Mapping[str, pa.Table],
+    *,
+    new_dim: int,
 ) -> PairedItems:
     """Join new vectors with old ones and labels, write the pairs and the stage's receipt.
 
@@ -241,14 +288,18 @@ def finish_pairs(
     """
     parts = []
     for unit in plan.units:
-        known, vectors = read_vectors(files, [receipts[unit.unit]], new_dim)
-        row_of = {value: i for i, value in enumerate(known)}
+        embedded = [receipts[unit.unit]] if unit.unit in receipts else []
+        there, vectors = _with_known(files, read_vectors(files, embedded, new_dim), known.get(unit.unit, {}), new_dim)
+        row_of = {value: i for i, value in enumerate(there)}
         ids = read[unit.unit].column("id").to_pylist()
         kept = [i for i, value in enumerate(ids) if value in row_of]
         chosen = read[unit.unit].take(pa.array(kept, pa.int64()))
         parts.append(chosen.append_column("new", vector_column(vectors[[row_of[ids[i]] for i in kept]])))
     _check_splits(parts, plan, "an old vector that can be used and a new one")
     table = pa.concat_tables(parts)
+    # In the order of their keys: the same pairs are the same table, however the gallery is cut into files.
+    keys = item_keys(objects(table.column("id")))
+    table = table.take(pa.array(np.lexsort((keys[:, 1], keys[:, 0]))))
     data = table_bytes(table)
     output = put_content(files, partial(stage_output, "pairs", plan.fingerprint, "pairs.parquet"), data)
     quarantined: list[Quarantined] = [fault for receipt in receipts.values() for fault in receipt.quarantined]
@@ -261,6 +312,18 @@ def finish_pairs(
     )
     put_receipt(files, stage_receipt("pairs", plan.fingerprint), receipt)
     return _from_table(plan.fingerprint, table)
+
+
+def _with_known(
+    files: Files, embedded: tuple[list[int | str], F32], known: Mapping[int, tuple[VectorFile, int]], new_dim: int
+) -> tuple[list[int | str], F32]:
+    """Ids (N,) and vectors (N, E) of a unit's pairs: of those that were embedded for it, and of those known before."""
+    ids, parts = list(embedded[0]), [embedded[1]]
+    for file, row in known.values():
+        there, vectors = read_vectors_file(files, file.vectors, new_dim)
+        ids.append(there[row])
+        parts.append(vectors[row : row + 1])
+    return ids, np.concatenate(parts)
 
 
 def _read_old(units: Sequence[Unit], *, source: Source) -> list[pa.Table]:

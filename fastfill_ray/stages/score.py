@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.alignment.maps import Alignment
+from fastfill_ray.errors import CorruptFile
 from fastfill_ray.inputs.gallery import Source, item_labels, item_weights, mapped_columns, mapped_vectors
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
@@ -25,6 +26,7 @@ from fastfill_ray.retrieval.similarity import match_norms
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
+from fastfill_ray.stages.work import DUE, KnownRows, VectorFile, rows_in
 from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
@@ -119,19 +121,11 @@ def score(context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: di
     Args:
         pair_offsets: {unit of a chunk: offsets of its pairs}.
     """
-    files, name, progress = context.files, _scores_name(scorer, snapshot), context.progress
+    files, name = context.files, _scores_name(scorer, snapshot)
     scorer = _with_thresholds(context, scorer, snapshot, pair_offsets, name)
-    folder = stage_folder("scores", name)
     if (finished := read_receipt(files, stage_receipt("scores", name))) is not None:
         return _from_table(name, scorer, finished)
-    receipts = find_receipts(files, folder)
-    logger.debug("scores %s: %d of %d chunks have receipts", name, len(receipts), len(snapshot.chunk_rows))
-    work = [item for item in _all_work(snapshot, pair_offsets) if item.unit not in receipts]
-    done = snapshot.rows - sum(item.rows for item in work)
-    with progress.stage("score", snapshot.rows, "items", done=done) as bar:
-        for receipt in context.engine.run_units(partial(score_chunks, scorer, folder), _grouped(work)):
-            receipts[receipt.unit] = receipt
-            bar.advance(receipt.rows)
+    receipts = _score_missing(context, scorer, stage_folder("scores", name), _all_work(snapshot, pair_offsets))
     ordered = [receipts[unit] for unit in sorted(chunk.unit for chunk in snapshot.chunks)]
     outputs = [receipt.outputs[0] for receipt in ordered]
     table = pa.table(
@@ -153,6 +147,48 @@ def score(context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: di
         details={"unusable": sum(len(receipt.quarantined) for receipt in ordered)},
     )
     return _from_table(name, scorer, put_receipt(files, stage_receipt("scores", name), stage))
+
+
+def scores_before(context: Context, scorer: Scorer, name: str) -> Scores:
+    """The scores that a plan was made from whose order another one keeps, by their fingerprint.
+
+    Raises:
+        CorruptFile: they are gone; the gallery that they were of may be gone, too.
+    """
+    files = context.files
+    finished = read_receipt(files, stage_receipt("scores", name))
+    proxies = scorer.reference.proxies
+    if scorer.policy == "expected_gain" and proxies is not None:
+        known = read_receipt(files, _thresholds_receipt(name))
+        scorer = scorer if known is None else _read_thresholds(scorer, proxies, known)
+    if finished is None or (scorer.policy == "expected_gain" and scorer.reference.proxies is proxies is not None):
+        raise CorruptFile(
+            f"{files.root}/{stage_folder('scores', name)}: gone, and the order of the plan follows from it. Restore the "
+            "folder from a copy, or choose another output."
+        )
+    return _from_table(name, scorer, finished)
+
+
+def score_more(context: Context, scores: Scores, snapshot: Snapshot, units: Set[str]) -> dict[str, FileRef]:
+    """Score chunks of another snapshot in the order of `scores`: {unit: its score file}."""
+    work = [item for item in _all_work(snapshot, {}) if item.unit in units]
+    folder = stage_folder("scores", fingerprint([scores.fingerprint, "more"]))
+    receipts = _score_missing(context, scores.scorer, folder, work)
+    return {item.unit: receipts[item.unit].outputs[0] for item in work}
+
+
+def _score_missing(context: Context, scorer: Scorer, folder: str, work: Sequence[_Work]) -> dict[str, Receipt]:
+    """The receipts of all of `work`; what has none yet is scored."""
+    receipts = find_receipts(context.files, folder)
+    missing = [item for item in work if item.unit not in receipts]
+    logger.debug("%s: %d of %d chunks have receipts", folder, len(work) - len(missing), len(work))
+    rows = sum(item.rows for item in work)
+    done = rows - sum(item.rows for item in missing)
+    with context.progress.stage("score", rows, "items", done=done) as bar:
+        for receipt in context.engine.run_units(partial(score_chunks, scorer, folder), _grouped(missing)):
+            receipts[receipt.unit] = receipt
+            bar.advance(receipt.rows)
+    return receipts
 
 
 def _all_work(snapshot: Snapshot, pair_offsets: dict[str, tuple[int, ...]]) -> list[_Work]:
@@ -179,7 +215,7 @@ def _with_thresholds(
     proxies = scorer.reference.proxies
     if scorer.policy != "expected_gain" or proxies is None:
         return scorer
-    path = f"{stage_folder('scores', name)}/thresholds.receipt.json"
+    path = _thresholds_receipt(name)
     if (receipt := read_receipt(scorer.files, path)) is None:
         work, best_scores = _all_work(snapshot, pair_offsets), partial(_best_scores, scorer, proxies)
         with context.progress.stage("thresholds", snapshot.rows, "items") as bar:
@@ -193,6 +229,14 @@ def _with_thresholds(
         data = table_bytes(table)
         output = put_content(scorer.files, partial(stage_output, "scores", name, "thresholds.parquet"), data)
         receipt = put_receipt(scorer.files, path, Receipt(unit="thresholds", outputs=(output,), rows=table.num_rows))
+    return _read_thresholds(scorer, proxies, receipt)
+
+
+def _thresholds_receipt(name: str) -> str:
+    return f"{stage_folder('scores', name)}/thresholds.receipt.json"
+
+
+def _read_thresholds(scorer: Scorer, proxies: Proxies, receipt: Receipt) -> Scorer:
     output = receipt.outputs[0]
     found = read_table(get_verified(scorer.files, output), name=output.path).column("threshold").to_numpy()
     return replace(scorer, reference=replace(scorer.reference, proxies=replace(proxies, thresholds=found)))
@@ -313,11 +357,17 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
 
 @dataclass(frozen=True)
 class ScoredChunk:
-    """A chunk in the order of the snapshot, its score file, and the offsets of the pairs in it."""
+    """A chunk in the order of the snapshot, its score file, and the offsets of the pairs in it.
+
+    standing: the work file that says what of it is new already; None where nothing is. known: {offset of a pair: the file
+    that holds its vector already, and the row in it}.
+    """
 
     unit: str
     file: FileRef
-    pairs: tuple[int, ...]
+    pairs: tuple[int, ...] = ()
+    standing: FileRef | None = None
+    known: Mapping[int, tuple[VectorFile, int]] = field(default_factory=dict)
 
 
 class ChunkKeys(NamedTuple):
@@ -336,12 +386,16 @@ class ChunkKeys(NamedTuple):
 
 
 def scored_groups(
-    snapshot: Snapshot, scores: Scores, pair_offsets: Mapping[str, tuple[int, ...]]
+    snapshot: Snapshot,
+    scores: Scores,
+    pair_offsets: Mapping[str, tuple[int, ...]],
+    known: KnownRows,
+    standing: Mapping[str, FileRef],
 ) -> list[list[ScoredChunk]]:
     """The snapshot's chunks in their order, in groups that one task counts."""
     chunks = [
-        ScoredChunk(chunk.unit, scores.chunks[chunk.unit], pair_offsets.get(chunk.unit, ()))
-        for chunk in snapshot.chunks
+        ScoredChunk(unit, scores.chunks[unit], pair_offsets.get(unit, ()), standing.get(unit), known.get(unit, {}))
+        for unit in (chunk.unit for chunk in snapshot.chunks)
     ]
     return [chunks[i : i + _CHUNKS_PER_TASK] for i in range(0, len(chunks), _CHUNKS_PER_TASK)]
 
@@ -350,6 +404,8 @@ def read_chunk_keys(files: Files, chunk: ScoredChunk) -> ChunkKeys:
     """What the score file of a chunk says of the order."""
     table = read_table(get_verified(files, chunk.file), name=chunk.file.path, columns=["id", "key", "usable"])
     is_first = np.zeros(table.num_rows, bool)
+    if chunk.standing is not None:
+        is_first = rows_in(files, chunk.standing, chunk.unit).source != DUE
     is_first[list(chunk.pairs)] = True
     usable = table.column("usable").to_numpy(zero_copy_only=False)
     return ChunkKeys(table.column("key").to_numpy(), is_first, usable, table.column("id"))

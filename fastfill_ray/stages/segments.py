@@ -6,30 +6,24 @@ names is never written again: a damaged segment is built under a new name, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from fastfill_ray.errors import CorruptFile, FileMissing, InputChanged
-from fastfill_ray.log.records import Plan, Segment, Version
+from fastfill_ray.errors import CorruptFile, FileMissing
+from fastfill_ray.log.records import FileRef, Plan, Segment, Version
 from fastfill_ray.ordering.ids import combine_digests
-from fastfill_ray.stages.build import Bucket, BucketWork, BuildJob, build, build_bucket
+from fastfill_ray.stages.build import Bucket, BucketWork, BuildJob, build
 from fastfill_ray.stages.context import Context
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.paths import inherited_path
 from fastfill_ray.storage.receipts import Receipt
-from fastfill_ray.storage.refs import is_unchanged, tagged
+from fastfill_ray.storage.refs import get_verified, is_unchanged, put_content, tagged
+from fastfill_ray.types import Model, canonical
 
 # On S3 each look at a segment is two round trips.
 _THREADS = 16
-
-
-@dataclass(frozen=True)
-class Assembly:
-    """A version's segments, ordered by bucket, wave and state; and the rows whose stale segments are gone for good."""
-
-    segments: list[Segment]
-    lost_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,17 +35,40 @@ class Assembler:
     buckets: Mapping[int, Bucket]
     suspects: Set[str]
 
-    def first(self, receipts: Mapping[str, Receipt]) -> Assembly:
-        """Version 0: the new segments of the pairs, and stale ones of every wave.
+    def first(
+        self, plan: Plan, inherited: Sequence[Segment], receipts: Mapping[int, Mapping[str, Receipt]]
+    ) -> list[Segment]:
+        """The first version of a plan: what it begins with, and what has to be built for it.
+
+        New segments of the pairs where the order is made anew; stale ones of every wave of the buckets that came.
 
         Args:
-            receipts: {unit: receipt} of the pairs.
-        """
-        everything = tuple(range(self.job.num_waves + 2))
-        work = [_work(number, bucket, 0, receipts, everything) for number, bucket in self.buckets.items()]
-        return Assembly(build(self.context, self.job, work, "build 0"))
+            receipts: {wave: {unit: receipt}} of what is new in this version.
 
-    def after(self, wave: int, versions: Sequence[Version], receipts: Mapping[int, Mapping[str, Receipt]]) -> Assembly:
+        Raises:
+            CorruptFile: a segment that the plan begins with is damaged and cannot be built again.
+        """
+        kept, damaged = self._look_at(inherited)
+        for segment in damaged:
+            self._say(segment, ())
+        again = self._again(0, kept, damaged, receipts) if damaged else kept
+        wave = plan.newest_wave(0)
+        is_steady = plan.follows is not None and len(plan.version_waves) == 1
+        new = () if plan.follows is not None and not is_steady else (wave,)
+        stale = () if is_steady else tuple(range(0 if plan.follows is None else 1, self.job.num_waves + 2))
+        done = receipts.get(wave, {}) if new else {}
+        work = [
+            BucketWork(
+                number, bucket, new, stale if number >= plan.first_bucket else (), {wave: _of_bucket(bucket, done)}
+            )
+            for number, bucket in self.buckets.items()
+        ]
+        built = build(self.context, self.job, [item for item in work if _has_work(item)], f"build {wave}")
+        return _ordered([*again, *built])
+
+    def after(
+        self, wave: int, versions: Sequence[Version], receipts: Mapping[int, Mapping[str, Receipt]]
+    ) -> list[Segment]:
         """The version after `wave`: its stale segments are replaced by new ones, and the others kept.
 
         A wave with bad rows keeps a residual stale segment of those. Damaged segments are built again.
@@ -73,10 +90,9 @@ class Assembler:
         for segment in damaged:
             self._say(segment, versions)
         work = [_work(number, bucket, wave, receipts[wave]) for number, bucket in self.buckets.items()]
-        built = build(self.context, self.job, [item for item in work if item.receipts[wave]], f"build {wave}")
-        again = self._again(wave, kept, damaged, receipts) if damaged else Assembly(kept)
-        segments = sorted([*again.segments, *built], key=lambda segment: (segment.bucket, segment.wave, segment.state))
-        return Assembly(segments, again.lost_rows)
+        built = build(self.context, self.job, [item for item in work if _has_work(item)], f"build {wave}")
+        again = self._again(wave, kept, damaged, receipts) if damaged else kept
+        return _ordered([*again, *built])
 
     def _look_at(self, segments: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
         """(Whole segments, damaged ones). Only those whose size or tag differ from the recorded ones are read."""
@@ -108,26 +124,31 @@ class Assembler:
         kept: Sequence[Segment],
         damaged: Sequence[Segment],
         receipts: Mapping[int, Mapping[str, Receipt]],
-    ) -> Assembly:
+    ) -> list[Segment]:
         """The kept segments, with new ones for the damaged: of a bucket and wave all of them."""
         context, job, buckets = self.context, self.job, self.buckets
         places = sorted({(segment.bucket, segment.wave) for segment in damaged})
         embedded = [_work(number, buckets[number], place, receipts[place]) for number, place in places if place < wave]
         rebuilt = build(context, job, embedded, "build again") if embedded else []
         stale = [BucketWork(number, buckets[number], (), (place,), {}) for number, place in places if place > wave]
-        lost = set()
-        for item, outcome in context.engine.run_tasks(partial(_build_stale, job), stale, name="build again"):
-            if isinstance(outcome, str):
-                lost.add((item.bucket, *item.stale_waves))
-                context.progress.say(
-                    f"items of wave {item.stale_waves[0]} are absent until they are embedded: {outcome}"
-                )
-            else:
-                rebuilt += outcome
-        replaced = [*damaged, *(segment for segment in kept if (segment.bucket, segment.wave) in places)]
-        _check_same([s for s in replaced if (s.bucket, s.wave) not in lost], rebuilt)
-        kept = [segment for segment in kept if (segment.bucket, segment.wave) not in places]
-        return Assembly([*kept, *rebuilt], sum(s.plan_rows for s in replaced if (s.bucket, s.wave) in lost))
+        rebuilt += build(context, job, stale, "build again") if stale else []
+        _check_same([*damaged, *(segment for segment in kept if (segment.bucket, segment.wave) in places)], rebuilt)
+        return [*(segment for segment in kept if (segment.bucket, segment.wave) not in places), *rebuilt]
+
+
+class _Segments(Model):
+    segments: tuple[Segment, ...]
+
+
+def put_segments(files: Files, plan: str, segments: Sequence[Segment]) -> FileRef:
+    """Store the segments that a plan begins with."""
+    data = canonical(_Segments(segments=tuple(segments)).model_dump(mode="json"))
+    return put_content(files, partial(inherited_path, plan), data)
+
+
+def read_segments(files: Files, reference: FileRef) -> tuple[Segment, ...]:
+    """What ``put_segments`` stored."""
+    return _Segments.model_validate_json(get_verified(files, reference)).segments
 
 
 def missing_files(files: Files, version: Version) -> list[str]:
@@ -138,17 +159,26 @@ def missing_files(files: Files, version: Version) -> list[str]:
         return [each.path for each, now in looked_up if now is None or now.size != each.size]
 
 
-def _work(
-    number: int, bucket: Bucket, wave: int, receipts: Mapping[str, Receipt], stale_waves: tuple[int, ...] | None = None
-) -> BucketWork:
-    """A bucket's new segment of a wave, and stale ones: of the rows that were quarantined, or of `stale_waves`."""
-    done = {unit: receipts[unit] for place in bucket if (unit := place.chunk.unit) in receipts}
-    if stale_waves is not None:
-        return BucketWork(number, bucket, (wave,), stale_waves, {wave: done})
+def _work(number: int, bucket: Bucket, wave: int, receipts: Mapping[str, Receipt]) -> BucketWork:
+    """A bucket's new segment of a wave, and a stale one of the rows that were quarantined."""
+    done = _of_bucket(bucket, receipts)
     residual = (wave,) if any(receipt.quarantined for receipt in done.values()) else ()
-    return BucketWork(
-        number, tuple(place for place in bucket if place.chunk.unit in done), (wave,), residual, {wave: done}
-    )
+    places = tuple(place for place in bucket if place.chunk.unit in done or place.work.known[wave])
+    return BucketWork(number, places, (wave,), residual, {wave: done})
+
+
+def _of_bucket(bucket: Bucket, receipts: Mapping[str, Receipt]) -> dict[str, Receipt]:
+    return {unit: receipts[unit] for place in bucket if (unit := place.chunk.unit) in receipts}
+
+
+def _has_work(item: BucketWork) -> bool:
+    known = any(place.work.known[wave] for place in item.chunks for wave in item.new_waves)
+    return bool(item.stale_waves) or known or any(item.receipts.values())
+
+
+def _ordered(segments: Iterable[Segment]) -> list[Segment]:
+    """By bucket, wave and state; several of one place, which plans before have left, by their names."""
+    return sorted(segments, key=lambda s: (s.bucket, s.wave, s.state, s.index.path))
 
 
 def _is_unchanged(files: Files, suspects: Set[str], segment: Segment) -> bool:
@@ -166,14 +196,6 @@ def _verified(files: Files, segment: Segment) -> Segment | None:
         return None
 
 
-def _build_stale(job: BuildJob, work: BucketWork) -> list[Segment] | str:
-    """A stale segment from scores and the pinned file, or why it cannot be had any more."""
-    try:
-        return build_bucket(job, work)
-    except InputChanged as error:
-        return str(error)
-
-
 def _check_same(replaced: Sequence[Segment], rebuilt: Sequence[Segment]) -> None:
     """What is built again holds the items of the plan that were there."""
     was, is_now = (
@@ -187,25 +209,19 @@ def _check_same(replaced: Sequence[Segment], rebuilt: Sequence[Segment]) -> None
         )
 
 
-def check_complete(plan: Plan, segments: Sequence[Segment], may_be_absent: int) -> None:
-    """Every item of the plan exactly once, superseded rows left out: by count, and by digest where none is absent.
+def check_complete(plan: Plan, segments: Sequence[Segment], absent_rows: int, absent_digest: str) -> None:
+    """Every item of the plan exactly once, superseded rows left out: segments and absent items sum to the plan.
 
     Args:
-        may_be_absent: rows without a stale vector, that are not embedded yet.
+        absent_rows, absent_digest: the rows without a stale vector that are not embedded yet, and their ids digest.
 
     Raises:
         CorruptFile: items are missing or held twice.
     """
-    rows = sum(segment.plan_rows for segment in segments)
-    absent = plan.rows - rows
-    if not 0 <= absent <= may_be_absent:
+    rows = sum(segment.plan_rows for segment in segments) + absent_rows
+    digest = combine_digests([absent_digest, *(segment.plan_ids_digest for segment in segments)])
+    if (rows, digest) != (plan.rows, plan.ids_digest):
         raise CorruptFile(
-            f"plan {plan.plan}: the segments hold {rows} rows, {plan.rows} are planned and at most "
-            f"{may_be_absent} may be absent. Nothing was committed."
-        )
-    digest = combine_digests(segment.plan_ids_digest for segment in segments)
-    if absent == 0 and digest != plan.ids_digest:
-        raise CorruptFile(
-            f"plan {plan.plan}: the segments' ids digest is {digest}, planned is {plan.ids_digest}. "
-            "Nothing was committed."
+            f"plan {plan.plan}: the segments and {absent_rows} absent items come to {rows} items (digest {digest}), "
+            f"planned are {plan.rows} ({plan.ids_digest}). Nothing was committed."
         )

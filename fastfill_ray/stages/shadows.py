@@ -24,13 +24,13 @@ from fastfill_ray.types import Split
 class ShadowPlan:
     """What the states of a shadow gallery follow from, beside its items and queries.
 
-    thresholds: order keys at which waves end. fractions: at which they end, of all items. pairs_share: of the gallery.
+    thresholds: order keys at which waves end. fractions: at which they end, of all items. first_share: of the gallery, new from version 0 on.
     keys: {id: order key} of the pairs, as the score files hold them. fusion: of fused stale vectors, else None.
     """
 
     thresholds: Sequence[int]
     fractions: Sequence[float]
-    pairs_share: float
+    first_share: float
     keys: Mapping[int | str, int]
     fusion: Fusion | None
 
@@ -55,6 +55,6 @@ def shadow_versions(
         shadow=make_shadow(part, users, metric),
         stale=scores_of(searched, items, metric, own_items(part, users)),
         waves=order_wave(keys, plan.thresholds),
-        middles=wave_middles(plan.fractions, plan.pairs_share),
-        sampled=stand_for_pairs(part.id_hash, plan.pairs_share, scorer.seed),
+        middles=wave_middles(plan.fractions, plan.first_share),
+        sampled=stand_for_pairs(part.id_hash, plan.first_share, scorer.seed),
     )

@@ -40,7 +40,8 @@ class Waves:
         missing = [unit for group in groups.values() for unit in group.missing]
         logger.debug("waves %s: %d units have no receipt yet", sorted(groups), len(missing))
         self._may_stop = may_stop
-        self._pool = context.engine.run_pool(pool_work(job), grouped(missing), resources)
+        # A pool that has nothing to do would load its models all the same.
+        self._pool = context.engine.run_pool(pool_work(job), grouped(missing), resources) if missing else None
 
     def receipts(self, wave: int) -> dict[str, Receipt]:
         """The receipts {unit: receipt} of a wave, as soon as its last one is durable; ask in wave order.
@@ -55,7 +56,7 @@ class Waves:
         try:
             with self._progress.stage(f"wave {wave}", group.rows, "items", done=done) as bar:
                 while len(group.receipts) < len(group.units):
-                    received = next(self._pool, None)
+                    received = None if self._pool is None else next(self._pool, None)
                     if received is None:
                         raise EmbedderError(f"wave {wave}: the pool ended before all its receipts came; run again")
                     unit, receipt = received
@@ -78,7 +79,7 @@ class Waves:
 
         Those with bad rows leave no receipt and are tried again then.
         """
-        if self._may_stop:
+        if self._may_stop and self._pool is not None:
             logger.debug("the pool begins nothing more")
             self._pool.stop()
             for _ in self._pool:
@@ -86,7 +87,8 @@ class Waves:
 
     def close(self) -> None:
         """Stop the pool; units in flight then may or may not leave receipts."""
-        self._pool.close()
+        if self._pool is not None:
+            self._pool.close()
 
 
 def overrun_rows(files: Files, plan: Plan, wave: int) -> int:

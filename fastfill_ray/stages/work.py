@@ -6,8 +6,8 @@ no wave reaches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -20,7 +20,7 @@ from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import units_path, work_path
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import U64, Bools, Model
+from fastfill_ray.types import I64, U64, Bools, Model
 
 # Where a row's new vector is: to be embedded, or in a segment of the version that the plan begins with; from 0 on the
 # number of the file that holds it.
@@ -32,6 +32,10 @@ class VectorFile(Model):
 
     vectors: FileRef
     items: FileRef
+
+
+KnownRows = Mapping[str, Mapping[int, tuple[VectorFile, int]]]
+"""{unit of a chunk: {offset: the file that holds the row's new vector already, and the row in it}}"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,16 @@ class RowWork:
         nowhere = np.full(len(wave), DUE, np.int32)
         return cls(wave, stale, nowhere, nowhere)
 
+    def with_known(self, known: Mapping[int, tuple[VectorFile, int]]) -> RowWork:
+        """The same, where the vectors of some due rows {offset: (file, row)} are known."""
+        source, source_row, files = self.source.copy(), self.source_row.copy(), list(self.files)
+        for offset, (file, row) in known.items():
+            if source[offset] == DUE:
+                if file not in files:
+                    files.append(file)
+                source[offset], source_row[offset] = files.index(file), row
+        return replace(self, source=source, source_row=source_row, files=tuple(files))
+
     def due(self, wave: int) -> Bools:
         """(n,) the rows that are to be embedded in a wave."""
         return (self.wave == wave) & (self.source == DUE)
@@ -61,6 +75,12 @@ class RowWork:
     def known(self, wave: int) -> Bools:
         """(n,) the rows that become new in a wave with a vector that there is already."""
         return (self.wave == wave) & (self.source >= 0)
+
+    def known_in(self, wave: int) -> Iterator[tuple[VectorFile, I64]]:
+        """The files that hold vectors of ``known`` rows, and their rows in each."""
+        chosen = self.known(wave)
+        for number in np.unique(self.source[chosen]).tolist():
+            yield self.files[number], self.source_row[chosen & (self.source == number)].astype(np.int64)
 
 
 class ChunkWork(Model):
@@ -90,6 +110,12 @@ class WorkList:
     def wave_rows(self) -> tuple[int, ...]:
         """Rows per wave (W + 2,)."""
         return tuple(np.array([chunk.rows for chunk in self.chunks], np.int64).sum(axis=0).tolist())
+
+    @property
+    def due_rows(self) -> tuple[int, ...]:
+        """Rows per wave that become new in it, embedded for it or known before (W + 2,)."""
+        counts = [[*map(sum, zip(chunk.due, chunk.known, strict=True))] for chunk in self.chunks]
+        return tuple(np.array(counts, np.int64).sum(axis=0).tolist())
 
     def absent(self, waves: Iterable[int]) -> tuple[int, str]:
         """Rows that are absent while none of `waves` is embedded, and the digest of their ids."""
@@ -128,9 +154,15 @@ def count_rows(unit: str, bucket: int, rows: RowWork, keys: Callable[[], U64], w
 
 def put_rows(files: Files, plan: str, chunks: Sequence[tuple[ChunkWork, RowWork]]) -> list[ChunkWork]:
     """Store the rows of some chunks as one work file, and name it in their entries."""
+    reference = put_work_file(files, plan, [(chunk.unit, rows) for chunk, rows in chunks])
+    return [chunk.model_copy(update={"file": reference}) for chunk, _ in chunks]
+
+
+def put_work_file(files: Files, plan: str, chunks: Sequence[tuple[str, RowWork]]) -> FileRef:
+    """Store the rows of some chunks (unit, rows) as one work file."""
     table = pa.table(
         {
-            "unit": [chunk.unit for chunk, _ in chunks],
+            "unit": [unit for unit, _ in chunks],
             "wave": pa.array([rows.wave for _, rows in chunks], pa.list_(pa.int16())),
             "stale": pa.array([rows.stale for _, rows in chunks], pa.list_(pa.bool_())),
             "source": pa.array([rows.source for _, rows in chunks], pa.list_(pa.int32())),
@@ -138,8 +170,7 @@ def put_rows(files: Files, plan: str, chunks: Sequence[tuple[ChunkWork, RowWork]
             "files": pa.array([[file.model_dump() for file in rows.files] for _, rows in chunks], pa.list_(_VECTORS)),
         }
     )
-    reference = put_content(files, partial(work_path, plan), table_bytes(table))
-    return [chunk.model_copy(update={"file": reference}) for chunk, _ in chunks]
+    return put_content(files, partial(work_path, plan), table_bytes(table))
 
 
 _FILE = pa.struct([("path", pa.string()), ("size", pa.int64()), ("sha256", pa.string()), ("tag", pa.string())])

@@ -7,7 +7,7 @@ from typing import Literal
 
 from fastfill_ray.types import check_path
 
-Stage = Literal["pairs", "alignment", "choice", "scores", "evaluation"]
+Stage = Literal["ledger", "changes", "sample", "pairs", "alignment", "choice", "scores", "evaluation"]
 LOG = "log"
 DRIVERS = "drivers"
 REPORT_HTML = "reports/report.html"
@@ -113,7 +113,7 @@ def is_work_of(plan: str, path: str) -> bool:
 
 
 def chunk_unit(digest: str) -> str:
-    """Unit id of a gallery chunk; digest: 16 hex digits that name its rows."""
+    """Unit id of a gallery chunk, or of a part of the ledger; digest: 16 hex digits that name its rows."""
     return f"c{digest}"
 
 
@@ -133,7 +133,7 @@ def query_unit(unit: int) -> str:
 
 
 def unit_output(folder: str, unit: str, digest: str) -> str:
-    """A unit's vectors, content-addressed by their sha256, so that a racing twin never overwrites other bytes."""
+    """What a unit has made, content-addressed by their sha256, so that a racing twin never overwrites other bytes."""
     return check_path(f"{folder}/{unit}.{digest[:16]}.parquet")
 
 
@@ -178,7 +178,7 @@ def receipts_for(path: str) -> tuple[str, ...]:
         # The list of all score files, which names this one, follows from their receipts.
         whole = (f"{folder}/receipt.json",) if top == "scores" else ()
         return (unit_receipt(*found), *whole)
-    if top in {"pairs", "alignment", "choice", "scores"}:
+    if top in {"sample", "pairs", "alignment", "choice", "scores"}:
         return (f"{folder}/thresholds.receipt.json" if name.startswith("thresholds.") else f"{folder}/receipt.json",)
     return ()
 

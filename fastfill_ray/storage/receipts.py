@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import Field
 from fastfill_ray.errors import CorruptFile, FileMissing
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import parse_unit_receipt
+from fastfill_ray.storage.paths import parse_unit_receipt, unit_receipt
 from fastfill_ray.storage.sealed import seal_file, unseal_file
 from fastfill_ray.types import Model
 
@@ -62,13 +63,22 @@ def read_receipt(files: Files, path: str) -> Receipt | None:
         return None
 
 
-def find_receipts(files: Files, folder: str) -> dict[str, Receipt]:
+def find_done(files: Files, folder: str) -> set[str]:
+    """The units of a folder that have a receipt; none is read."""
+    return {unit for path in files.list(folder) if (unit := parse_unit_receipt(path)) is not None}
+
+
+def find_receipts(files: Files, folder: str, among: Set[str] | None = None) -> dict[str, Receipt]:
     """The units of a folder that are done: {unit: receipt}.
+
+    Args:
+        among: only these.
 
     Raises:
         CorruptFile: names every damaged one.
     """
-    units = {path: unit for path in files.list(folder) if (unit := parse_unit_receipt(path)) is not None}
+    done = find_done(files, folder)
+    units = {unit_receipt(folder, unit): unit for unit in sorted(done if among is None else done & among)}
     found: dict[str, Receipt] = {}
     damaged: list[CorruptFile] = []
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -21,11 +21,10 @@ from fastfill_ray.backfill import _run
 from fastfill_ray.config import load_config
 from fastfill_ray.engine import trainer
 from fastfill_ray.engine.in_process import InProcessEngine
-from fastfill_ray.ordering.partition import sample_pairs
 from fastfill_ray.stages import embed
 from tests import synthetic
 
-PAIRS = np.concatenate(list(sample_pairs(600, 120, (0.7, 0.15, 0.15), seed=0).values()))
+PAIRS = np.concatenate(list(synthetic.drawn_pairs(synthetic.item_ids(600), 120).values()))
 OTHERS = np.setdiff1d(np.arange(600), PAIRS)
 # Rows whose old vector is missing, too short, or not a number: the first is a pair, the others absent until embedded.
 ABSENT = [int(OTHERS[100]), int(OTHERS[300])]

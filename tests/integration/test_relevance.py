@@ -16,7 +16,6 @@ import pytest
 import fastfill_ray as ff
 from fastfill_ray.errors import ConfigError, InputError
 from fastfill_ray.log.records import MetricValue
-from fastfill_ray.ordering.partition import sample_pairs
 from fastfill_ray.retrieval.metrics import per_query
 from fastfill_ray.retrieval.ranking import rank_hits
 from tests import synthetic
@@ -99,7 +98,7 @@ def test_lists_of_labels_count_items_that_share_one_and_teach_no_class(
     last, plan = result.state.versions[-1], result.state.plan
     assert plan is not None
     assert last.fraction == 1
-    audit = np.sort(sample_pairs(ROWS, 110, (0.7, 0.15, 0.15), seed=0)["audit"])
+    audit = synthetic.drawn_pairs(synthetic.item_ids(ROWS), 110)["audit"]
     for values, scope, rows in (
         (last.metrics, "gallery", np.arange(ROWS)),
         (plan.baselines["new/new"], "audit", audit),
@@ -131,7 +130,7 @@ def test_items_that_ask_are_not_their_own_answer_by_a_list(
         waves=[1.0],
     )
     result = in_process(given)
-    audit = np.sort(sample_pairs(ROWS, 110, (0.7, 0.15, 0.15), seed=0)["audit"])
+    audit = synthetic.drawn_pairs(synthetic.item_ids(ROWS), 110)["audit"]
     tags = [set(tags_of(row, classes[row]) or ()) - {None} for row in range(ROWS)]
     last = result.state.versions[-1]
     for scope, rows in (("gallery", range(ROWS)), ("audit", audit.tolist())):

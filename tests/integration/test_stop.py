@@ -19,7 +19,7 @@ from tests.integration.conftest import Workshop, in_process
 from tests.integration.test_kill import _markers
 
 WAVES = [0.25, 0.5, 0.7, 1.0]
-TARGET = 0.6
+TARGET = 0.88
 
 
 @pytest.fixture(scope="module")

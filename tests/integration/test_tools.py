@@ -30,7 +30,6 @@ from PIL import Image
 import fastfill_ray as ff
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.log.records import Version
-from fastfill_ray.ordering.partition import sample_pairs
 from fastfill_ray.retrieval.metrics import per_query
 from fastfill_ray.retrieval.ranking import rank_hits
 from tests import synthetic
@@ -93,9 +92,9 @@ def assert_complete(root: Path, result: ff.BackfillResult, ids: Sequence[Any], r
     assert found[:, 0].tolist() == list(ids)
 
 
-def assert_map_of_labels(result: ff.BackfillResult) -> None:
+def assert_map_of_labels(result: ff.BackfillResult, ids: Sequence[int | str] = range(ROWS)) -> None:
     """The published version's mAP by label is that of a plain loop over all items, asked with the audit items."""
-    audit = np.sort(sample_pairs(ROWS, PAIRS, (0.7, 0.15, 0.15), seed=0)["audit"])
+    audit = synthetic.drawn_pairs(ids, PAIRS)["audit"]
     unit = NEW / np.linalg.norm(NEW, axis=1, keepdims=True)
     scores = unit[audit] @ unit.T
     relevant = CLASSES[audit][:, None] == CLASSES[None]
@@ -134,7 +133,7 @@ def test_shards_of_pandas_polars_and_duckdb_with_uuids_are_one_gallery(tmp_path:
     result, said = backfilled(tmp_path)
     assert f"gallery: 300 items in 6 files; old vectors: {DIM} x float32 (list)" in said
     assert_complete(tmp_path, result, ids, range(ROWS))
-    assert_map_of_labels(result)
+    assert_map_of_labels(result, ids)
 
 
 def test_integers_of_several_tools_and_tensors_of_ray_are_one_gallery(tmp_path: Path) -> None:
@@ -205,11 +204,7 @@ def test_partitions_of_a_tool_are_a_label(tmp_path: Path, tool: str) -> None:
     assert {"label" in pq.ParquetFile(path).schema_arrow.names for path in files} == {tool == "polars"}
     result, _ = backfilled(tmp_path)
     assert_complete(tmp_path, result, list(range(ROWS)), range(ROWS))
-    order = [row for path in sorted(map(str, files)) for row in pq.ParquetFile(path).read(["id"])["id"].to_pylist()]
-    plan = result.state.plan
-    assert plan is not None
-    # The pairs are drawn by row numbers: who asks is who lies there.
-    audit = [order[row] for row in np.sort(sample_pairs(ROWS, PAIRS, (0.7, 0.15, 0.15), seed=0)["audit"])]
+    audit = synthetic.drawn_pairs(range(ROWS), PAIRS)["audit"]
     answered = sum((CLASSES[row] == CLASSES).sum() > 1 for row in audit)
     found = metric(result.state.versions[-1].metrics, "gallery", "label", "map")
     unit = NEW / np.linalg.norm(NEW, axis=1, keepdims=True)
@@ -356,7 +351,7 @@ def test_new_items_of_pandas_are_absent_until_embedded_and_judgements_of_zero_do
     result, said = backfilled(tmp_path, **sections)
     assert f"600 items in 1 file; old vectors: {DIM} x float32 (list)" in said
     assert result.finished
-    pairs = np.concatenate(list(sample_pairs(num, 200, (0.7, 0.15, 0.15), seed=0).values()))
+    pairs = np.concatenate(list(synthetic.drawn_pairs(range(num), 200).values()))
     absent = set(range(new)) - set(pairs.tolist())
     first, last = result.state.versions
     assert set(held(tmp_path, first)) == set(range(num)) - absent

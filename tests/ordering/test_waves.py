@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.ordering import waves as plan
 from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest, seeded_hash
-from fastfill_ray.ordering.partition import MIN_SPLIT, Chunk, cut_buckets, cut_chunks, sample_pairs
+from fastfill_ray.ordering.partition import Chunk, cut_buckets, cut_chunks
 from fastfill_ray.ordering.waves import (
     KEY_LEVELS,
     KEY_SPACE,
@@ -85,50 +85,6 @@ def test_a_lost_a_doubled_or_a_changed_id_changes_the_digest(ids: list[int], dat
     other = data.draw(INT64.filter(lambda value: value != ids[at]))
     for changed in (ids[:at] + ids[at + 1 :], [*ids, ids[at]], [*ids[:at], other, *ids[at + 1 :]]):
         assert ids_digest(changed) != ids_digest(ids)
-
-
-# Pairs
-
-
-def test_pairs_are_disjoint_sorted_sized_by_the_split_and_the_same_for_a_seed() -> None:
-    parts = sample_pairs(5000, 1000, SPLIT, 3)
-    assert {name: len(rows) for name, rows in parts.items()} == {"train": 700, "calibration": 150, "audit": 150}
-    together = np.concatenate(list(parts.values()))
-    assert len(np.unique(together)) == 1000
-    assert together.min() >= 0
-    assert together.max() < 5000
-    for name, rows in parts.items():
-        assert (np.diff(rows) > 0).all()
-        np.testing.assert_array_equal(rows, sample_pairs(5000, 1000, SPLIT, 3)[name])
-    assert not np.array_equal(parts["audit"], sample_pairs(5000, 1000, SPLIT, 4)["audit"])
-
-
-def test_every_row_is_equally_likely_to_be_a_pair_of_each_part() -> None:
-    rows, count, trials = 400, 200, 400
-    drawn = {name: np.zeros(rows) for name in MIN_SPLIT}
-    for seed in range(trials):
-        for name, chosen in sample_pairs(rows, count, SPLIT, seed).items():
-            drawn[name][chosen] += 1
-    for name, share in zip(MIN_SPLIT, SPLIT, strict=True):
-        chance = share * count / rows
-        deviation = (drawn[name] - trials * chance) / np.sqrt(trials * chance * (1 - chance))
-        assert abs(deviation).max() < 5
-        assert 0.8 < deviation.std() < 1.2
-
-
-def test_all_rows_can_be_pairs() -> None:
-    parts = sample_pairs(200, 200, SPLIT, 0)
-    assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(200))
-
-
-def test_more_pairs_than_rows_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"pairs\.count: found 201, the gallery has 200 rows"):
-        sample_pairs(200, 201, SPLIT, 0)
-
-
-def test_pairs_too_few_to_decide_anything_are_refused_naming_the_part() -> None:
-    with pytest.raises(ConfigError, match=r"gives 15 calibration pairs; at least 16.*Raise pairs\.count"):
-        sample_pairs(200, 100, SPLIT, 0)
 
 
 # Chunks and buckets

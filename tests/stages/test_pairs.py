@@ -7,9 +7,10 @@ from typing import Any
 
 from fastfill_ray.config import BackfillConfig, load_config
 from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.stages.draw import Drawn
 from fastfill_ray.stages.queries import pin_queries, plan_queries
 from fastfill_ray.stages.sample import plan_pairs
-from fastfill_ray.stages.snapshot import inspect_gallery
+from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery
 from fastfill_ray.types import fingerprint
 from tests import synthetic
 
@@ -18,22 +19,29 @@ def config(root: Path, **gallery: Any) -> BackfillConfig:
     return load_config(synthetic.config(root, gallery=gallery, **synthetic.with_queries(root)))
 
 
-def test_a_group_column_gives_the_pairs_another_name_and_none_leaves_the_one_they_had(tmp_path: Path) -> None:
+def test_pairs_are_named_by_what_is_drawn_and_by_the_columns_that_they_are_read_from(tmp_path: Path) -> None:
     synthetic.write_gallery(tmp_path / "gallery")
-    plain, grouped = config(tmp_path), config(tmp_path, group_column="group")
-    snapshot = inspect_gallery(InputStore(), InputStore().find(plain.gallery.path), plain.gallery, plain.resources)
-    before = [
-        snapshot.fingerprint,
-        snapshot.cut,
-        plain.pairs.model_dump(mode="json"),
-        plain.seed,
-        "space",
-        [("x",), "label"],
-    ]
-    assert plan_pairs(plain.pairs, plain.gallery, snapshot, "space", plain.seed).fingerprint == fingerprint(before)
-    assert plan_pairs(grouped.pairs, grouped.gallery, snapshot, "space", grouped.seed).fingerprint != fingerprint(
-        before
-    )
+    plain = config(tmp_path)
+    found = inspect_gallery(InputStore(), InputStore().find(plain.gallery.path), plain.gallery, plain.resources)
+    snapshot = found.model_copy(update={"ledger": "ledger/of-these-columns"})
+    units = [chunk.unit for chunk in snapshot.chunks[:2]]
+    drawn = Drawn({units[0]: (1, 4), units[1]: (0,)}, {units[0]: ("train", "audit"), units[1]: ("train",)})
+
+    def name(drawn: Drawn, snapshot: Snapshot, space: str = "space", **gallery: Any) -> str:
+        return plan_pairs(drawn, config(tmp_path, **gallery).gallery, snapshot, space).fingerprint
+
+    first = name(drawn, snapshot)
+    others = {
+        name(Drawn({**drawn.offsets, units[1]: (1,)}, drawn.split_of), snapshot),
+        name(Drawn(drawn.offsets, {**drawn.split_of, units[1]: ("audit",)}), snapshot),
+        name(drawn, snapshot, "another space"),
+        name(drawn, snapshot, payload_columns=["x", "label"]),
+        name(drawn, snapshot.model_copy(update={"ledger": "ledger/of-others"})),
+    }
+    assert len({first, *others}) == 6
+    # The gallery around the drawn rows has no say, nor has the order of its files.
+    assert name(drawn, snapshot.model_copy(update={"fingerprint": "another"})) == first
+    assert name(Drawn(dict(reversed(drawn.offsets.items())), drawn.split_of), snapshot) == first
 
 
 def test_without_a_group_column_the_embedded_queries_keep_their_name(tmp_path: Path) -> None:

@@ -1,0 +1,379 @@
+"""A plan over a gallery of which some is new already: what is served stays, what is known is taken, the rest is due.
+
+Legend: n rows of a chunk, W waves.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion, read_deletion
+from fastfill_ray.inputs.gallery import Source
+from fastfill_ray.log.carry import Kept
+from fastfill_ray.log.records import Changes, FileRef, Plan, Segment
+from fastfill_ray.log.state import State
+from fastfill_ray.ordering.waves import order_wave
+from fastfill_ray.stages.compare import Compared, compare
+from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.known import Known, gather_known, put_known, read_known, vector_file
+from fastfill_ray.stages.ledger import LedgerPart, ledger_parts, read_keys
+from fastfill_ray.stages.score import ScoredChunk, read_chunk_keys
+from fastfill_ray.stages.segments import put_segments
+from fastfill_ray.stages.snapshot import Snapshot, read_snapshot
+from fastfill_ray.stages.work import (
+    DUE,
+    SERVED,
+    ChunkWork,
+    RowWork,
+    VectorFile,
+    WorkList,
+    count_rows,
+    put_rows,
+    put_work_file,
+    read_work_list,
+    rows_in,
+)
+from fastfill_ray.storage.arrow import read_table
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.paths import deletion_vector_path, stage_folder, wave_folder
+from fastfill_ray.storage.receipts import Receipt, find_receipts
+from fastfill_ray.storage.refs import get_verified
+from fastfill_ray.types import U64
+
+# Chunks that one task puts into waves; they share a work file.
+CHUNKS_PER_TASK = 64
+
+
+@dataclass(frozen=True)
+class ChunkHistory:
+    """What the plans from the base's on have made of a chunk whose file is pinned as before.
+
+    entries: per plan its work file, and its receipts by wave. newest: the last wave of the first plan that is new in the
+    base.
+    """
+
+    entries: tuple[tuple[FileRef, Mapping[int, Receipt]], ...]
+    newest: int
+
+
+@dataclass(frozen=True)
+class StandingChunk:
+    """A chunk of the new snapshot, and where to look up what is new of it.
+
+    part, start: the part of the ledger that it is in, and its first row there. history: None where its file came.
+    """
+
+    unit: str
+    first_row: int
+    rows: int
+    part: LedgerPart
+    start: int
+    history: ChunkHistory | None
+
+    def keys(self, files: Files) -> U64:
+        """The keys (n, 2) of its items."""
+        return read_keys(files, self.part)[self.start : self.start + self.rows]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What tasks need to know to tell what is new of a chunk. space: the new model's."""
+
+    files: Files
+    space: str
+    compared: Compared
+    known: Known
+
+    def of_group(self, chunks: Sequence[StandingChunk]) -> Iterator[tuple[StandingChunk, RowWork, np.ndarray]]:
+        """Per chunk what is served, known or due of it, and which rows (n,) changed.
+
+        Waves and stale vectors are those of the base's plan; where the file came, waves are 0 and nothing is stale.
+        """
+        numbers = self.compared.numbers
+        came = _read_items(self.files, self.compared, {numbers[c.part.unit] for c in chunks if c.history is None})
+        for chunk in chunks:
+            if chunk.history is not None:
+                rows = _of_history(self.files, self.space, chunk, chunk.history)
+                yield chunk, rows, np.zeros(chunk.rows, bool)
+            else:
+                items = came[numbers[chunk.part.unit]].slice(chunk.start, chunk.rows)
+                yield chunk, _of_items(self.known, items), items.column("changed").to_numpy(zero_copy_only=False)
+
+
+def standing_chunks(snapshot: Snapshot, histories: Mapping[str, ChunkHistory]) -> list[StandingChunk]:
+    """The chunks of a snapshot in its order.
+
+    Args:
+        histories: {unit: history} of the chunks whose files are pinned as before.
+    """
+    chunks, result = iter(snapshot.chunks), []
+    for part in ledger_parts(snapshot):
+        start = 0
+        for rows in part.chunk_rows:
+            chunk = next(chunks)
+            result.append(StandingChunk(chunk.unit, chunk.start, rows, part, start, histories.get(chunk.unit)))
+            start += rows
+    return result
+
+
+def _of_history(files: Files, space: str, chunk: StandingChunk, history: ChunkHistory) -> RowWork:
+    (first, receipts), *later = history.entries
+    rows = rows_in(files, first, chunk.unit)
+    served = (rows.source == SERVED) | ((rows.source >= 0) & (rows.wave <= history.newest))
+    result = _Sources(rows)
+    for wave, receipt in sorted(receipts.items()):
+        embedded = _embedded(rows, wave, chunk, receipt)
+        if wave <= history.newest:
+            served[embedded] = True
+        else:
+            result.add(vector_file(receipt, space), embedded)
+    for file, receipts in later:
+        there = rows_in(files, file, chunk.unit)
+        result.take(there)
+        for wave, receipt in sorted(receipts.items()):
+            result.add(vector_file(receipt, space), _embedded(there, wave, chunk, receipt))
+    result.source[served] = SERVED
+    return RowWork(rows.wave, rows.stale, result.source, result.source_row, tuple(result.files))
+
+
+def _embedded(rows: RowWork, wave: int, chunk: StandingChunk, receipt: Receipt) -> np.ndarray:
+    """The rows that a receipt vouches for, in the order of its vectors."""
+    bad = [fault.row - chunk.first_row for fault in receipt.quarantined]
+    embedded = np.setdiff1d(np.flatnonzero(rows.due(wave)), bad)
+    # Pairs that were known by then are not in the receipt: they are found by their digests.
+    return embedded if len(embedded) == receipt.rows else np.empty(0, np.int64)
+
+
+class _Sources:
+    """Where new vectors of the rows of a chunk are: the first that is found stays."""
+
+    def __init__(self, rows: RowWork) -> None:
+        self.source, self.source_row, self.files = rows.source.copy(), rows.source_row.copy(), list(rows.files)
+
+    def add(self, file: VectorFile | None, rows: np.ndarray) -> None:
+        """Rows [0, len(rows)) of `file` are the vectors of `rows`."""
+        if file is None:
+            return
+        free = np.flatnonzero(self.source[rows] == DUE)
+        if len(free):
+            self.source[rows[free]], self.source_row[rows[free]] = len(self.files), free
+            self.files.append(file)
+
+    def take(self, other: RowWork) -> None:
+        """What another plan knew of the same rows."""
+        taken = (self.source == DUE) & (other.source >= 0)
+        self.source[taken] = other.source[taken] + len(self.files)
+        self.source_row[taken] = other.source_row[taken]
+        if taken.any():
+            self.files += other.files
+
+
+def _of_items(known: Known, items: pa.Table) -> RowWork:
+    """The rows of a chunk whose file came, by what the comparison found."""
+    source = items.column("source").to_numpy().copy()
+    used, place = np.unique(source[source >= 0], return_inverse=True)
+    source[source >= 0] = place
+    nothing = np.zeros(len(source), bool)
+    files = tuple(known.files[number] for number in used.tolist())
+    return RowWork(nothing.astype(np.int16), nothing, source, items.column("source_row").to_numpy(), files)
+
+
+def _read_items(files: Files, compared: Compared, parts: set[int]) -> dict[int, pa.Table]:
+    """{number of a part that came: what the comparison found of its items, in their order}."""
+    if not parts:
+        return {}
+    wanted = pa.array(sorted(parts), pa.int32())
+    found = []
+    for reference in compared.items:
+        table = read_table(get_verified(files, reference), name=reference.path)
+        found.append(table.filter(pa.compute.is_in(table.column("part"), wanted)))
+    table = pa.concat_tables(found).sort_by([("part", "ascending"), ("offset", "ascending")])
+    numbers = table.column("part").to_numpy()
+    ends = {part: np.searchsorted(numbers, [part, part + 1]).tolist() for part in parts}
+    return {part: table.slice(start, end - start) for part, (start, end) in ends.items()}
+
+
+# What there is when a plan is made
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a new plan takes over.
+
+    kept: what of the log; None where nothing is served, or its index is made in another way. segments: of the version
+    that the plan begins with, unmasked. buckets: {unit: bucket} of the chunks whose files are pinned as before.
+    """
+
+    kept: Kept | None
+    segments: tuple[Segment, ...]
+    chunks: tuple[StandingChunk, ...]
+    buckets: Mapping[str, int]
+    standing: Standing
+    known: FileRef
+
+    @property
+    def changes(self) -> Changes:
+        return self.standing.compared.changes
+
+    def groups(self) -> list[list[StandingChunk]]:
+        """The chunks in their order, in groups that one task puts into waves."""
+        return [list(self.chunks[i : i + CHUNKS_PER_TASK]) for i in range(0, len(self.chunks), CHUNKS_PER_TASK)]
+
+    def inherit(self, context: Context, plan: str, epoch: int, *, catch_up: int | None) -> FileRef | None:
+        """The segments that the plan begins with, less what is dead, as a file; None where it begins with none.
+
+        Args:
+            catch_up: see ``Kept``; None where the order is made anew: then no stale segment is kept.
+        """
+        if self.kept is None:
+            return None
+        dead = self.standing.compared.dead
+        inheritance = Inheritance(context.files, plan, epoch, dead, catch_up or 0)
+        numbered = [(n, each) for n, each in enumerate(self.segments) if each.state == "new" or catch_up is not None]
+        found = context.engine.run_tasks(inheritance, numbered, name="begin with segments", ordered=True)
+        return put_segments(context.files, plan, [segment for _, segment in found if segment is not None])
+
+
+def carry_over(
+    context: Context, source: Source, snapshot: Snapshot, state: State, kept: Kept | None, space: str
+) -> Carried | None:
+    """What a plan over `snapshot` takes over; None where there is no plan yet.
+
+    Args:
+        kept: None where nothing of what is served can be kept as it is: then everything is looked up by its digest.
+        space: fingerprint of the new model.
+    """
+    if state.plan is None:
+        return None
+    files = context.files
+    reference = state.plan if kept is None else kept.plan
+    before = read_snapshot(files, reference.snapshot)
+    plans = state.plans[[plan.plan for plan in state.plans].index(reference.plan) :]
+    known = gather_known(context.engine, files, read_known(files, state.plan.known), space, frozenset())
+    segments = () if kept is None else kept.base.segments
+    looked_up = kept is None and state.serving is not None  # rows that are served have no source in work files
+    there = set() if looked_up else {part.unit for part in ledger_parts(before)}
+    now = {part.unit for part in ledger_parts(snapshot)}
+    came = [part for part in ledger_parts(snapshot) if part.unit not in there]
+    went = [part for part in ledger_parts(before) if part.unit not in now or looked_up]
+    compared = compare(context, source, (came, went), segments, known)
+    works = [(plan, read_work_list(files, plan.units)) for plan in plans]
+    newest = -1 if kept is None else kept.plan.newest_wave([v.version for v in kept.versions].index(kept.base.version))
+    histories = {} if looked_up else _histories(files, works, newest)
+    chunks = standing_chunks(snapshot, histories)
+    buckets = {chunk.unit: chunk.bucket for chunk in works[0][1].chunks if chunk.unit in histories}
+    standing = Standing(files, space, compared, known)
+    return Carried(kept, segments, tuple(chunks), buckets, standing, put_known(files, known))
+
+
+def _histories(files: Files, works: Sequence[tuple[Plan, WorkList]], newest: int) -> dict[str, ChunkHistory]:
+    """{unit: history} of the chunks of the first plan."""
+    entries: dict[str, list[tuple[FileRef, Mapping[int, Receipt]]]] = {chunk.unit: [] for chunk in works[0][1].chunks}
+    for plan, work in works:
+        receipts: dict[str, dict[int, Receipt]] = {}
+        folders = {wave: wave_folder(plan.plan, wave) for wave in range(1, len(plan.waves) + 1)}
+        if plan.follows is None:
+            folders[0] = stage_folder("pairs", plan.pairs)
+        for wave, folder in folders.items():
+            for unit, receipt in find_receipts(files, folder).items():
+                receipts.setdefault(unit, {})[wave] = receipt
+        for chunk in work.chunks:
+            if chunk.unit in entries:
+                entries[chunk.unit].append((chunk.file, receipts.get(chunk.unit, {})))
+    return {unit: ChunkHistory(tuple(each), newest) for unit, each in entries.items()}
+
+
+# A plan that follows: thresholds stay, and so do the waves of items that stay.
+
+
+def put_standing(standing: Standing, plan: str, chunks: Sequence[StandingChunk]) -> dict[str, FileRef]:
+    """{unit: work file that says what of it is new already}: for a plan whose order is made anew."""
+    rows = [(chunk.unit, rows) for chunk, rows, _ in standing.of_group(chunks)]
+    reference = put_work_file(standing.files, plan, rows)
+    return {unit: reference for unit, _ in rows}
+
+
+@dataclass(frozen=True)
+class Following:
+    """How rows get their waves in a plan that follows.
+
+    catch_up: see ``Kept``. steady: nothing is stale, so that there is one wave for all. cuts: of the plan before.
+    scored: {unit of a chunk that came: its score file}; empty where steady.
+    """
+
+    standing: Standing
+    plan: str
+    catch_up: int
+    steady: bool
+    cuts: tuple[int, ...]
+    scored: Mapping[str, FileRef]
+
+    def __call__(self, chunks: Sequence[StandingChunk]) -> list[ChunkWork]:
+        files, placed = self.standing.files, []
+        for chunk, rows, changed in self.standing.of_group(chunks):
+            placed_rows = self._placed(chunk, rows, changed)
+            keys = partial(chunk.keys, files)
+            placed.append((count_rows(chunk.unit, 0, placed_rows, keys, len(self.cuts) + 2), placed_rows))
+        return put_rows(files, self.plan, placed)
+
+    def _placed(self, chunk: StandingChunk, rows: RowWork, changed: np.ndarray) -> RowWork:
+        rest, wave, stale = len(self.cuts) + 1, rows.wave, rows.stale
+        if self.steady:
+            wave = np.full(chunk.rows, self.catch_up, np.int16)
+        elif chunk.history is None:
+            scored = read_chunk_keys(
+                files=self.standing.files, chunk=ScoredChunk(chunk.unit, self.scored[chunk.unit], ())
+            )
+            wave, stale = order_wave(scored.keys, self.cuts), scored.usable
+            wave = np.where(changed | ~stale, np.int16(self.catch_up), wave)
+        wave = np.where(wave < rest, np.maximum(wave, self.catch_up), wave)
+        wave = np.where(rows.source == SERVED, 0, wave).astype(np.int16)
+        return replace(rows, wave=wave, stale=stale)
+
+
+# The segments that a plan begins with
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """How a plan keeps the segments of its base: those of new vectors in wave 0, stale ones of waves that are through in
+    wave `catch_up`, in which their items are embedded.
+
+    epoch: goes into the names of deletion vectors. dead: see ``Compared``.
+    """
+
+    files: Files
+    plan: str
+    epoch: int
+    dead: tuple[FileRef, ...]
+    catch_up: int
+
+    def __call__(self, numbered: tuple[int, Segment]) -> Segment | None:
+        """The segment without the rows that are dead; None where none is left."""
+        number, segment = numbered
+        wave = 0 if segment.state == "new" else max(segment.wave, self.catch_up)
+        segment = segment.model_copy(update={"wave": wave})
+        dead = np.concatenate([np.empty(0, np.int64), *(self._dead_rows(reference, number) for reference in self.dead)])
+        before = read_deletion(self.files, segment)
+        rows = np.union1d(before.rows[~before.deleted], dead)
+        if len(rows) == segment.rows:
+            return None
+        if len(rows) == len(before.rows):
+            return segment
+        if len(rows) == 0:
+            return segment.model_copy(update={"deletion": None})
+        table = read_table(get_verified(self.files, segment.ids), name=segment.ids.path, columns=["id"])
+        path = deletion_vector_path(self.plan, wave, segment.bucket, segment.state, self.epoch, uuid.uuid4().hex)
+        vector = DeletionVector(rows, np.zeros(len(rows), bool))
+        deletion = put_deletion(self.files, path, vector, table.column("id").combine_chunks())
+        return segment.model_copy(update={"deletion": deletion})
+
+    def _dead_rows(self, reference: FileRef, number: int) -> np.ndarray:
+        table = read_table(get_verified(self.files, reference), name=reference.path)
+        return table.filter(pa.compute.equal(table.column("segment"), number)).column("row").to_numpy().astype(np.int64)

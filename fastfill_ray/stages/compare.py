@@ -1,0 +1,315 @@
+"""Two snapshots compared, and what is known laid beside them: which items came, changed and went.
+
+Only files that are not pinned as before are looked at: their payloads (or versions) are read once and kept as digests,
+part by part. Everything else is compared by keys, partition by partition: no process ever holds all of them.
+
+Legend: N items of a part.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fastfill_ray.index.deletion_vector import read_deletion
+from fastfill_ray.inputs.changes import payload_digests, version_digests
+from fastfill_ray.inputs.gallery import Source, item_groups, item_labels
+from fastfill_ray.inputs.labels import stored_label_type
+from fastfill_ray.inputs.parquet import Span, in_one_pass, read_rows, read_spans
+from fastfill_ray.log.records import Changes, FileRef, Segment
+from fastfill_ray.ordering.ids import item_keys
+from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.known import KNOWN_SCHEMA, Known, cut_by_key, num_partitions
+from fastfill_ray.stages.ledger import LedgerPart, read_keys
+from fastfill_ray.stages.work import DUE, SERVED
+from fastfill_ray.storage.arrow import keys_column, read_table, table_bytes
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.paths import compared_path, stage_folder, unit_output, unit_receipt
+from fastfill_ray.storage.receipts import Receipt, find_receipts, put_receipt
+from fastfill_ray.storage.refs import get_verified, put_content
+from fastfill_ray.types import fingerprint
+
+_BINARY = pa.binary(16)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the comparison found, in files, one per partition.
+
+    items: of the parts that came: columns part (its number in `parts`), offset, source and source_row as in
+    ``stages.work.RowWork``, changed. dead: of the base's segments: segment (its number), row.
+    """
+
+    parts: tuple[LedgerPart, ...] = ()
+    items: tuple[FileRef, ...] = ()
+    dead: tuple[FileRef, ...] = ()
+    changes: Changes = Changes(added=0, changed=0, removed=0)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """{unit of a part that came: its number}."""
+        return {part.unit: number for number, part in enumerate(self.parts)}
+
+
+def digest_parts(
+    context: Context, source: Source, parts: Sequence[LedgerPart], *, payloads: bool
+) -> dict[str, FileRef]:
+    """{unit of a part: file with columns payload, version, beside (N,)}, read once and kept.
+
+    Args:
+        payloads: whether payloads are read also where a version stands for them.
+    """
+    config, files = source.config, context.files
+    columns = [config.payload_columns, config.version_column, config.label_column, config.group_column]
+    folder = stage_folder("changes", fingerprint([*columns, source.label_kind, payloads]))
+    receipts = find_receipts(files, folder, {part.unit for part in parts})
+    missing = [part for part in parts if part.unit not in receipts]
+    if missing:
+        rows = sum(part.rows for part in parts)
+        digest = partial(_digest_parts, files, source, folder, payloads)
+        groups = in_one_pass(missing, lambda part: part.span)
+        done = rows - sum(part.rows for part in missing)
+        with context.progress.stage("changes", rows, "items", done=done) as bar:
+            for receipt in context.engine.run_units(digest, groups):
+                receipts[receipt.unit] = receipt
+                bar.advance(receipt.rows)
+    return {part.unit: receipts[part.unit].outputs[0] for part in parts}
+
+
+def _digest_parts(
+    files: Files, source: Source, folder: str, payloads: bool, parts: Sequence[LedgerPart]
+) -> Iterator[Receipt]:
+    config = source.config
+    version, beside = config.version_column, [config.label_column, config.group_column]
+    columns = [name for name in (version, *beside) if name is not None]
+    if version is None or payloads:
+        columns += config.payload_columns
+    spans = [span for part in parts for span in part.chunk_spans]
+    digests = (
+        _digests_of(source, span, table)
+        for span, table in zip(spans, read_spans(source.store, spans, columns), strict=True)
+    )
+    for part in parts:
+        start = time.monotonic()
+        table = pa.concat_tables(itertools.islice(digests, len(part.chunk_rows)))
+        output = put_content(files, partial(unit_output, folder, part.unit), table_bytes(table))
+        seconds = time.monotonic() - start
+        receipt = Receipt(unit=part.unit, outputs=(output,), rows=part.rows, seconds=seconds)
+        yield put_receipt(files, unit_receipt(folder, part.unit), receipt)
+
+
+def _digests_of(source: Source, span: Span, table: pa.Table) -> pa.Table:
+    config = source.config
+    nothing = pa.nulls(table.num_rows, _BINARY)
+    version = nothing if config.version_column is None else version_digests(table, config.version_column)
+    there = set(config.payload_columns) <= set(table.column_names)
+    if not there and version.null_count:  # a row without a version goes by its payload
+        table, there = (
+            read_rows(
+                source.store,
+                span.file,
+                [*table.column_names, *config.payload_columns],
+                start=span.start,
+                rows=span.rows,
+            ),
+            True,
+        )
+    payload = payload_digests(table, config.payload_columns) if there else nothing
+    return pa.table({"payload": payload, "version": version, "beside": _beside_digests(source, span, table)})
+
+
+def _beside_digests(source: Source, span: Span, table: pa.Table) -> pa.FixedSizeBinaryArray:
+    """Of label and group, as they are stored beside the ids of a segment."""
+    stored: dict[str, pa.Array] = {}
+    if (labels := item_labels(table, source, span)) is not None:
+        stored["label"] = pa.array(labels.tolist(), stored_label_type(source.label_kind))
+    if (groups := item_groups(table, source, span)) is not None:
+        stored["group"] = pa.array(groups.tolist(), pa.string())
+    return payload_digests(_with_rows(stored, table.num_rows), list(stored))
+
+
+def _with_rows(columns: dict[str, pa.Array], rows: int) -> pa.Table:
+    """A table of so many rows, also where there are no columns."""
+    return pa.table({**columns, "": pa.nulls(rows)})
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Something to be cut into partitions: exactly one of them is set.
+
+    came: (number, part, its digests). went: a part. segment: (number, segment). known: a partition as it is.
+    """
+
+    came: tuple[int, LedgerPart, FileRef] | None = None
+    went: LedgerPart | None = None
+    segment: tuple[int, Segment] | None = None
+    known: FileRef | None = None
+
+
+_Kind = Literal["came", "went", "segment", "known"]
+_CAME = pa.schema(
+    [("key", _BINARY), ("payload", _BINARY), ("version", _BINARY), ("beside", _BINARY), ("part", pa.int32())]
+    + [("offset", pa.int32())]
+)
+_WENT = pa.schema([("key", _BINARY)])
+_SEGMENT = pa.schema(
+    [("key", _BINARY), ("s_payload", _BINARY), ("s_version", _BINARY), ("s_beside", _BINARY), ("new", pa.bool_())]
+    + [("segment", pa.int32()), ("row", pa.int32())]
+)
+
+
+def compare(
+    context: Context,
+    source: Source,
+    parts: tuple[Sequence[LedgerPart], Sequence[LedgerPart]],
+    segments: Sequence[Segment],
+    known: Known,
+) -> Compared:
+    """What came and what went, against the base's segments and everything that is known.
+
+    Args:
+        parts: that came, and that went.
+    """
+    came, went = parts
+    if not came and not went:
+        return Compared()
+    digests = digest_parts(context, source, came, payloads=known.unversioned > 0)
+    work = [
+        *(_Work(came=(number, part, digests[part.unit])) for number, part in enumerate(came)),
+        *(_Work(went=part) for part in went),
+        *(_Work(segment=(number, segment)) for number, segment in enumerate(segments)),
+        *(_Work(known=reference) for reference in known.partitions),
+    ]
+    rows = known.rows + sum(part.rows for part in (*came, *went))
+    cut = partial(_cut, context.files, source, num_partitions(rows))
+    with context.progress.timed("compare"):
+        found = context.engine.exchange(cut, partial(_join, context.files), work, num_partitions(rows), lambda _: None)
+    items, dead, changes = zip(*found, strict=True)
+    return Compared(
+        parts=tuple(came),
+        items=items,
+        dead=dead,
+        changes=Changes(
+            added=sum(each.added for each in changes),
+            changed=sum(each.changed for each in changes),
+            removed=sum(each.removed for each in changes),
+        ),
+    )
+
+
+def _cut(files: Files, source: Source, parts: int, work: _Work) -> list[tuple[_Kind, pa.Table]]:
+    if work.came is not None:
+        number, part, digests = work.came
+        table = read_table(get_verified(files, digests), name=digests.path)
+        table = table.append_column("key", keys_column(read_keys(files, part)))
+        table = table.append_column("part", pa.array(np.full(part.rows, number, np.int32)))
+        table = table.append_column("offset", pa.array(np.arange(part.rows, dtype=np.int32)))
+        return _tagged("came", table.select(_CAME.names).cast(_CAME), parts)
+    if work.went is not None:
+        return _tagged("went", pa.table({"key": keys_column(read_keys(files, work.went))}), parts)
+    if work.segment is not None:
+        return _tagged("segment", _segment_rows(files, source, *work.segment), parts)
+    assert work.known is not None
+    return _tagged("known", read_table(get_verified(files, work.known), name=work.known.path), parts)
+
+
+def _tagged(kind: _Kind, table: pa.Table, parts: int) -> list[tuple[_Kind, pa.Table]]:
+    return [(kind, part) for part in cut_by_key(table, parts)]
+
+
+def _segment_rows(files: Files, source: Source, number: int, segment: Segment) -> pa.Table:
+    """The rows of a segment that are of its plan: what DELETE hides is among them."""
+    table = read_table(get_verified(files, segment.ids), name=segment.ids.path)
+    beside = [name for name in ("label", "group") if name in table.column_names]
+    count, is_new = table.num_rows, segment.state == "new"
+    rows = pa.table(
+        {
+            "key": keys_column(item_keys(table.column("id").to_pylist())),
+            "s_payload": table.column("payload") if is_new else pa.nulls(count, _BINARY),
+            "s_version": table.column("version") if is_new else pa.nulls(count, _BINARY),
+            "s_beside": payload_digests(_with_rows({name: table.column(name) for name in beside}, count), beside),
+            "new": pa.array(np.full(count, is_new)),
+            "segment": pa.array(np.full(count, number, np.int32)),
+            "row": pa.array(np.arange(count, dtype=np.int32)),
+        }
+    ).cast(_SEGMENT)
+    vector = read_deletion(files, segment)
+    alive = np.ones(count, bool)
+    alive[vector.rows[~vector.deleted]] = False
+    return rows.filter(pa.array(alive))
+
+
+def _join(files: Files, *pieces: tuple[_Kind, pa.Table]) -> tuple[FileRef, FileRef, Changes]:
+    """One partition: what becomes of the items that came, and of the base's rows."""
+    schemas: dict[_Kind, pa.Schema] = {"came": _CAME, "went": _WENT, "segment": _SEGMENT, "known": KNOWN_SCHEMA}
+    came, went, segment, known = (
+        pa.concat_tables([schema.empty_table(), *(table for tag, table in pieces if tag == kind)])
+        for kind, schema in schemas.items()
+    )
+    served = segment.filter(segment.column("new"))
+    matched = came.join(served, "key", join_type="left outer")
+    same = _is_same(matched, "s_")
+    is_kept = pc.and_(same, pc.equal(matched.column("beside"), matched.column("s_beside")).fill_null(False))
+    kept = matched.filter(is_kept)
+    others = matched.filter(pc.invert(is_kept))
+    changed = pc.and_(pc.is_valid(others.column("row")), pc.invert(_is_same(others, "s_")))
+    placed = find_known(others.append_column("changed", changed), known)
+    items = pa.concat_tables(
+        [
+            placed,
+            pa.table(
+                {
+                    "part": kept.column("part"),
+                    "offset": kept.column("offset"),
+                    "source": pa.array(np.full(kept.num_rows, SERVED, np.int32)),
+                    "source_row": pa.array(np.zeros(kept.num_rows, np.int32)),
+                    "changed": pa.array(np.zeros(kept.num_rows, bool)),
+                }
+            ),
+        ]
+    ).sort_by([("part", "ascending"), ("offset", "ascending")])
+    gone = segment.join(went, "key", join_type="inner")
+    gone = gone.join(kept.select(["segment", "row"]), ["segment", "row"], join_type="left anti")
+    dead = gone.select(["segment", "row"]).sort_by([("segment", "ascending"), ("row", "ascending")])
+    both = came.select(["key"]).join(went, "key", join_type="inner").num_rows
+    changes = Changes(
+        added=came.num_rows - both, changed=int(pc.sum(changed).as_py() or 0), removed=went.num_rows - both
+    )
+    stored = [put_content(files, compared_path, table_bytes(table)) for table in (items, dead)]
+    return stored[0], stored[1], changes
+
+
+def _is_same(table: pa.Table, prefix: str) -> pa.ChunkedArray:
+    """Whether the payload is that of the other side: by version where both have one, else by digest."""
+    by_version = pc.equal(table.column("version"), table.column(f"{prefix}version"))
+    by_payload = pc.equal(table.column("payload"), table.column(f"{prefix}payload"))
+    return pc.coalesce(by_version, by_payload.fill_null(False))
+
+
+def find_known(items: pa.Table, known: pa.Table) -> pa.Table:
+    """Where the new vectors of items are; DUE where there is none."""
+    known = known.rename_columns(["key", "k_payload", "k_version", "file", "file_row"])
+    wanted = items.select(["key", "payload", "version", "part", "offset"])
+    matched = wanted.join(known, "key", join_type="inner")
+    matched = matched.filter(_is_same(matched, "k_")).sort_by(
+        [("part", "ascending"), ("offset", "ascending"), ("file", "ascending")]
+    )
+    best = matched.group_by(["part", "offset"], use_threads=False).aggregate([("file", "first"), ("file_row", "first")])
+    placed = items.select(["part", "offset", "changed"]).join(best, ["part", "offset"], join_type="left outer")
+    return pa.table(
+        {
+            "part": placed.column("part"),
+            "offset": placed.column("offset"),
+            "source": placed.column("file_first").fill_null(DUE),
+            "source_row": placed.column("file_row_first").fill_null(0),
+            "changed": placed.column("changed"),
+        }
+    )

@@ -1,0 +1,115 @@
+"""Which items are pairs: those with the smallest seeded hashes of their keys, found in one pass over the ledger."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from fastfill_ray.config import PairsConfig
+from fastfill_ray.ordering.partition import hash_bound, smallest, split_pairs, split_sizes
+from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.ledger import LedgerPart, key_groups, ledger_parts, read_keys
+from fastfill_ray.stages.snapshot import Snapshot
+from fastfill_ray.storage.arrow import read_table, table_bytes
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.paths import stage_output, stage_receipt
+from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
+from fastfill_ray.storage.refs import get_verified, put_content
+from fastfill_ray.types import I64, U64, fingerprint
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Per chunk that holds pairs, by its unit: the offsets of its pairs, ascending, and each pair's split."""
+
+    offsets: dict[str, tuple[int, ...]]
+    split_of: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Items that may be pairs: keys (N, 2), and rows (N,), counted from the first row of what was looked through."""
+
+    keys: U64
+    rows: I64
+
+    def take(self, places: I64) -> _Found:
+        return _Found(self.keys[places], self.rows[places])
+
+
+def draw_pairs(context: Context, snapshot: Snapshot, pairs: PairsConfig, seed: int) -> Drawn:
+    """The sample, drawn once and kept: a run that goes on does not read the ledger again.
+
+    Raises:
+        ConfigError: the gallery or a split is too small.
+    """
+    sizes = split_sizes(snapshot.rows, pairs.count, pairs.split)
+    files = context.files
+    name = fingerprint([snapshot.fingerprint, snapshot.cut, snapshot.ledger, list(sizes.items()), seed])
+    receipt = read_receipt(files, stage_receipt("sample", name))
+    if receipt is None:
+        found = _find_smallest(context, snapshot, pairs.count, seed)
+        table = _by_chunk(snapshot, found.rows, split_pairs(found.keys, sizes, seed).tolist())
+        output = put_content(files, partial(stage_output, "sample", name, "sample.parquet"), table_bytes(table))
+        receipt = Receipt(unit="sample", outputs=(output,), rows=table.num_rows)
+        receipt = put_receipt(files, stage_receipt("sample", name), receipt)
+    output = receipt.outputs[0]
+    table = read_table(get_verified(files, output), name=output.path, columns=["unit", "offset", "split"])
+    offsets, split_of = dict[str, tuple[int, ...]](), dict[str, tuple[str, ...]]()
+    for unit, run in itertools.groupby(zip(*table.to_pydict().values(), strict=True), key=lambda row: row[0]):
+        rows = list(run)
+        offsets[unit] = tuple(row[1] for row in rows)
+        split_of[unit] = tuple(row[2] for row in rows)
+    return Drawn(offsets, split_of)
+
+
+def _find_smallest(context: Context, snapshot: Snapshot, count: int, seed: int) -> _Found:
+    """The pairs, with global row numbers."""
+    bound = hash_bound(snapshot.rows, count)
+    found = _pass(context, snapshot, count, seed, bound)
+    if len(found.rows) < count:  # next to impossible: hashes that are not spread evenly
+        found = _pass(context, snapshot, count, seed, None)
+    return found
+
+
+def _pass(context: Context, snapshot: Snapshot, count: int, seed: int, bound: int | None) -> _Found:
+    """No process holds the keys of more than one task and `count` candidates."""
+    groups = key_groups(ledger_parts(snapshot))
+    find = partial(_find_in, files=context.files, count=count, seed=seed, bound=bound)
+    best = _Found(np.empty((0, 2), np.uint64), np.empty(0, np.int64))
+    first = 0  # of the group
+    for group, found in context.engine.run_tasks(find, groups, name="draw pairs", ordered=True):
+        keys, rows = np.concatenate([best.keys, found.keys]), np.concatenate([best.rows, found.rows + first])
+        best = _Found(keys, rows).take(smallest(keys, count, seed))
+        first += sum(part.rows for part in group)
+    return best
+
+
+def _find_in(parts: Sequence[LedgerPart], *, files: Files, count: int, seed: int, bound: int | None) -> _Found:
+    keys = np.concatenate([read_keys(files, part) for part in parts])
+    return _Found(keys, np.arange(len(keys))).take(smallest(keys, count, seed, bound))
+
+
+def _by_chunk(snapshot: Snapshot, rows: I64, splits: list[str]) -> pa.Table:
+    """Columns unit, offset and split of the pairs, in the order of the gallery.
+
+    Args:
+        rows: global row numbers (N,).
+    """
+    chunks, file_starts = snapshot.chunks, snapshot.file_starts()
+    starts = np.array([file_starts[chunk.file] + chunk.start for chunk in chunks])
+    order = np.argsort(rows)
+    rows = rows[order]
+    owner = np.searchsorted(starts, rows, side="right") - 1
+    return pa.table(
+        {
+            "unit": [chunks[index].unit for index in owner.tolist()],
+            "offset": pa.array(rows - starts[owner], pa.int64()),
+            "split": [splits[place] for place in order.tolist()],
+        }
+    )
