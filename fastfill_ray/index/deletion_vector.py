@@ -25,9 +25,6 @@ class DeletionVector(NamedTuple):
     rows: I64
     deleted: Bools
 
-    def same_as(self, other: DeletionVector) -> bool:
-        return np.array_equal(self.rows, other.rows) and np.array_equal(self.deleted, other.deleted)
-
 
 NO_ROWS = DeletionVector(np.empty(0, np.int64), np.empty(0, bool))
 

@@ -36,7 +36,7 @@ from fastfill_ray.storage.arrow import id_array, read_table
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.refs import get_verified
-from fastfill_ray.types import F32, I64, U64, Metric
+from fastfill_ray.types import F32, U64, Metric
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,8 @@ class Root:
         self.log.append(
             Version(
                 version=number, plan="p", wave=number, segments=segments, rows=rows, new_rows=0, quarantined=0,
-                absent=0, deleted=deleted, deletions=deletions, fraction=0.0, ids_digest=digest, metrics=(), query_metrics=None,
-                verdict=Verdict(publish=publish, reason="test"), seconds=0.0, final=False,
+                absent=0, deleted=deleted, deletions=deletions, fraction=0.0, ids_digest=digest, metrics=(),
+                query_metrics=None, verdict=Verdict(publish=publish, reason="test"), seconds=0.0, final=False,
             )
         )  # fmt: skip
         if publish:

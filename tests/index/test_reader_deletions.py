@@ -1,4 +1,4 @@
-"""An open index follows the deletions of the log, against a set; what that costs, and what a damaged file does to it."""
+"""An open index follows the deletions of the log, against a set; what that costs, and what a damaged file does."""
 
 from __future__ import annotations
 
@@ -175,9 +175,7 @@ def test_a_version_whose_vectors_flag_what_is_deleted_is_opened_without_hashing(
     assert found(open_index(str(root.path))) == set(range(12)) - {0}
 
 
-def test_deleting_what_is_deleted_changes_nothing_and_is_read_once(
-    root: Root, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_deleting_what_is_deleted_changes_nothing_and_is_read_once(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     root.delete([3])
     index = open_index(str(root.path))
     root.delete([3])
@@ -242,7 +240,9 @@ def test_a_deletion_that_cannot_be_read_leaves_the_index_as_it_was_until_the_sam
 def test_a_deletion_that_was_undone_in_part_is_put_back_with_what_came_after_it(root: Root) -> None:
     deleted, undone = root.delete([4, 5]), root.undelete([5])
     damage(root, deleted, "gone")
-    with pytest.raises(FileMissing, match=rf"{deleted}.*fastfill-ray delete` again .* Then repeat each `undelete` that"):
+    with pytest.raises(
+        FileMissing, match=rf"{deleted}.*fastfill-ray delete` again .* Then repeat each `undelete` that"
+    ):
         open_index(str(root.path))
     root.delete([4, 5])
     root.undelete([5])
@@ -269,13 +269,16 @@ def test_ids_that_another_process_deletes_are_gone_and_never_come_back(root: Roo
     index, here = open_index(str(root.path)), Path(__file__).parents[2]
     for number in (3, 8):
         (tmp_path / f"{number}").write_text(f"{number}\n")
-    code = "import sys; from fastfill_ray.cli import main; sys.exit(main(['delete', sys.argv[1], '--ids', sys.argv[2]]))"
+    code = (
+        "import sys; from fastfill_ray.cli import main; sys.exit(main(['delete', sys.argv[1], '--ids', sys.argv[2]]))"
+    )
     command = [sys.executable, "-c", code, str(root.path)]
     others = [subprocess.Popen([*command, str(tmp_path / f"{n}")], cwd=here, stdout=subprocess.DEVNULL) for n in (3, 8)]
     seen = set(range(12))
     while any(other.poll() is None for other in others):
         index.refresh()
-        assert (now := found(index)) <= seen
+        now = found(index)
+        assert now <= seen
         seen = now
     assert [other.wait() for other in others] == [0, 0]
     index.refresh()
