@@ -133,9 +133,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from fastfill_ray.report.metrics_json import report_json
     from fastfill_ray.index.deletions import Deleted
     from fastfill_ray.report.deletions import deletions_json, deletions_note
+    from fastfill_ray.report.metrics_json import report_json
     from fastfill_ray.report.text import version_table
     from fastfill_ray.storage.commit_log import read_state
     from fastfill_ray.storage.files import open_files

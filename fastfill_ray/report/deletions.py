@@ -1,4 +1,4 @@
-"""What is deleted, for people: how many ids, and how many of them the served version holds, where that costs nothing."""
+"""What is deleted, for people: how many ids, and how many of them the served version holds, where the log says it."""
 
 from __future__ import annotations
 

@@ -141,8 +141,8 @@ def _remarks(state: State) -> tuple[str, ...]:
         )
     if versions and versions[-1].deleted:
         remarks.append(
-            f"{versions[-1].deleted:,} items are deleted, as of version {versions[-1].version}: no search returns them. "
-            "fastfill-ray undelete brings them back."
+            f"{versions[-1].deleted:,} items are deleted, as of version {versions[-1].version}: no search returns "
+            "them. fastfill-ray undelete brings them back."
         )
     if versions and versions[-1].absent:
         remarks.append(
