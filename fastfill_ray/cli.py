@@ -145,6 +145,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    from fastfill_ray.index.deletions import Deleted
+    from fastfill_ray.report.deletions import deletions_json, deletions_note
     from fastfill_ray.report.metrics_json import report_json
     from fastfill_ray.report.preview import preview_words
     from fastfill_ray.report.text import version_table
@@ -157,13 +159,16 @@ def _status(arguments: argparse.Namespace) -> int:
     if state.init is None:
         raise NotPublished(f"{arguments.root}: there is no log here. Mend the path, or start a run with this output.")
     drivers = [describe(beat) for beat in find_drivers(files)]
-    next_start, words = {}, [version_table(state), *(f"Driver: {driver}." for driver in drivers)]
+    deleted = Deleted.read(files, state.deletions)
+    notes = [deletions_note(state, deleted), *(f"Driver: {driver}." for driver in drivers)]
+    next_start, words = {}, [version_table(state), *filter(None, notes)]
     if arguments.config is not None:
         found, now = _preview(arguments, files, state)
         next_start = {"next": found.model_dump(mode="json"), "now": now.model_dump(mode="json")}
         words.append(preview_words(found, now))
     if arguments.json:
-        print(json.dumps({**report_json(state), "drivers": drivers, **next_start}))
+        told = {**report_json(state), "deleted": deletions_json(state, deleted), "drivers": drivers, **next_start}
+        print(json.dumps(told))
     else:
         print("\n".join(words))
     return 0
@@ -271,7 +276,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         )
     else:
         for version in checked:
-            deleted = f"; {version.deleted:,} of them are deleted" if version.deleted else ""
+            deleted = f"; {version.deleted:,} of them were deleted when it was made" if version.deleted else ""
             ids = f"{version.rows:,} ids, each exactly once{deleted}"
             print(f"version {version.version}: {version.segments} segments, {ids}")
     return 0
