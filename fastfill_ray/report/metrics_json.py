@@ -44,8 +44,7 @@ def report_json(state: State) -> dict[str, Any]:
             {
                 **v.model_dump(mode="json", exclude={"kind", "plan", "segments", "query_metrics"}),
                 "status": status(state, v),
-                "segments": len(v.segments),
-                "index_bytes": sum(file.size for s in v.segments for file in s.files),
+                "segments": v.num_segments,
             }
             for v in state.plan_versions
         ],

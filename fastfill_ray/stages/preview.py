@@ -40,7 +40,7 @@ def serving(files: Files, state: State) -> Serving:
     version = None if state.serving is None else state.version(state.serving)
     return Serving(
         version=state.serving,
-        stale=None if version is None else sum(s.plan_rows for s in version.segments if s.state == "stale"),
+        stale=None if version is None else version.stale_rows,
         absent=None if version is None else version.absent,
         deleted=len(Deleted.read(files, state.deletions)),
     )
