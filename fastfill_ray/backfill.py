@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fastfill_ray import process
-from fastfill_ray.config import BackfillConfig, StopConfig, load_config, shown_paths
+from fastfill_ray.config import BackfillConfig, StopConfig, load_config
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import (
     ConfigError,
@@ -38,8 +38,6 @@ from fastfill_ray.log.records import Init, Plan, Publish
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide_stop
 from fastfill_ray.ordering.classifier import Classifier
-from fastfill_ray.ordering.partition import split_sizes
-from fastfill_ray.ordering.waves import wave_targets
 from fastfill_ray.report.result import BackfillResult
 from fastfill_ray.report.write import write_report
 from fastfill_ray.stages import preflight
@@ -58,14 +56,14 @@ from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.sample import Sample, Sampling, sample, sample_again
 from fastfill_ray.stages.score import score, scores_before
 from fastfill_ray.stages.segments import missing_files
-from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, read_snapshot
+from fastfill_ray.stages.snapshot import Snapshot, read_snapshot, source_of
 from fastfill_ray.stages.version import VersionMaker
 from fastfill_ray.stages.waves import Waves, overrun_rows
 from fastfill_ray.stages.work import WorkList, read_work_list
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files, probe, remove_leftovers
 from fastfill_ray.storage.heartbeat import Heartbeat
-from fastfill_ray.storage.paths import DERIVED, stage_folder, wave_folder, work_of
+from fastfill_ray.storage.paths import DERIVED, snapshot_path, stage_folder, wave_folder, work_of
 from fastfill_ray.storage.receipts import Receipt
 
 logger = logging.getLogger(__name__)
@@ -161,13 +159,13 @@ class _Run:
                 try:
                     if (result := self._act(take_place)) is not None:
                         return result
-                    self.inputs.adopt("the gallery has changed", len(self.log.state.versions))
+                    self.inputs.adopt("the gallery has changed", self._waves_made())
                 except InputChanged as error:
-                    if not self.inputs.can_adopt(len(self.log.state.versions)):
+                    if not self.inputs.can_adopt(self._waves_made()):
                         raise
-                    self.inputs.adopt(str(error), len(self.log.state.versions))
+                    self.inputs.adopt(str(error), self._waves_made())
                 except TooManyRemoved as error:
-                    if not self.inputs.go_on_as_before(str(error), len(self.log.state.versions)):
+                    if not self.inputs.go_on_as_before(str(error), self._waves_made()):
                         raise
                 except StorageError as error:
                     fresh = [path for path in error.paths if work_of(path) not in self._mended]
@@ -218,11 +216,11 @@ class _Run:
         context, log = self.context, self.log
         unfinished = state.plan if step.do == "version" else None
         root = self._root(state, unfinished, kept)
-        source = self._source(inspected)
+        source = source_of(context.store, self.config, inspected)
         limit = self.config.quarantine.limit(inspected.rows)
         cut = None if unfinished is None else unfinished.sources.get("snapshot")
         snapshot = take_snapshot(context, inspected, source, limit=limit, cut=cut)
-        init = self._init(snapshot)
+        init = preflight.spaces_of(self.config, snapshot, log.state.init)
         preflight.check_bound(self.config.output, state.init, init)
         if state.plan is not None and step.do == "plan":
             changes = preflight.changed_settings(self.request.settings, state.plan.settings)
@@ -252,38 +250,15 @@ class _Run:
         """The plan for the gallery as it is now: what is new already is carried over."""
         context, log, number = self.context, self.log, len(self.log.state.plans)
         space = self.models.fingerprints()["new"]
-        as_it_is = kept if kept is not None and kept.plan.factory == self.config.index.factory else None
+        as_it_is = kept if kept is not None and kept.is_indexed_as(self.request.settings) else None
         before = self._known_before(log.state)
         carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, before, space)
-        if carried is not None and kept is not None:
-            self._check_removed(carried.changes.removed, kept.base.rows)
+        if carried is not None and kept is not None and not self.allow_removals:
+            preflight.check_removed(self.config.gallery, carried.changes.removed, kept.base.rows)
         epoch = self._claim()
         if carried is not None and kept is not None and kept.follows:
             return follow_plan(context, basis, self.request, number, carried, kept, epoch)
         return make_plan(context, basis, self.request, number, carried, epoch)
-
-    def _check_removed(self, removed: int, served: int) -> None:
-        """Raises TooManyRemoved: a folder that is half uploaded must not empty an index."""
-        share = self.config.gallery.max_removed
-        if removed > share * served and not self.allow_removals:
-            raise TooManyRemoved(
-                f"gallery.path {shown_paths(self.config.gallery.path)}: {removed:,} of the {served:,} items that are "
-                f"served are not in it any more, gallery.max_removed allows {share:.0%}. Nothing was changed. Put the "
-                "files back, or confirm with --allow-removals."
-            )
-
-    def _source(self, inspected: Snapshot) -> Source:
-        """How workers read the gallery."""
-        config = self.config
-        return Source(
-            self.context.store,
-            config.gallery,
-            inspected.id_type,
-            inspected.old_dim,
-            config.new_model.metric,
-            inspected.side_dim,
-            inspected.label_kind,
-        )
 
     def _basis(
         self,
@@ -338,6 +313,10 @@ class _Run:
             self._epoch = self.log.claim(as_read=True)
         return self._epoch
 
+    def _waves_made(self) -> int:
+        """Versions that embedded something: by these it is told whether a run gets on."""
+        return sum(version.cause == "wave" for version in self.log.state.versions)
+
     def _where(self) -> str:
         """What is done so far, for who ends the process now."""
         made, now = len(self.log.state.plan_versions), self.context.progress.now
@@ -369,52 +348,27 @@ class _Run:
             state = state.model_copy(update={"published": (*state.published, self.unfit)})
         return next_step(state, self.request.fingerprint, last_wave=self.last_wave, rule=self.config.stop)
 
-    def _keeps_its_order(self, kept: Kept | None) -> bool:
-        """Whether pairs and order are those of a plan before.
-
-        Args:
-            kept: None where a plan is not finished, or nothing is served.
-
-        Raises:
-            ConfigError: there are no old vectors, and something would still be scored by them.
-        """
-        plan = self.log.state.plan
-        unfinished = kept is None and plan is not None and plan.request == self.request.fingerprint
-        follows = plan is not None and plan.follows is not None if unfinished else kept is not None and kept.follows
-        steady = unfinished or (kept is not None and kept.follows and kept.is_steady)
-        if self.config.gallery.old_vector_column is None and not steady:
-            raise ConfigError(
-                "gallery.old_vector_column is null, but not every item is served by a new vector yet. Name the column "
-                "of the old vectors until the backfill is finished."
-            )
-        return follows
-
     def _preflight(self, kept: Kept | None) -> Snapshot:
         """The gallery by its footers, once everything that can be refused before anything starts was looked at.
 
         Raises:
             ConfigError, InputError: names the key or column, what was found and what is expected.
         """
-        config, new, store = self.config, self.config.new_model, self.context.store
+        config, plan = self.config, self.log.state.plan
         with self.context.progress.timed("inspect"):
+            keeps_order = preflight.keeps_order(config.gallery, plan, self.request.fingerprint, kept)
             # As they were listed when the request was named: looked for once, and by the same pins.
-            listed = self.inputs.listings["gallery.path"].files
-            inspected = inspect_gallery(store, listed, config.gallery, config.resources, self._snapshot_before())
-            preflight.check_output(config.output, self.inputs.listings)
-            if not self._keeps_its_order(kept):
-                split_sizes(inspected.rows, config.pairs.count, config.pairs.split)
-                wave_targets(config.waves, inspected.rows, config.pairs.count)
-            preflight.check_index(config.index, new, inspected.old_dim, config.pairs.count, config.serving.stale_mode)
-            preflight.check_labels(config.gallery, config.policy, new, inspected)
+            listings, before = self.inputs.listings, self._snapshot_before()
+            inspected = preflight.inspect(self.context.store, config, listings, before, keeps_order=keeps_order)
             _ = self._classifier  # one that cannot be read is refused here
-            if config.queries is not None:
-                preflight.check_queries(store, config.queries, config.gallery, new, inspected)
         return inspected
 
     def _snapshot_before(self) -> Snapshot | None:
         """The gallery of the last plan: files that are pinned as in it are cut as in it."""
         plan = self.log.state.plan
-        return None if plan is None else read_snapshot(self.context.files, plan.snapshot)
+        if plan is None or snapshot_path(plan.snapshot) in self.damaged:
+            return None
+        return read_snapshot(self.context.files, plan.snapshot)
 
     def _sample(self, snapshot: Snapshot, source: Source, job: Job, state: State, root: Plan | None) -> Sample:
         """Pairs and queries with their vectors."""
@@ -519,20 +473,6 @@ class _Run:
         """The new model's own, None where none is given."""
         new = self.config.new_model
         return None if new.classifier is None else read_classifier(self.context.store, new.classifier, dim=new.dim)
-
-    def _init(self, snapshot: Snapshot) -> Init:
-        new, bound = self.config.new_model, self.log.state.init
-        old_space = old_space_of(self.config.gallery, snapshot.old_dim)
-        if bound is not None and self.config.gallery.old_vector_column is None:
-            old_space = bound.old_space  # nothing depends on it any more
-        return Init(
-            id_type=snapshot.id_type,
-            metric=new.metric,
-            old_dim=snapshot.old_dim,
-            new_dim=new.dim,
-            old_space=old_space,
-            new_space=self.models.fingerprints()["new"],
-        )
 
     def _result(self, state: State) -> BackfillResult:
         plan, versions = state.plan, state.plan_versions

@@ -31,6 +31,14 @@ class Kept:
         """Whether nothing that is served is stale: then nothing has to be ordered any more."""
         return not any(segment.state == "stale" and segment.plan_rows for segment in self.base.segments)
 
+    def is_indexed_as(self, settings: Mapping[str, Any]) -> bool:
+        """Whether segments would be made alike now, so that those that are served are kept: the index, and what stands
+        beside the ids.
+        """
+        before, gallery = self.plan.settings, settings["gallery"]
+        beside = all(before["gallery"][name] == gallery[name] for name in ("label_column", "group_column"))
+        return beside and self.plan.factory == settings["index"]["factory"]
+
     @property
     def catch_up(self) -> int:
         """The wave of what should be new by now and is not: of changed items, and of late ones. Never 0, the pairs'."""
@@ -48,7 +56,7 @@ class Kept:
         if self.is_steady or not any(rows[1 : last + 1]):
             return (last if self.is_steady else self.base.wave,)
         through = self.catch_up
-        later = tuple(range(through + 1, last + 1))
+        later = tuple(wave for wave in range(through + 1, last + 1) if rows[wave])
         return (self.base.wave, *((through,) if rows[through] else ()), *later)
 
 
@@ -63,12 +71,14 @@ def what_is_kept(state: State, settings: Mapping[str, Any], inputs: str) -> Kept
         return None
     plan = next(plan for plan in state.plans if plan.plan == base.plan)
     versions = tuple(version for version in state.versions if version.plan == plan.plan)
-    follows = plan.inputs == inputs and _bound(plan.settings, settings) == _bound(settings, plan.settings)
+    follows = plan.inputs == inputs and bound(plan.settings, settings) == bound(settings, plan.settings)
     return Kept(base, plan, versions, follows)
 
 
-def _bound(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """What a plan that follows has in common with the plan before."""
+def bound(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `settings` that a plan which follows has in common with the plan before, whose settings are `others`,
+    or the other way round.
+    """
     gallery, other = settings.get("gallery", {}), others.get("gallery", {})
     left_out = set(_OF_THE_GALLERY_ALONE)
     if None in (gallery.get("old_vector_column"), other.get("old_vector_column")):

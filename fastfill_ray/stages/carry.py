@@ -374,13 +374,12 @@ class Inheritance:
         segment = segment.model_copy(update={"wave": wave})
         dead = np.concatenate([np.empty(0, np.int64), *(self._dead_rows(reference, number) for reference in self.dead)])
         before = read_deletion(self.files, segment)
-        rows = np.union1d(before.rows[~before.deleted], dead)
+        superseded = before.rows[~before.deleted]
+        rows = np.union1d(superseded, dead)
         if len(rows) == segment.rows:
             return None
-        if len(rows) == len(before.rows):
+        if len(rows) == len(superseded):  # rows that a DELETE hides are looked at when the version is made
             return segment
-        if len(rows) == 0:
-            return segment.model_copy(update={"deletion": None})
         table = read_table(get_verified(self.files, segment.ids), name=segment.ids.path, columns=["id"])
         path = deletion_vector_path(self.plan, wave, segment.bucket, segment.state, self.epoch, uuid.uuid4().hex)
         vector = DeletionVector(rows, np.zeros(len(rows), bool))

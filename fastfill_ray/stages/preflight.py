@@ -6,19 +6,91 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastfill_ray.config import GalleryConfig, IndexConfig, NewModelConfig, PolicyConfig, QueriesConfig
-from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch
+from fastfill_ray.config import (
+    BackfillConfig,
+    GalleryConfig,
+    IndexConfig,
+    NewModelConfig,
+    PolicyConfig,
+    QueriesConfig,
+    shown_paths,
+)
+from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch, TooManyRemoved
 from fastfill_ray.index.factory import check_factory
 from fastfill_ray.inputs.labels import comparable_labels
 from fastfill_ray.inputs.locate import InputStore, Listing
 from fastfill_ray.inputs.table import dim_of
-from fastfill_ray.log.records import Init
+from fastfill_ray.log.carry import Kept
+from fastfill_ray.log.records import Init, Plan
+from fastfill_ray.ordering.partition import split_sizes
 from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED
+from fastfill_ray.ordering.waves import wave_targets
 from fastfill_ray.stages.embed import Models
 from fastfill_ray.stages.queries import LABELS, NEW_VECTORS, OLD_VECTORS, pin_queries, query_columns
-from fastfill_ray.stages.snapshot import Snapshot
+from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of
 from fastfill_ray.storage.files import split_scheme
 from fastfill_ray.storage.local import local_path
+
+
+def inspect(
+    store: InputStore,
+    config: BackfillConfig,
+    listings: Mapping[str, Listing],
+    before: Snapshot | None,
+    *,
+    keeps_order: bool,
+) -> Snapshot:
+    """The gallery by its footers, once everything that can be refused before anything starts was looked at.
+
+    Args:
+        listings: as they were when the request was named. before: the gallery of the last plan.
+        keeps_order: see ``keeps_order``.
+
+    Raises:
+        ConfigError, InputError: names the key or column, what was found and what is expected.
+    """
+    gallery, pairs, new = config.gallery, config.pairs, config.new_model
+    inspected = inspect_gallery(store, listings["gallery.path"].files, gallery, config.resources, before)
+    check_output(config.output, listings)
+    if not keeps_order:
+        split_sizes(inspected.rows, pairs.count, pairs.split)
+        wave_targets(config.waves, inspected.rows, pairs.count)
+    check_index(config.index, new, inspected.old_dim, pairs.count, config.serving.stale_mode)
+    check_labels(gallery, config.policy, new, inspected)
+    if config.queries is not None:
+        check_queries(store, config.queries, gallery, new, inspected)
+    return inspected
+
+
+def keeps_order(gallery: GalleryConfig, plan: Plan | None, request: str, kept: Kept | None) -> bool:
+    """Whether pairs and order are those of a plan before.
+
+    Args:
+        plan: the last one. request: what is asked for now.
+        kept: None where a plan is not finished, or nothing is served.
+
+    Raises:
+        ConfigError: there are no old vectors, and something would still be scored by them.
+    """
+    unfinished = kept is None and plan is not None and plan.request == request
+    follows = plan is not None and plan.follows is not None if unfinished else kept is not None and kept.follows
+    steady = unfinished or (kept is not None and kept.follows and kept.is_steady)
+    if gallery.old_vector_column is None and not steady:
+        raise ConfigError(
+            "gallery.old_vector_column is null, but not every item is served by a new vector yet. Name the column "
+            "of the old vectors until the backfill is finished."
+        )
+    return follows
+
+
+def check_removed(gallery: GalleryConfig, removed: int, served: int) -> None:
+    """Raises TooManyRemoved: a folder that is half uploaded must not empty an index."""
+    if removed > gallery.max_removed * served:
+        raise TooManyRemoved(
+            f"gallery.path {shown_paths(gallery.path)}: {removed:,} of the {served:,} items that are served are not in "
+            f"it any more, gallery.max_removed allows {gallery.max_removed:.0%}. Nothing was changed. Put the files "
+            "back, or confirm with --allow-removals."
+        )
 
 
 def list_inputs(store: InputStore, paths: Mapping[str, str | Sequence[str] | None]) -> dict[str, Listing]:
@@ -121,6 +193,25 @@ def check_queries(
         if key in columns and (there := dim_of(store, inputs, columns[key])) != dim:
             name = columns[key].name
             raise ConfigError(f"{key}: column {name!r} holds vectors of {there} dims, expected {dim} as {source}")
+
+
+def spaces_of(config: BackfillConfig, snapshot: Snapshot, bound: Init | None) -> Init:
+    """What the root would be bound to.
+
+    Args:
+        bound: what it is bound to.
+    """
+    old_space = old_space_of(config.gallery, snapshot.old_dim)
+    if bound is not None and config.gallery.old_vector_column is None:
+        old_space = bound.old_space  # nothing depends on it any more
+    return Init(
+        id_type=snapshot.id_type,
+        metric=config.new_model.metric,
+        old_dim=snapshot.old_dim,
+        new_dim=config.new_model.dim,
+        old_space=old_space,
+        new_space=Models(config.new_model, config.old_model).fingerprints()["new"],
+    )
 
 
 def check_bound(output: str, bound: Init | None, wanted: Init) -> None:

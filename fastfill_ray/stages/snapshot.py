@@ -8,8 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from fastfill_ray.config import GalleryConfig, ResourcesConfig
+from fastfill_ray.config import BackfillConfig, GalleryConfig, ResourcesConfig
 from fastfill_ray.errors import ConfigError, CorruptFile, InputError, StorageError
+from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputFile, InputStore
 from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.inputs.table import Column, Role, TableInput, dim_of, pin
@@ -101,6 +102,19 @@ def gallery_columns(config: GalleryConfig) -> dict[str, Column]:
     return {column.key: column for column in columns}
 
 
+def source_of(store: InputStore, config: BackfillConfig, inspected: Snapshot) -> Source:
+    """How workers read the gallery."""
+    return Source(
+        store,
+        config.gallery,
+        inspected.id_type,
+        inspected.old_dim,
+        config.new_model.metric,
+        inspected.side_dim,
+        inspected.label_kind,
+    )
+
+
 def old_space_of(config: GalleryConfig, old_dim: int) -> str:
     """The old vectors' space, as far as the gallery tells: their column and dimension."""
     return fingerprint([config.old_vector_column, old_dim])
@@ -177,13 +191,14 @@ def read_snapshot(files: Files, name: str) -> Snapshot:
     """The stored snapshot of that fingerprint.
 
     Raises:
-        CorruptFile: it is damaged or gone; no run for other input can make it again.
+        CorruptFile: it is damaged or gone; only a run for the same gallery can make it again.
     """
     path = snapshot_path(name)
     try:
         return unseal_file(path, files.get(path), Snapshot)
     except StorageError as error:
         raise CorruptFile(
-            f"{error} The root holds an unfinished plan of it, and the input is not the planned one any more. Restore "
-            "the input or the file, or choose another output."
+            f"{error} A plan was made of it. It is made again while the gallery is the one of the plan; else restore "
+            "it, or choose another output.",
+            path,
         ) from error

@@ -1,4 +1,4 @@
-"""One behaviour suite, three stores: `files` runs a test on memory, on a local folder and on a real S3 protocol."""
+"""One behaviour suite, four stores: `files` is memory, an overlay, a local folder, and a real S3 protocol."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from fastfill_ray.storage.files import Files, open_files
+from fastfill_ray.storage.overlay import Overlay
 from tests.faults import MemoryFiles
 
 
-@pytest.fixture(params=["memory", "local", "s3"])
+@pytest.fixture(params=["memory", "overlay", "local", "s3"])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
     if request.param == "memory":
         return MemoryFiles()
+    if request.param == "overlay":
+        return Overlay(MemoryFiles(), MemoryFiles())
     if request.param == "local":
         return open_files(str(tmp_path / "root"))
     bucket = request.getfixturevalue("bucket")
