@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +46,7 @@ from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import deletion_vector_path, stage_folder, wave_folder
 from fastfill_ray.storage.receipts import Receipt, find_receipts
 from fastfill_ray.storage.refs import get_verified
-from fastfill_ray.types import U64
+from fastfill_ray.types import U64, Bools
 
 # Chunks that one task puts into waves; they share a work file.
 CHUNKS_PER_TASK = 64
@@ -82,6 +83,13 @@ class StandingChunk:
         return read_keys(files, self.part)[self.start : self.start + self.rows]
 
 
+class Differences(NamedTuple):
+    """Rows (n,) whose payload is not that of the base, and rows that are new in the base under another label."""
+
+    changed: Bools
+    relabelled: Bools
+
+
 @dataclass(frozen=True)
 class Standing:
     """What tasks need to know to tell what is new of a chunk. space: the new model's."""
@@ -91,8 +99,8 @@ class Standing:
     compared: Compared
     known: Known
 
-    def of_group(self, chunks: Sequence[StandingChunk]) -> Iterator[tuple[StandingChunk, RowWork, np.ndarray]]:
-        """Per chunk what is served, known or due of it, and which rows (n,) changed.
+    def of_group(self, chunks: Sequence[StandingChunk]) -> Iterator[tuple[StandingChunk, RowWork, Differences]]:
+        """Per chunk what is served, known or due of it, and what differs from the base.
 
         Waves and stale vectors are those of the base's plan; where the file came, waves are 0 and nothing is stale.
         """
@@ -101,10 +109,11 @@ class Standing:
         for chunk in chunks:
             if chunk.history is not None:
                 rows = _of_history(self.files, self.space, chunk, chunk.history)
-                yield chunk, rows, np.zeros(chunk.rows, bool)
+                yield chunk, rows, Differences(np.zeros(chunk.rows, bool), np.zeros(chunk.rows, bool))
             else:
                 items = came[numbers[chunk.part.unit]].slice(chunk.start, chunk.rows)
-                yield chunk, _of_items(self.known, items), items.column("changed").to_numpy(zero_copy_only=False)
+                changed, relabelled = (items.column(name).to_numpy() for name in Differences._fields)
+                yield chunk, _of_items(self.known, items), Differences(changed, relabelled)
 
 
 def standing_chunks(snapshot: Snapshot, histories: Mapping[str, ChunkHistory]) -> list[StandingChunk]:
@@ -318,13 +327,13 @@ class Following:
 
     def __call__(self, chunks: Sequence[StandingChunk]) -> list[ChunkWork]:
         files, placed = self.standing.files, []
-        for chunk, rows, changed in self.standing.of_group(chunks):
-            placed_rows = self._placed(chunk, rows, changed)
+        for chunk, rows, differences in self.standing.of_group(chunks):
+            placed_rows = self._placed(chunk, rows, differences)
             keys = partial(chunk.keys, files)
             placed.append((count_rows(chunk.unit, 0, placed_rows, keys, len(self.cuts) + 2), placed_rows))
         return put_rows(files, self.plan, placed)
 
-    def _placed(self, chunk: StandingChunk, rows: RowWork, changed: np.ndarray) -> RowWork:
+    def _placed(self, chunk: StandingChunk, rows: RowWork, differences: Differences) -> RowWork:
         rest, wave, stale = len(self.cuts) + 1, rows.wave, rows.stale
         if self.steady:
             wave = np.full(chunk.rows, self.catch_up, np.int16)
@@ -333,8 +342,10 @@ class Following:
                 files=self.standing.files, chunk=ScoredChunk(chunk.unit, self.scored[chunk.unit], ())
             )
             wave, stale = order_wave(scored.keys, self.cuts), scored.usable
-            wave = np.where(changed | ~stale, np.int16(self.catch_up), wave)
+            wave = np.where(differences.changed | ~stale, np.int16(self.catch_up), wave)
         wave = np.where(wave < rest, np.maximum(wave, self.catch_up), wave)
+        if not self.steady:  # what is new stays new: its segment is built again for the first version
+            wave = np.where(differences.relabelled & (rows.source >= 0), 0, wave)
         wave = np.where(rows.source == SERVED, 0, wave).astype(np.int16)
         return replace(rows, wave=wave, stale=stale)
 

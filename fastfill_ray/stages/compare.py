@@ -45,7 +45,8 @@ class Compared:
     """What the comparison found, in files, one per partition.
 
     items: of the parts that came: columns part (its number in `parts`), offset, source and source_row as in
-    ``stages.work.RowWork``, changed. dead: of the base's segments: segment (its number), row.
+    ``stages.work.RowWork``, changed, relabelled (new in the base, under another label or group). dead: of the base's
+    segments: segment (its number), row.
     """
 
     parts: tuple[LedgerPart, ...] = ()
@@ -274,7 +275,8 @@ def _join(files: Files, *pieces: tuple[_Kind, pa.Table]) -> tuple[FileRef, FileR
     kept = matched.filter(is_kept)
     others = matched.filter(pc.invert(is_kept))
     changed = pc.and_(pc.is_valid(others.column("row")), pc.invert(_is_same(others, "s_")))
-    placed = find_known(others.append_column("changed", changed), known)
+    relabelled = _is_same(others, "s_")
+    placed = find_known(others.append_column("changed", changed).append_column("relabelled", relabelled), known)
     items = pa.concat_tables(
         [
             placed,
@@ -285,6 +287,7 @@ def _join(files: Files, *pieces: tuple[_Kind, pa.Table]) -> tuple[FileRef, FileR
                     "source": pa.array(np.full(kept.num_rows, SERVED, np.int32)),
                     "source_row": pa.array(np.zeros(kept.num_rows, np.int32)),
                     "changed": pa.array(np.zeros(kept.num_rows, bool)),
+                    "relabelled": pa.array(np.zeros(kept.num_rows, bool)),
                 }
             ),
         ]
@@ -308,7 +311,8 @@ def _is_same(table: pa.Table, prefix: str) -> pa.ChunkedArray:
 
 
 def find_known(items: pa.Table, known: pa.Table) -> pa.Table:
-    """Where the new vectors of items are; DUE where there is none."""
+    """Where the new vectors of items are; DUE where there is none. What `items` says of a row as changed or
+    relabelled is kept."""
     known = known.rename_columns(["key", "k_payload", "k_version", "file", "file_row"])
     wanted = items.select(["key", "payload", "version", "part", "offset"])
     matched = wanted.join(known, "key", join_type="inner")
@@ -316,13 +320,14 @@ def find_known(items: pa.Table, known: pa.Table) -> pa.Table:
         [("part", "ascending"), ("offset", "ascending"), ("file", "ascending")]
     )
     best = matched.group_by(["part", "offset"], use_threads=False).aggregate([("file", "first"), ("file_row", "first")])
-    placed = items.select(["part", "offset", "changed"]).join(best, ["part", "offset"], join_type="left outer")
+    kept = [name for name in ("changed", "relabelled") if name in items.column_names]
+    placed = items.select(["part", "offset", *kept]).join(best, ["part", "offset"], join_type="left outer")
     return pa.table(
         {
             "part": placed.column("part"),
             "offset": placed.column("offset"),
             "source": placed.column("file_first").fill_null(DUE),
             "source_row": placed.column("file_row_first").fill_null(0),
-            "changed": placed.column("changed"),
+            **{name: placed.column(name) for name in kept},
         }
     )

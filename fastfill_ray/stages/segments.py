@@ -39,7 +39,8 @@ class Assembler:
     ) -> list[Segment]:
         """The first version of a plan: what it begins with, and what has to be built for it.
 
-        New segments of the pairs where the order is made anew; stale ones of every wave of the buckets that came.
+        New segments of the pairs where the order is made anew, and of items with another label; stale ones of every
+        wave of the buckets that came.
 
         Args:
             receipts: {wave: {unit: receipt}} of what is new in this version.
@@ -53,12 +54,11 @@ class Assembler:
         again = self._again(0, kept, damaged, receipts) if damaged else kept
         wave = plan.newest_wave(0)
         is_steady = plan.follows is not None and len(plan.version_waves) == 1
-        new = () if plan.follows is not None and not is_steady else (wave,)
         stale = () if is_steady else tuple(range(0 if plan.follows is None else 1, self.job.num_waves + 2))
-        done = receipts.get(wave, {}) if new else {}
+        done = receipts.get(wave, {})
         work = [
             BucketWork(
-                number, bucket, new, stale if number >= plan.first_bucket else (), {wave: _of_bucket(bucket, done)}
+                number, bucket, (wave,), stale if number >= plan.first_bucket else (), {wave: _of_bucket(bucket, done)}
             )
             for number, bucket in self.buckets.items()
         ]
