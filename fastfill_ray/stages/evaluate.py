@@ -18,6 +18,7 @@ from fastfill_ray.index.deletion_vector import hidden_rows
 from fastfill_ray.index.segment import (
     HiddenRows,
     load_index,
+    many_queries,
     prepare_queries,
     search_exactly,
     search_segment,
@@ -89,12 +90,15 @@ def search_segments(
     Returns:
         {relevance: {metric: (Q,)}} per entry of `calibrated`: as the version serves (True), or with raw scores (False).
     """
-    rankings = [GalleryRanking(search) for _ in calibrated]
+    # Where no score is calibrated, both are one ranking.
+    has_calibration = any(segment.calibration != Calibration() for segment in segments)
+    rankings = {apply: GalleryRanking(search) for apply in {each and has_calibration for each in calibrated}}
     work = partial(search_one_segment, files, search)
     for segment, hits in engine.run_tasks(work, segments, name="search segment", ordered=True):
-        for with_calibration, ranking in zip(calibrated, rankings, strict=True):
-            ranking.add(hits, segment.calibration if with_calibration else Calibration())
-    return [ranking.per_query() for ranking in rankings]
+        for apply, ranking in rankings.items():
+            ranking.add(hits, segment.calibration if apply else Calibration())
+    found = {apply: ranking.per_query() for apply, ranking in rankings.items()}
+    return [found[each and has_calibration] for each in calibrated]
 
 
 def search_one_segment(files: Files, search: GallerySearch, segment: Segment) -> SegmentHits:
@@ -133,7 +137,8 @@ def _search_segment(
     new, old = search.queries.new, search.queries.old
     vectors = segment_queries(segment, prepare_queries(new, new.shape[1], search.metric), old, search.metric)
     num_hits = min(search.num_hits, segment.rows if hidden is None else segment.live_rows)
-    scores, rows = search_segment(index, vectors, num_hits, search.metric, hidden=hidden)
+    with many_queries():
+        scores, rows = search_segment(index, vectors, num_hits, search.metric, hidden=hidden)
     return hits_of(search.queries, scores, rows, objects(table.column("id")), _labels(table))
 
 
@@ -176,7 +181,8 @@ def _search_old_bucket(source: Source, search: GallerySearch, old: F32, places: 
     merger = HitMerger(min(search.num_hits, sum(chunk.rows for chunk, _ in places)))
     ids, labels, start = [], [], 0
     for block_ids, block_labels, vectors in _blocks(_read_old(source, places), _OLD_BLOCK_ROWS):
-        scores, rows = search_exactly(vectors, old, min(search.num_hits, len(vectors)), source.metric)
+        with many_queries():
+            scores, rows = search_exactly(vectors, old, min(search.num_hits, len(vectors)), source.metric)
         merger.add(scores, rows, Calibration(), np.where(rows < 0, -1, start + rows))
         start += len(vectors)
         ids.append(block_ids)
