@@ -62,13 +62,18 @@ def merge_hits(
     return _best(parts, k)[0]
 
 
+def calibrated_scores(raw: F32, calibration: Calibration) -> F32:
+    """Raw scores as they are merged, rounded once."""
+    return (calibration.scale * raw.astype(np.float64) + calibration.offset).astype(np.float32)
+
+
 def _calibrated(
     scores: Sequence[F32], rows: Sequence[I64], calibrations: Sequence[Calibration], first: int
 ) -> Iterator[Hits]:
     """The hits of each segment as they are merged."""
     for number, (raw, row, calibration) in enumerate(zip(scores, rows, calibrations, strict=True), first):
-        calibrated = (calibration.scale * raw.astype(np.float64) + calibration.offset).astype(np.float32)
-        yield Hits(np.where(row < 0, np.float32(-np.inf), calibrated), np.where(row < 0, -1, number), row)
+        scores = calibrated_scores(raw, calibration)
+        yield Hits(np.where(row < 0, np.float32(-np.inf), scores), np.where(row < 0, -1, number), row)
 
 
 def _best(parts: Sequence[Hits], k: int) -> tuple[Hits, I64]:
