@@ -27,7 +27,7 @@ from fastfill_ray.types import I64, Model, canonical
 # Where items are embedded. Old vectors and queries are elsewhere.
 _PLACES = ("pairs", "vectors")
 # What is compared at a time, by one process: about 60 bytes each.
-_PARTITION_ROWS = 1 << 22
+PARTITION_ROWS = 1 << 22
 # Items files that one task reads.
 _FILES_PER_TASK = 256
 _BINARY = pa.binary(16)
@@ -64,7 +64,7 @@ def partition_of(keys: pa.Array | pa.ChunkedArray, partitions: int) -> I64:
 
 def num_partitions(rows: int) -> int:
     """Partitions of so many rows; at least the two that an exchange needs."""
-    return max(2, -(-rows // _PARTITION_ROWS))
+    return max(2, -(-rows // PARTITION_ROWS))
 
 
 def gather_known(engine: Engine, files: Files, before: Known, space: str, open_folders: frozenset[str]) -> Known:
