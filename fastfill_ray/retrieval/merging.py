@@ -72,8 +72,8 @@ def _calibrated(
 ) -> Iterator[Hits]:
     """The hits of each segment as they are merged."""
     for number, (raw, row, calibration) in enumerate(zip(scores, rows, calibrations, strict=True), first):
-        scores = calibrated_scores(raw, calibration)
-        yield Hits(np.where(row < 0, np.float32(-np.inf), scores), np.where(row < 0, -1, number), row)
+        merged = np.where(row < 0, np.float32(-np.inf), calibrated_scores(raw, calibration))
+        yield Hits(merged, np.where(row < 0, -1, number), row)
 
 
 def _best(parts: Sequence[Hits], k: int) -> tuple[Hits, I64]:

@@ -145,7 +145,7 @@ def _with_rows(columns: dict[str, pa.Array], rows: int) -> pa.Table:
 class _Work:
     """Something to be cut into partitions: exactly one of them is set.
 
-    came: (number, part, its digests). went: a part. segment: (number, segment). known: a partition as it is.
+    came: (number, part, its digests). went: a part. segment: (number, segment). known: a file of a partition.
     """
 
     came: tuple[int, LedgerPart, FileRef] | None = None
@@ -199,7 +199,7 @@ def compare(
         *(_Work(came=(number, part, digests[part.unit])) for number, part in enumerate(came)),
         *(_Work(went=part) for part in went),
         *(_Work(segment=(number, segment)) for number, segment in enumerate(segments)),
-        *(_Work(known=reference) for reference in known.partitions),
+        *(_Work(known=reference) for partition in known.partitions for reference in partition),
     ]
     rows = known.rows + sum(part.rows for part in (*came, *went))
     with context.progress.timed("compare"):
