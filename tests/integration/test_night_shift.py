@@ -13,12 +13,17 @@ import pytest
 
 from fastfill_ray.inputs import parquet
 from fastfill_ray.stages import compare
+from fastfill_ray.stages.snapshot import read_snapshot
+from fastfill_ray.storage.files import open_files
 from tests.living import Living, gallery_of
 
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Rows that are decoded of each file of the gallery, by its name."""
+    """Rows that are decoded of each file of the gallery, by its name.
+
+    Left out are the few rows of each file in which a start looks for the dimension of lists.
+    """
     counts: Counter[str] = Counter()
     make = pq.ParquetFile
 
@@ -29,7 +34,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         def iter_batches(self, *arguments: object, **options: object) -> Iterator[pa.RecordBatch]:
             for batch in super().iter_batches(*arguments, **options):
-                counts[self._name] += len(batch)
+                counts[self._name] += 0 if options["columns"] == ["embedding"] else len(batch)
                 yield batch
 
     monkeypatch.setattr(parquet.pq, "ParquetFile", Counting)
@@ -69,8 +74,11 @@ def test_a_night_reads_the_files_that_changed_and_writes_what_changed(finished: 
     last = result.state.versions[-1]
     living.check_all_new(last)
     assert len(living.embedded()) == len(embedded) + 5
-    # The check of the rows, their digests, their embedding, and what stands beside the ids of the new segment.
-    assert decoded == {"part-001.parquet": 4 * 150}
+    # The check of the rows, and their digests; of the chunk with what is due that, and what stands beside its ids.
+    plan = result.state.plan
+    assert plan is not None
+    chunk = read_snapshot(open_files(living.root), plan.snapshot).chunk_rows[0][2]
+    assert {name: rows for name, rows in decoded.items() if rows} == {"part-001.parquet": 2 * 150 + 2 * chunk}
     [fresh] = [segment for segment in last.segments if segment.index.path not in segments]
     assert fresh.rows == 5
     written = Counter(path.split("/")[0] for path, stat in listing(root).items() if before.get(path) != stat)
@@ -86,7 +94,7 @@ def test_a_night_without_a_change_reads_and_writes_nothing(finished: Living, dec
     before = listing(Path(finished.root))
     decoded.clear()
     finished.run()
-    assert not decoded
+    assert not any(decoded.values())
     assert listing(Path(finished.root)) == before
 
 
