@@ -37,7 +37,9 @@ from fastfill_ray.inputs import parquet
 
 DIM, CLASSES, FILES, CHANGED_FILES, CHANGED_SHARE = 16, 100, 40, 4, 0.01
 MOST_QUIET_S, MOST_RATIO = 10.0, 0.1
-PASSES = 4  # over a file that changed: see docs/living.md
+# Over a file with something due in each of its chunks: the check of its rows (ids, old vectors, labels), their digests
+# (payloads, labels), the embedding (ids, payloads), and what stands beside the ids of the new segment (ids, labels).
+PASSES = 4
 _embedded: Counter[str] = Counter()
 
 
