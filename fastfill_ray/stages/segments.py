@@ -55,13 +55,11 @@ class Assembler:
         wave = plan.newest_wave(0)
         is_steady = plan.follows is not None and len(plan.version_waves) == 1
         stale = () if is_steady else tuple(range(0 if plan.follows is None else 1, self.job.num_waves + 2))
-        done = receipts.get(wave, {})
-        work = [
-            BucketWork(
-                number, bucket, (wave,), stale if number >= plan.first_bucket else (), {wave: _of_bucket(bucket, done)}
-            )
-            for number, bucket in self.buckets.items()
-        ]
+        done, work = receipts.get(wave, {}), []
+        for number, bucket in self.buckets.items():
+            waves = stale if number >= plan.first_bucket else ()
+            places = bucket if waves else _new_places(bucket, wave, done)
+            work.append(BucketWork(number, places, (wave,), waves, {wave: _of_bucket(bucket, done)}))
         built = build(self.context, self.job, [item for item in work if _has_work(item)], f"build {wave}")
         return _ordered([*again, *built])
 
@@ -151,8 +149,12 @@ def _work(number: int, bucket: Bucket, wave: int, receipts: Mapping[str, Receipt
     """A bucket's new segment of a wave, and a stale one of the rows that were quarantined."""
     done = _of_bucket(bucket, receipts)
     residual = (wave,) if any(receipt.quarantined for receipt in done.values()) else ()
-    places = tuple(place for place in bucket if place.chunk.unit in done or place.work.known[wave])
-    return BucketWork(number, places, (wave,), residual, {wave: done})
+    return BucketWork(number, _new_places(bucket, wave, done), (wave,), residual, {wave: done})
+
+
+def _new_places(bucket: Bucket, wave: int, receipts: Mapping[str, Receipt]) -> Bucket:
+    """The chunks of a bucket of which something becomes new in a wave."""
+    return tuple(place for place in bucket if place.chunk.unit in receipts or place.work.known[wave])
 
 
 def _of_bucket(bucket: Bucket, receipts: Mapping[str, Receipt]) -> dict[str, Receipt]:
