@@ -191,13 +191,13 @@ def read_snapshot(files: Files, name: str) -> Snapshot:
     """The stored snapshot of that fingerprint.
 
     Raises:
-        CorruptFile: it is damaged or gone; no run for other input can make it again.
+        CorruptFile: it is damaged or gone.
     """
     path = snapshot_path(name)
     try:
         return unseal_file(path, files.get(path), Snapshot)
     except StorageError as error:
         raise CorruptFile(
-            f"{error} The root holds an unfinished plan of it, and the input is not the planned one any more. Restore "
-            "the input or the file, or choose another output."
+            f"{error} It says which gallery files an earlier plan was made for, and the next start goes on from there. "
+            "Restore it from a copy, or choose another output."
         ) from error
