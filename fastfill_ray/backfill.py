@@ -46,7 +46,7 @@ from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.carry import carry_over
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Models, make_job
-from fastfill_ray.stages.known import read_known
+from fastfill_ray.stages.known import Known, read_known
 from fastfill_ray.stages.ledger import take_snapshot
 from fastfill_ray.stages.mend import can_be_made_again, check_sources, mend_named, set_aside
 from fastfill_ray.stages.order import OrderConfig, choose_order, train_order
@@ -63,7 +63,7 @@ from fastfill_ray.stages.work import WorkList, read_work_list
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files, probe, remove_leftovers
 from fastfill_ray.storage.heartbeat import Heartbeat
-from fastfill_ray.storage.paths import stage_folder, wave_folder, work_of
+from fastfill_ray.storage.paths import DERIVED, snapshot_path, stage_folder, wave_folder, work_of
 from fastfill_ray.storage.receipts import Receipt
 
 logger = logging.getLogger(__name__)
@@ -159,13 +159,13 @@ class _Run:
                 try:
                     if (result := self._act(take_place)) is not None:
                         return result
-                    self.inputs.adopt("the gallery has changed", len(self.log.state.versions))
+                    self.inputs.adopt("the gallery has changed", self._waves_made())
                 except InputChanged as error:
-                    if not self.inputs.can_adopt(len(self.log.state.versions)):
+                    if not self.inputs.can_adopt(self._waves_made()):
                         raise
-                    self.inputs.adopt(str(error), len(self.log.state.versions))
+                    self.inputs.adopt(str(error), self._waves_made())
                 except TooManyRemoved as error:
-                    if not self.inputs.go_on_as_before(str(error), len(self.log.state.versions)):
+                    if not self.inputs.go_on_as_before(str(error), self._waves_made()):
                         raise
                 except StorageError as error:
                     fresh = [path for path in error.paths if work_of(path) not in self._mended]
@@ -250,8 +250,9 @@ class _Run:
         """The plan for the gallery as it is now: what is new already is carried over."""
         context, log, number = self.context, self.log, len(self.log.state.plans)
         space = self.models.fingerprints()["new"]
-        as_it_is = kept if kept is not None and kept.is_indexed_by(self.config.index.factory) else None
-        carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, space)
+        as_it_is = kept if kept is not None and kept.is_indexed_as(self.request.settings) else None
+        before = self._known_before(log.state)
+        carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, before, space)
         if carried is not None and kept is not None and not self.allow_removals:
             preflight.check_removed(self.config.gallery, carried.changes.removed, kept.base.rows)
         epoch = self._claim()
@@ -312,6 +313,10 @@ class _Run:
             self._epoch = self.log.claim(as_read=True)
         return self._epoch
 
+    def _waves_made(self) -> int:
+        """Versions that embedded something: by these it is told whether a run gets on."""
+        return sum(version.cause == "wave" for version in self.log.state.versions)
+
     def _where(self) -> str:
         """What is done so far, for who ends the process now."""
         state, now = self.log.state, self.context.progress.now
@@ -362,7 +367,9 @@ class _Run:
     def _snapshot_before(self) -> Snapshot | None:
         """The gallery of the last plan: files that are pinned as in it are cut as in it."""
         plan = self.log.state.plan
-        return None if plan is None else read_snapshot(self.context.files, plan.snapshot)
+        if plan is None or snapshot_path(plan.snapshot) in self.damaged:
+            return None
+        return read_snapshot(self.context.files, plan.snapshot)
 
     def _sample(self, snapshot: Snapshot, source: Source, job: Job, state: State, root: Plan | None) -> Sample:
         """Pairs and queries with their vectors."""
@@ -372,8 +379,13 @@ class _Run:
         )
         if root is not None:
             return sample_again(context, job, source, sampling, root)
-        before = read_known(context.files, None if state.plan is None else state.plan.known)
-        return sample(context, job, source, snapshot, sampling, before)
+        return sample(context, job, source, snapshot, sampling, self._known_before(state))
+
+    def _known_before(self, state: State) -> Known:
+        """What was known when the last plan was made; nothing where that is damaged: receipts are read again then."""
+        if state.plan is None or any(path.partition("/")[0] in DERIVED for path in self.damaged):
+            return Known()
+        return read_known(self.context.files, state.plan.known)
 
     def _order_config(self, snapshot: Snapshot) -> OrderConfig:
         config = self.config

@@ -18,7 +18,7 @@ from fastfill_ray.sanitize import one_line, printable
 
 if TYPE_CHECKING:
     from fastfill_ray.index.reader import Index
-    from fastfill_ray.log.preview import Preview, Serving
+    from fastfill_ray.log.preview import Preview
     from fastfill_ray.log.state import State
     from fastfill_ray.storage.files import Files
 
@@ -145,6 +145,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    from fastfill_ray.index.deletions import Deleted
+    from fastfill_ray.log.preview import serving
+    from fastfill_ray.report.deletions import deletions_json, deletions_note
     from fastfill_ray.report.metrics_json import report_json
     from fastfill_ray.report.preview import preview_words
     from fastfill_ray.report.text import version_table
@@ -157,22 +160,25 @@ def _status(arguments: argparse.Namespace) -> int:
     if state.init is None:
         raise NotPublished(f"{arguments.root}: there is no log here. Mend the path, or start a run with this output.")
     drivers = [describe(beat) for beat in find_drivers(files)]
-    next_start, words = {}, [version_table(state), *(f"Driver: {driver}." for driver in drivers)]
+    deleted = Deleted.read(files, state.deletions)
+    notes = [deletions_note(state, deleted), *(f"Driver: {driver}." for driver in drivers)]
+    next_start, words = {}, [version_table(state), *filter(None, notes)]
     if arguments.config is not None:
-        found, now = _preview(arguments, files, state)
+        found, now = _preview(arguments, files, state), serving(state)
         next_start = {"next": found.model_dump(mode="json"), "now": now.model_dump(mode="json")}
         words.append(preview_words(found, now))
     if arguments.json:
-        print(json.dumps({**report_json(state), "drivers": drivers, **next_start}))
+        told = {**report_json(state), "deleted": deletions_json(state, deleted), "drivers": drivers, **next_start}
+        print(json.dumps(told))
     else:
         print("\n".join(words))
     return 0
 
 
-def _preview(arguments: argparse.Namespace, files: Files, state: State) -> tuple[Preview, Serving]:
-    """What the next start with this config would do, and what is served now."""
+def _preview(arguments: argparse.Namespace, files: Files, state: State) -> Preview:
+    """What the next start with this config would do."""
     from fastfill_ray.config import load_config
-    from fastfill_ray.stages.preview import preview, serving
+    from fastfill_ray.stages.preview import preview
     from fastfill_ray.stages.progress import Progress
     from fastfill_ray.storage.files import open_files
 
@@ -181,7 +187,7 @@ def _preview(arguments: argparse.Namespace, files: Files, state: State) -> tuple
         raise ConfigError(
             f"{arguments.config}: output is {config.output}, not {arguments.root}: give the root's config"
         )
-    return preview(files, config, state, Progress()), serving(files, state)
+    return preview(files, config, state, Progress())
 
 
 def _search(arguments: argparse.Namespace) -> int:
@@ -271,7 +277,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         )
     else:
         for version in checked:
-            deleted = f"; {version.deleted:,} of them are deleted" if version.deleted else ""
+            deleted = f"; {version.deleted:,} of them were deleted when it was made" if version.deleted else ""
             ids = f"{version.rows:,} ids, each exactly once{deleted}"
             print(f"version {version.version}: {version.segments} segments, {ids}")
     return 0

@@ -256,6 +256,27 @@ def test_delete_and_undelete_say_how_many_ids_which_record_and_when_it_is_seen(
     assert [d.kind for d in read_state(root.files).deletions] == ["DELETE", "UNDELETE", "DELETE"]
 
 
+def test_status_and_search_follow_a_delete_and_an_undelete(run: Run, root: Root, tmp_path: Path) -> None:
+    ids, queries = tmp_path / "ids.txt", save(tmp_path / "queries.npy", vectors(1))
+    ids.write_text("lamp\nno such thing\n")
+
+    def found() -> set[str]:
+        return {hit["id"] for hit in json.loads(run("search", "--vectors", queries, "--json")[1])["hits"][0]}
+
+    assert json.loads(run("status", "--json")[1])["deleted"] == {"ids": 0, "in_served": 0}
+    run("delete", "--ids", str(ids))
+    assert run("status")[1].splitlines()[-1] == (
+        "2 ids are deleted: searches leave them out, whatever version is opened."
+    )
+    assert json.loads(run("status", "--json")[1])["deleted"] == {"ids": 2, "in_served": None}
+    assert found() == set(IDS) - {"lamp"}
+    run("rollback", "--to", "0")
+    assert found() == set(IDS) - {"lamp"}
+    run("undelete", "--ids", str(ids))
+    assert "deleted" not in run("status")[1]
+    assert found() == set(IDS)
+
+
 def test_delete_reads_standard_input_and_records_nothing_where_it_is_empty(
     run: Run, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,8 +17,8 @@ R = TypeVar("R")
 _TASKS_PER_CPU = 1
 
 
-def _call(function: Callable[[T], R], item: T) -> R:
-    return function(item)
+def _call(function: Callable[..., R], *items: Any) -> R:
+    return function(*items)
 
 
 def run_tasks(
@@ -65,11 +65,11 @@ def exchange(
     """See ``Engine.exchange``. Nothing else may run yet: these tasks ask for a CPU each, and Ray bounds them so."""
     with original_errors():
         cutting: Any = ray.remote(_call).options(num_cpus=1, num_returns=parts, name="exchange: cut")
-        joining: Any = ray.remote(join).options(num_cpus=1, name="exchange: join")
-        shared = ray.put(cut)
+        joining: Any = ray.remote(_call).options(num_cpus=1, name="exchange: join")
+        shared, shared_join = ray.put(cut), ray.put(join)
         pieces = [cutting.remote(shared, item) for item in items]
         for item, references in zip(items, pieces, strict=True):
             ray.wait(references, num_returns=parts, fetch_local=False)
             on_cut(item)
-        joined: list[R] = ray.get([joining.remote(*part) for part in zip(*pieces, strict=True)])
+        joined: list[R] = ray.get([joining.remote(shared_join, *part) for part in zip(*pieces, strict=True)])
     return joined

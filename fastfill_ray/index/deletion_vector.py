@@ -26,6 +26,9 @@ class DeletionVector(NamedTuple):
     deleted: Bools
 
 
+NO_ROWS = DeletionVector(np.empty(0, np.int64), np.empty(0, bool))
+
+
 def put_deletion(files: Files, path: str, vector: DeletionVector, ids: pa.Array) -> Deletion:
     """Store the deletion vector of a segment and read it back; durable when this returns.
 
@@ -58,7 +61,7 @@ def read_deletion(files: Files, segment: Segment) -> DeletionVector:
         CorruptFile: it is not the recorded one, or not a deletion vector of this segment; names the file.
     """
     if (deletion := segment.deletion) is None:
-        return DeletionVector(np.empty(0, np.int64), np.empty(0, bool))
+        return NO_ROWS
     name = f"{files.root}/{deletion.file.path}"
     table = read_table(get_verified(files, deletion.file), name=name, columns=["row", "deleted"])
     row, deleted = table.column("row"), table.column("deleted")

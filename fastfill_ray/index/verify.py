@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished
 from fastfill_ray.index.deletion_vector import DeletionVector, read_deletion
+from fastfill_ray.index.deletions import Deleted
 from fastfill_ray.index.segment import load_index, segment_dim
 from fastfill_ray.log.records import Init, Plan, Segment, Version
 from fastfill_ray.log.state import State
@@ -25,7 +26,7 @@ from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.refs import get_verified
-from fastfill_ray.types import U64
+from fastfill_ray.types import I64, U64
 
 # Ids whose hashes (8 bytes each) are compared at a time; those of the others wait in temporary files.
 _PARTITION_IDS = 1 << 22
@@ -33,7 +34,7 @@ _PARTITION_IDS = 1 << 22
 
 @dataclass(frozen=True)
 class Verified:
-    """One version that is whole: its number, its segments, its ids, and how many of these a DELETE hides."""
+    """One version that is whole: its number, its segments, its ids, and how many of these were deleted by then."""
 
     version: int
     segments: int
@@ -42,7 +43,7 @@ class Verified:
 
 
 def verify(files: Files, version: int | None = None) -> list[Verified]:
-    """Check the log and one version, or all that are not expired.
+    """Check the log, the deletions, and one version, or all that are not expired.
 
     Raises:
         CorruptFile, FileMissing: names the first object that is damaged or gone, and says which versions are whole.
@@ -55,11 +56,12 @@ def verify(files: Files, version: int | None = None) -> list[Verified]:
     if version is not None and not versions:
         there = ", ".join(str(v.version) for v in state.versions if v.version not in state.expired) or "none"
         raise NotPublished(f"{files.root}: there is no version {version}; live versions: {there}")
+    deleted = Deleted.read(files, state.deletions)
     whole: list[Verified] = []
     damage: dict[int, CorruptFile | FileMissing] = {}
     for each in versions:
         try:
-            whole.append(_verify_version(files, state.init, state, each))
+            whole.append(_verify_version(files, state.init, state, each, deleted))
         except (CorruptFile, FileMissing) as error:
             damage[each.version] = error
     if damage:
@@ -70,12 +72,15 @@ def verify(files: Files, version: int | None = None) -> list[Verified]:
     return whole
 
 
-def _verify_version(files: Files, init: Init, state: State, version: Version) -> Verified:
+def _verify_version(files: Files, init: Init, state: State, version: Version, deleted: Deleted) -> Verified:
     plan = next(plan for plan in state.plans if plan.plan == version.plan)
     with _Hashes(sum(segment.rows for segment in version.segments)) as hashes:
         for segment in version.segments:
             _verify_index(files, init, plan, segment)
-            hashes.add(_plan_ids(segment, *_verify_ids(files, segment)))
+            ids, hidden = _verify_ids(files, segment)
+            if deleted.are_flagged_in(version):
+                _check_flags(segment, hidden, deleted.rows_of(ids))
+            hashes.add(_plan_ids(segment, ids, hidden))
         for repeated in hashes.repeated():
             _check_unique(files, version, repeated)
     _check_sum(version, plan)
@@ -102,6 +107,17 @@ def _verify_ids(files: Files, segment: Segment) -> tuple[pa.Array, DeletionVecto
         by_delete = ids.take(pa.array(rows[hidden.deleted]))
         _check_digest(path, by_delete, deletion.deleted_rows, deletion.deleted_ids_digest)
     return ids, hidden
+
+
+def _check_flags(segment: Segment, hidden: DeletionVector, deleted: I64) -> None:
+    """Readers of a version that was made under the deletions in force ask nothing but the flags."""
+    flagged = hidden.rows[hidden.deleted]
+    if not np.array_equal(flagged, expected := np.setdiff1d(deleted, hidden.rows[~hidden.deleted])):
+        path = segment.ids.path if segment.deletion is None else segment.deletion.file.path
+        raise CorruptFile(
+            f"{path}: {len(flagged):,} rows are hidden by DELETE, {len(expected):,} are deleted, and "
+            f"{len(np.intersect1d(flagged, expected)):,} are both"
+        )
 
 
 def _read_ids(files: Files, segment: Segment) -> pa.Array:

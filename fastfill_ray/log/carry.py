@@ -31,9 +31,13 @@ class Kept:
         """Whether nothing that is served is stale: then nothing has to be ordered any more."""
         return not any(segment.state == "stale" and segment.plan_rows for segment in self.base.segments)
 
-    def is_indexed_by(self, factory: str) -> bool:
-        """Whether what is served is indexed as it would be now, so that its segments are kept."""
-        return self.plan.factory == factory
+    def is_indexed_as(self, settings: Mapping[str, Any]) -> bool:
+        """Whether segments would be made alike now, so that those that are served are kept: the index, and what stands
+        beside the ids.
+        """
+        before, gallery = self.plan.settings, settings["gallery"]
+        beside = all(before["gallery"][name] == gallery[name] for name in ("label_column", "group_column"))
+        return beside and self.plan.factory == settings["index"]["factory"]
 
     @property
     def catch_up(self) -> int:
@@ -52,7 +56,7 @@ class Kept:
         if self.is_steady or not any(rows[1 : last + 1]):
             return (last if self.is_steady else self.base.wave,)
         through = self.catch_up
-        later = tuple(range(through + 1, last + 1))
+        later = tuple(wave for wave in range(through + 1, last + 1) if rows[wave])
         return (self.base.wave, *((through,) if rows[through] else ()), *later)
 
 

@@ -298,7 +298,12 @@ class Version(Model):
         description="rows that are not embedded yet and have no stale vector: the old one is unusable, or gone",
     )
     absent_digest: str = Field(default=NO_IDS, description="ids digest of the absent rows")
-    deleted: int = Field(default=0, ge=0, description="rows of `rows` that a DELETE hides")
+    deleted: int = Field(default=0, ge=0, description="rows of `rows` that a DELETE hid when the version was made")
+    deletions: str = Field(
+        default="",
+        description="fingerprint of the deletions that were in force then (index.deletions): while it is theirs, the "
+        "deletion vectors flag every row whose id is deleted, and no other",
+    )
     fraction: float = Field(description="new_rows / rows of the plan")
     ids_digest: str = Field(description="of the ids of `rows`; with `absent_digest` it sums to the plan's")
     metrics: tuple[MetricValue, ...]

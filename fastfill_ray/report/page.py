@@ -142,6 +142,11 @@ def _remarks(state: State) -> tuple[str, ...]:
             f"{versions[-1].quarantined:,} items are quarantined: embedding them failed, so they stay stale. "
             "The receipts name each with its reason."
         )
+    if versions and versions[-1].deleted:
+        remarks.append(
+            f"{versions[-1].deleted:,} items are deleted, as of version {versions[-1].version}: no search returns "
+            "them. fastfill-ray undelete brings them back."
+        )
     if versions and versions[-1].absent:
         remarks.append(
             f"{versions[-1].absent:,} items are absent: they have no old vector, or none that can be used, so they "

@@ -15,7 +15,7 @@ from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery
 from fastfill_ray.types import fingerprint
 
 _GALLERY = "gallery.path"
-# Times that inputs which change are adopted, until the run has made one more version.
+# Times that inputs which change are adopted, until the run has made one more wave.
 _ADOPTIONS = 3
 
 
@@ -28,7 +28,7 @@ class Inputs:
 
     def __init__(self, config: BackfillConfig, context: Context) -> None:
         self._config, self._context = config, context
-        self._adoptions: Counter[int] = Counter()  # by how many versions there were then
+        self._adoptions: Counter[int] = Counter()  # by how many waves were made then
         self._before: dict[str, Listing] | None = None  # until the last adoption
         self._refused: list[list[Any]] | None = None  # pins of a gallery that cannot be adopted
         self.listings = self._look()
@@ -65,23 +65,28 @@ class Inputs:
             return False
         return True
 
-    def can_adopt(self, versions: int) -> bool:
+    def can_adopt(self, waves: int) -> bool:
         """Whether a change is adopted: not where ``gallery.follow`` says no, nor without end.
 
         Args:
-            versions: that there are; with one more the count begins anew.
+            waves: that are made; with one more the count begins anew.
         """
-        return self._config.gallery.follow and self._adoptions[versions] < _ADOPTIONS
+        return self._config.gallery.follow and self._adoptions[waves] < _ADOPTIONS
 
-    def adopt(self, why: str, versions: int) -> None:
+    def _is_there(self, listings: dict[str, Listing]) -> bool:
+        """Whether the gallery of that time is still what lies there, or among it."""
+        now = preflight.input_pins(self.listings[_GALLERY])
+        return all(pin in now for pin in preflight.input_pins(listings[_GALLERY]))
+
+    def adopt(self, why: str, waves: int) -> None:
         """Go on with the inputs as they are now. What is embedded by then stays."""
-        self._adoptions[versions] += 1
+        self._adoptions[waves] += 1
         self._context.progress.say(f"{why}: a new plan for the inputs as they are now")
         self._before, self.listings = self.listings, self._look()
 
-    def go_on_as_before(self, why: str, versions: int) -> bool:
+    def go_on_as_before(self, why: str, waves: int) -> bool:
         """What is refused does not end a run that is going on. False at a start, and where it gets nowhere."""
-        if self._before is None or not self.can_adopt(versions):
+        if self._before is None or not self.can_adopt(waves) or not self._is_there(self._before):
             return False
         self._context.progress.say(f"the gallery cannot be adopted now: {why}")
         self._refused = preflight.input_pins(self.listings[_GALLERY])

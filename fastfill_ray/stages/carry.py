@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion, read_deletion
 from fastfill_ray.inputs.gallery import Source
@@ -21,7 +22,7 @@ from fastfill_ray.log.state import State
 from fastfill_ray.ordering.waves import order_wave
 from fastfill_ray.stages.compare import Compared, compare
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.known import Known, gather_known, put_known, read_known, vector_file
+from fastfill_ray.stages.known import Known, gather_known, put_known, vector_file
 from fastfill_ray.stages.ledger import LedgerPart, ledger_parts, read_keys
 from fastfill_ray.stages.score import ScoredChunk, read_chunk_keys
 from fastfill_ray.stages.segments import put_segments
@@ -114,11 +115,12 @@ def standing_chunks(snapshot: Snapshot, histories: Mapping[str, ChunkHistory]) -
     """
     chunks, result = iter(snapshot.chunks), []
     for part in ledger_parts(snapshot):
-        start = 0
-        for rows in part.chunk_rows:
-            chunk = next(chunks)
-            result.append(StandingChunk(chunk.unit, chunk.start, rows, part, start, histories.get(chunk.unit)))
-            start += rows
+        here = [next(chunks) for _ in part.chunk_rows]
+        # A part is compared as a whole: one that was cut in another way came, like one of another file.
+        stayed = all(chunk.unit in histories for chunk in here)
+        for chunk in here:
+            history = histories[chunk.unit] if stayed else None
+            result.append(StandingChunk(chunk.unit, chunk.start, chunk.rows, part, chunk.start - part.start, history))
     return result
 
 
@@ -192,7 +194,7 @@ def _read_items(files: Files, compared: Compared, parts: set[int]) -> dict[int, 
     found = []
     for reference in compared.items:
         table = read_table(get_verified(files, reference), name=reference.path)
-        found.append(table.filter(pa.compute.is_in(table.column("part"), wanted)))
+        found.append(table.filter(pc.is_in(table.column("part"), wanted)))
     table = pa.concat_tables(found).sort_by([("part", "ascending"), ("offset", "ascending")])
     numbers = table.column("part").to_numpy()
     ends = {part: np.searchsorted(numbers, [part, part + 1]).tolist() for part in parts}
@@ -241,11 +243,12 @@ class Carried:
 
 
 def carry_over(
-    context: Context, source: Source, snapshot: Snapshot, state: State, kept: Kept | None, space: str
+    context: Context, source: Source, snapshot: Snapshot, state: State, kept: Kept | None, before: Known, space: str
 ) -> Carried | None:
     """What a plan over `snapshot` takes over; None where there is no plan yet.
 
     Args:
+        before: what was known when the last plan was made; less is looked up again.
         kept: None where nothing of what is served can be kept as it is: then everything is looked up by its digest.
         space: fingerprint of the new model.
     """
@@ -253,21 +256,20 @@ def carry_over(
         return None
     files = context.files
     reference = state.plan if kept is None else kept.plan
-    before = read_snapshot(files, reference.snapshot)
+    pinned = read_snapshot(files, reference.snapshot)
     plans = state.plans[[plan.plan for plan in state.plans].index(reference.plan) :]
-    known = gather_known(context.engine, files, read_known(files, state.plan.known), space, frozenset())
+    known = gather_known(context.engine, files, before, space, frozenset())
     segments = () if kept is None else kept.base.segments
     looked_up = kept is None and state.serving is not None  # rows that are served have no source in work files
-    there = set() if looked_up else {part.unit for part in ledger_parts(before)}
-    now = {part.unit for part in ledger_parts(snapshot)}
-    came = [part for part in ledger_parts(snapshot) if part.unit not in there]
-    went = [part for part in ledger_parts(before) if part.unit not in now or looked_up]
-    compared = compare(context, source, (came, went), segments, known)
     works = [(plan, read_work_list(files, plan.units)) for plan in plans]
     newest = -1 if kept is None else kept.plan.newest_wave([v.version for v in kept.versions].index(kept.base.version))
-    histories = {} if looked_up else _histories(files, works, newest)
-    chunks = standing_chunks(snapshot, histories)
-    buckets = {chunk.unit: chunk.bucket for chunk in works[0][1].chunks if chunk.unit in histories}
+    chunks = standing_chunks(snapshot, {} if looked_up else _histories(files, works, newest))
+    stayed = {chunk.part.unit for chunk in chunks if chunk.history is not None}
+    came = [part for part in ledger_parts(snapshot) if part.unit not in stayed]
+    went = [part for part in ledger_parts(pinned) if part.unit not in stayed]
+    compared = compare(context, source, (came, went), segments, known)
+    now = {chunk.unit for chunk in chunks if chunk.history is not None}
+    buckets = {chunk.unit: chunk.bucket for chunk in works[0][1].chunks if chunk.unit in now}
     standing = Standing(files, space, compared, known)
     return Carried(kept, segments, tuple(chunks), buckets, standing, put_known(files, known))
 
@@ -361,13 +363,12 @@ class Inheritance:
         segment = segment.model_copy(update={"wave": wave})
         dead = np.concatenate([np.empty(0, np.int64), *(self._dead_rows(reference, number) for reference in self.dead)])
         before = read_deletion(self.files, segment)
-        rows = np.union1d(before.rows[~before.deleted], dead)
+        superseded = before.rows[~before.deleted]
+        rows = np.union1d(superseded, dead)
         if len(rows) == segment.rows:
             return None
-        if len(rows) == len(before.rows):
+        if len(rows) == len(superseded):  # rows that a DELETE hides are looked at when the version is made
             return segment
-        if len(rows) == 0:
-            return segment.model_copy(update={"deletion": None})
         table = read_table(get_verified(self.files, segment.ids), name=segment.ids.path, columns=["id"])
         path = deletion_vector_path(self.plan, wave, segment.bucket, segment.state, self.epoch, uuid.uuid4().hex)
         vector = DeletionVector(rows, np.zeros(len(rows), bool))
@@ -376,4 +377,4 @@ class Inheritance:
 
     def _dead_rows(self, reference: FileRef, number: int) -> np.ndarray:
         table = read_table(get_verified(self.files, reference), name=reference.path)
-        return table.filter(pa.compute.equal(table.column("segment"), number)).column("row").to_numpy().astype(np.int64)
+        return table.filter(pc.equal(table.column("segment"), number)).column("row").to_numpy().astype(np.int64)

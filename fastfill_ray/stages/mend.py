@@ -22,7 +22,7 @@ from fastfill_ray.stages.plan import make_work_list
 from fastfill_ray.stages.score import scored_groups
 from fastfill_ray.stages.work import put_work_list, read_work_list
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import is_work_of, parse_unit_output, receipts_for, set_aside_path
+from fastfill_ray.storage.paths import DERIVED, is_work_of, parse_unit_output, receipts_for, set_aside_path
 from fastfill_ray.storage.receipts import find_receipts
 from fastfill_ray.storage.refs import sha256_hex
 
@@ -42,6 +42,8 @@ def can_be_made_again(state: State, path: str) -> bool:
     if versions:
         named += [versions[-1].query_metrics]
         named += [reference for segment in versions[-1].segments for reference in segment.files]
+    if path.partition("/")[0] in DERIVED:
+        return True
     is_named = any(reference is not None and reference.path == path for reference in named)
     return (
         bool(receipts_for(path))

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fastfill_ray.inputs.changes import payload_digests, version_digests
 from fastfill_ray.inputs.encodings import take_rows
@@ -86,7 +87,7 @@ def _digests_of(source: Source, payloads: bool, unit: Unit, chunk: pa.Table) -> 
 def _find(files: Files, known: Known, cut: tuple[int, pa.Table]) -> pa.Table:
     number, items = cut
     found = find_known(items, read_partition(files, known, number))
-    return found.filter(pa.compute.greater_equal(found.column("source"), 0))
+    return found.filter(pc.greater_equal(found.column("source"), 0))
 
 
 def _leave_out(files: Files, places: dict[int, tuple[VectorFile, int]], receipt: Receipt, table: pa.Table) -> None:

@@ -191,13 +191,14 @@ def read_snapshot(files: Files, name: str) -> Snapshot:
     """The stored snapshot of that fingerprint.
 
     Raises:
-        CorruptFile: it is damaged or gone.
+        CorruptFile: it is damaged or gone; only a run for the same gallery can make it again.
     """
     path = snapshot_path(name)
     try:
         return unseal_file(path, files.get(path), Snapshot)
     except StorageError as error:
         raise CorruptFile(
-            f"{error} It says which gallery files an earlier plan was made for, and the next start goes on from there. "
-            "Restore it from a copy, or choose another output."
+            f"{error} A plan was made of it. It is made again while the gallery is the one of the plan; else restore "
+            "it, or choose another output.",
+            path,
         ) from error

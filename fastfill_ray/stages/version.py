@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import partial
 
+from fastfill_ray.index.deletions import Deleted
 from fastfill_ray.log.records import Changes, Plan, Segment, Verdict, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.ids import combine_digests, ids_digest, subtract_digests
@@ -13,9 +16,11 @@ from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.build import gallery_buckets, make_build_job
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.evaluator import Evaluator, Served
+from fastfill_ray.stages.hide import hide_deleted
 from fastfill_ray.stages.measure import PerQuery
 from fastfill_ray.stages.segments import Assembler, check_complete, read_segments
 from fastfill_ray.stages.work import WorkList, read_rows
+from fastfill_ray.storage.paths import deletion_vector_path
 from fastfill_ray.storage.receipts import Quarantined, Receipt
 
 
@@ -61,9 +66,12 @@ class VersionMaker:
             built = self._assembler.after(wave, state.plan_versions, receipts)
         absent_rows, absent_digest = self._absent(before, plan.newest_wave(made), embedded)
         check_complete(plan, built, absent_rows, absent_digest)
+        deleted = Deleted.read(self.context.files, state.deletions)
+        path_of = partial(_deletion_vector_path, plan.plan, self.epoch)
+        newest = state.versions[-1] if state.versions else None
         with self.context.progress.timed("evaluate"):
             calibration = evaluator.fit(wave, plan)
-            segments = evaluator.calibrated(built, calibration)
+            segments = evaluator.calibrated(hide_deleted(self.context, deleted, built, path_of, newest), calibration)
             values = evaluator.measure(segments, wave, calibration)
             per_query = evaluator.keep(values, plan.plan, f"version-{made:02d}.parquet")
         is_change = before is None and plan.follows is not None
@@ -79,6 +87,7 @@ class VersionMaker:
             quarantined=(0 if before is None else before.quarantined) + _count_quarantined(embedded),
             absent=absent_rows,
             absent_digest=absent_digest,
+            deletions=deleted.fingerprint,
             deleted=sum(segment.deletion.deleted_rows for segment in segments if segment.deletion is not None),
             fraction=new_rows / plan.rows,
             ids_digest=combine_digests(segment.plan_ids_digest for segment in segments),
@@ -98,7 +107,12 @@ class VersionMaker:
         return () if reference is None else read_segments(self.context.files, reference)
 
     def _judge(self, state: State, values: PerQuery) -> Verdict:
-        return self._evaluator.judge(self.plan, _served(state), values, self.max_regression)
+        """The gate. Within a plan the gallery is the same; the first version may be held against another one."""
+        verdict = self._evaluator.judge(self.plan, _served(state), values, self.max_regression)
+        changes = self.plan.changes
+        if state.plan_versions or changes is None or not changes.items:
+            return verdict
+        return verdict.model_copy(update={"reason": f"{verdict.reason}; {in_words(changes)}"})
 
     def _absent(self, before: Version | None, newest: int, embedded: Mapping[str, Receipt]) -> tuple[int, str]:
         """Rows that are in no segment, and the digest of their ids.
@@ -127,6 +141,11 @@ class VersionMaker:
         return [fault for fault in receipt.quarantined if not is_stale[fault.row - place.chunk.start]]
 
 
+def _deletion_vector_path(plan: str, epoch: int, segment: Segment) -> str:
+    """A fresh path for the deletion vector of a segment."""
+    return deletion_vector_path(plan, segment.wave, segment.bucket, segment.state, epoch, uuid.uuid4().hex)
+
+
 def _count_quarantined(receipts: Mapping[str, Receipt]) -> int:
     return sum(len(receipt.quarantined) for receipt in receipts.values())
 
@@ -134,11 +153,13 @@ def _count_quarantined(receipts: Mapping[str, Receipt]) -> int:
 def follows_gallery(plan: Plan) -> Verdict:
     """A change is published whatever it measures: the gallery is not what it was."""
     changes = plan.changes or Changes(added=0, changed=0, removed=0)
-    return Verdict(
-        publish=True,
-        reason=f"follows the gallery: {changes.items:,} items differ ({changes.added:,} added, {changes.changed:,} "
-        f"changed, {changes.removed:,} removed)",
-    )
+    return Verdict(publish=True, reason=f"follows the gallery: {in_words(changes)}")
+
+
+def in_words(changes: Changes) -> str:
+    """How many items differ, and how."""
+    how = f"{changes.added:,} added, {changes.changed:,} changed, {changes.removed:,} removed"
+    return f"{changes.items:,} items differ ({how})"
 
 
 def _served(state: State) -> Served | None:

@@ -9,6 +9,8 @@ from fastfill_ray.types import check_path
 
 Stage = Literal["ledger", "changes", "sample", "pairs", "alignment", "choice", "scores", "evaluation"]
 LOG = "log"
+# What is looked up when a plan is made, and follows from receipts and snapshots.
+DERIVED = frozenset({"known", "compared"})
 DRIVERS = "drivers"
 REPORT_HTML = "reports/report.html"
 REPORT_METRICS = "reports/metrics.json"

@@ -34,8 +34,11 @@ def put_content(files: Files, path_of: Callable[[str], str], data: bytes) -> Fil
     return reference
 
 
-def get_verified(files: Files, ref: FileRef) -> bytes:
+def get_verified(files: Files, ref: FileRef, repair: str = _RESTORE) -> bytes:
     """The bytes that `ref` names.
+
+    Args:
+        repair: what to do about damaged ones, for messages.
 
     Raises:
         FileMissing: the object is absent.
@@ -49,9 +52,9 @@ def get_verified(files: Files, ref: FileRef) -> bytes:
         raise FileMissing(str(error), ref.path) from error
     name = f"{files.root}/{ref.path}"
     if len(data) != ref.size:
-        raise CorruptFile(f"{name}: found {len(data):,} bytes, expected {ref.size:,}. {_RESTORE}", ref.path)
+        raise CorruptFile(f"{name}: found {len(data):,} bytes, expected {ref.size:,}. {repair}", ref.path)
     if (found := sha256_hex(data)) != ref.sha256:
-        raise CorruptFile(f"{name}: sha256 is {found}, expected {ref.sha256}. {_RESTORE}", ref.path)
+        raise CorruptFile(f"{name}: sha256 is {found}, expected {ref.sha256}. {repair}", ref.path)
     return data
 
 

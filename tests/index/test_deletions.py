@@ -56,6 +56,20 @@ def test_integer_ids_are_found_by_row(deleted_ids: set[int], others: set[int]) -
     assert rows.tolist() == [row for row, number in enumerate(asked) if number in deleted_ids]
 
 
+@given(NAMES, st.sets(st.text(max_size=3)))
+def test_kept_prefixes_find_the_same_rows_also_where_they_are_equal(deleted_ids: set[str], others: set[str]) -> None:
+    files = MemoryFiles()
+    deleted = Deleted.read(files, [record(files, deleted_ids)])
+    ids = pa.array(sorted(deleted_ids | others), pa.string())
+    prefixes = deleted.prefixes_of(ids)
+    assert (prefixes.dtype, prefixes.shape) == (np.uint64, (len(ids),))
+    expected = deleted.rows_of(ids).tolist()
+    assert deleted.rows_of(ids, prefixes).tolist() == expected
+    one = deleted.prefixes_of(pa.array(sorted(deleted_ids)[:1]))
+    of_another = np.where(np.isin(np.arange(len(ids)), expected), prefixes, one)
+    assert deleted.rows_of(ids, of_another).tolist() == expected
+
+
 def test_a_hash_is_blake2b_of_the_ids_text_with_the_salt_as_its_key() -> None:
     expected = [hashlib.blake2b(text, key=bytes.fromhex(SALT), digest_size=16).digest() for text in (b"7", b"-1")]
     assert (
@@ -86,10 +100,10 @@ def test_a_file_that_is_damaged_or_gone_is_an_error_by_name_and_comes_back_with_
     deletion = record(files, {"a", "b"})
     path = deletion.ids.path
     files.put_data(path, flip_bit(files.get(path), 500))
-    with pytest.raises(CorruptFile, match=path):
+    with pytest.raises(CorruptFile, match=rf"{path}.*Run `fastfill-ray delete` again with the same ids"):
         Deleted.read(files, [deletion])
     files.delete(path)
-    with pytest.raises(FileMissing, match=path):
+    with pytest.raises(FileMissing, match=rf"{path}.*Run `fastfill-ray delete` again with the same ids"):
         Deleted.read(files, [deletion])
     assert record(files, {"a", "b"}) == deletion
     assert len(Deleted.read(files, [deletion])) == 2

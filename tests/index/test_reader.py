@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished, SpaceMismatch
 from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion
+from fastfill_ray.index.deletions import Deleted, write_ids
 from fastfill_ray.index.reader import open_index
 from fastfill_ray.index.segment import build_index, train_template
-from fastfill_ray.log.records import Expire, FileRef, Init, Plan, Publish, Segment, Verdict, Version
+from fastfill_ray.log.records import Delete, Expire, FileRef, Init, Plan, Publish, Segment, Undelete, Verdict, Version
 from fastfill_ray.ordering.ids import combine_digests, ids_digest
 from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.retrieval.fusion import Fusion, fuse
@@ -29,6 +30,7 @@ from fastfill_ray.types import Metric
 from tests.index.test_segment import brute_force, vectors
 
 DIM, OLD_DIM = 8, 4
+SALT = "0123456789abcdef" * 2
 
 
 @dataclass
@@ -106,7 +108,21 @@ class Root:
         vector = DeletionVector(np.array(rows, np.int64), np.isin(rows, deleted))
         return segment.model_copy(update={"deletion": put_deletion(self.files, path, vector, ids)})
 
-    def commit(self, *segments: Segment, publish: bool = True) -> int:
+    def delete(self, ids: Any, kind: type[Delete] | type[Undelete] = Delete) -> str:
+        """The path of the record's file."""
+        file = write_ids(self.files, id_array(ids, self.id_type), SALT)
+        self.log.append_deletion(lambda state: kind(ids=file, rows=len(set(ids)), salt=SALT))
+        return file.path
+
+    def undelete(self, ids: Any) -> str:
+        return self.delete(ids, Undelete)
+
+    @property
+    def deleted(self) -> Deleted:
+        """What is deleted now."""
+        return Deleted.read(self.files, self.log.read().deletions)
+
+    def commit(self, *segments: Segment, publish: bool = True, deletions: str = "") -> int:
         rows = sum(segment.plan_rows for segment in segments)
         digest = combine_digests(segment.plan_ids_digest for segment in segments)
         deleted = sum(segment.deletion.deleted_rows for segment in segments if segment.deletion is not None)
@@ -116,8 +132,8 @@ class Root:
         self.log.append(
             Version(
                 version=number, plan="p", wave=number, segments=segments, rows=rows, new_rows=0, quarantined=0,
-                absent=0, deleted=deleted, fraction=0.0, ids_digest=digest, metrics=(), query_metrics=None,
-                verdict=Verdict(publish=publish, reason="test"), seconds=0.0, final=False,
+                absent=0, deleted=deleted, deletions=deletions, fraction=0.0, ids_digest=digest, metrics=(),
+                query_metrics=None, verdict=Verdict(publish=publish, reason="test"), seconds=0.0, final=False,
             )
         )  # fmt: skip
         if publish:
@@ -295,6 +311,8 @@ def test_a_version_with_hidden_rows_is_searched_like_its_live_rows(
         deleted = [row for row in rows if row % 2]
         segments.append(root.hiding(root.segment(part, range(start, start + len(part)), calibration), rows, deleted))
         hidden += [start + row for row in rows]
+        if deleted:
+            root.delete([int(start) + row for row in deleted])
     root.commit(*segments)
     queries, index = vectors(25, seed=99), open_index(str(root.path))
     live = sum(counts) - len(hidden)
@@ -353,22 +371,6 @@ def test_another_deletion_vector_of_a_kept_segment_is_read_alone(
     assert adopted(more, second) == (6, {2, 4, 5, 6, 7, 8}, [])
     assert adopted(first, second) == (9, set(range(9)), [])
     assert adopted(hiding, second) == (7, {1, 2, 4, 5, 6, 7, 8}, [hiding.deletion.file.path])
-
-
-def test_rows_that_something_else_hides_are_left_out_with_those_of_the_deletion_vector(tmp_path: Path) -> None:
-    root = Root(tmp_path)
-    root.commit(root.hiding(root.segment(vectors(5), range(5)), [0, 3]), root.segment(vectors(4), range(5, 9)))
-    reader = open_index(str(tmp_path))
-    before = reader._snapshot
-
-    def even(ids: pa.Array) -> NDArray[np.int64]:
-        return np.flatnonzero(ids.to_numpy() % 2 == 0)
-
-    reader._snapshot = reader._load(before.version, before.segments, even)
-    assert reader.rows == 3
-    assert set(reader.search(vectors(3), 9)[1].ravel().tolist()) == {1, 5, 7, -1}
-    reader._snapshot = reader._load(before.version, reader._snapshot.segments)
-    assert reader.rows == 7
 
 
 def test_a_deletion_vector_that_cannot_be_read_keeps_the_version_out(tmp_path: Path) -> None:

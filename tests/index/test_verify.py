@@ -243,3 +243,23 @@ def test_different_ids_with_one_hash_are_no_repeat(tmp_path: Path, monkeypatch: 
     assert verify(root.files, 0) == [Verified(0, 2, 3)]
     with pytest.raises(CorruptFile, match="id 'b' is in version 1 twice"):
         verify(root.files, 1)
+
+
+def test_flags_that_are_not_what_is_deleted_are_told_where_readers_would_believe_them(root: Root) -> None:
+    root.delete([2, 4])
+    first, second = segment(root, [1, 2, 3]), segment(root, [4, 5])
+    now = root.deleted.fingerprint
+    root.commit(root.hiding(first, [1], [1]), root.hiding(second, [0], [0]), deletions=now)
+    root.commit(root.hiding(first, [0], [0]), root.hiding(second, [0], [0]))
+    assert verify(root.files) == [Verified(0, 2, 5), Verified(1, 2, 5), Verified(2, 2, 5, 2), Verified(3, 2, 5, 2)]
+    wrong = root.hiding(first, [0, 1], [0, 1])
+    root.commit(wrong, root.hiding(second, [0], [0]), deletions=now)
+    root.commit(first, root.hiding(second, [0], [0]), deletions=now)
+    assert wrong.deletion is not None
+    said = "2 rows are hidden by DELETE, 1 are deleted, and 1 are both"
+    with pytest.raises(CorruptFile, match=f"{wrong.deletion.file.path}: {said}"):
+        verify(root.files, 4)
+    with pytest.raises(CorruptFile, match=f"{first.ids.path}: 0 rows are hidden by DELETE, 1 are deleted"):
+        verify(root.files, 5)
+    root.undelete([4])
+    assert verify(root.files, 4) == [Verified(4, 2, 5, 3)], "made under other deletions: readers hash the ids"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import fastfill_ray as ff
-from fastfill_ray.errors import CorruptFile
+from fastfill_ray.errors import CorruptFile, FileMissing
 from fastfill_ray.index.verify import verify
 from fastfill_ray.log.records import Segment, Version
 from fastfill_ray.stages.segments import Assembler
@@ -147,7 +147,7 @@ def test_a_copied_root_is_read_once_and_its_tags_are_renewed(bench: Bench) -> No
     assert after.index.tag != before.index.tag
 
 
-def test_a_stale_segment_whose_pinned_file_is_gone_makes_its_items_absent_until_they_are_embedded(
+def test_a_stale_segment_whose_pinned_file_is_gone_takes_nothing_out_and_is_built_again_when_it_is_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = bench.copy("bare")
@@ -162,11 +162,15 @@ def test_a_stale_segment_whose_pinned_file_is_gone_makes_its_items_absent_until_
 
     with monkeypatch.context() as patch:
         patch.setattr(Assembler, "_look_at", vanish_first)
-        said = bench.run("bare", root, until="wave:2")
-    away.rename(pinned)
-    assert "part-001.parquet: vanished after planning" in said
+        try:
+            with pytest.raises(FileMissing, match=lost.ids.path):
+                bench.run("bare", root, until="wave:2")
+        finally:
+            away.rename(pinned)
     files = open_files(str(root))
-    assert (newest(root).rows, newest(root).absent) == (300 - lost.rows, lost.rows)
+    assert newest(root).version == 1
+    bench.run("bare", root, until="wave:2")
+    assert (newest(root).rows, newest(root).absent) == (300, 0)
     assert verify(files, 2)
     bench.run("bare", root, until="wave:3")
     assert (newest(root).rows, newest(root).absent, newest(root).new_rows) == (300, 0, 300)

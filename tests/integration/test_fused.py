@@ -91,19 +91,29 @@ def without_old_queries(half_done: Path, workshop: Workshop, tmp_path_factory: p
     return root
 
 
+@pytest.fixture(scope="module")
+def all_aligned(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> dict[int, np.ndarray]:
+    """The aligned vectors of the items that are no pairs, as a root in mode aligned holds them."""
+    root = tmp_path_factory.mktemp("all-aligned") / "root"
+    config = workshop.config(root)
+    del config["old_model"]
+    return all_stale(root, in_process(config, until="version0").state.versions[0])
+
+
 def test_stale_segments_hold_the_old_vector_and_the_aligned_one(
-    half_done: Path, without_old_queries: Path, workshop: Workshop
+    half_done: Path, all_aligned: dict[int, np.ndarray], without_old_queries: Path, workshop: Workshop
 ) -> None:
     state = read_state(open_files(str(half_done)))
     assert state.plan is not None
     assert (state.plan.stale_mode, state.plan.fusion) == ("fused", HALF)
-    aligned = all_stale(without_old_queries, version_of(without_old_queries, 2))
     old = dict(zip(workshop.ids.tolist(), unit_rows(old_vectors(workshop.x)), strict=True))
     fused = all_stale(half_done, state.versions[0])
-    assert set(fused) == set(aligned) == set(workshop.ids.tolist()) - set(workshop.ids[[*PAIRS, *ABSENT]].tolist())
+    assert set(fused) == set(all_aligned) == set(workshop.ids.tolist()) - set(workshop.ids[[*PAIRS, *ABSENT]].tolist())
+    follower = all_stale(without_old_queries, version_of(without_old_queries, 2))
+    assert set(follower) == set(all_stale(half_done, state.versions[1])), "what was new stays new in another plan"
     for item, vector in fused.items():
         np.testing.assert_allclose(vector[:OLD_DIM], HALF.old * old[item], atol=1e-5)
-        np.testing.assert_allclose(vector[OLD_DIM:], HALF.new * aligned[item], atol=1e-5)
+        np.testing.assert_allclose(vector[OLD_DIM:], HALF.new * all_aligned[item], atol=1e-5)
     for version in state.versions:
         for segment in version.segments:
             assert (segment.space, segment.fusion) == (("new", None) if segment.state == "new" else ("fused", HALF))
@@ -113,7 +123,7 @@ def test_stale_segments_hold_the_old_vector_and_the_aligned_one(
 
 
 def test_version_0_is_searched_as_brute_force_over_fused_and_new_vectors(
-    half_done: Path, without_old_queries: Path, workshop: Workshop
+    half_done: Path, all_aligned: dict[int, np.ndarray], workshop: Workshop
 ) -> None:
     index, version = ff.open_index(str(half_done), 0), version_of(half_done, 0)
     queries, old_queries = new_vectors(queries_of(workshop)), old_vectors(queries_of(workshop))
@@ -123,11 +133,10 @@ def test_version_0_is_searched_as_brute_force_over_fused_and_new_vectors(
     column = {item: number for number, item in enumerate(workshop.ids.tolist())}
     expected = np.full((len(queries), 600), -np.inf, np.float32)
     of_old = unit_rows(old_queries) @ unit_rows(old_vectors(workshop.x)).T
-    aligned = all_stale(without_old_queries, version_of(without_old_queries, 2))
     served = {
         item: segment.calibration for segment in stale_segments(version) for item in vectors_of(half_done, segment)
     }
-    for item, vector in aligned.items():
+    for item, vector in all_aligned.items():
         calibration = served[item]
         score = 0.5 * of_old[:, column[item]] + 0.5 * unit_rows(queries) @ vector
         expected[:, column[item]] = calibration.scale * score + calibration.offset

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import re
 
+import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastfill_ray.index.deletions import Deleted, write_ids
+from fastfill_ray.log.records import Delete
 from fastfill_ray.log.state import State
+from fastfill_ray.report.deletions import deletions_json, deletions_note
 from fastfill_ray.report.html import report_html
 from fastfill_ray.report.metrics_json import report_json
 from fastfill_ray.report.model import HEADINGS
 from fastfill_ray.report.text import version_table
+from tests.faults import MemoryFiles
 from tests.report.logs import finished, flipped, plan, predicted, version
 from tests.report.pages import Page
+
+SALT = "0123456789abcdef" * 2
 
 
 def test_the_text_table_has_the_arms_around_one_row_per_version() -> None:
@@ -75,3 +82,35 @@ def test_a_reason_cannot_steer_the_terminal(reason: str) -> None:
     table = version_table(state)
     assert len(table.split("\n")) == 3
     assert all(c.isprintable() or c == "\n" for c in table)
+
+
+def deleted(*ids: str) -> tuple[State, Deleted]:
+    """The finished state with these ids deleted."""
+    files = MemoryFiles()
+    records = [Delete(ids=write_ids(files, pa.array(ids), SALT), rows=len(ids), salt=SALT)] if ids else []
+    state = finished().model_copy(update={"deletions": tuple(records)})
+    return state, Deleted.read(files, records)
+
+
+def test_status_says_how_many_ids_are_deleted_and_how_many_the_served_version_holds_where_it_knows() -> None:
+    state, nothing = deleted()
+    assert (deletions_note(state, nothing), deletions_json(state, nothing)) == ("", {"ids": 0, "in_served": 0})
+    state, two = deleted("a", "b")
+    assert deletions_note(state, two) == "2 ids are deleted: searches leave them out, whatever version is opened."
+    assert deletions_json(state, two) == {"ids": 2, "in_served": None}
+    last = state.versions[-1].model_copy(update={"deleted": 1, "deletions": two.fingerprint})
+    state = state.model_copy(update={"versions": (*state.versions[:-1], last)})
+    assert deletions_note(state, two) == "2 ids are deleted; 1 of them is in version 4."
+    assert deletions_json(state, two) == {"ids": 2, "in_served": 1}
+    assert deletions_note(*deleted("a")).startswith("1 id is deleted: ")
+    unpublished = state.model_copy(update={"published": ()})
+    assert deletions_json(unpublished, two) == {"ids": 2, "in_served": None}
+
+
+def test_the_report_says_how_many_items_of_the_newest_version_are_deleted() -> None:
+    state = finished()
+    assert "are deleted" not in report_html(state)
+    last = state.versions[-1].model_copy(update={"deleted": 1234})
+    state = state.model_copy(update={"versions": (*state.versions[:-1], last)})
+    assert "1,234 items are deleted, as of version 4: no search returns them." in report_html(state)
+    assert [v["deleted"] for v in report_json(state)["versions"]] == [0, 0, 0, 0, 1234]
