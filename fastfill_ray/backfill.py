@@ -322,8 +322,9 @@ class _Run:
 
     def _where(self) -> str:
         """What is done so far, for who ends the process now."""
-        made, now = len(self.log.state.plan_versions), self.context.progress.now
-        return f"{self.config.output}: {made} of {len(self.config.waves) + 1} versions" + (f"; {now}" if now else "")
+        state, now = self.log.state, self.context.progress.now
+        of = len(self.config.waves) + 1 if state.plan is None else len(state.plan.version_waves)
+        return f"{self.config.output}: {len(state.plan_versions)} of {of} versions" + (f"; {now}" if now else "")
 
     def _publish_late(self, state: State) -> State:
         """Publish what a driver committed before it died, unless files of it are gone since: the next version then
