@@ -66,7 +66,8 @@ def test_an_unfinished_run_goes_on_and_then_there_is_nothing_to_do(tmp_path: Pat
 def test_a_changed_gallery_is_counted_and_what_would_be_embedded_is_what_is_embedded_then(tmp_path: Path) -> None:
     living = gallery_of(tmp_path / "place")
     living.run(until="wave:1")
-    new = {key for key, state in living.held(living.state().versions[-1]).items() if state == "new"}
+    held = living.held(living.state().versions[-1])
+    new = {key for key, item in held.items() if item.state == "new"}
     changed = new & set(list(reversed(living.files["part-001.parquet"]))[:20])
     change(living)
     found = look(living)
