@@ -29,6 +29,7 @@ from fastfill_ray.errors import (
     StorageError,
     TooManyRemoved,
 )
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputStore
@@ -169,7 +170,9 @@ class _Run:
                         raise
                 except StorageError as error:
                     fresh = [path for path in error.paths if work_of(path) not in self._mended]
-                    if not fresh or not all(can_be_made_again(self.log.state, path) for path in fresh):
+                    if not fresh or not all(
+                        can_be_made_again(self.context.files, self.log.state, path) for path in fresh
+                    ):
                         raise
                     self.damaged.update(fresh)
                     self._mended.update(map(work_of, fresh))
@@ -462,7 +465,10 @@ class _Run:
         units = wave_units(plan, basis.snapshot, work)
         versions = self.log.state.plan_versions
         last = len(plan.waves) if self.last_wave is None else self.last_wave
-        damaged = {s.wave for v in versions[-1:] for s in v.segments if {s.index.path, s.ids.path} & self.damaged}
+        segments = (
+            [segment for version in versions[-1:] for segment in segments_of(files, version)] if self.damaged else []
+        )
+        damaged = {segment.wave for segment in segments if {file.path for file in segment.files} & self.damaged}
         groups = {
             wave: UnitGroup(files, wave_folder(plan.plan, wave), f"wave {wave}", units[wave], config.quarantine)
             for wave in [*sorted(damaged & set(range(1, first))), *range(first, last + 1)]

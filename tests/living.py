@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 import fastfill_ray as ff
 from fastfill_ray.index.deletion_vector import read_deletion
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.index.verify import verify
 from fastfill_ray.log.records import Version
 from fastfill_ray.log.state import State
@@ -124,7 +125,7 @@ class Living:
         """{id: "new" or "stale"} of what a version serves; every id once."""
         files = open_files(self.root)
         found: dict[int, str] = {}
-        for segment in version.segments:
+        for segment in segments_of(files, version):
             ids = pq.read_table(Path(self.root) / segment.ids.path).column("id").to_numpy()
             hidden = read_deletion(files, segment).rows
             for key in np.delete(ids, hidden).tolist():

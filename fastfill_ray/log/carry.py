@@ -29,7 +29,7 @@ class Kept:
     @property
     def is_steady(self) -> bool:
         """Whether nothing that is served is stale: then nothing has to be ordered any more."""
-        return not any(segment.state == "stale" and segment.plan_rows for segment in self.base.segments)
+        return self.base.stale_rows == 0
 
     def is_indexed_as(self, settings: Mapping[str, Any]) -> bool:
         """Whether segments would be made alike now, so that those that are served are kept: the index, and what stands

@@ -289,7 +289,10 @@ class Version(Model):
     version: int = Field(ge=0)
     plan: str
     wave: int = Field(ge=0)
-    segments: tuple[Segment, ...]
+    segments: FileRef = Field(description="the list of its segments, in the order in which they are searched")
+    num_segments: int = Field(ge=0)
+    index_bytes: int = Field(ge=0, description="of all files of its segments")
+    stale_rows: int = Field(ge=0, description="rows of `rows` that are stale")
     rows: int = Field(description="items of the plan that its segments hold, also those that a DELETE hides")
     new_rows: int
     quarantined: int = Field(ge=0, description="rows of waves <= wave that stayed stale because embedding them failed")

@@ -46,8 +46,7 @@ def report_json(state: State) -> dict[str, Any]:
                 **v.model_dump(mode="json", exclude={"kind", "segments", "query_metrics"}),
                 "changes": None if (change := change_of(state, v)) is None else change.model_dump(mode="json"),
                 "status": status(state, v),
-                "segments": len(v.segments),
-                "index_bytes": sum(file.size for s in v.segments for file in s.files),
+                "segments": v.num_segments,
             }
             for v in state.order_versions
         ],

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion, read_deletion
+from fastfill_ray.index.segment_list import put_segments, segments_of
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.log.carry import Kept
 from fastfill_ray.log.records import Changes, FileRef, Plan, Segment
@@ -25,7 +26,6 @@ from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.known import Known, gather_known, put_known, vector_file
 from fastfill_ray.stages.ledger import LedgerPart, ledger_parts, read_keys
 from fastfill_ray.stages.score import ScoredChunk, read_chunk_keys
-from fastfill_ray.stages.segments import put_segments
 from fastfill_ray.stages.snapshot import Snapshot, read_snapshot
 from fastfill_ray.stages.work import (
     DUE,
@@ -259,7 +259,7 @@ def carry_over(
     pinned = read_snapshot(files, reference.snapshot)
     plans = state.plans[[plan.plan for plan in state.plans].index(reference.plan) :]
     known = gather_known(context.engine, files, before, space, frozenset())
-    segments = () if kept is None else kept.base.segments
+    segments = () if kept is None else segments_of(files, kept.base)
     looked_up = kept is None and state.serving is not None  # rows that are served have no source in work files
     works = [(plan, read_work_list(files, plan.units)) for plan in plans]
     newest = -1 if kept is None else kept.plan.newest_wave([v.version for v in kept.versions].index(kept.base.version))

@@ -11,6 +11,7 @@ import numpy as np
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.experiment.candidate import Objective
 from fastfill_ray.experiment.versions import ShadowVersions
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.gate import judge
 from fastfill_ray.log.records import FileRef, FlipValue, MetricValue, Plan, Segment, Verdict, Version
 from fastfill_ray.retrieval.calibration import OrderCalibration
@@ -185,11 +186,12 @@ class Evaluator:
         if known is not None or serving is None or version is None:
             return known
         if scope == "gallery":
-            if queries.old is None and any(segment.needs_old_queries for segment in version.segments):
+            segments = segments_of(files, version)
+            if queries.old is None and any(segment.needs_old_queries for segment in segments):
                 return None
             if objective.relevance == "label" and _label_column(serving.plan) != _label_column(plan):
                 return None
-            [merged] = search_segments(self._context.engine, files, version.segments, self._search, [True])
+            [merged] = search_segments(self._context.engine, files, segments, self._search, [True])
             return merged[objective.relevance][objective.metric]
         if version.new_rows == version.rows:
             return self._on_audit(self._audit.shadow.new, calibrated=True)["audit", objective.relevance, True][
