@@ -73,5 +73,4 @@ def serving(state: State) -> Serving:
     version = None if state.serving is None else state.version(state.serving)
     if version is None:
         return Serving(version=None, stale=None, absent=None)
-    stale = version.stale_rows
-    return Serving(version=version.version, stale=stale, absent=version.absent)
+    return Serving(version=version.version, stale=version.stale_rows, absent=version.absent)
