@@ -252,10 +252,10 @@ class _Run:
     def _plan(self, basis: Basis, source: Source, kept: Kept | None) -> Plan:
         """The plan for the gallery as it is now: what is new already is carried over."""
         context, log, number = self.context, self.log, len(self.log.state.plans)
-        space = self.models.fingerprints()["new"]
         as_it_is = kept if kept is not None and kept.is_indexed_as(self.request.settings) else None
         before = self._known_before(log.state)
-        carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, before, space)
+        settings = self.request.settings
+        carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, before, settings)
         if carried is not None and kept is not None and not self.allow_removals:
             preflight.check_removed(self.config.gallery, carried.changes.removed, kept.base.rows)
         epoch = self._claim()

@@ -250,6 +250,7 @@ class Plan(Model):
         "with a version that there is",
     )
     first_share: float = Field(default=0.0, description="of the items whose order it is: new from version 0 on")
+    carried_share: float = Field(default=0.0, description="of the same items: new before the order was made")
     inputs: str = Field(default="", description="fingerprint of the pins of queries, qrels and classifier")
     follows: str | None = Field(
         default=None,
@@ -262,6 +263,11 @@ class Plan(Model):
     )
     known: FileRef | None = Field(default=None, description="all new vectors that there were when the plan was made")
     changes: Changes | None = Field(default=None, description="against `base`; null without one")
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """``first_share`` and ``carried_share``."""
+        return self.first_share, self.carried_share
 
     @property
     def root(self) -> str:

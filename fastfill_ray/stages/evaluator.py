@@ -42,11 +42,11 @@ class Evaluator:
 
     Args:
         cuts: the keys at which waves end.
-        first_share: of the items that are new from version 0 on, see ``Plan``.
+        shares: of the items that are new from version 0 on, and of those that were before; see ``Plan``.
     """
 
-    def __init__(self, context: Context, basis: Basis, cuts: Sequence[int], first_share: float) -> None:
-        self._context, self._basis, self._cuts, self._first_share = context, basis, cuts, first_share
+    def __init__(self, context: Context, basis: Basis, cuts: Sequence[int], shares: tuple[float, float]) -> None:
+        self._context, self._basis, self._cuts, self._shares = context, basis, cuts, shares
         num_audit = int((basis.pairs.split == "audit").sum())
         in_gallery = complete_depth(basis.snapshot.rows, len(basis.queries.ids))
         self._depth = {"audit": num_audit, "gallery": in_gallery}
@@ -64,7 +64,8 @@ class Evaluator:
     def _plan(self) -> ShadowPlan:
         basis = self._basis
         keys = read_pair_keys(self._context.files, basis.scores.pair_keys)
-        return ShadowPlan(self._cuts, basis.waves, self._first_share, keys, basis.fusion)
+        first, carried = self._shares
+        return ShadowPlan(self._cuts, basis.waves, first, keys, basis.fusion, carried)
 
     def _shadow(self, split: Split) -> ShadowVersions:
         basis = self._basis

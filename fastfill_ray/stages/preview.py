@@ -82,7 +82,7 @@ def _preview_plan(context: Context, config: BackfillConfig, inputs: Inputs, stat
     preflight.check_bound(config.output, state.init, wanted)
     as_it_is = kept if kept is not None and kept.is_indexed_as(request.settings) else None
     known = read_known(context.files, None if state.plan is None else state.plan.known)
-    carried = carry_over(context, source, snapshot, state, as_it_is, known, wanted.new_space)
+    carried = carry_over(context, source, snapshot, state, as_it_is, known, request.settings)
     if carried is None or state.plan is None:
         return Preview(action="begin", items=snapshot.rows, work=Work(served=0, known=0, due=snapshot.rows))
     before = read_snapshot(context.files, (state.plan if as_it_is is None else as_it_is.plan).snapshot)
