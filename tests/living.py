@@ -81,8 +81,8 @@ class Held(NamedTuple):
 class Living:
     """A gallery of files {name: {id: item}}, written as they change, and every payload that was ever due.
 
-    folder: holds the gallery, the output and the journal. bad: markers that the embedder refuses. again: of items that are to
-    be embedded once more, although their payload is what it was.
+    folder: holds the gallery, the output and the journal. bad: markers that the embedder refuses. again: of items that
+    are to be embedded once more, although their payload is what it was.
     """
 
     folder: Path
@@ -101,6 +101,7 @@ class Living:
         (self.folder / "gallery").mkdir()
         self._random = np.random.default_rng(self.seed)
         self._clock = 1_700_000_000_000_000_000
+        self._is_running = False
         self._markers: dict[bytes, str] = {}
         self._new: dict[int, dict[int, str]] = {}  # {version: {id: marker} of what is new in it}
         self.control()
@@ -150,6 +151,8 @@ class Living:
             path.unlink(missing_ok=True)
             return
         self.files[name] = dict(items)
+        if self._is_running:  # a run adopts what comes while it goes on
+            self.due |= {item.marker for item in items.values()}
         x = np.stack([item.x for item in items.values()])
         old = [None if item.old is None else synthetic.old_vectors(item.old[None])[0] for item in items.values()]
         table = pa.table(
@@ -192,9 +195,11 @@ class Living:
         """The nightly command."""
         self.control()
         self.due |= {item.marker for item in self.items.values()}
+        self._is_running = True
         try:
             return self.engine(self.config(), **options)
         finally:
+            self._is_running = False
             self.check_embedded_once()
 
     def run_killed(self, *, units: int | None = None, puts: int | None = None, **options: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,11 @@ SECTIONS: dict[str, dict[str, Any]] = {
 def begun(until: str) -> Begun:
     """A gallery after its first start; all examples begin with one of these."""
     folder = Path(tempfile.mkdtemp(prefix="living-"))
-    begin: Callable[[Living], object] = lambda living: None if until == "nothing" else living.run(until=until)
+
+    def begin(living: Living) -> None:
+        if until != "nothing":
+            living.run(until=until)
+
     return Begun.of(folder, small_gallery, begin)
 
 
