@@ -312,7 +312,8 @@ class Living:
         return held
 
     def _of(self, keys: list[int], what: str) -> np.ndarray:
-        rows = [getattr(self.items[key], what) for key in keys]
+        items = self.items
+        rows = [getattr(items[key], what) for key in keys]
         return np.stack(rows) if rows else np.empty((0, synthetic.LATENT), np.float32)
 
     def _check_vectors(self, name: str, held: dict[int, Held], keys: list[int], expected: np.ndarray) -> None:
@@ -341,12 +342,13 @@ class Living:
 
     def check_search(self) -> None:
         """Searches by the vectors of what went return nothing of it."""
-        gone = [item for key, item in self.gone.items() if key not in self.items][-50:]
+        items = self.items
+        gone = [item for key, item in self.gone.items() if key not in items][-50:]
         if gone:
             index = ff.open_index(self.root)
             old = synthetic.old_vectors(np.stack([item.x for item in gone])) if index.needs_old_queries else None
             _, ids = index.search(synthetic.new_vectors(np.stack([item.x for item in gone])), 10, old)
-            assert {int(str(each).removeprefix("item-")) for each in ids.ravel()} <= set(self.items)
+            assert {int(str(each).removeprefix("item-")) for each in ids.ravel()} <= set(items)
 
     def check_all_new(self, version: Version) -> None:
         """Every item is served with the vector of its payload as it is now, but those that cannot be embedded."""
@@ -452,14 +454,6 @@ def _dies(units: int | None, puts: int | None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embed, "embed_unit", one_more)
         patch.setattr(backfill, "open_files", opened)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_syncs() -> Iterator[None]:
-    """Processes die here, and machines do not: the next start sees what was written. Syncs are half of a small run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import fastfill_ray as ff
-from tests.living import Living, RunIt, gallery_of, in_process, no_syncs, without
+from tests.living import Living, RunIt, gallery_of, in_process, without
 
-__all__ = ["no_syncs"]
+pytestmark = pytest.mark.usefixtures("no_syncs")
 
 FILES, ROWS = 8, 800
 
