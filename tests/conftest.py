@@ -78,3 +78,11 @@ def bucket(moto_endpoint: str, aws_env: None) -> str:
     name = f"bucket-{uuid.uuid4().hex}"
     boto3.client("s3", endpoint_url=moto_endpoint).create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture(scope="module")
+def no_syncs() -> Iterator[None]:
+    """Processes die here, and machines do not: the next start sees what was written. Syncs are half of a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield

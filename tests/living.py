@@ -102,6 +102,7 @@ class Living:
         (self.folder / "gallery").mkdir()
         self._random = np.random.default_rng(self.seed)
         self._clock = 1_700_000_000_000_000_000
+        self._is_running = False
         self._markers: dict[bytes, str] = {}
         self._new: dict[int, dict[int, str]] = {}  # {version: {id: marker} of what is new in it}
         self.control()
@@ -151,6 +152,8 @@ class Living:
             path.unlink(missing_ok=True)
             return
         self.files[name] = dict(items)
+        if self._is_running:  # a run adopts what comes while it goes on
+            self.due |= {item.marker for item in items.values()}
         x = np.stack([item.x for item in items.values()])
         old = [None if item.old is None else synthetic.old_vectors(item.old[None])[0] for item in items.values()]
         table = pa.table(
@@ -193,9 +196,11 @@ class Living:
         """The nightly command."""
         self.control()
         self.due |= {item.marker for item in self.items.values()}
+        self._is_running = True
         try:
             return self.engine(self.config(), **options)
         finally:
+            self._is_running = False
             self.check_embedded_once()
 
     def run_killed(self, *, units: int | None = None, puts: int | None = None, **options: Any) -> bool:
@@ -308,7 +313,8 @@ class Living:
         return held
 
     def _of(self, keys: list[int], what: str) -> np.ndarray:
-        rows = [getattr(self.items[key], what) for key in keys]
+        items = self.items
+        rows = [getattr(items[key], what) for key in keys]
         return np.stack(rows) if rows else np.empty((0, synthetic.LATENT), np.float32)
 
     def _check_vectors(self, name: str, held: dict[int, Held], keys: list[int], expected: np.ndarray) -> None:
@@ -337,12 +343,13 @@ class Living:
 
     def check_search(self) -> None:
         """Searches by the vectors of what went return nothing of it."""
-        gone = [item for key, item in self.gone.items() if key not in self.items][-50:]
+        items = self.items
+        gone = [item for key, item in self.gone.items() if key not in items][-50:]
         if gone:
             index = ff.open_index(self.root)
             old = synthetic.old_vectors(np.stack([item.x for item in gone])) if index.needs_old_queries else None
             _, ids = index.search(synthetic.new_vectors(np.stack([item.x for item in gone])), 10, old)
-            assert {int(str(each).removeprefix("item-")) for each in ids.ravel()} <= set(self.items)
+            assert {int(str(each).removeprefix("item-")) for each in ids.ravel()} <= set(items)
 
     def check_all_new(self, version: Version) -> None:
         """Every item is served with the vector of its payload as it is now, but those that cannot be embedded."""
@@ -448,14 +455,6 @@ def _dies(units: int | None, puts: int | None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embed, "embed_unit", one_more)
         patch.setattr(backfill, "open_files", opened)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_syncs() -> Iterator[None]:
-    """Processes die here, and machines do not: the next start sees what was written. Syncs are half of a small run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

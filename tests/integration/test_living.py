@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.living import Begun, Living, no_syncs, small_gallery, without
+from tests.living import Begun, Living, small_gallery, without
 
-__all__ = ["no_syncs"]
+pytestmark = pytest.mark.usefixtures("no_syncs")
 
 A, B, C = "part-000.parquet", "part-001.parquet", "part-002.parquet"
 NEW = "part-900.parquet"

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.living import Begun, Item, Living, no_syncs, small_gallery, without
+from tests.living import Begun, Item, Living, small_gallery, without
 
-__all__ = ["no_syncs"]
+pytestmark = pytest.mark.usefixtures("no_syncs")
 
 # So that the pairs are less than the first wave.
 MIN_ITEMS = 180
@@ -31,8 +31,9 @@ def begun(until: str) -> Begun:
     """A gallery after its first start; all examples begin with one of these."""
     folder = Path(tempfile.mkdtemp(prefix="living-"))
 
-    def begin(living: Living) -> object:
-        return None if until == "nothing" else living.run(until=until)
+    def begin(living: Living) -> None:
+        if until != "nothing":
+            living.run(until=until)
 
     return Begun.of(folder, small_gallery, begin)
 
