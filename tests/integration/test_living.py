@@ -350,3 +350,18 @@ def test_a_gallery_that_has_become_small_is_followed(begun: Callable[..., Living
     living.write(B, {})
     living.edit(C, lambda f: without(f, some(living, C)))
     living.finish()
+
+
+def test_pairs_that_were_given_up_and_taken_up_again_are_known_for_good(begun: Callable[..., Living]) -> None:
+    """A plan in between has looked at those that there were."""
+    living = begun("wave:1")
+    given = living.sections
+    living.sections = {**given, "seed": 7}
+    assert living.run_killed(units=2)
+    living.sections = given
+    living.touch(A)
+    living.run(until="wave:1")
+    living.sections = {**given, "seed": 7}
+    living.run(until="version0")
+    living.sections = {**given, "index": {"factory": "HNSW8"}}
+    living.finish()
