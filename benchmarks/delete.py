@@ -37,6 +37,7 @@ from benchmarks.results import markdown
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.index.deletions import Deleted
 from fastfill_ray.index.segment import build_index, search_exactly, train_template
+from fastfill_ray.index.segment_list import listed, segments_of
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.log.records import FileRef, Init, Plan, Publish, Segment, Verdict, Version
 from fastfill_ray.ordering.ids import combine_digests, ids_digest
@@ -136,7 +137,7 @@ def measure(folder: Path, gallery: Gallery, factory: str) -> dict[str, str]:
     size = bytes_under(folder / "root")
     vectors_s, segments = timed(lambda: with_vectors(files, log))
     vectors_bytes = bytes_under(folder / "root") - size
-    commit(log, segments, Deleted.read(files, log.state.deletions).fingerprint)
+    commit(files, log, segments, Deleted.read(files, log.state.deletions).fingerprint)
     flagged_s, next_version = timed(lambda: ff.open_index(root))
     assert (next_version.version, next_version.rows) == (1, len(gallery.items) - len(gallery.deleted))
     assert np.array_equal(next_version.search(gallery.queries, K)[1], hits), "the next version answers alike"
@@ -197,7 +198,7 @@ def commit_first(files: Files, items: F32, factory: str) -> Log:
             baselines={}, baseline_queries=None, version_waves=(0, 1),
         )
     )  # fmt: skip
-    commit(log, segments, "")
+    commit(files, log, segments, "")
     return log
 
 
@@ -217,21 +218,21 @@ def with_vectors(files: Files, log: Log) -> list[Segment]:
     state = log.read()
     context = Context(InProcessEngine(), files, InputStore(), Progress(io.StringIO()))
     deleted, before = Deleted.read(files, state.deletions), state.versions[-1]
-    return hide_deleted(context, deleted, before.segments, vector_path, before)
+    return hide_deleted(context, deleted, segments_of(files, before), vector_path, before)
 
 
 def vector_path(segment: Segment) -> str:
     return deletion_vector_path(PLAN, segment.wave, segment.bucket, segment.state, 1, uuid.uuid4().hex)
 
 
-def commit(log: Log, segments: list[Segment], deletions: str) -> None:
+def commit(files: Files, log: Log, segments: list[Segment], deletions: str) -> None:
     """The next version, published. deletions: the fingerprint of those that its vectors are made by."""
     number, rows = len(log.state.versions), sum(segment.plan_rows for segment in segments)
     deleted = sum(segment.deletion.deleted_rows for segment in segments if segment.deletion is not None)
     log.append(
         Version(
-            version=number, plan=PLAN, wave=number, segments=tuple(segments), rows=rows, new_rows=rows, quarantined=0,
-            absent=0, deleted=deleted, deletions=deletions, fraction=1.0,
+            version=number, plan=PLAN, wave=number, **listed(files, PLAN, segments), rows=rows, new_rows=rows,
+            quarantined=0, absent=0, deleted=deleted, deletions=deletions, fraction=1.0,
             ids_digest=combine_digests(segment.plan_ids_digest for segment in segments), metrics=(),
             query_metrics=None, verdict=Verdict(publish=True, reason="a benchmark"), seconds=0.0, final=False,
         )

@@ -29,6 +29,7 @@ from fastfill_ray.errors import (
     StorageError,
     TooManyRemoved,
 )
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputStore
@@ -169,7 +170,9 @@ class _Run:
                         raise
                 except StorageError as error:
                     fresh = [path for path in error.paths if work_of(path) not in self._mended]
-                    if not fresh or not all(can_be_made_again(self.log.state, path) for path in fresh):
+                    if not fresh or not all(
+                        can_be_made_again(self.context.files, self.log.state, path) for path in fresh
+                    ):
                         raise
                     self.damaged.update(fresh)
                     self._mended.update(map(work_of, fresh))
@@ -249,10 +252,10 @@ class _Run:
     def _plan(self, basis: Basis, source: Source, kept: Kept | None) -> Plan:
         """The plan for the gallery as it is now: what is new already is carried over."""
         context, log, number = self.context, self.log, len(self.log.state.plans)
-        space = self.models.fingerprints()["new"]
         as_it_is = kept if kept is not None and kept.is_indexed_as(self.request.settings) else None
         before = self._known_before(log.state)
-        carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, before, space)
+        settings = self.request.settings
+        carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, before, settings)
         if carried is not None and kept is not None and not self.allow_removals:
             preflight.check_removed(self.config.gallery, carried.changes.removed, kept.base.rows)
         epoch = self._claim()
@@ -319,8 +322,9 @@ class _Run:
 
     def _where(self) -> str:
         """What is done so far, for who ends the process now."""
-        made, now = len(self.log.state.plan_versions), self.context.progress.now
-        return f"{self.config.output}: {made} of {len(self.config.waves) + 1} versions" + (f"; {now}" if now else "")
+        state, now = self.log.state, self.context.progress.now
+        of = len(self.config.waves) + 1 if state.plan is None else len(state.plan.version_waves)
+        return f"{self.config.output}: {len(state.plan_versions)} of {of} versions" + (f"; {now}" if now else "")
 
     def _publish_late(self, state: State) -> State:
         """Publish what a driver committed before it died, unless files of it are gone since: the next version then
@@ -461,7 +465,10 @@ class _Run:
         units = wave_units(plan, basis.snapshot, work)
         versions = self.log.state.plan_versions
         last = len(plan.waves) if self.last_wave is None else self.last_wave
-        damaged = {s.wave for v in versions[-1:] for s in v.segments if {s.index.path, s.ids.path} & self.damaged}
+        segments = (
+            [segment for version in versions[-1:] for segment in segments_of(files, version)] if self.damaged else []
+        )
+        damaged = {segment.wave for segment in segments if {file.path for file in segment.files} & self.damaged}
         groups = {
             wave: UnitGroup(files, wave_folder(plan.plan, wave), f"wave {wave}", units[wave], config.quarantine)
             for wave in [*sorted(damaged & set(range(1, first))), *range(first, last + 1)]

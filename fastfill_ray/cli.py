@@ -18,7 +18,7 @@ from fastfill_ray.sanitize import one_line, printable
 
 if TYPE_CHECKING:
     from fastfill_ray.index.reader import Index
-    from fastfill_ray.log.preview import Preview, Serving
+    from fastfill_ray.log.preview import Preview
     from fastfill_ray.log.state import State
     from fastfill_ray.storage.files import Files
 
@@ -146,6 +146,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     from fastfill_ray.index.deletions import Deleted
+    from fastfill_ray.log.preview import serving
     from fastfill_ray.report.deletions import deletions_json, deletions_note
     from fastfill_ray.report.metrics_json import report_json
     from fastfill_ray.report.preview import preview_words
@@ -163,7 +164,7 @@ def _status(arguments: argparse.Namespace) -> int:
     notes = [deletions_note(state, deleted), *(f"Driver: {driver}." for driver in drivers)]
     next_start, words = {}, [version_table(state), *filter(None, notes)]
     if arguments.config is not None:
-        found, now = _preview(arguments, files, state)
+        found, now = _preview(arguments, files, state), serving(state)
         next_start = {"next": found.model_dump(mode="json"), "now": now.model_dump(mode="json")}
         words.append(preview_words(found, now))
     if arguments.json:
@@ -174,10 +175,10 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _preview(arguments: argparse.Namespace, files: Files, state: State) -> tuple[Preview, Serving]:
-    """What the next start with this config would do, and what is served now."""
+def _preview(arguments: argparse.Namespace, files: Files, state: State) -> Preview:
+    """What the next start with this config would do."""
     from fastfill_ray.config import load_config
-    from fastfill_ray.stages.preview import preview, serving
+    from fastfill_ray.stages.preview import preview
     from fastfill_ray.stages.progress import Progress
     from fastfill_ray.storage.files import open_files
 
@@ -186,7 +187,7 @@ def _preview(arguments: argparse.Namespace, files: Files, state: State) -> tuple
         raise ConfigError(
             f"{arguments.config}: output is {config.output}, not {arguments.root}: give the root's config"
         )
-    return preview(files, config, state, Progress()), serving(files, state)
+    return preview(files, config, state, Progress())
 
 
 def _search(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,15 @@ from fastfill_ray.backfill import _run
 from fastfill_ray.config import load_config
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.errors import FastfillError
-from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.index.verify import verify
-from fastfill_ray.log.records import Segment, Version
-from fastfill_ray.stages import build, evaluate
-from fastfill_ray.storage.arrow import read_table
+from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.log.records import Version
+from fastfill_ray.stages import evaluate
+from fastfill_ray.stages.delete import delete
 from fastfill_ray.storage.commit_log import read_state
-from fastfill_ray.storage.files import open_files
-from fastfill_ray.storage.paths import deletion_vector_path, record_path
+from fastfill_ray.storage.files import Files, open_files
+from fastfill_ray.storage.paths import record_path
 from tests import synthetic
 from tests.faults import flip_bit
 
@@ -88,12 +88,13 @@ class Bench:
         shutil.copytree(folder / "plan", folder / "wave")
         for state in ("wave", "bare", "deleted"):
             root = folder / state
-            with pytest.MonkeyPatch.context() as patch:
-                if state == "deleted":
-                    patch.setattr(build, "_put_segment", _put_with_deletion)
-                self.run(state, root, until="wave:1")
-                before = read_state(open_files(str(root))).next_seq
-                self.run(state, root, until="wave:2")
+            if state == "deleted":
+                shutil.copytree(folder / "plan", root)
+                (folder / "deleted.txt").write_text("\n".join(map(str, ids[::3].tolist())))
+                delete(open_files(str(root)), InputStore(), str(folder / "deleted.txt"))
+            self.run(state, root, until="wave:1")
+            before = read_state(open_files(str(root))).next_seq
+            self.run(state, root, until="wave:2")
             # As if the driver had died before it committed version 2. Its segments stay, as those of a killed one do.
             for seq in range(before + 1, read_state(open_files(str(root))).next_seq):
                 (root / record_path(seq)).unlink()
@@ -165,25 +166,12 @@ class Bench:
         if any(path in said for path in damaged):
             return MADE_AGAIN, said
         # What nobody read may stay as it is, unless the new version names it.
-        return (SILENT if damaged & _named(newest) else NOT_READ), said
+        return (SILENT if damaged & _named(open_files(str(root)), newest) else NOT_READ), said
 
 
-_put_segment = build._put_segment
-
-
-def _put_with_deletion(job: build.BuildJob, *given: Any) -> Segment:
-    """A segment of which a DELETE hides the first row and the last one."""
-    segment, files = _put_segment(job, *given), job.scorer.files
-    ids = read_table(files.get(segment.ids.path), name="ids").column("id").combine_chunks()
-    place = (job.plan, segment.wave, segment.bucket, segment.state, job.epoch, uuid.uuid4().hex)
-    rows = np.unique([0, segment.rows - 1])
-    vector = DeletionVector(rows, np.ones(len(rows), bool))
-    return segment.model_copy(update={"deletion": put_deletion(files, deletion_vector_path(*place), vector, ids)})
-
-
-def _named(version: Version) -> set[str]:
-    files = [ref.path for segment in version.segments for ref in segment.files]
-    return {*files, *([version.query_metrics.path] if version.query_metrics is not None else [])}
+def _named(files: Files, version: Version) -> set[str]:
+    paths = [ref.path for segment in segments_of(files, version) for ref in segment.files]
+    return {*paths, *([version.query_metrics.path] if version.query_metrics is not None else [])}
 
 
 def damage(root: Path, path: str, mutation: str, others: list[str], rng: np.random.Generator) -> set[str]:

@@ -27,6 +27,7 @@ from fastfill_ray import backfill
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.index.deletion_vector import read_deletion
 from fastfill_ray.index.segment import load_index
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.index.verify import verify
 from fastfill_ray.inputs.changes import payload_digests
 from fastfill_ray.log.records import Plan, Segment, Version
@@ -271,7 +272,7 @@ class Living:
         """What a version serves; every id once."""
         files = open_files(self.root)
         found: dict[int, Held] = {}
-        for segment in version.segments:
+        for segment in segments_of(files, version):
             table = pq.read_table(Path(self.root) / segment.ids.path)
             vectors = _vectors(files, segment)
             hidden = set(read_deletion(files, segment).rows.tolist())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fastfill_ray import errors
 from fastfill_ray.cli import job, main
 from fastfill_ray.errors import FastfillError, Fenced
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Publish
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.heartbeat import Heartbeat, find_drivers
@@ -186,7 +187,7 @@ def test_verify_counts_what_is_whole(run: Run) -> None:
 
 
 def test_verify_names_what_is_damaged_and_exits_1(run: Run, root: Root) -> None:
-    path = read_state(root.files).versions[0].segments[0].ids.path
+    path = segments_of(root.files, read_state(root.files).versions[0])[0].ids.path
     root.files.put_data(path, b"something else")
     code, out, err = run("verify")
     assert (code, out) == (1, "")
@@ -226,7 +227,7 @@ def test_rollback_fences_a_driver_that_is_running(run: Run, root: Root) -> None:
 def test_a_version_that_is_damaged_or_unknown_is_not_put_in_front_of_users(run: Run, root: Root) -> None:
     records = root.files.list("log")
     assert run("rollback", "--to", "7")[0] == 2
-    root.files.delete(read_state(root.files).versions[0].segments[0].index.path)
+    root.files.delete(segments_of(root.files, read_state(root.files).versions[0])[0].index.path)
     code, out, err = run("rollback", "--to", "0")
     assert (code, out) == (1, "")
     assert err.startswith("FileMissing: ")

@@ -25,6 +25,7 @@ class ShadowVersions:
     stale: (Q, N) scores with the stale vectors. waves: (N,) int16 the wave that the order alone gives each item.
     middles: (W + 2,) the place in the order, 0 to 1, of each wave's middle, ``ordering.waves.wave_middles``.
     sampled: (N,) items that stand for the pairs when a calibration is fitted.
+    carried: (N,) items that stand for those that were new before the plan was made; None where nothing was.
     """
 
     shadow: Shadow
@@ -32,6 +33,7 @@ class ShadowVersions:
     waves: NDArray[np.int16]
     middles: F32
     sampled: Bools
+    carried: Bools | None = None
 
     def state(self, wave: int, *, with_pairs: bool = False) -> MixedScores:
         """The state in which waves <= `wave` are new; `with_pairs`: so are the items that stand for the pairs.
@@ -39,6 +41,8 @@ class ShadowVersions:
         An item stands at the middle of its wave, as its segment does.
         """
         is_new = self.waves <= wave
+        if self.carried is not None:
+            is_new = is_new | self.carried
         position: F32 = self.middles[self.waves]
         return MixedScores(self.stale, self.shadow.new, is_new | self.sampled if with_pairs else is_new, position)
 

@@ -28,6 +28,7 @@ from fastfill_ray.index.segment import (
     segment_queries,
     template_key,
 )
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Delete, Init, Segment, Undelete, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.retrieval.fusion import Fusion
@@ -64,13 +65,14 @@ class _Snapshot:
     """One version, whole, and what is deleted by the deletions of the log."""
 
     version: Version
+    records: tuple[Segment, ...]
     deletions: tuple[Delete | Undelete, ...]
     deleted: Deleted
     segments: tuple[_Loaded, ...]
 
     @property
     def needs_old_queries(self) -> bool:
-        return any(segment.needs_old_queries for segment in self.version.segments)
+        return any(segment.needs_old_queries for segment in self.records)
 
     @property
     def live_rows(self) -> int:
@@ -146,7 +148,7 @@ class Index:
         vectors: dict[Fusion | None, F32] = {}  # the queries in each space that segments are in
         assignments: dict[tuple[str, Fusion | None], Assignment | None] = {}
         scores, rows = [], []
-        for segment, loaded in zip(snapshot.version.segments, snapshot.segments, strict=True):
+        for segment, loaded in zip(snapshot.records, snapshot.segments, strict=True):
             if segment.fusion not in vectors:
                 vectors[segment.fusion] = segment_queries(segment, new, old, self.metric)
             in_space, assignment = vectors[segment.fusion], None
@@ -160,7 +162,7 @@ class Index:
             )
             scores.append(segment_scores)
             rows.append(segment_rows)
-        calibrations = [segment.calibration for segment in snapshot.version.segments]
+        calibrations = [segment.calibration for segment in snapshot.records]
         hits = merge_hits(scores, rows, calibrations, k)
         return hits.scores, self._ids(snapshot, hits)
 
@@ -207,11 +209,12 @@ class Index:
         known: tuple[_Loaded, ...],
     ) -> _Snapshot:
         kept = {loaded.key: loaded for loaded in known}
+        records = segments_of(self._files, version)
         segments = (
             self._hiding(kept.get(_key(segment)) or self._read(segment), segment, version, deleted)
-            for segment in version.segments
+            for segment in records
         )
-        return _Snapshot(version, deletions, deleted, tuple(segments))
+        return _Snapshot(version, records, deletions, deleted, tuple(segments))
 
     def _hiding(self, loaded: _Loaded, segment: Segment, version: Version, deleted: Deleted) -> _Loaded:
         """A segment in memory with what is hidden of it: superseded rows for good, others while their id is deleted."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO
@@ -19,6 +19,7 @@ from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished
 from fastfill_ray.index.deletion_vector import DeletionVector, read_deletion
 from fastfill_ray.index.deletions import Deleted
 from fastfill_ray.index.segment import load_index, segment_dim
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Init, Plan, Segment, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.ids import NO_IDS, combine_digests, hash_ids, ids_digest
@@ -74,8 +75,9 @@ def verify(files: Files, version: int | None = None) -> list[Verified]:
 
 def _verify_version(files: Files, init: Init, state: State, version: Version, deleted: Deleted) -> Verified:
     plan = next(plan for plan in state.plans if plan.plan == version.plan)
-    with _Hashes(sum(segment.rows for segment in version.segments)) as hashes:
-        for segment in version.segments:
+    segments = segments_of(files, version)
+    with _Hashes(sum(segment.rows for segment in segments)) as hashes:
+        for segment in segments:
             _verify_index(files, init, plan, segment)
             ids, hidden = _verify_ids(files, segment)
             if deleted.are_flagged_in(version):
@@ -83,8 +85,8 @@ def _verify_version(files: Files, init: Init, state: State, version: Version, de
             hashes.add(_plan_ids(segment, ids, hidden))
         for repeated in hashes.repeated():
             _check_unique(files, version, repeated)
-    _check_sum(version, plan)
-    return Verified(version.version, len(version.segments), version.rows, version.deleted)
+    _check_sum(version, segments, plan)
+    return Verified(version.version, len(segments), version.rows, version.deleted)
 
 
 def _verify_index(files: Files, init: Init, plan: Plan, segment: Segment) -> None:
@@ -141,7 +143,7 @@ def _plan_ids(segment: Segment, ids: pa.Array, hidden: DeletionVector) -> pa.Arr
 def _check_unique(files: Files, version: Version, hashes: U64) -> None:
     """Each id once, of the ids with these hashes: different strings may share one."""
     count: Counter[int | str] = Counter()
-    for segment in version.segments:
+    for segment in segments_of(files, version):
         ids = _plan_ids(segment, _read_ids(files, segment), read_deletion(files, segment))
         count.update(ids.filter(pa.array(np.isin(_hash(ids), hashes))).to_pylist())
         repeated = [item for item, times in count.items() if times > 1]
@@ -153,9 +155,8 @@ def _hash(ids: pa.Array) -> U64:
     return hash_ids(ids.to_numpy() if pa.types.is_integer(ids.type) else ids.to_pylist())
 
 
-def _check_sum(version: Version, plan: Plan) -> None:
+def _check_sum(version: Version, segments: Sequence[Segment], plan: Plan) -> None:
     """Segments - superseded rows + absent = plan: in rows, and in digests modulo 2**128."""
-    segments = version.segments
     rows = sum(segment.plan_rows for segment in segments)
     if rows != version.rows:
         raise CorruptFile(f"version {version.version}: {rows} ids, the record says {version.rows}")

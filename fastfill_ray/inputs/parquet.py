@@ -264,12 +264,12 @@ def check_pin(store: InputStore, file: PinnedFile) -> None:
     if (now.size, now.tag) != (file.size, file.tag):
         raise InputChanged(
             f"{file.path}: changed after planning: size {now.size}, tag {now.tag}; pinned: {file.size}, {file.tag}. "
-            "Restore the file, or start a new output root for the changed gallery."
+            "The same command goes on with the file as it is now."
         )
 
 
 def _vanished(file: PinnedFile) -> InputChanged:
-    return InputChanged(f"{file.path}: vanished after planning. Put it back, or start a new output root.")
+    return InputChanged(f"{file.path}: vanished after planning. The same command goes on without it.")
 
 
 def leaf_columns(schema: pa.Schema, names: Set[str]) -> list[int]:

@@ -29,15 +29,15 @@ class Kept:
     @property
     def is_steady(self) -> bool:
         """Whether nothing that is served is stale: then nothing has to be ordered any more."""
-        return not any(segment.state == "stale" and segment.plan_rows for segment in self.base.segments)
+        return self.base.stale_rows == 0
 
     def is_indexed_as(self, settings: Mapping[str, Any]) -> bool:
         """Whether segments would be made alike now, so that those that are served are kept: the index, and what stands
         beside the ids.
         """
-        before, gallery = self.plan.settings, settings["gallery"]
-        beside = all(before["gallery"][name] == gallery[name] for name in ("label_column", "group_column"))
-        return beside and self.plan.factory == settings["index"]["factory"]
+        before, gallery = self.plan.settings["gallery"], settings["gallery"]
+        beside = all(before[name] == gallery[name] for name in ("label_column", "group_column"))
+        return beside and is_same_item(self.plan, settings) and self.plan.factory == settings["index"]["factory"]
 
     @property
     def catch_up(self) -> int:
@@ -58,6 +58,12 @@ class Kept:
         through = self.catch_up
         later = tuple(wave for wave in range(through + 1, last + 1) if rows[wave])
         return (self.base.wave, *((through,) if rows[through] else ()), *later)
+
+
+def is_same_item(plan: Plan, settings: Mapping[str, Any]) -> bool:
+    """Whether a row of a file that is pinned as before is the same item as for a plan, with the same payload."""
+    before, now = plan.settings["gallery"], settings["gallery"]
+    return all(before[name] == now[name] for name in ("id_column", "payload_columns"))
 
 
 def what_is_kept(state: State, settings: Mapping[str, Any], inputs: str) -> Kept | None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from fastfill_ray.log.state import State
 from fastfill_ray.types import Model
 
 # nothing: all is done. go on: with the plan that there is. begin: the first plan. follow: a plan in the order of the
@@ -60,13 +61,16 @@ class Preview(Model):
 
 
 class Serving(Model):
-    """What is served now.
-
-    stale, absent: items of the version that is served, None without one. deleted: ids that readers leave out, whether
-    or not the version holds them.
-    """
+    """What is served now. stale, absent: items of the version that is served, None without one."""
 
     version: int | None
     stale: int | None
     absent: int | None
-    deleted: int
+
+
+def serving(state: State) -> Serving:
+    """What a state says of what is served."""
+    version = None if state.serving is None else state.version(state.serving)
+    if version is None:
+        return Serving(version=None, stale=None, absent=None)
+    return Serving(version=version.version, stale=version.stale_rows, absent=version.absent)

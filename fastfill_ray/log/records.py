@@ -250,6 +250,7 @@ class Plan(Model):
         "with a version that there is",
     )
     first_share: float = Field(default=0.0, description="of the items whose order it is: new from version 0 on")
+    carried_share: float = Field(default=0.0, description="of the same items: new before the order was made")
     inputs: str = Field(default="", description="fingerprint of the pins of queries, qrels and classifier")
     follows: str | None = Field(
         default=None,
@@ -262,6 +263,11 @@ class Plan(Model):
     )
     known: FileRef | None = Field(default=None, description="all new vectors that there were when the plan was made")
     changes: Changes | None = Field(default=None, description="against `base`; null without one")
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """``first_share`` and ``carried_share``."""
+        return self.first_share, self.carried_share
 
     @property
     def root(self) -> str:
@@ -289,7 +295,10 @@ class Version(Model):
     version: int = Field(ge=0)
     plan: str
     wave: int = Field(ge=0)
-    segments: tuple[Segment, ...]
+    segments: FileRef = Field(description="the list of its segments, in the order in which they are searched")
+    num_segments: int = Field(ge=0)
+    index_bytes: int = Field(ge=0, description="of all files of its segments")
+    stale_rows: int = Field(ge=0, description="rows of `rows` that are stale")
     rows: int = Field(description="items of the plan that its segments hold, also those that a DELETE hides")
     new_rows: int
     quarantined: int = Field(ge=0, description="rows of waves <= wave that stayed stale because embedding them failed")

@@ -49,9 +49,19 @@ class State(Model):
     @property
     def spent_before_s(self) -> float:
         """Work time of the versions of other plans in the order of the last one: those that it follows."""
+        return sum(v.seconds for v in self.order_versions if self.plan is not None and v.plan != self.plan.plan)
+
+    @property
+    def order_plans(self) -> dict[str, Plan]:
+        """{name: plan} in the last plan's order: the one that it follows, and all that follow that, as made."""
         root = None if self.plan is None else self.plan.root
-        names = {plan.plan for plan in self.plans if plan.root == root} - {self.plan.plan if self.plan else ""}
-        return sum(version.seconds for version in self.versions if version.plan in names)
+        return {plan.plan: plan for plan in self.plans if plan.root == root}
+
+    @property
+    def order_versions(self) -> tuple[Version, ...]:
+        """Versions of ``order_plans``, as they were made: a curve, also where the gallery changed on the way."""
+        plans = self.order_plans
+        return tuple(version for version in self.versions if version.plan in plans)
 
     @property
     def next_wave(self) -> int | None:

@@ -106,14 +106,24 @@ def drawing(curve: MeasuredCurve, predicted: Sequence[Prediction] = ()) -> Marku
             *_axes(frame, curve),
             *(element("line", css=f"arm-{name}", **_horizontal(frame.y(arm.value))) for name, arm in arms.items()),
             _band(frame, predicted, "-guess"),
-            _band(frame, curve.points),
+            *(_band(frame, part) for part in unbroken(curve.points)),
             _line(frame, predicted, "line-guess"),
-            _line(frame, curve.uncalibrated, "line-plain"),
-            _line(frame, curve.points, "line"),
+            *(_line(frame, part, "line-plain") for part in unbroken(curve.uncalibrated)),
+            *(_line(frame, part, "line") for part in unbroken(curve.points)),
             *(_dot(frame, point) for point in curve.points),
             *_captions(frame, curve, predicted, arms),
         ]
     )
+
+
+def unbroken(points: Sequence[Point]) -> list[list[Point]]:
+    """The parts of a curve between changes of the gallery: what lies before one is of another gallery."""
+    parts: list[list[Point]] = []
+    for point in points:
+        if not parts or point.cause == "change":
+            parts.append([])
+        parts[-1].append(point)
+    return parts
 
 
 def _horizontal(y: float) -> dict[str, float]:
@@ -166,7 +176,8 @@ def _line(frame: Frame, points: Sequence[Point | Prediction], css: str) -> Marku
 def _dot(frame: Frame, point: Point) -> Markup:
     published = point.status in ("published", "expired")
     value = score_interval(point.value, point.low, point.high)
-    title = element("title", f"version {point.version}, {percent(point.fraction)}: {value}, {point.status}")
+    change = ", after a change of the gallery" if point.cause == "change" else ""
+    title = element("title", f"version {point.version}, {percent(point.fraction)}: {value}, {point.status}{change}")
     at = {"cx": frame.x(point.fraction), "cy": frame.y(point.value), "r": 4.5}
     return element("circle", title, css="dot" if published else "dot-held", **at)
 

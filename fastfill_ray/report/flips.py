@@ -42,7 +42,7 @@ def group_metrics(values: Iterable[MetricValue]) -> dict[tuple[str, str, str], d
 def group_gap(state: State) -> list[dict[str, Any]]:
     """Per scope, relevance and metric: for each version its overall value and the gap, largest minus smallest group."""
     gaps: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for version in state.plan_versions:
+    for version in state.order_versions:
         overall: dict[tuple[str, str, str], float] = {
             (m.scope, m.relevance, m.metric): m.value for m in version.metrics if m.group is None and m.calibrated
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastfill_ray.log.state import State
 from fastfill_ray.report.flips import group_gap
-from fastfill_ray.report.model import measured_curves, objective_curve, status
+from fastfill_ray.report.model import change_of, measured_curves, objective_curve, status
 from fastfill_ray.report.prediction import prediction_error, prediction_json
 
 
@@ -16,13 +16,14 @@ def report_json(state: State) -> dict[str, Any]:
 
     Keys: ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``, ``plan`` (without its file references,
     and without arms and prediction, which have keys of their own), ``objective`` (the last version's value, both arms
-    and ``gain_share``), ``versions`` (with ``status``, all ``metrics``, ``flips``, ``segments`` and ``index_bytes``),
+    and ``gain_share``), ``versions`` (of the plan and of those that it follows, with ``status``, all
+    ``metrics``, ``flips``, ``segments``, ``index_bytes``, and ``changes`` where the gallery changed),
     ``baselines``, ``curves`` (each with its points, both areas and both arms), ``group_gap`` (per scope, relevance and
     metric: the gap between the groups in each version, beside the overall value), ``prediction`` (per version:
     ``predicted``, ``audit`` and ``gallery``, each with value, interval and share of the gain), ``prediction_error``
     (per scope: mean absolute difference of the shares). Keys are there even when empty: null, [] or {}.
     """
-    own_keys = {"kind", "units", "templates", "baselines", "baseline_queries", "prediction"}
+    own_keys = {"kind", "units", "templates", "baselines", "baseline_queries", "prediction", "inherited", "known"}
     plan, best = state.plan, objective_curve(state)
     return {
         "finished": state.finished,
@@ -42,12 +43,12 @@ def report_json(state: State) -> dict[str, Any]:
         },
         "versions": [
             {
-                **v.model_dump(mode="json", exclude={"kind", "plan", "segments", "query_metrics"}),
+                **v.model_dump(mode="json", exclude={"kind", "segments", "query_metrics"}),
+                "changes": None if (change := change_of(state, v)) is None else change.model_dump(mode="json"),
                 "status": status(state, v),
-                "segments": len(v.segments),
-                "index_bytes": sum(file.size for s in v.segments for file in s.files),
+                "segments": v.num_segments,
             }
-            for v in state.plan_versions
+            for v in state.order_versions
         ],
         "baselines": {}
         if plan is None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fastfill_ray.log.records import MetricValue, Version
+from fastfill_ray.log.records import Changes, MetricValue, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.report.wording import MISSING, percent, score
 from fastfill_ray.retrieval.metrics import curve_area
@@ -33,7 +35,10 @@ HEADINGS = ("version", "wave", "fraction", "new items", *METRIC_COLUMNS, "second
 
 @dataclass(frozen=True)
 class Point:
-    """One version on a curve; ``fraction`` of the gallery re-embedded, 95 % interval [low, high]."""
+    """One version on a curve; ``fraction`` of the gallery re-embedded, 95 % interval [low, high].
+
+    cause: as ``log.records.Version``. With a change the curve begins anew, for another gallery.
+    """
 
     version: int
     fraction: float
@@ -41,11 +46,12 @@ class Point:
     low: float
     high: float
     status: Status
+    cause: Literal["wave", "change"] = "wave"
 
 
 @dataclass(frozen=True)
 class MeasuredCurve:
-    """One metric over the versions of the last plan, all points in one scope."""
+    """One metric over the versions in the last plan's order, all points in one scope; the arms are of the last plan."""
 
     relevance: Relevance
     metric: str
@@ -78,8 +84,13 @@ class MeasuredCurve:
 
 
 def area_under(points: tuple[Point, ...]) -> float | None:
-    """``retrieval.metrics.curve_area`` over the versions; None for fewer than two points."""
-    if len(points) < 2 or points[-1].fraction <= points[0].fraction:
+    """``retrieval.metrics.curve_area`` over the versions; None for fewer than two points.
+
+    Where the gallery changed on the way, over those that went further than all before them.
+    """
+    furthest = itertools.accumulate((point.fraction for point in points), max, initial=-math.inf)
+    points = tuple(point for point, before in zip(points, furthest, strict=False) if point.fraction > before)
+    if len(points) < 2:
         return None
     return curve_area([point.fraction for point in points], [point.value for point in points])
 
@@ -102,7 +113,7 @@ def metric_value(
 
 def measured_curve(state: State, relevance: Relevance, metric: str) -> MeasuredCurve | None:
     """The curve of one metric in the scope that covers most versions (gallery where equal); None if not measured."""
-    versions = state.plan_versions
+    versions = state.order_versions
     by_scope: dict[Scope, tuple[Point, ...]] = {
         scope: _points(state, versions, relevance, metric, scope, calibrated=True) for scope in ("gallery", "audit")
     }
@@ -126,7 +137,9 @@ def _points(
 ) -> tuple[Point, ...]:
     values = ((v, metric_value(v.metrics, relevance, metric, scope, calibrated)) for v in versions)
     return tuple(
-        Point(v.version, v.fraction, m.value, m.low, m.high, status(state, v)) for v, m in values if m is not None
+        Point(v.version, v.fraction, m.value, m.low, m.high, status(state, v), v.cause)
+        for v, m in values
+        if m is not None
     )
 
 
@@ -166,11 +179,11 @@ def column_note(state: State) -> str:
 
 
 def table_rows(state: State) -> list[tuple[str, ...]]:
-    """Cells under ``HEADINGS``: old/old and new/new where measured, the last plan's versions between them."""
+    """Cells under ``HEADINGS``: old/old and new/new where measured, the versions in the last plan's order between."""
     columns = column_curves(state)
     rows = []
-    for version in state.plan_versions:
-        cells = [str(version.version), str(version.wave), percent(version.fraction), f"{version.new_rows:,}"]
+    for version in state.order_versions:
+        cells = [str(version.version), _wave(state, version), percent(version.fraction), f"{version.new_rows:,}"]
         for heading in METRIC_COLUMNS:
             points = columns[heading].points if heading in columns else ()
             cells.append(score(next((p.value for p in points if p.version == version.version), None)))
@@ -183,6 +196,30 @@ def table_rows(state: State) -> list[tuple[str, ...]]:
         new = [score(c.new.value if (c := columns.get(h)) and c.new else None) for h in METRIC_COLUMNS]
         rows.append(("new/new", *[MISSING] * 3, *new, *[MISSING] * 2))
     return rows
+
+
+def change_of(state: State, version: Version) -> Changes | None:
+    """How the gallery changed, for a version that shows it; None for a version after a wave."""
+    if version.cause == "wave":
+        return None
+    return state.order_plans[version.plan].changes or Changes(added=0, changed=0, removed=0)
+
+
+def change_note(state: State) -> str:
+    """What changes among the versions are, and the newest one in full; empty without any."""
+    changes = [version for version in state.order_versions if version.cause == "change"]
+    if not changes:
+        return ""
+    newest = changes[-1]
+    return (
+        f"change (n): a version that follows the gallery, in which n items differ; the gate does not judge it. Version "
+        f"{newest.version} {newest.verdict.reason}."
+    )
+
+
+def _wave(state: State, version: Version) -> str:
+    change = change_of(state, version)
+    return str(version.wave) if change is None else f"change ({change.items:,})"
 
 
 def _published(state: State, version: Version) -> str:

@@ -13,6 +13,7 @@ from fastfill_ray.report.choice import choice_words
 from fastfill_ray.report.model import (
     METRIC_COLUMNS,
     MeasuredCurve,
+    change_note,
     column_note,
     measured_curves,
     objective_curve,
@@ -89,7 +90,7 @@ class Page:
 
 
 def page_of(state: State, plan: Plan) -> Page:
-    """The page of a run's last plan."""
+    """The page of a run's last plan, and of those that it follows."""
     curves, errors = measured_curves(state), prediction_error(state)
     return Page(
         standing=_standing(state, plan),
@@ -131,9 +132,11 @@ def _figure(state: State, curve: MeasuredCurve, *, is_objective: bool) -> Figure
 
 def _remarks(state: State) -> tuple[str, ...]:
     """Held versions with the gate's full reasons, and the rows that are not where they should be."""
-    versions = state.plan_versions
+    versions = state.order_versions
     held = (v for v in versions if status(state, v) == "held")
     remarks = [f"Version {version.version} is held: {version.verdict.reason}" for version in held]
+    if change := change_note(state):
+        remarks.append(change)
     if versions and versions[-1].quarantined:
         remarks.append(
             f"{versions[-1].quarantined:,} items are quarantined: embedding them failed, so they stay stale. "
@@ -146,8 +149,8 @@ def _remarks(state: State) -> tuple[str, ...]:
         )
     if versions and versions[-1].absent:
         remarks.append(
-            f"{versions[-1].absent:,} items are absent: their old vector cannot be used, so they cannot be found until "
-            "they are re-embedded."
+            f"{versions[-1].absent:,} items are absent: they have no old vector, or none that can be used, so they "
+            "cannot be found until they are embedded."
         )
     return tuple(remarks)
 
@@ -168,4 +171,5 @@ def _settings(state: State, plan: Plan) -> dict[str, str]:
     if state.init is not None:
         old, new = state.init.old_dim, state.init.new_dim
         settings["spaces"] = f"old {old} dimensions, new {new} dimensions, metric {state.init.metric}"
-    return {**settings, "plan": plan.plan}
+    follows = {} if plan.follows is None else {"follows": f"plan {plan.follows}: its pairs, map, order and calibration"}
+    return {**settings, **follows, "plan": plan.plan}

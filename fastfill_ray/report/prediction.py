@@ -58,27 +58,33 @@ class Promise:
 
 
 def promises(state: State) -> tuple[Promise, ...]:
-    """Every version that the last plan predicted, in wave order; empty where it predicted none."""
+    """Every version that the last plan's order predicted, in wave order; empty where it predicted none."""
     plan = state.plan
     if plan is None or not plan.prediction:
         return ()
-    versions = {version.wave: version for version in state.plan_versions}
+    # Of two versions after one wave the later one has caught up with changes; a change is of no wave.
+    versions = {version.wave: version for version in reversed(state.order_versions) if version.cause == "wave"}
     measured: list[dict[Scope, MetricValue]] = [
         _by_scope(versions[wave].metrics, prediction) if wave in versions else {}
         for wave, prediction in enumerate(plan.prediction)
     ]
     promised = _promised_gain(plan)
-    gains = {scope: _measured_gain(state, measured, scope) for scope in SCOPES}
-    return tuple(
-        Promise(
-            prediction=prediction,
-            version=versions[wave].version if wave in versions else None,
-            share=None if promised is None else promised.share(prediction.value),
-            measured=values,
-            shares={scope: way.share(m.value) for scope, m in values.items() if (way := gains[scope]) is not None},
+    made = []
+    for wave, (prediction, values) in enumerate(zip(plan.prediction, measured, strict=True)):
+        version, gains = versions.get(wave), dict[Scope, Gain | None]()
+        if version is not None:  # old/old is that of the gallery which the version shows
+            own = state.order_plans[version.plan]
+            gains = {scope: _measured_gain(state, own, measured, scope) for scope in SCOPES}
+        made.append(
+            Promise(
+                prediction=prediction,
+                version=None if version is None else version.version,
+                share=None if promised is None else promised.share(prediction.value),
+                measured=values,
+                shares={s: way.share(m.value) for s, m in values.items() if (way := gains.get(s)) is not None},
+            )
         )
-        for wave, (prediction, values) in enumerate(zip(plan.prediction, measured, strict=True))
-    )
+    return tuple(made)
 
 
 def prediction_error(state: State) -> dict[Scope, float | None]:
@@ -101,7 +107,7 @@ def drawn_prediction(state: State, relevance: str, metric: str, scope: Scope) ->
         return ()
     if scope == "audit":
         return plan.prediction
-    promised, measured = _promised_gain(plan), _measured_gain(state, [p.measured for p in promises(state)], scope)
+    promised, measured = _promised_gain(plan), _measured_gain(state, plan, [p.measured for p in promises(state)], scope)
     if promised is None or measured is None:
         return ()
     return tuple(
@@ -147,11 +153,12 @@ def _promised_gain(plan: Plan) -> Gain | None:
     return gain(first.value if old is None else old.value, None if new is None else new.value)
 
 
-def _measured_gain(state: State, measured: Sequence[dict[Scope, MetricValue]], scope: Scope) -> Gain | None:
-    """From where to where the values of a scope rise; on the published index up to where everything is new."""
-    plan = state.plan
-    if plan is None:
-        return None
+def _measured_gain(state: State, plan: Plan, measured: Sequence[dict[Scope, MetricValue]], scope: Scope) -> Gain | None:
+    """From where to where the values of a scope rise; on the published index up to where everything is new.
+
+    Args:
+        plan: whose arms count.
+    """
     first = plan.prediction[0]
     old, new = (_by_scope(plan.baselines.get(arm, ()), first).get(scope) for arm in ("old/old", "new/new"))
     if scope == "gallery":

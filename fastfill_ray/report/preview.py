@@ -42,7 +42,6 @@ def preview_words(found: Preview, now: Serving) -> str:
 
 
 def _serving_words(now: Serving) -> str:
-    deleted = f"deleted ids in force: {now.deleted:,}"
     if now.version is None:
-        return f"Served now: nothing; {deleted}."
-    return f"Served now: version {now.version}; items still stale: {now.stale:,}; absent: {now.absent:,}; {deleted}."
+        return "Served now: nothing."
+    return f"Served now: version {now.version}; items still stale: {now.stale:,}; absent: {now.absent:,}."

@@ -44,7 +44,7 @@ class MetricTable:
 
 def versions_table(state: State) -> Table:
     """The version table with two more columns; the gate's reasons stand in full among the remarks."""
-    versions = {str(version.version): version for version in state.plan_versions}
+    versions = {str(version.version): version for version in state.order_versions}
     rows = []
     for cells in table_rows(state):
         version = versions.get(cells[0])
@@ -59,7 +59,7 @@ def versions_table(state: State) -> Table:
 
 def flips_table(state: State) -> MetricTable | None:
     """Per version the shares of queries that got worse and better, against the old system and the version before."""
-    flips = {version.version: flips_of(state, version) for version in state.plan_versions}
+    flips = {version.version: flips_of(state, version) for version in state.order_versions}
     first = next((value for values in flips.values() for value in values.values()), None)
     if first is None:
         return None
@@ -88,7 +88,7 @@ def groups_table(state: State, plan: Plan) -> MetricTable | None:
     if best is None:
         return None
     place = (best.scope, best.relevance, best.metric)
-    versions = {str(v.version): group_metrics(v.metrics).get(place, {}) for v in state.plan_versions}
+    versions = {str(v.version): group_metrics(v.metrics).get(place, {}) for v in state.order_versions}
     names = dict.fromkeys(name for groups in versions.values() for name in groups)
     if not names:
         return None

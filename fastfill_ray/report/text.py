@@ -7,7 +7,7 @@ from typing import Any
 
 from fastfill_ray.log.state import State
 from fastfill_ray.report.flips import flips_of
-from fastfill_ray.report.model import HEADINGS, column_note, table_rows
+from fastfill_ray.report.model import HEADINGS, change_note, column_note, table_rows
 from fastfill_ray.report.prediction import prediction_error
 from fastfill_ray.report.wording import MISSING
 from fastfill_ray.sanitize import printable
@@ -17,18 +17,18 @@ CURVES_SHOWN = 12
 
 
 def version_table(state: State) -> str:
-    """The version table as plain text: what the metrics mean, the headings, one row per version of the last plan.
+    """The version table as plain text: what the metrics mean, the headings, one row per version of the last order.
 
     Below it, where flips are known, a line on how many queries the newest version helps and hurts; of a finished plan,
     one on how far the prediction was off.
     """
     if state.plan is None:
         return "No plan yet: the run has not got as far as its first commit."
-    note = column_note(state) if state.plan_versions else "No version yet."
-    if not any(version.version == state.serving for version in state.plan_versions) and state.serving is not None:
-        note += f" Version {state.serving}, of an earlier plan, is served."
+    note = column_note(state) if state.order_versions else "No version yet."
+    if not any(version.version == state.serving for version in state.order_versions) and state.serving is not None:
+        note += f" Version {state.serving}, of an earlier order, is served."
     left = [heading in ("version", "published") for heading in HEADINGS]
-    below = [printable(words) for words in (flips_note(state), prediction_note(state)) if words]
+    below = [printable(words) for words in (change_note(state), flips_note(state), prediction_note(state)) if words]
     return "\n".join([printable(note), *_aligned([HEADINGS, *table_rows(state)], left), *below])
 
 

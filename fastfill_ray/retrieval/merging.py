@@ -62,13 +62,18 @@ def merge_hits(
     return _best(parts, k)[0]
 
 
+def calibrated_scores(raw: F32, calibration: Calibration) -> F32:
+    """Raw scores as they are merged, rounded once."""
+    return (calibration.scale * raw.astype(np.float64) + calibration.offset).astype(np.float32)
+
+
 def _calibrated(
     scores: Sequence[F32], rows: Sequence[I64], calibrations: Sequence[Calibration], first: int
 ) -> Iterator[Hits]:
     """The hits of each segment as they are merged."""
     for number, (raw, row, calibration) in enumerate(zip(scores, rows, calibrations, strict=True), first):
-        calibrated = (calibration.scale * raw.astype(np.float64) + calibration.offset).astype(np.float32)
-        yield Hits(np.where(row < 0, np.float32(-np.inf), calibrated), np.where(row < 0, -1, number), row)
+        merged = np.where(row < 0, np.float32(-np.inf), calibrated_scores(raw, calibration))
+        yield Hits(merged, np.where(row < 0, -1, number), row)
 
 
 def _best(parts: Sequence[Hits], k: int) -> tuple[Hits, I64]:
@@ -76,8 +81,28 @@ def _best(parts: Sequence[Hits], k: int) -> tuple[Hits, I64]:
     score = np.concatenate([part.scores for part in parts], axis=1)
     segment = np.concatenate([part.segments for part in parts], axis=1)
     row = np.concatenate([part.rows for part in parts], axis=1)
-    place = np.lexsort((row, segment, -score), axis=1)[:, :k]
+    place = _in_order(score, segment, row)[:, :k]
     return Hits(_taken(score, place, k, -np.inf), _taken(segment, place, k, -1), _taken(row, place, k, -1)), place
+
+
+def _in_order(score: F32, segment: I64, row: I64) -> I64:
+    """Places (Q, L) of the hits, best first, equal scores in the order of segments, then rows.
+
+    What is merged are a few runs that are sorted already: a stable sort by the score alone joins them, where one by
+    segments and rows, too, sorts anew. Only equal scores are left to be put in order then.
+    """
+    place: I64 = np.argsort(-score, axis=1, kind="stable")
+    ordered = np.take_along_axis(score, place, axis=1)
+    like_before = np.zeros(score.shape, bool)
+    like_before[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    tied = like_before.copy()
+    tied[:, :-1] |= like_before[:, 1:]
+    query, rank = np.nonzero(tied)
+    if len(query):
+        run, places = np.cumsum(~like_before[query, rank]), place[query, rank]
+        order = np.lexsort((row[query, places], segment[query, places], run))
+        place[query, rank] = places[order]
+    return place
 
 
 def _taken(column: NDArray[Number], place: I64, k: int, missing: float) -> NDArray[Number]:

@@ -9,15 +9,16 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion, read_deletion
+from fastfill_ray.index.segment_list import put_segments, segments_of
 from fastfill_ray.inputs.gallery import Source
-from fastfill_ray.log.carry import Kept
+from fastfill_ray.log.carry import Kept, is_same_item
 from fastfill_ray.log.records import Changes, FileRef, Plan, Segment
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.waves import order_wave
@@ -26,7 +27,6 @@ from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.known import Known, gather_known, put_known, vector_file
 from fastfill_ray.stages.ledger import LedgerPart, ledger_parts, read_keys
 from fastfill_ray.stages.score import ScoredChunk, read_chunk_keys
-from fastfill_ray.stages.segments import put_segments
 from fastfill_ray.stages.snapshot import Snapshot, read_snapshot
 from fastfill_ray.stages.work import (
     DUE,
@@ -252,24 +252,31 @@ class Carried:
 
 
 def carry_over(
-    context: Context, source: Source, snapshot: Snapshot, state: State, kept: Kept | None, before: Known, space: str
+    context: Context,
+    source: Source,
+    snapshot: Snapshot,
+    state: State,
+    kept: Kept | None,
+    before: Known,
+    settings: Mapping[str, Any],
 ) -> Carried | None:
     """What a plan over `snapshot` takes over; None where there is no plan yet.
 
     Args:
         before: what was known when the last plan was made; less is looked up again.
         kept: None where nothing of what is served can be kept as it is: then everything is looked up by its digest.
-        space: fingerprint of the new model.
+        settings: of the new plan.
     """
-    if state.plan is None:
+    if state.plan is None or state.init is None:
         return None
-    files = context.files
+    files, space = context.files, state.init.new_space
     reference = state.plan if kept is None else kept.plan
     pinned = read_snapshot(files, reference.snapshot)
     plans = state.plans[[plan.plan for plan in state.plans].index(reference.plan) :]
     known = gather_known(context.engine, files, before, space, frozenset())
-    segments = () if kept is None else kept.base.segments
-    looked_up = kept is None and state.serving is not None  # rows that are served have no source in work files
+    segments = () if kept is None else segments_of(files, kept.base)
+    # Rows that are served have no source in work files; and another payload is found by its digest alone.
+    looked_up = (kept is None and state.serving is not None) or not is_same_item(reference, settings)
     works = [(plan, read_work_list(files, plan.units)) for plan in plans]
     newest = -1 if kept is None else kept.plan.newest_wave([v.version for v in kept.versions].index(kept.base.version))
     chunks = standing_chunks(snapshot, {} if looked_up else _histories(files, works, newest))
@@ -297,7 +304,13 @@ def _histories(files: Files, works: Sequence[tuple[Plan, WorkList]], newest: int
         for chunk in work.chunks:
             if chunk.unit in entries:
                 entries[chunk.unit].append((chunk.file, receipts.get(chunk.unit, {})))
-    return {unit: ChunkHistory(tuple(each), newest) for unit, each in entries.items()}
+    # Where a receipt is gone, nobody knows which rows of its unit are new: such chunks are compared with the segments.
+    known = {
+        chunk.unit
+        for chunk in works[0][1].chunks
+        if all(chunk.due[wave] == 0 or wave in entries[chunk.unit][0][1] for wave in range(newest + 1))
+    }
+    return {unit: ChunkHistory(tuple(each), newest) for unit, each in entries.items() if unit in known}
 
 
 # A plan that follows: thresholds stay, and so do the waves of items that stay.

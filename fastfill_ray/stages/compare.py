@@ -27,15 +27,15 @@ from fastfill_ray.inputs.parquet import Span, in_one_pass, read_rows, read_spans
 from fastfill_ray.log.records import Changes, FileRef, Segment
 from fastfill_ray.ordering.ids import item_keys
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.known import KNOWN_SCHEMA, Known, cut_by_key, num_partitions
+from fastfill_ray.stages.known import KNOWN_SCHEMA, PARTITION_ROWS, Known, cut_by_key, num_partitions
 from fastfill_ray.stages.ledger import LedgerPart, read_keys
 from fastfill_ray.stages.work import DUE, SERVED
-from fastfill_ray.storage.arrow import keys_column, read_table, table_bytes
+from fastfill_ray.storage.arrow import keys_column, keys_of, read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import compared_path, stage_folder, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Receipt, find_receipts, put_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import fingerprint
+from fastfill_ray.types import U64, Bools, fingerprint
 
 _BINARY = pa.binary(16)
 
@@ -146,7 +146,7 @@ def _with_rows(columns: dict[str, pa.Array], rows: int) -> pa.Table:
 class _Work:
     """Something to be cut into partitions: exactly one of them is set.
 
-    came: (number, part, its digests). went: a part. segment: (number, segment). known: a partition as it is.
+    came: (number, part, its digests). went: a part. segment: (number, segment). known: a file of a partition.
     """
 
     came: tuple[int, LedgerPart, FileRef] | None = None
@@ -200,11 +200,11 @@ def compare(
         *(_Work(came=(number, part, digests[part.unit])) for number, part in enumerate(came)),
         *(_Work(went=part) for part in went),
         *(_Work(segment=(number, segment)) for number, segment in enumerate(segments)),
-        *(_Work(known=reference) for reference in known.partitions),
+        *(_Work(known=reference) for partition in known.partitions for reference in partition),
     ]
     rows = known.rows + sum(part.rows for part in (*came, *went))
-    cut = partial(_cut, context.files, source, num_partitions(rows))
     with context.progress.timed("compare"):
+        cut = partial(_cut, context.files, num_partitions(rows), _put_wanted(context.files, (*came, *went)))
         found = context.engine.exchange(cut, partial(_join, context.files), work, num_partitions(rows), lambda _: None)
     items, dead, changes = zip(*found, strict=True)
     return Compared(
@@ -219,7 +219,36 @@ def compare(
     )
 
 
-def _cut(files: Files, source: Source, parts: int, work: _Work) -> list[tuple[_Kind, pa.Table]]:
+def _put_wanted(files: Files, parts: Sequence[LedgerPart]) -> FileRef | None:
+    """The keys of all parts, as a file with their high halves, ascending; None where one process should not hold them.
+
+    Nothing else of the segments, or of what is known, can matter.
+    """
+    if sum(part.rows for part in parts) > PARTITION_ROWS:
+        return None
+    highs = np.unique(np.concatenate([read_keys(files, part)[:, 0] for part in parts]))
+    return put_content(files, compared_path, table_bytes(pa.table({"high": highs})))
+
+
+# The wanted keys that this process read last, by the file's sha256.
+_last_wanted: dict[str, U64] = {}
+
+
+def _is_wanted(files: Files, wanted: FileRef | None, keys: U64) -> Bools:
+    """Whether each of the keys (N, 2) is wanted; true for a few more than those."""
+    if wanted is None:
+        return np.ones(len(keys), bool)
+    if wanted.sha256 not in _last_wanted:
+        table = read_table(get_verified(files, wanted), name=wanted.path)
+        _last_wanted.clear()
+        _last_wanted[wanted.sha256] = table.column("high").to_numpy()
+    highs = _last_wanted[wanted.sha256]
+    place = np.minimum(np.searchsorted(highs, keys[:, 0]), len(highs) - 1)
+    found: Bools = highs[place] == keys[:, 0]
+    return found
+
+
+def _cut(files: Files, parts: int, wanted: FileRef | None, work: _Work) -> list[tuple[_Kind, pa.Table]]:
     if work.came is not None:
         number, part, digests = work.came
         table = read_table(get_verified(files, digests), name=digests.path)
@@ -230,35 +259,38 @@ def _cut(files: Files, source: Source, parts: int, work: _Work) -> list[tuple[_K
     if work.went is not None:
         return _tagged("went", pa.table({"key": keys_column(read_keys(files, work.went))}), parts)
     if work.segment is not None:
-        return _tagged("segment", _segment_rows(files, source, *work.segment), parts)
+        return _tagged("segment", _segment_rows(files, wanted, *work.segment), parts)
     assert work.known is not None
-    return _tagged("known", read_table(get_verified(files, work.known), name=work.known.path), parts)
+    known = read_table(get_verified(files, work.known), name=work.known.path)
+    return _tagged("known", known.filter(pa.array(_is_wanted(files, wanted, keys_of(known.column("key"))))), parts)
 
 
 def _tagged(kind: _Kind, table: pa.Table, parts: int) -> list[tuple[_Kind, pa.Table]]:
     return [(kind, part) for part in cut_by_key(table, parts)]
 
 
-def _segment_rows(files: Files, source: Source, number: int, segment: Segment) -> pa.Table:
-    """The rows of a segment that are of its plan: what DELETE hides is among them."""
+def _segment_rows(files: Files, wanted: FileRef | None, number: int, segment: Segment) -> pa.Table:
+    """The rows of a segment that are of its plan, and wanted: what DELETE hides is among them."""
     table = read_table(get_verified(files, segment.ids), name=segment.ids.path)
+    keys = item_keys(table.column("id").to_pylist())
+    chosen = _is_wanted(files, wanted, keys)
+    vector = read_deletion(files, segment)
+    chosen[vector.rows[~vector.deleted]] = False
+    rows = np.flatnonzero(chosen)
+    table = table.take(pa.array(rows))
     beside = [name for name in ("label", "group") if name in table.column_names]
-    count, is_new = table.num_rows, segment.state == "new"
-    rows = pa.table(
+    count, is_new = len(rows), segment.state == "new"
+    return pa.table(
         {
-            "key": keys_column(item_keys(table.column("id").to_pylist())),
+            "key": keys_column(keys[rows]),
             "s_payload": table.column("payload") if is_new else pa.nulls(count, _BINARY),
             "s_version": table.column("version") if is_new else pa.nulls(count, _BINARY),
             "s_beside": payload_digests(_with_rows({name: table.column(name) for name in beside}, count), beside),
             "new": pa.array(np.full(count, is_new)),
             "segment": pa.array(np.full(count, number, np.int32)),
-            "row": pa.array(np.arange(count, dtype=np.int32)),
+            "row": pa.array(rows, pa.int32()),
         }
     ).cast(_SEGMENT)
-    vector = read_deletion(files, segment)
-    alive = np.ones(count, bool)
-    alive[vector.rows[~vector.deleted]] = False
-    return rows.filter(pa.array(alive))
 
 
 def _join(files: Files, *pieces: tuple[_Kind, pa.Table]) -> tuple[FileRef, FileRef, Changes]:

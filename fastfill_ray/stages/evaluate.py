@@ -18,6 +18,7 @@ from fastfill_ray.index.deletion_vector import hidden_rows
 from fastfill_ray.index.segment import (
     HiddenRows,
     load_index,
+    many_queries,
     prepare_queries,
     search_exactly,
     search_segment,
@@ -30,7 +31,7 @@ from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
 from fastfill_ray.log.records import Segment
 from fastfill_ray.ordering.partition import Chunk
 from fastfill_ray.retrieval.calibration import Calibration
-from fastfill_ray.retrieval.merging import HitMerger, Hits
+from fastfill_ray.retrieval.merging import HitMerger, Hits, calibrated_scores
 from fastfill_ray.retrieval.metrics import METRICS, per_query
 from fastfill_ray.retrieval.relevance import RelevantItems, hits_with_label, judged_rows
 from fastfill_ray.stages.hits import SegmentHits, kept_hits
@@ -89,19 +90,46 @@ def search_segments(
     Returns:
         {relevance: {metric: (Q,)}} per entry of `calibrated`: as the version serves (True), or with raw scores (False).
     """
-    rankings = [GalleryRanking(search) for _ in calibrated]
-    work = partial(search_one_segment, files, search)
-    for segment, hits in engine.run_tasks(work, segments, name="search segment", ordered=True):
-        for with_calibration, ranking in zip(calibrated, rankings, strict=True):
-            ranking.add(hits, segment.calibration if with_calibration else Calibration())
-    return [ranking.per_query() for ranking in rankings]
+    # Where no score is calibrated, both are one ranking.
+    has_calibration = any(segment.calibration != Calibration() for segment in segments)
+    applied = {each and has_calibration for each in calibrated}
+    rankings = _rank(engine, files, search, [(segment, _NO_QUERIES) for segment in segments], applied)
+    lacking = [
+        np.unique(np.concatenate(found)) for found in zip(*(r.lacking() for r in rankings.values()), strict=True)
+    ]
+    if any(map(len, lacking)):
+        rankings = _rank(engine, files, search, [*zip(segments, lacking, strict=True)], applied)
+    found = {apply: ranking.per_query() for apply, ranking in rankings.items()}
+    return [found[each and has_calibration] for each in calibrated]
 
 
-def search_one_segment(files: Files, search: GallerySearch, segment: Segment) -> SegmentHits:
+_NO_QUERIES: I64 = np.empty(0, np.int64)
+
+
+def _rank(
+    engine: Engine, files: Files, search: GallerySearch, work: Sequence[tuple[Segment, I64]], applied: Iterable[bool]
+) -> dict[bool, GalleryRanking]:
+    """The rankings with and without calibration, of segments and the queries that they are searched with again."""
+    rankings = {apply: GalleryRanking(search) for apply in applied}
+    task = partial(_search_for, files, search)
+    for (segment, _), hits in engine.run_tasks(task, work, name="search segment", ordered=True):
+        for apply, ranking in rankings.items():
+            ranking.add(hits, segment.calibration if apply else Calibration())
+    return rankings
+
+
+def _search_for(files: Files, search: GallerySearch, work: tuple[Segment, I64]) -> SegmentHits:
+    return search_one_segment(files, search, *work)
+
+
+def search_one_segment(files: Files, search: GallerySearch, segment: Segment, again: I64 | None = None) -> SegmentHits:
     """The hits of every query in the live rows of one segment, searched where that is not done yet.
 
     The raw hits are kept without regard to what is hidden, which changes with versions; a query that loses hits of a
     cut list to hidden rows is searched again. Exact for Flat; for others it measures at most what is served.
+
+    Args:
+        again: only these of the queries that lose hits; the others say what they lack (``SegmentHits.beyond``).
     """
     parts = [segment.index.sha256, segment.ids.sha256]
     hits = _kept(files, search, hits_unit(fingerprint(parts)), partial(_search_segment, files, search, segment))
@@ -112,11 +140,15 @@ def search_one_segment(files: Files, search: GallerySearch, segment: Segment) ->
     short = hits.cut_short(hidden.mask, width)
     labels = None if hits.num_same_label is None else _read_labels(files, segment)
     masked = without_hidden(search.queries, hits, hidden.mask, width, labels)
+    if again is not None:
+        beyond = np.full(len(hits.scores), -np.inf, np.float32)
+        beyond[np.setdiff1d(short, again)] = hits.scores[np.setdiff1d(short, again), -1]
+        masked, short = replace(masked, beyond=beyond), np.intersect1d(short, again)
     if not len(short):
         return masked
-    again = replace(search, queries=search.queries.take(short))
+    fewer = replace(search, queries=search.queries.take(short))
     unit = hits_unit(fingerprint([*parts, segment.deletion.file.sha256, short.tolist()]))
-    return masked.updated(short, _kept(files, search, unit, partial(_search_segment, files, again, segment, hidden)))
+    return masked.updated(short, _kept(files, search, unit, partial(_search_segment, files, fewer, segment, hidden)))
 
 
 def _kept(files: Files, search: GallerySearch, unit: str, hits: Callable[[], SegmentHits]) -> SegmentHits:
@@ -133,7 +165,8 @@ def _search_segment(
     new, old = search.queries.new, search.queries.old
     vectors = segment_queries(segment, prepare_queries(new, new.shape[1], search.metric), old, search.metric)
     num_hits = min(search.num_hits, segment.rows if hidden is None else segment.live_rows)
-    scores, rows = search_segment(index, vectors, num_hits, search.metric, hidden=hidden)
+    with many_queries():
+        scores, rows = search_segment(index, vectors, num_hits, search.metric, hidden=hidden)
     return hits_of(search.queries, scores, rows, objects(table.column("id")), _labels(table))
 
 
@@ -176,7 +209,8 @@ def _search_old_bucket(source: Source, search: GallerySearch, old: F32, places: 
     merger = HitMerger(min(search.num_hits, sum(chunk.rows for chunk, _ in places)))
     ids, labels, start = [], [], 0
     for block_ids, block_labels, vectors in _blocks(_read_old(source, places), _OLD_BLOCK_ROWS):
-        scores, rows = search_exactly(vectors, old, min(search.num_hits, len(vectors)), source.metric)
+        with many_queries():
+            scores, rows = search_exactly(vectors, old, min(search.num_hits, len(vectors)), source.metric)
         merger.add(scores, rows, Calibration(), np.where(rows < 0, -1, start + rows))
         start += len(vectors)
         ids.append(block_ids)
@@ -284,12 +318,14 @@ class GalleryRanking:
         self._own = np.full((len(search.queries.ids), 2), -1, np.int64)  # segment and row of the item that a query is
         self._judged: list[RelevantItems] = []  # per segment, items as ``_place`` numbers them
         self._num_same_label: I64 | None = None
+        self._beyond: list[F32 | None] = []  # per segment, calibrated
 
     def add(self, hits: SegmentHits, calibration: Calibration) -> None:
         """The next segment of the version."""
         number, count = self._num_segments, len(self._own)
         self._num_segments += 1
         self._merger.add(hits.scores, hits.rows, calibration, hits.same_label)
+        self._beyond.append(None if hits.beyond is None else calibrated_scores(hits.beyond, calibration))
         there = hits.own_rows >= 0
         self._own[there] = np.stack([np.full(count, number), hits.own_rows], axis=1)[there]
         if hits.num_same_label is not None:
@@ -297,6 +333,16 @@ class GalleryRanking:
             self._num_same_label = before + hits.num_same_label
         if hits.judged is not None:
             self._judged.append(replace(hits.judged, items=_place(np.int64(number), hits.judged.items)))
+
+    def lacking(self) -> list[I64]:
+        """Per segment the queries whose ranking may lack hits of it: what is not held can be as good as its last."""
+        if all(beyond is None or np.isneginf(beyond).all() for beyond in self._beyond):
+            return [_NO_QUERIES] * self._num_segments
+        last = self._merger.best()[0].scores[:, -1]
+        return [
+            _NO_QUERIES if beyond is None else np.flatnonzero((beyond >= last) & ~np.isneginf(beyond))
+            for beyond in self._beyond
+        ]
 
     def per_query(self) -> PerRelevance:
         """{relevance: {metric: (Q,)}}."""

@@ -11,6 +11,7 @@ import numpy as np
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.experiment.candidate import Objective
 from fastfill_ray.experiment.versions import ShadowVersions
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.gate import judge
 from fastfill_ray.log.records import FileRef, FlipValue, MetricValue, Plan, Segment, Verdict, Version
 from fastfill_ray.retrieval.calibration import OrderCalibration
@@ -41,11 +42,11 @@ class Evaluator:
 
     Args:
         cuts: the keys at which waves end.
-        first_share: of the items that are new from version 0 on, see ``Plan``.
+        shares: of the items that are new from version 0 on, and of those that were before; see ``Plan``.
     """
 
-    def __init__(self, context: Context, basis: Basis, cuts: Sequence[int], first_share: float) -> None:
-        self._context, self._basis, self._cuts, self._first_share = context, basis, cuts, first_share
+    def __init__(self, context: Context, basis: Basis, cuts: Sequence[int], shares: tuple[float, float]) -> None:
+        self._context, self._basis, self._cuts, self._shares = context, basis, cuts, shares
         num_audit = int((basis.pairs.split == "audit").sum())
         in_gallery = complete_depth(basis.snapshot.rows, len(basis.queries.ids))
         self._depth = {"audit": num_audit, "gallery": in_gallery}
@@ -63,7 +64,8 @@ class Evaluator:
     def _plan(self) -> ShadowPlan:
         basis = self._basis
         keys = read_pair_keys(self._context.files, basis.scores.pair_keys)
-        return ShadowPlan(self._cuts, basis.waves, self._first_share, keys, basis.fusion)
+        first, carried = self._shares
+        return ShadowPlan(self._cuts, basis.waves, first, keys, basis.fusion, carried)
 
     def _shadow(self, split: Split) -> ShadowVersions:
         basis = self._basis
@@ -185,11 +187,12 @@ class Evaluator:
         if known is not None or serving is None or version is None:
             return known
         if scope == "gallery":
-            if queries.old is None and any(segment.needs_old_queries for segment in version.segments):
+            segments = segments_of(files, version)
+            if queries.old is None and any(segment.needs_old_queries for segment in segments):
                 return None
             if objective.relevance == "label" and _label_column(serving.plan) != _label_column(plan):
                 return None
-            [merged] = search_segments(self._context.engine, files, version.segments, self._search, [True])
+            [merged] = search_segments(self._context.engine, files, segments, self._search, [True])
             return merged[objective.relevance][objective.metric]
         if version.new_rows == version.rows:
             return self._on_audit(self._audit.shadow.new, calibrated=True)["audit", objective.relevance, True][

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion, read_deletion
 from fastfill_ray.index.deletions import Deleted
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Segment, Version
 from fastfill_ray.stages.context import Context
 from fastfill_ray.storage.arrow import read_table
@@ -39,7 +40,9 @@ def hide_deleted(
     Raises:
         CorruptFile, FileMissing: of a segment's ids, or of its deletion vector.
     """
-    exact = {_place(segment) for segment in before.segments} if before and deleted.are_flagged_in(before) else set()
+    exact = set[tuple[str, ...]]()
+    if before is not None and deleted.are_flagged_in(before):
+        exact = {_place(segment) for segment in segments_of(context.files, before)}
     doubtful = {
         number: segment
         for number, segment in enumerate(segments)

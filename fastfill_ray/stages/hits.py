@@ -33,6 +33,8 @@ class SegmentHits:
     same_label: (Q, K) int8, 1 where the hit has the query's label, also where it is the query itself; else 0.
     num_same_label: (Q,) items with the query's label, itself left out; None where there are no labels.
     judged: rows of the relevant items, the query itself left out; None where nothing is judged.
+    beyond: (Q,) the most that a live row can score which is not held and may count, -inf where there is none; None:
+    there is none for any query.
     """
 
     scores: F32
@@ -41,6 +43,7 @@ class SegmentHits:
     same_label: NDArray[np.int8]
     num_same_label: I64 | None
     judged: RelevantItems | None
+    beyond: F32 | None = None
 
     def shown(self, hidden: Bools, width: int) -> SegmentHits:
         """Without the hits that are hidden, the next ones moved up: (Q, width), -inf, -1 and 0 where there are fewer.

@@ -27,9 +27,11 @@ from fastfill_ray.types import I64, Model, canonical
 # Where items are embedded. Old vectors and queries are elsewhere.
 _PLACES = ("pairs", "vectors")
 # What is compared at a time, by one process: about 60 bytes each.
-_PARTITION_ROWS = 1 << 22
+PARTITION_ROWS = 1 << 22
 # Items files that one task reads.
 _FILES_PER_TASK = 256
+# Files of a partition before it is written anew as one.
+_MOST_FILES = 16
 _BINARY = pa.binary(16)
 KNOWN_SCHEMA = pa.schema(
     [
@@ -45,13 +47,13 @@ KNOWN_SCHEMA = pa.schema(
 class Known(Model):
     """All known vectors.
 
-    partitions: by ``partition_of``, files with columns key, payload, version (null: none), file (its number in
-    `files`), row. folders: whose receipts are in it, and which get no more of them. unversioned: rows without a
-    version.
+    partitions: by ``partition_of``, each as files with columns key, payload, version (null: none), file (its number in
+    `files`), row; what came later is in a later file, also where it was known before. folders: whose receipts are in
+    it, and which get no more of them. rows: of all partitions. unversioned: those without a version.
     """
 
     files: tuple[VectorFile, ...] = ()
-    partitions: tuple[FileRef, ...] = ()
+    partitions: tuple[tuple[FileRef, ...], ...] = ()
     folders: tuple[str, ...] = ()
     rows: int = 0
     unversioned: int = 0
@@ -64,7 +66,7 @@ def partition_of(keys: pa.Array | pa.ChunkedArray, partitions: int) -> I64:
 
 def num_partitions(rows: int) -> int:
     """Partitions of so many rows; at least the two that an exchange needs."""
-    return max(2, -(-rows // _PARTITION_ROWS))
+    return max(2, -(-rows // PARTITION_ROWS))
 
 
 def gather_known(engine: Engine, files: Files, before: Known, space: str, open_folders: frozenset[str]) -> Known:
@@ -83,20 +85,24 @@ def gather_known(engine: Engine, files: Files, before: Known, space: str, open_f
     if not fresh:
         return before.model_copy(update={"folders": closed})
     rows = before.rows + sum(receipt.rows for receipt in receipts)
-    work: list[_Piece] = [_Piece(None, ((0, reference),)) for reference in before.partitions]
+    parts = num_partitions(rows)
+    # What is known is not written again for what comes, but for once in a while: a partition has few files.
+    is_merged = len(before.partitions) != parts or any(len(partition) >= _MOST_FILES for partition in before.partitions)
+    earlier = before.partitions if is_merged else ()
+    work = [_Piece(None, tuple((0, reference) for reference in partition)) for partition in earlier]
     numbered = list(enumerate((file.items for file in fresh), start=len(before.files)))
     work += [
         _Piece("items", tuple(numbered[i : i + _FILES_PER_TASK])) for i in range(0, len(numbered), _FILES_PER_TASK)
     ]
-    parts = num_partitions(rows)
     joined = engine.exchange(partial(_cut, files, parts), partial(_join, files), work, parts, lambda _: None)
-    partitions, counts, unversioned = zip(*joined, strict=True)
+    references, counts, unversioned = zip(*joined, strict=True)
+    kept = before.partitions if not is_merged else ((),) * parts
     return Known(
         files=(*before.files, *fresh),
-        partitions=partitions,
+        partitions=tuple((*those, reference) for those, reference in zip(kept, references, strict=True)),
         folders=closed,
-        rows=sum(counts),
-        unversioned=sum(unversioned),
+        rows=sum(counts) + (0 if is_merged else before.rows),
+        unversioned=sum(unversioned) + (0 if is_merged else before.unversioned),
     )
 
 
@@ -110,7 +116,7 @@ def vector_file(receipt: Receipt, space: str) -> VectorFile | None:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Files to be cut: a partition as it was, or items files with their numbers."""
+    """Files to be cut: those of a partition as it was, or items files with their numbers."""
 
     kind: str | None
     files: tuple[tuple[int, FileRef], ...]
@@ -159,5 +165,4 @@ def read_partition(files: Files, known: Known, number: int) -> pa.Table:
     """One partition of ``num_partitions``: columns of ``KNOWN_SCHEMA``."""
     if not known.partitions:
         return KNOWN_SCHEMA.empty_table()
-    reference = known.partitions[number]
-    return read_table(get_verified(files, reference), name=reference.path)
+    return pa.concat_tables(read_table(get_verified(files, each), name=each.path) for each in known.partitions[number])

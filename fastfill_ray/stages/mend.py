@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from fastfill_ray.errors import CorruptFile, FileMissing, StorageError
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import FileRef, Plan
 from fastfill_ray.log.state import State
 from fastfill_ray.stages.basis import Basis
@@ -32,7 +33,7 @@ _THREADS = 16
 _SHOWN = 5
 
 
-def can_be_made_again(state: State, path: str) -> bool:
+def can_be_made_again(files: Files, state: State, path: str) -> bool:
     """Whether a run can make the object anew: it follows from others, or the newest plan's records name it."""
     plan, versions = state.plan, state.plan_versions
     named: list[FileRef | None] = []
@@ -41,7 +42,7 @@ def can_be_made_again(state: State, path: str) -> bool:
         named += [*([plan.units] if plan.known is None else []), plan.baseline_queries, *plan.templates.values()]
     if versions:
         named += [versions[-1].query_metrics]
-        named += [reference for segment in versions[-1].segments for reference in segment.files]
+        named += [reference for segment in segments_of(files, versions[-1]) for reference in segment.files]
     if path.partition("/")[0] in DERIVED:
         return True
     is_named = any(reference is not None and reference.path == path for reference in named)
@@ -134,7 +135,7 @@ def _named(context: Context, basis: Basis, plan: Plan, state: State) -> Mapping[
             reference: partial(_template, context, basis, name, reference) for name, reference in plan.templates.items()
         },
     }
-    evaluator = Evaluator(context, basis, plan.thresholds, plan.first_share)
+    evaluator = Evaluator(context, basis, plan.thresholds, plan.shares)
     if plan.baseline_queries is not None:
 
         def arms_again() -> str:
@@ -147,7 +148,7 @@ def _named(context: Context, basis: Basis, plan: Plan, state: State) -> Mapping[
 
         def measure_again() -> str:
             calibration = evaluator.fit(newest.wave, plan)
-            values = evaluator.measure(newest.segments, newest.wave, calibration)
+            values = evaluator.measure(segments_of(context.files, newest), newest.wave, calibration)
             return evaluator.keep(values, plan.plan, f"version-{len(versions) - 1:02d}.parquet").sha256
 
         named[reference] = measure_again

@@ -20,7 +20,7 @@ from fastfill_ray.stages.embed import Unit
 from fastfill_ray.stages.evaluator import Evaluator
 from fastfill_ray.stages.score import ScoredChunk, read_chunk_keys, score_more, scored_groups, thresholds
 from fastfill_ray.stages.snapshot import Snapshot
-from fastfill_ray.stages.work import ChunkWork, RowWork, WorkList, count_rows, put_rows, put_work_list, rows_in
+from fastfill_ray.stages.work import DUE, ChunkWork, RowWork, WorkList, count_rows, put_rows, put_work_list, rows_in
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import wave_folder
 from fastfill_ray.types import fingerprint
@@ -65,19 +65,21 @@ def make_plan(
     with context.progress.timed("plan"):
         standing = _standing(context, carried, name)
         groups = scored_groups(basis.snapshot, basis.scores, basis.pair_offsets, basis.known_pairs, standing)
-        targets, first_share = wave_targets(basis.waves, rows, basis.num_sampled), len(basis.pairs.ids) / rows
+        targets = wave_targets(basis.waves, rows, basis.num_sampled)
+        first_share, carried_share = len(basis.pairs.ids) / rows, 0.0
         if carried is not None:
-            first = sum(
-                count for _, count in context.engine.run_tasks(partial(_count_first, files), groups, name="count")
-            )
+            counts = [each for _, each in context.engine.run_tasks(partial(_count_first, files), groups, name="count")]
+            first, new_before = (sum(column) for column in zip(*counts, strict=True))
             targets = [max(0, round(fraction * rows) - first) for fraction in basis.waves]
-            first_share = first / rows
+            first_share, carried_share = first / rows, new_before / rows
         cuts = thresholds(context, groups, targets)
         work = make_work_list(context, basis, name, cuts, groups)
         templates = put_templates(files, basis, name)
         inherited = None if carried is None else carried.inherit(context, name, epoch, catch_up=None)
     with context.progress.timed("arms"):
-        arms, per_query = Evaluator(context, basis, cuts, first_share).arms(name, gallery_buckets(basis.snapshot, work))
+        arms, per_query = Evaluator(context, basis, cuts, (first_share, carried_share)).arms(
+            name, gallery_buckets(basis.snapshot, work)
+        )
     # A wave that ends below what is new already has no rows.
     versions = [wave for wave, (before, end) in enumerate(itertools.pairwise([0, *targets]), start=1) if end > before]
     return Plan(
@@ -86,6 +88,7 @@ def make_plan(
         thresholds=tuple(cuts),
         version_waves=(0, *versions),
         first_share=first_share,
+        carried_share=carried_share,
         ids_digest=basis.scores.ids_digest,
         factory=index.factory,
         stale_factory=index.stale_factory or index.factory,
@@ -117,7 +120,9 @@ def follow_plan(
     with context.progress.timed("plan"):
         came = {chunk.unit for chunk in carried.chunks if chunk.history is None}
         scored = {} if kept.is_steady or not came else score_more(context, basis.scores, snapshot, came)
-        rule = Following(carried.standing, name, kept.catch_up, kept.is_steady, before.thresholds, scored)
+        # The last key of the gallery that was: an item that came may have a smaller one, and is to be embedded as well.
+        cuts = (*before.thresholds[:-1], 0) if before.waves[-1] == 1 else before.thresholds
+        rule = Following(carried.standing, name, kept.catch_up, kept.is_steady, cuts, scored)
         parts = context.engine.run_tasks(rule, carried.groups(), name="put rows into waves", ordered=True)
         first_bucket = max(carried.buckets.values(), default=-1) + 1
         work = _in_buckets([chunk for _, part in parts for chunk in part], basis, carried.buckets, first_bucket)
@@ -126,13 +131,14 @@ def follow_plan(
     if not kept.is_steady and carried.changes.items:
         with context.progress.timed("arms"):
             buckets = gallery_buckets(snapshot, work)
-            arms, per_query = Evaluator(context, basis, before.thresholds, before.first_share).arms(name, buckets)
+            arms, per_query = Evaluator(context, basis, cuts, before.shares).arms(name, buckets)
     return Plan(
         **_of_basis(basis, request, name, work),
         waves=before.waves,
-        thresholds=before.thresholds,
+        thresholds=cuts,
         version_waves=kept.version_waves(work.due_rows),
         first_share=before.first_share,
+        carried_share=before.carried_share,
         ids_digest=snapshot.ids_digest,
         factory=before.factory,
         stale_factory=before.stale_factory,
@@ -188,9 +194,11 @@ def _standing(context: Context, carried: Carried | None, plan: str) -> dict[str,
     return {unit: reference for _, part in parts for unit, reference in part.items()}
 
 
-def _count_first(files: Files, group: Sequence[ScoredChunk]) -> int:
-    """Rows in wave 0."""
-    return sum(int(read_chunk_keys(files, chunk).is_first.sum()) for chunk in group)
+def _count_first(files: Files, group: Sequence[ScoredChunk]) -> tuple[int, int]:
+    """Rows in wave 0, and those of them that were new before."""
+    first = sum(int(read_chunk_keys(files, chunk).is_first.sum()) for chunk in group)
+    standing = [rows_in(files, chunk.standing, chunk.unit) for chunk in group if chunk.standing is not None]
+    return first, sum(int((rows.source != DUE).sum()) for rows in standing)
 
 
 def make_work_list(

@@ -76,6 +76,11 @@ def keeps_order(gallery: GalleryConfig, plan: Plan | None, request: str, kept: K
     follows = plan is not None and plan.follows is not None if unfinished else kept is not None and kept.follows
     steady = unfinished or (kept is not None and kept.follows and kept.is_steady)
     if gallery.old_vector_column is None and not steady:
+        if kept is not None and kept.is_steady:
+            raise ConfigError(
+                "gallery.old_vector_column is null, but other settings have changed, too, and the order that they ask "
+                "for is made from the old vectors. Put the settings back, or name the column."
+            )
         raise ConfigError(
             "gallery.old_vector_column is null, but not every item is served by a new vector yet. Name the column "
             "of the old vectors until the backfill is finished."
@@ -233,7 +238,7 @@ def changed_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     changed = [
         f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in {**then, **now} if then.get(key) != now.get(key)
     ]
-    return "; ".join(changed) or "input files were added or changed"
+    return "; ".join(changed) or "files were added, changed or removed"
 
 
 def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

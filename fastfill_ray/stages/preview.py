@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from fastfill_ray.config import BackfillConfig
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.errors import InputError, RefusedError, TooManyRemoved
-from fastfill_ray.index.deletions import Deleted
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.log.carry import Kept, bound, what_is_kept
 from fastfill_ray.log.next_step import next_step
-from fastfill_ray.log.preview import FileChanges, ItemChanges, Preview, Serving, Work
+from fastfill_ray.log.preview import FileChanges, ItemChanges, Preview, Work
 from fastfill_ray.log.records import Plan
 from fastfill_ray.log.state import State
 from fastfill_ray.stages import preflight
@@ -33,17 +32,6 @@ from fastfill_ray.storage.heartbeat import describe, find_drivers, is_alive
 from fastfill_ray.storage.overlay import Overlay
 from fastfill_ray.storage.paths import wave_folder
 from fastfill_ray.storage.receipts import find_receipts
-
-
-def serving(files: Files, state: State) -> Serving:
-    """What is served now, from the log and the files of deletions."""
-    version = None if state.serving is None else state.version(state.serving)
-    return Serving(
-        version=state.serving,
-        stale=None if version is None else sum(s.plan_rows for s in version.segments if s.state == "stale"),
-        absent=None if version is None else version.absent,
-        deleted=len(Deleted.read(files, state.deletions)),
-    )
 
 
 def preview(files: Files, config: BackfillConfig, state: State, progress: Progress) -> Preview:
@@ -94,7 +82,7 @@ def _preview_plan(context: Context, config: BackfillConfig, inputs: Inputs, stat
     preflight.check_bound(config.output, state.init, wanted)
     as_it_is = kept if kept is not None and kept.is_indexed_as(request.settings) else None
     known = read_known(context.files, None if state.plan is None else state.plan.known)
-    carried = carry_over(context, source, snapshot, state, as_it_is, known, wanted.new_space)
+    carried = carry_over(context, source, snapshot, state, as_it_is, known, request.settings)
     if carried is None or state.plan is None:
         return Preview(action="begin", items=snapshot.rows, work=Work(served=0, known=0, due=snapshot.rows))
     before = read_snapshot(context.files, (state.plan if as_it_is is None else as_it_is.plan).snapshot)

@@ -162,7 +162,7 @@ def scores_before(context: Context, scorer: Scorer, name: str) -> Scores:
     if finished is None or (proxies is not None and cut is None):
         raise CorruptFile(
             f"{files.root}/{stage_folder('scores', name)}: gone, and the order of the plan follows from it. Restore "
-            "the folder from a copy, or choose another output."
+            "the folder from a copy, or change the seed: an order of its own keeps what is embedded."
         )
     if proxies is not None and cut is not None:
         scorer = _read_thresholds(scorer, proxies, cut)

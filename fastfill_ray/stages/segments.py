@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastfill_ray.errors import CorruptFile, FileMissing
-from fastfill_ray.log.records import FileRef, Plan, Segment, Version
+from fastfill_ray.index.segment_list import segments_of
+from fastfill_ray.log.records import Plan, Segment, Version
 from fastfill_ray.ordering.ids import combine_digests
 from fastfill_ray.stages.build import Bucket, BucketWork, BuildJob, build
 from fastfill_ray.stages.context import Context
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import inherited_path
 from fastfill_ray.storage.receipts import Receipt
-from fastfill_ray.storage.refs import get_verified, is_unchanged, put_content, tagged
-from fastfill_ray.types import Model, canonical
+from fastfill_ray.storage.refs import is_unchanged, tagged
 
 # On S3 each look at a segment is two round trips.
 _THREADS = 16
@@ -56,13 +55,11 @@ class Assembler:
         wave = plan.newest_wave(0)
         is_steady = plan.follows is not None and len(plan.version_waves) == 1
         stale = () if is_steady else tuple(range(0 if plan.follows is None else 1, self.job.num_waves + 2))
-        done = receipts.get(wave, {})
-        work = [
-            BucketWork(
-                number, bucket, (wave,), stale if number >= plan.first_bucket else (), {wave: _of_bucket(bucket, done)}
-            )
-            for number, bucket in self.buckets.items()
-        ]
+        done, work = receipts.get(wave, {}), []
+        for number, bucket in self.buckets.items():
+            waves = stale if number >= plan.first_bucket else ()
+            places = bucket if waves else _new_places(bucket, wave, done)
+            work.append(BucketWork(number, places, (wave,), waves, {wave: _of_bucket(bucket, done)}))
         built = build(self.context, self.job, [item for item in work if _has_work(item)], f"build {wave}")
         return _ordered([*again, *built])
 
@@ -80,7 +77,8 @@ class Assembler:
         Raises:
             CorruptFile: a damaged segment is of an earlier wave whose receipts are not known; names all of those.
         """
-        wanted = [segment for segment in versions[-1].segments if (segment.wave, segment.state) != (wave, "stale")]
+        there = segments_of(self.context.files, versions[-1])
+        wanted = [segment for segment in there if (segment.wave, segment.state) != (wave, "stale")]
         kept, damaged = self._look_at(wanted)
         unknown = [segment for segment in damaged if segment.wave < wave and segment.wave not in receipts]
         if unknown:
@@ -111,7 +109,8 @@ class Assembler:
 
     def _say(self, segment: Segment, versions: Sequence[Version]) -> None:
         path = segment.index.path
-        naming = ", ".join(str(v.version) for v in versions if any(s.index.path == path for s in v.segments))
+        files = self.context.files
+        naming = ", ".join(str(v.version) for v in versions if any(s.index.path == path for s in segments_of(files, v)))
         any_of = " or ".join(file.path for file in segment.files)
         self.context.progress.say(
             f"{any_of} is damaged or gone: built again under a new name for this version. What "
@@ -136,24 +135,11 @@ class Assembler:
         return [*(segment for segment in kept if (segment.bucket, segment.wave) not in places), *rebuilt]
 
 
-class _Segments(Model):
-    segments: tuple[Segment, ...]
-
-
-def put_segments(files: Files, plan: str, segments: Sequence[Segment]) -> FileRef:
-    """Store the segments that a plan begins with."""
-    data = canonical(_Segments(segments=tuple(segments)).model_dump(mode="json"))
-    return put_content(files, partial(inherited_path, plan), data)
-
-
-def read_segments(files: Files, reference: FileRef) -> tuple[Segment, ...]:
-    """What ``put_segments`` stored."""
-    return _Segments.model_validate_json(get_verified(files, reference)).segments
-
-
 def missing_files(files: Files, version: Version) -> list[str]:
     """Files of a version's segments that are absent or of another size than recorded; nothing is read."""
-    references = [reference for segment in version.segments for reference in segment.files]
+    references = [version.segments]
+    if files.stat(version.segments.path) is not None:
+        references += [reference for segment in segments_of(files, version) for reference in segment.files]
     with ThreadPoolExecutor(_THREADS) as pool:
         looked_up = zip(references, pool.map(files.stat, (each.path for each in references)), strict=True)
         return [each.path for each, now in looked_up if now is None or now.size != each.size]
@@ -163,8 +149,12 @@ def _work(number: int, bucket: Bucket, wave: int, receipts: Mapping[str, Receipt
     """A bucket's new segment of a wave, and a stale one of the rows that were quarantined."""
     done = _of_bucket(bucket, receipts)
     residual = (wave,) if any(receipt.quarantined for receipt in done.values()) else ()
-    places = tuple(place for place in bucket if place.chunk.unit in done or place.work.known[wave])
-    return BucketWork(number, places, (wave,), residual, {wave: done})
+    return BucketWork(number, _new_places(bucket, wave, done), (wave,), residual, {wave: done})
+
+
+def _new_places(bucket: Bucket, wave: int, receipts: Mapping[str, Receipt]) -> Bucket:
+    """The chunks of a bucket of which something becomes new in a wave."""
+    return tuple(place for place in bucket if place.chunk.unit in receipts or place.work.known[wave])
 
 
 def _of_bucket(bucket: Bucket, receipts: Mapping[str, Receipt]) -> dict[str, Receipt]:

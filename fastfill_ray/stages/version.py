@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastfill_ray.index.deletions import Deleted
+from fastfill_ray.index.segment_list import listed, read_segments
 from fastfill_ray.log.records import Changes, Plan, Segment, Verdict, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.ids import combine_digests, ids_digest, subtract_digests
@@ -18,7 +19,7 @@ from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.evaluator import Evaluator, Served
 from fastfill_ray.stages.hide import hide_deleted
 from fastfill_ray.stages.measure import PerQuery
-from fastfill_ray.stages.segments import Assembler, check_complete, read_segments
+from fastfill_ray.stages.segments import Assembler, check_complete
 from fastfill_ray.stages.work import WorkList, read_rows
 from fastfill_ray.storage.paths import deletion_vector_path
 from fastfill_ray.storage.receipts import Quarantined, Receipt
@@ -48,7 +49,7 @@ class VersionMaker:
         job = make_build_job(basis.scorer, plan, self.epoch)
         self._buckets = gallery_buckets(basis.snapshot, self.work)
         self._assembler = Assembler(self.context, job, self._buckets, self.suspects)
-        self._evaluator = Evaluator(self.context, basis, plan.thresholds, plan.first_share)
+        self._evaluator = Evaluator(self.context, basis, plan.thresholds, plan.shares)
 
     def make(self, state: State, wave: int, receipts: Mapping[int, Mapping[str, Receipt]]) -> Version:
         """The VERSION after `wave`; its segments are durable, its verdict is reached, nothing is published yet.
@@ -81,7 +82,7 @@ class VersionMaker:
             version=len(state.versions),
             plan=plan.plan,
             wave=wave,
-            segments=tuple(segments),
+            **listed(self.context.files, plan.plan, segments),
             rows=plan.rows - absent_rows,
             new_rows=new_rows,
             quarantined=(0 if before is None else before.quarantined) + _count_quarantined(embedded),

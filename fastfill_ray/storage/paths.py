@@ -104,9 +104,9 @@ def compared_path(digest: str) -> str:
     return check_path(f"compared/{digest[:16]}.parquet")
 
 
-def inherited_path(plan: str, digest: str) -> str:
-    """The segments that a plan begins with."""
-    return check_path(f"vectors/{plan}/inherited.{digest[:16]}.json")
+def segment_list_path(plan: str, digest: str) -> str:
+    """A list of segments, of a version or of those that a plan begins with."""
+    return check_path(f"index/{plan}/segments.{digest[:16]}.json")
 
 
 def is_work_of(plan: str, path: str) -> bool:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastfill_ray.errors import CorruptFile, SpaceMismatch
 from fastfill_ray.index.reader import open_index
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Publish
 from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.retrieval.fusion import fusion_of
@@ -105,7 +106,7 @@ def test_old_queries_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_a_fused_segment_is_of_the_dims_that_the_root_is_bound_to(tmp_path: Path) -> None:
     root, _ = fused_root(tmp_path, "cosine", "Flat", 0.5)
-    fused = root.log.state.versions[0].segments[1]
+    fused = segments_of(root.files, root.log.state.versions[0])[1]
     number = root.commit(fused.model_copy(update={"dim": DIM}))
     with pytest.raises(CorruptFile, match=r"recorded with dim 8, .* bound to 12"):
         open_index(str(tmp_path), number)

@@ -21,6 +21,7 @@ from fastfill_ray.cli import main
 from fastfill_ray.errors import CorruptFile, FileMissing
 from fastfill_ray.index import deletions as module
 from fastfill_ray.index.reader import Index, open_index
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.index.verify import verify
 from fastfill_ray.log.records import Expire, Publish, Segment
 from tests.faults import flip_bit
@@ -152,7 +153,7 @@ def test_each_id_is_hashed_once_and_none_where_nothing_is_deleted(root: Root, ha
     hashed.clear()
     assert index.refresh() is True
     assert sorted(hashed) == [0, 1, 1], "only what is found"
-    segments = root.log.state.versions[0].segments
+    segments = segments_of(root.files, root.log.state.versions[0])
     root.commit(*segments[:2], root.segment(vectors(4), range(7, 11)))
     hashed.clear()
     assert index.refresh() is True
@@ -161,7 +162,7 @@ def test_each_id_is_hashed_once_and_none_where_nothing_is_deleted(root: Root, ha
 
 
 def test_a_version_whose_vectors_flag_what_is_deleted_is_opened_without_hashing(root: Root, hashed: list[int]) -> None:
-    first, *others = root.log.state.versions[0].segments
+    first, *others = segments_of(root.files, root.log.state.versions[0])
     root.delete([3, 99])
     root.commit(root.hiding(first, [0, 3], [3]), *others, deletions=root.deleted.fingerprint)
     hashed.clear()
@@ -189,7 +190,7 @@ def test_deleting_what_is_deleted_changes_nothing_and_is_read_once(root: Root, m
 
 def test_a_version_that_expires_under_an_index_opened_by_number_stays_and_its_deletions_follow(root: Root) -> None:
     index = open_index(str(root.path), 0)
-    root.commit(*root.log.state.versions[0].segments)
+    root.commit(*segments_of(root.files, root.log.state.versions[0]))
     root.log.append(Expire(versions=(0,)))
     assert index.refresh() is False
     root.delete([3])

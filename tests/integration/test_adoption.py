@@ -26,7 +26,7 @@ def living(tmp_path: Path) -> Living:
 
 
 @contextmanager
-def after_version(number: int, change: Callable[[], None]) -> Iterator[None]:
+def after_version(living: Living, number: int, change: Callable[[], None]) -> Iterator[None]:
     """While version `number` of a run is made, something happens."""
     make = VersionMaker.make
 
@@ -34,11 +34,17 @@ def after_version(number: int, change: Callable[[], None]) -> Iterator[None]:
         version = make(self, *args)
         if version.version == number:
             change()
+            come_due(living)
         return version
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VersionMaker, "make", made)
         yield
+
+
+def come_due(living: Living) -> None:
+    """What lies in the gallery by now may be embedded."""
+    living.due |= {item.marker for item in living.items.values()}
 
 
 def replace_some(living: Living, name: str, count: int = 7) -> None:
@@ -47,6 +53,7 @@ def replace_some(living: Living, name: str, count: int = 7) -> None:
     for key in list(items)[:count]:
         items[key] = living.new_item()
     living.write(name, items)
+    come_due(living)
 
 
 def run_and_hear(living: Living, **options: Any) -> tuple[ff.BackfillResult, str]:
@@ -63,7 +70,7 @@ def test_what_changes_between_two_waves_is_adopted_by_the_same_run(living: Livin
         replace_some(living, SECOND)
         living.write("part-009.parquet", {9000 + i: living.new_item(has_old=i % 2 == 0) for i in range(20)})
 
-    with after_version(1, change):
+    with after_version(living, 1, change):
         result, said = run_and_hear(living)
     assert causes(result) == [("wave", 0), ("wave", 1), ("change", 1), ("wave", 1), ("wave", 2), ("wave", 3)]
     assert "the gallery has changed: a new plan for the inputs as they are now" in said
@@ -74,7 +81,7 @@ def test_what_changes_between_two_waves_is_adopted_by_the_same_run(living: Livin
 
 def test_without_follow_it_is_left_to_the_next_start(living: Living) -> None:
     living.sections["gallery"] = {"follow": False}
-    with after_version(1, lambda: living.write("part-009.parquet", {9000: living.new_item()})):
+    with after_version(living, 1, lambda: living.write("part-009.parquet", {9000: living.new_item()})):
         result = living.run()
     assert causes(result) == [("wave", 0), ("wave", 1), ("wave", 2), ("wave", 3)]
     result = living.run()
@@ -83,7 +90,7 @@ def test_without_follow_it_is_left_to_the_next_start(living: Living) -> None:
 
 
 def test_once_the_last_wave_has_begun_it_is_left_to_the_next_start(living: Living) -> None:
-    with after_version(2, lambda: living.write("part-009.parquet", {9000: living.new_item()})):
+    with after_version(living, 2, lambda: living.write("part-009.parquet", {9000: living.new_item()})):
         result = living.run()
     assert causes(result) == [("wave", 0), ("wave", 1), ("wave", 2), ("wave", 3)]
     living.check_all_new(living.run().state.versions[-1])
@@ -128,7 +135,7 @@ def test_a_gallery_that_never_rests_ends_the_run_and_names_the_file(
 
 def test_a_file_that_is_being_written_does_not_end_a_run(living: Living) -> None:
     half = living.folder / "gallery" / "part-009.parquet"
-    with after_version(1, lambda: (half.write_bytes(b"PAR1 half of it"), None)[1]):
+    with after_version(living, 1, lambda: (half.write_bytes(b"PAR1 half of it"), None)[1]):
         result, said = run_and_hear(living)
     assert "the gallery has changed, but cannot be adopted now" in said
     assert "part-009.parquet" in said
@@ -139,7 +146,7 @@ def test_a_file_that_is_being_written_does_not_end_a_run(living: Living) -> None
 
 def test_a_run_that_loses_half_of_its_gallery_takes_nothing_out(living: Living) -> None:
     kept = dict(living.files[FIRST])
-    with after_version(1, lambda: living.write(FIRST, {})), pytest.raises((TooManyRemoved, InputChanged)):
+    with after_version(living, 1, lambda: living.write(FIRST, {})), pytest.raises((TooManyRemoved, InputChanged)):
         living.run()
     state = living.state()
     assert all(version.cause == "wave" for version in state.versions)

@@ -17,6 +17,7 @@ import fastfill_ray as ff
 from fastfill_ray.errors import AlignmentFailed, ConfigError, EmbedderError, InputError, QuarantineExceeded
 from tests import synthetic
 from tests.integration.conftest import Workshop, in_process
+from tests.segments import segments_in
 
 Spoil = Callable[[Path], Any]
 
@@ -271,4 +272,4 @@ def test_a_text_that_is_no_utf8_costs_its_own_row_and_the_run_goes_on(tmp_path: 
     ]
     assert sorted(faults) == [(row, "payload column 'text': not UTF-8") for row in (5, 5, 5, 100, 100, 100)]
     # In the index they stay stale: every item is served.
-    assert sum(segment.rows for segment in result.state.plan_versions[-1].segments) == 600
+    assert sum(segment.rows for segment in segments_in(result.output, result.state.plan_versions[-1])) == 600

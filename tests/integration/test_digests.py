@@ -11,6 +11,7 @@ from fastfill_ray.inputs.changes import payload_digests, version_digests
 from fastfill_ray.log.records import Segment
 from tests import synthetic
 from tests.integration.conftest import in_process
+from tests.segments import segments_in
 
 ROWS = 600
 
@@ -26,7 +27,7 @@ def test_new_segments_hold_the_digests_of_their_items_and_stale_ones_none(tmp_pa
         digests = zip(payload_digests(table, ["x"]).to_pylist(), version_digests(table, "at").to_pylist(), strict=True)
         known |= dict(zip(table.column("id").to_pylist(), digests, strict=True))
     result = in_process(synthetic.config(tmp_path, gallery={"version_column": "at"}), until="wave:1")
-    segments = [segment for version in result.state.versions for segment in version.segments]
+    segments = [segment for version in result.state.versions for segment in segments_in(result.output, version)]
     new = [beside(tmp_path, segment) for segment in segments if segment.state == "new"]
     assert sum(table.num_rows for table in new) > 0
     for table in new:

@@ -25,6 +25,7 @@ from fastfill_ray.storage.files import open_files
 from tests import synthetic
 from tests.integration.conftest import ABSENT, PAIRS, Workshop, in_process
 from tests.integration.test_run import queries_of, value
+from tests.segments import segments_in
 from tests.synthetic import OLD_DIM, marker, new_vectors, old_vectors
 
 HALF = Fusion(old=0.5**0.5, new=0.5**0.5)
@@ -37,12 +38,12 @@ def vectors_of(root: Path, segment: Segment) -> dict[int, np.ndarray]:
     return dict(zip(ids, index.reconstruct_n(0, index.ntotal), strict=True))
 
 
-def stale_segments(version: Version) -> list[Segment]:
-    return [segment for segment in version.segments if segment.state == "stale"]
+def stale_segments(root: Path, version: Version) -> list[Segment]:
+    return [segment for segment in segments_in(root, version) if segment.state == "stale"]
 
 
 def all_stale(root: Path, version: Version) -> dict[int, np.ndarray]:
-    return {k: v for segment in stale_segments(version) for k, v in vectors_of(root, segment).items()}
+    return {k: v for segment in stale_segments(root, version) for k, v in vectors_of(root, segment).items()}
 
 
 def version_of(root: Path, number: int) -> Version:
@@ -70,7 +71,9 @@ def half_done(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> P
     workshop.control()
     config = fused_config(workshop, root, waves=[0.3])
     first = in_process(config, until="version0").state.versions[0]
-    in_wave_1 = [item for segment in stale_segments(first) if segment.wave == 1 for item in vectors_of(root, segment)]
+    in_wave_1 = [
+        item for segment in stale_segments(root, first) if segment.wave == 1 for item in vectors_of(root, segment)
+    ]
     rows = [workshop.ids.tolist().index(item) for item in in_wave_1[:2]]
     workshop.control(bad={marker(workshop.x[row, 0]): "raise" for row in rows})
     result = in_process(config)
@@ -115,9 +118,9 @@ def test_stale_segments_hold_the_old_vector_and_the_aligned_one(
         np.testing.assert_allclose(vector[:OLD_DIM], HALF.old * old[item], atol=1e-5)
         np.testing.assert_allclose(vector[OLD_DIM:], HALF.new * all_aligned[item], atol=1e-5)
     for version in state.versions:
-        for segment in version.segments:
+        for segment in segments_in(half_done, version):
             assert (segment.space, segment.fusion) == (("new", None) if segment.state == "new" else ("fused", HALF))
-    residual = [segment for segment in stale_segments(state.versions[1]) if segment.wave == 1]
+    residual = [segment for segment in stale_segments(half_done, state.versions[1]) if segment.wave == 1]
     assert sum(segment.rows for segment in residual) == 2
     assert [v.version for v in verify(open_files(str(half_done)))] == [0, 1]
 
@@ -134,13 +137,15 @@ def test_version_0_is_searched_as_brute_force_over_fused_and_new_vectors(
     expected = np.full((len(queries), 600), -np.inf, np.float32)
     of_old = unit_rows(old_queries) @ unit_rows(old_vectors(workshop.x)).T
     served = {
-        item: segment.calibration for segment in stale_segments(version) for item in vectors_of(half_done, segment)
+        item: segment.calibration
+        for segment in stale_segments(half_done, version)
+        for item in vectors_of(half_done, segment)
     }
     for item, vector in all_aligned.items():
         calibration = served[item]
         score = 0.5 * of_old[:, column[item]] + 0.5 * unit_rows(queries) @ vector
         expected[:, column[item]] = calibration.scale * score + calibration.offset
-    new = [item for s in version.segments if s.state == "new" for item in vectors_of(half_done, s)]
+    new = [item for s in segments_in(half_done, version) if s.state == "new" for item in vectors_of(half_done, s)]
     for item in new:
         expected[:, column[item]] = unit_rows(queries) @ unit_rows(new_vectors(workshop.x[[column[item]]]))[0]
     scores, ids = index.search(queries, 600, old_queries=old_queries)
@@ -207,7 +212,7 @@ def test_l2_an_ivf_index_and_the_audit_items_as_queries(tmp_path: Path) -> None:
     )
     state = in_process(config, until="version0").state
     [version] = state.versions
-    assert {segment.dim for segment in stale_segments(version)} == {OLD_DIM + synthetic.NEW_DIM}
+    assert {segment.dim for segment in stale_segments(tmp_path / "out", version)} == {OLD_DIM + synthetic.NEW_DIM}
     assert {m.scope for m in version.metrics} == {"audit", "gallery"}
     assert [(v.version, v.rows) for v in verify(open_files(str(tmp_path / "out")))] == [(0, 600)]
     index = ff.open_index(str(tmp_path / "out"), 0)
@@ -215,7 +220,7 @@ def test_l2_an_ivf_index_and_the_audit_items_as_queries(tmp_path: Path) -> None:
     assert (np.sort(found, axis=1) == np.sort(ids)).all()
     # An item that asks is as far from itself as its aligned vector is from its new one, by half.
     own = np.take_along_axis(scores, np.argmax(found == ids[:, None], axis=1)[:, None], axis=1)[:, 0]
-    for segment in stale_segments(version):
+    for segment in stale_segments(tmp_path / "out", version):
         calibration = segment.calibration
         data = faiss.read_index(str(tmp_path / "out" / segment.index.path))
         data.make_direct_map()

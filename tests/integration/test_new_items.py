@@ -14,6 +14,7 @@ from fastfill_ray.log.records import Version
 from fastfill_ray.storage.files import open_files
 from tests import synthetic
 from tests.integration.conftest import in_process
+from tests.segments import segments_in
 
 ROWS, NEW = 900, range(300)  # the first file, so that the first rows say nothing of the dimension
 
@@ -30,7 +31,7 @@ def test_items_without_an_old_vector_are_embedded_first(tmp_path: Path, column: 
     config = synthetic.config(tmp_path, pairs={"count": 200}, waves=[0.6, 1.0])
     result = in_process(config, until="wave:1")
     first, second = result.state.versions
-    pairs = sum(segment.rows for segment in first.segments if segment.state == "new")
+    pairs = sum(segment.rows for segment in segments_in(tmp_path / "out", first) if segment.state == "new")
     new = set(ids[list(NEW)].tolist())
     assert pairs == 200
     assert first.absent == len(new - held(tmp_path, first)) > 150
@@ -49,5 +50,5 @@ def test_items_without_an_old_vector_are_embedded_first(tmp_path: Path, column: 
 
 def held(root: Path, version: Version) -> set[int]:
     """The ids that a version's segments hold."""
-    files = [root / "out" / segment.ids.path for segment in version.segments]
+    files = [root / "out" / segment.ids.path for segment in segments_in(root / "out", version)]
     return set(np.concatenate([pq.read_table(path).column("id").to_numpy() for path in files]).tolist())

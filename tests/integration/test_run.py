@@ -22,6 +22,7 @@ from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
 from tests import synthetic
 from tests.integration.conftest import ABSENT, OTHERS, Run, Workshop
+from tests.segments import segments_in
 from tests.synthetic import marker, new_vectors, receipt_at
 
 
@@ -218,7 +219,7 @@ def test_bad_rows_are_quarantined_and_stay_stale(root: Callable[[], Path], works
     last = result.state.versions[-1]
     assert result.finished
     assert (last.rows, last.new_rows, last.quarantined, last.absent) == (599, 595, 5, 1)
-    stale = [segment for segment in last.segments if segment.state == "stale"]
+    stale = [segment for segment in segments_in(target, last) if segment.state == "stale"]
     assert sum(segment.rows for segment in stale) == 4
     receipts = [
         fault for path in (target / "vectors").rglob("*.receipt.json") for fault in receipt_at(path).quarantined
@@ -268,7 +269,7 @@ def test_strings_l2_ivf_and_no_queries(tmp_path: Path, run: Run) -> None:
     assert result.finished
     last = result.state.versions[-1]
     assert last.fraction == 0.8
-    assert {segment.bucket for segment in last.segments} == {0, 1, 2}
+    assert {segment.bucket for segment in segments_in(tmp_path / "out", last)} == {0, 1, 2}
     assert {m.scope for m in last.metrics} == {"audit"}
     index = ff.open_index(str(tmp_path / "out"), last.version)
     items = new_vectors(x)

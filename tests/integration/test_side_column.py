@@ -14,6 +14,7 @@ import fastfill_ray as ff
 from fastfill_ray.alignment.maps import Alignment
 from tests import synthetic
 from tests.integration.conftest import OTHERS, PAIRS, in_process
+from tests.segments import segments_in
 
 
 def test_stale_items_are_mapped_from_their_old_and_their_side_vectors(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_stale_items_are_mapped_from_their_old_and_their_side_vectors(tmp_path: 
     vectors[PAIRS] = new[PAIRS]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     queries = new[:20] / np.linalg.norm(new[:20], axis=1, keepdims=True)
-    [stale] = {segment.calibration for segment in version.segments if segment.state == "stale"}
+    [stale] = {segment.calibration for segment in segments_in(tmp_path / "out", version) if segment.state == "stale"}
     scores = queries @ vectors.T
     scores[:, OTHERS] = stale.scale * scores[:, OTHERS] + stale.offset
     scores[:, absent] = -np.inf

@@ -35,6 +35,7 @@ from fastfill_ray.retrieval.ranking import rank_hits
 from tests import synthetic
 from tests.integration.conftest import in_process
 from tests.integration.test_relevance import metric
+from tests.segments import segments_in
 
 ROWS, PAIRS = 300, 110
 X, CLASSES = synthetic.latent(ROWS)
@@ -74,7 +75,7 @@ def markers(rows: Sequence[int] | range) -> list[str]:
 
 def held(root: Path, version: Version) -> list[Any]:
     """The ids that a version's segments hold, in no order."""
-    files = [root / "out" / segment.ids.path for segment in version.segments]
+    files = [root / "out" / segment.ids.path for segment in segments_in(root / "out", version)]
     return [value for file in files for value in pq.read_table(file).column("id").to_pylist()]
 
 

@@ -47,7 +47,8 @@ def plan(name: str) -> Plan:
 
 def version(number: int, plan_name: str, wave: int, *, final: bool = False) -> Version:
     return Version(
-        version=number, plan=plan_name, wave=wave, segments=(), rows=2, new_rows=1, quarantined=0, absent=0,
+        version=number, plan=plan_name, wave=wave, segments=FILE, num_segments=0, index_bytes=0, stale_rows=0,
+        rows=2, new_rows=1, quarantined=0, absent=0,
         fraction=0.5, ids_digest="", metrics=(), query_metrics=None, verdict=Verdict(publish=True, reason="better"),
         seconds=0.1, final=final,
     )  # fmt: skip

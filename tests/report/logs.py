@@ -68,7 +68,10 @@ def version(number: int, fraction: float, *, held: str = "", metrics: Sequence[M
         version=number,
         plan="ab12",
         wave=number,
-        segments=(segment,),
+        segments=blob,
+        num_segments=1,
+        index_bytes=sum(file.size for file in segment.files),
+        stale_rows=0,
         rows=ITEMS,
         new_rows=round(fraction * ITEMS),
         quarantined=3 if number else 0,
@@ -190,3 +193,33 @@ def predicted(**changes: object) -> State:
         v.model_copy(update={"metrics": (*v.metrics, on_audit(0.46 + v.version / 20))}) for v in finished().versions
     )
     return finished().model_copy(update={"plans": (plan(**{**fields, **changes}),), "versions": tuple(versions)})
+
+
+def living() -> State:
+    """The gallery changed after the third version of five, and once more after the last one.
+
+    Versions 0 to 2 are of the plan; 3 to 5 of one that follows it: a change, and the two waves that were left; 6 is a
+    night's change, of which all is new.
+    """
+    moved = {"added": 30, "changed": 20, "removed": 11}
+    night = {"added": 1, "changed": 1_000, "removed": 0}
+    follows = plan(
+        plan="cd34", follows="ab12", base=2, version_waves=(2, 3, 4), changes=moved, baselines={"old/old": arm(0.3)}
+    )
+    nightly = plan(plan="ef56", follows="ab12", base=5, version_waves=(5,), changes=night)
+
+    def change(number: int, fraction: float, of: str) -> Version:
+        reason = "follows the gallery: some items differ"
+        verdict = Verdict(publish=True, reason=reason)
+        fields = {"plan": of, "cause": "change", "verdict": verdict, "wave": 2, "final": fraction == 1.0}
+        return version(number, fraction).model_copy(update=fields)
+
+    waves = (
+        version(number, fraction).model_copy(update={"plan": "cd34", "wave": wave, "final": fraction == 1.0})
+        for number, fraction, wave in ((4, 0.5, 3), (5, 1.0, 4))
+    )
+    first = tuple(version(number, fraction) for number, fraction in enumerate(FRACTIONS[:3]))
+    made = (*first, change(3, 0.24, "cd34"), *waves, change(6, 1.0, "ef56"))
+    return State(
+        next_seq=20, init=INIT, epoch=1, plans=(plan(), follows, nightly), versions=made, published=tuple(range(7))
+    )

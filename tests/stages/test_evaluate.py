@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.experiment.items import Queries
 from fastfill_ray.index.reader import open_index
 from fastfill_ray.log.records import Segment
@@ -21,7 +22,16 @@ from fastfill_ray.retrieval.fusion import Fusion, fusion_of
 from fastfill_ray.retrieval.metrics import per_query
 from fastfill_ray.retrieval.relevance import Judgement
 from fastfill_ray.stages import evaluate
-from fastfill_ray.stages.evaluate import GalleryRanking, GallerySearch, PerRelevance, hits_of, search_one_segment
+from fastfill_ray.stages.evaluate import (
+    GalleryRanking,
+    GallerySearch,
+    PerRelevance,
+    hits_of,
+    search_one_segment,
+    search_segments,
+)
+from fastfill_ray.stages.hits import SegmentHits
+from fastfill_ray.storage.files import Files
 from fastfill_ray.types import F32, I64, Metric
 from tests.index.test_reader import DIM, OLD_DIM, Root
 from tests.index.test_segment import vectors
@@ -299,6 +309,41 @@ def test_a_segment_with_hidden_rows_is_measured_like_one_built_without_them(
         for relevance, metrics in expected.items():
             for name, values in metrics.items():
                 np.testing.assert_allclose(found[relevance][name], values, rtol=1e-12, err_msg=f"{relevance} {name}")
+    # A whole version: what cannot be among the first ones is not looked for.
+    plain = [each.model_copy(update={"calibration": Calibration()}) for each in (*rebuilt, last)]
+    both = search_segments(InProcessEngine(), root.files, [masked, last], search, [True, False])
+    for relevances, wanted in zip(both, (expected, measured(*plain)), strict=True):
+        for relevance, metrics in wanted.items():
+            for name, values in metrics.items():
+                np.testing.assert_allclose(
+                    relevances[relevance][name], values, rtol=1e-12, err_msg=f"{relevance} {name}"
+                )
+
+
+def test_a_version_searches_again_only_what_hidden_rows_can_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(tmp_path)
+    few = root.segment(np.eye(DIM, dtype=np.float32), range(DIM))
+    best = root.segment(np.eye(DIM, dtype=np.float32).repeat(6, axis=0) * 9, range(100, 100 + 6 * DIM))
+    asked = Queries(
+        objects("a", "b"), np.eye(DIM, dtype=np.float32)[:2] + 0.1, labels=objects("x", "y"), fingerprint="f"
+    )
+    search = GallerySearch(asked, "ip", 5, keep=True)
+    searched: list[tuple[int, list[str]]] = []
+    search_segment = evaluate._search_segment
+
+    def counted(files: Files, this: GallerySearch, segment: Segment, *rest: Any) -> SegmentHits:
+        searched.append((segment.rows, this.queries.ids.tolist()))
+        return search_segment(files, this, segment, *rest)
+
+    monkeypatch.setattr(evaluate, "_search_segment", counted)
+    for _ in range(2):
+        search_segments(InProcessEngine(), root.files, [root.hiding(few, [0, 1, 2]), best], search, [True, False])
+    assert searched == [(DIM, ["a", "b"]), (6 * DIM, ["a", "b"])], "the others are better than all that it has left"
+    searched.clear()
+    search_segments(InProcessEngine(), root.files, [few, root.hiding(best, [0, 1, 2])], search, [True, False])
+    assert searched == [(6 * DIM, ["a"])], "of the six best of one query three are hidden"
 
 
 def test_only_queries_that_lose_hits_of_a_cut_list_are_searched_again_and_once(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.index.deletion_vector import read_deletion
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.index.verify import Verified, verify
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.log.records import Segment, Version
@@ -164,7 +165,7 @@ def test_under_the_same_deletions_only_new_segments_are_read(root: Root, journal
 def test_a_version_of_these_segments_is_whole_and_says_how_many_are_deleted(root: Root) -> None:
     root.commit(*plain(root))
     root.delete([2, 7, 99])
-    root.commit(*hide(root, list(root.log.state.versions[0].segments)), deletions=root.deleted.fingerprint)
+    root.commit(*hide(root, segments_of(root.files, root.log.state.versions[0])), deletions=root.deleted.fingerprint)
     assert verify(root.files) == [Verified(0, 3, 12), Verified(1, 3, 12, 2)]
 
 

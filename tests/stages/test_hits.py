@@ -14,6 +14,7 @@ from fastfill_ray.stages.hits import SegmentHits, kept_hits
 from tests import synthetic
 from tests.faults import MemoryFiles
 from tests.integration.conftest import in_process
+from tests.segments import segments_in
 
 FOLDER, UNIT = "evaluation/0123456789abcdef", "s0123456789abcdef"
 
@@ -76,7 +77,8 @@ def test_each_segment_is_searched_once_and_the_old_vectors_once(
     monkeypatch.setattr(evaluate, "_search_segment", lambda *given: searched.append(given[2]) or search(*given))
     monkeypatch.setattr(evaluate, "_search_old_bucket", lambda *given: searched.append("old") or search_old(*given))
     result = in_process(config)
-    segments = {segment.index.sha256 for version in result.state.versions for segment in version.segments}
+    every = (segment for version in result.state.versions for segment in segments_in(tmp_path / "out", version))
+    segments = {segment.index.sha256 for segment in every}
     assert len(result.state.versions) == 4
     assert searched.count("old") == 3, "one per bucket"
     assert sorted(s.index.sha256 for s in searched if s != "old") == sorted(segments)

@@ -12,9 +12,9 @@ import yaml
 from fastfill_ray.cli import main
 from fastfill_ray.config import load_config
 from fastfill_ray.errors import TooManyRemoved
-from fastfill_ray.log.preview import FileChanges, ItemChanges, Preview, Serving, Work
+from fastfill_ray.log.preview import FileChanges, ItemChanges, Preview, Serving, Work, serving
 from fastfill_ray.report.preview import preview_words
-from fastfill_ray.stages.preview import preview, serving
+from fastfill_ray.stages.preview import preview
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.storage.files import open_files
 from fastfill_ray.storage.heartbeat import Heartbeat
@@ -58,7 +58,7 @@ def test_an_unfinished_run_goes_on_and_then_there_is_nothing_to_do(tmp_path: Pat
     living.run(until="wave:1")
     found = look(living)
     assert (found.action, found.work) == ("go on", Work(served=240, known=0, due=360))
-    assert serving(open_files(living.root), living.state()) == Serving(version=1, stale=360, absent=0, deleted=0)
+    assert serving(living.state()) == Serving(version=1, stale=360, absent=0)
     assert embeds(living) == 360
     assert look(living) == Preview(action="nothing")
 
@@ -66,7 +66,8 @@ def test_an_unfinished_run_goes_on_and_then_there_is_nothing_to_do(tmp_path: Pat
 def test_a_changed_gallery_is_counted_and_what_would_be_embedded_is_what_is_embedded_then(tmp_path: Path) -> None:
     living = gallery_of(tmp_path / "place")
     living.run(until="wave:1")
-    new = {key for key, state in living.held(living.state().versions[-1]).items() if state == "new"}
+    held = living.held(living.state().versions[-1])
+    new = {key for key, item in held.items() if item.state == "new"}
     changed = new & set(list(reversed(living.files["part-001.parquet"]))[:20])
     change(living)
     found = look(living)
@@ -121,7 +122,7 @@ def test_status_with_a_config_tells_people_and_machines_and_that_a_driver_is_at_
     found = json.loads(capsys.readouterr().out)
     assert found["next"]["action"] == "order anew"
     assert found["next"]["drivers"] == found["drivers"] != []
-    assert found["now"] == {"version": 0, "stale": 490, "absent": 0, "deleted": 0}
+    assert found["now"] == {"version": 0, "stale": 490, "absent": 0}
     assert main([*command, "--set", f"output={tmp_path / 'other'}"]) == 2
     assert f"output is {tmp_path / 'other'}, not {living.root}" in capsys.readouterr().err
 
@@ -146,7 +147,7 @@ def test_the_words_say_each_thing_in_a_line_of_its_own() -> None:
         work=Work(served=900, known=60, due=40),
         drivers=("process 1",),
     )
-    now = Serving(version=3, stale=8, absent=9, deleted=10)
+    now = Serving(version=3, stale=8, absent=9)
     assert preview_words(found, now).splitlines() == [
         "At work: process 1. A start now would end with exit code 75.",
         "Next start: ends with exit code 2. TooManyRemoved: 100 of the 625 items are gone.",
@@ -155,11 +156,11 @@ def test_the_words_say_each_thing_in_a_line_of_its_own() -> None:
         "Items: 5 added, 6 changed, 7 removed; 1,000 then.",
         "New vectors: 900 items are served with theirs, 60 are embedded and not served yet, 40 are to be embedded "
         "at most.",
-        "Served now: version 3; items still stale: 8; absent: 9; deleted ids in force: 10.",
+        "Served now: version 3; items still stale: 8; absent: 9.",
     ]
     nothing = Preview(action="nothing", publishes=2)
-    assert preview_words(nothing, Serving(version=None, stale=None, absent=None, deleted=0)).splitlines() == [
+    assert preview_words(nothing, Serving(version=None, stale=None, absent=None)).splitlines() == [
         "Next start: publishes version 2 first.",
         "Next start: nothing, all is done.",
-        "Served now: nothing; deleted ids in force: 0.",
+        "Served now: nothing.",
     ]
