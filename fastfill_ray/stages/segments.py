@@ -53,13 +53,13 @@ class Assembler:
             self._say(segment, ())
         again = self._again(0, kept, damaged, receipts) if damaged else kept
         wave = plan.newest_wave(0)
-        is_steady = plan.follows is not None and len(plan.version_waves) == 1
-        stale = () if is_steady else tuple(range(0 if plan.follows is None else 1, self.job.num_waves + 2))
-        done, work = receipts.get(wave, {}), []
+        done = {each: receipts.get(each, {}) for each in sorted({0, wave})}
+        work = []
         for number, bucket in self.buckets.items():
-            waves = stale if number >= plan.first_bucket else ()
-            places = bucket if waves else _new_places(bucket, wave, done)
-            work.append(BucketWork(number, places, (wave,), waves, {wave: _of_bucket(bucket, done)}))
+            stale = _stale_waves(bucket, plan) if number >= plan.first_bucket else ()
+            places = bucket if stale else _new_places(bucket, done)
+            of_bucket = {each: _of_bucket(bucket, found) for each, found in done.items()}
+            work.append(BucketWork(number, places, tuple(done), stale, of_bucket))
         built = build(self.context, self.job, [item for item in work if _has_work(item)], f"build {wave}")
         return _ordered([*again, *built])
 
@@ -149,12 +149,29 @@ def _work(number: int, bucket: Bucket, wave: int, receipts: Mapping[str, Receipt
     """A bucket's new segment of a wave, and a stale one of the rows that were quarantined."""
     done = _of_bucket(bucket, receipts)
     residual = (wave,) if any(receipt.quarantined for receipt in done.values()) else ()
-    return BucketWork(number, _new_places(bucket, wave, done), (wave,), residual, {wave: done})
+    return BucketWork(number, _new_places(bucket, {wave: done}), (wave,), residual, {wave: done})
 
 
-def _new_places(bucket: Bucket, wave: int, receipts: Mapping[str, Receipt]) -> Bucket:
-    """The chunks of a bucket of which something becomes new in a wave."""
-    return tuple(place for place in bucket if place.chunk.unit in receipts or place.work.known[wave])
+def _new_places(bucket: Bucket, receipts: Mapping[int, Mapping[str, Receipt]]) -> Bucket:
+    """The chunks of a bucket of which something becomes new in the waves of `receipts`."""
+    return tuple(
+        place
+        for place in bucket
+        if any(place.chunk.unit in found or place.work.known[wave] for wave, found in receipts.items())
+    )
+
+
+def _stale_waves(bucket: Bucket, plan: Plan) -> tuple[int, ...]:
+    """The waves whose rows may be stale in a bucket before they come; none of a plan that begins with nothing stale.
+
+    Where the order is made anew, these are also the pairs that could not be embedded.
+    """
+    first = 0 if plan.follows is None else 1
+    return tuple(
+        wave
+        for wave in range(first, len(plan.waves) + 2)
+        if any(place.work.rows[wave] > place.work.absent[wave] for place in bucket)
+    )
 
 
 def _of_bucket(bucket: Bucket, receipts: Mapping[str, Receipt]) -> dict[str, Receipt]:

@@ -321,6 +321,23 @@ def test_waves_that_end_before_the_last_item(tmp_path: Path, until: str | None) 
     living.verify()
 
 
+@pytest.mark.parametrize(
+    "what",
+    ["a file sorted anew", "labels changed", "a file dropped", "rows moved", "a file touched"],
+)
+def test_a_change_that_makes_nothing_due_keeps_what_is_left_stale(tmp_path: Path, what: str) -> None:
+    living = small_gallery(tmp_path / "here", waves=[0.5, 0.7])
+    living.run()
+    before, since = living.embedded(), len(living.state().versions)
+    CHANGES[what](living)
+    result = living.run()
+    assert living.embedded() == before
+    living.check_versions(since)
+    living.verify()
+    assert result.state.serving == since
+    assert result.finished
+
+
 @pytest.mark.parametrize("until", ["plan", "version0", "wave:1", "wave:2"])
 def test_a_run_that_is_to_stop_early_between_changes(begun: Callable[..., Living], until: str) -> None:
     living = begun("plan")
@@ -349,4 +366,19 @@ def test_a_gallery_that_has_become_small_is_followed(begun: Callable[..., Living
     living.write(A, {})
     living.write(B, {})
     living.edit(C, lambda f: without(f, some(living, C)))
+    living.finish()
+
+
+def test_pairs_that_were_given_up_and_taken_up_again_are_known_for_good(begun: Callable[..., Living]) -> None:
+    """A plan in between has looked at those that there were."""
+    living = begun("wave:1")
+    given = living.sections
+    living.sections = {**given, "seed": 7}
+    assert living.run_killed(units=2)
+    living.sections = given
+    living.touch(A)
+    living.run(until="wave:1")
+    living.sections = {**given, "seed": 7}
+    living.run(until="version0")
+    living.sections = {**given, "index": {"factory": "HNSW8"}}
     living.finish()

@@ -158,7 +158,7 @@ class LivingGallery(RuleBasedStateMachine):
         """Whether nothing that is served is stale."""
         if self._versions() == 0 or (state := self.living.state()).serving is None:
             return False
-        return all(segment.state == "new" for segment in state.versions[state.serving].segments)
+        return state.versions[state.serving].new_rows == state.versions[state.serving].rows
 
     @rule(units=st.integers(0, 8))
     def kill_while_embedding(self, units: int) -> None:
