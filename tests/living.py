@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,10 +30,12 @@ from fastfill_ray.index.segment import load_index
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.index.verify import verify
 from fastfill_ray.inputs.changes import payload_digests
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.log.records import Plan, Segment, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.retrieval.fusion import fuse
 from fastfill_ray.stages import embed
+from fastfill_ray.stages.delete import delete
 from fastfill_ray.stages.embed import items_file
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files, open_files
@@ -96,6 +98,7 @@ class Living:
     again: set[str] = field(default_factory=set)
     due: set[str] = field(default_factory=set)
     gone: dict[int, Item] = field(default_factory=dict)
+    deleted: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.journal.mkdir(parents=True)
@@ -269,13 +272,14 @@ class Living:
         return read_state(open_files(self.root))
 
     def held(self, version: Version) -> dict[int, Held]:
-        """What a version serves; every id once."""
+        """What a version has, also what a DELETE hides of it; every id once."""
         files = open_files(self.root)
         found: dict[int, Held] = {}
         for segment in segments_of(files, version):
             table = pq.read_table(Path(self.root) / segment.ids.path)
             vectors = _vectors(files, segment)
-            hidden = set(read_deletion(files, segment).rows.tolist())
+            vector = read_deletion(files, segment)
+            hidden = set(vector.rows[~vector.deleted].tolist())
             labels = table.column("label").to_pylist()
             for row, (name, label) in enumerate(zip(table.column("id").to_pylist(), labels, strict=True)):
                 key = int(str(name).removeprefix("item-"))
@@ -356,12 +360,41 @@ class Living:
         held = self.check(version)
         good = {key: item for key, item in self.items.items() if item.marker not in self.bad}
         assert not (stale := [key for key in good if key not in held or held[key].state != "new"]), sorted(stale)[:5]
-        keys = list(good)
+        keys = [key for key in good if key not in self.deleted]
         index = ff.open_index(self.root, version.version)
         old = synthetic.old_vectors(self._of(keys, "x")) if index.needs_old_queries else None
         _, ids = index.search(synthetic.new_vectors(self._of(keys, "x")), 1, old)
         assert [int(str(each).removeprefix("item-")) for each in ids[:, 0]] == keys
         assert {item.marker for item in good.values()} <= set(self.embedded())
+
+    def delete(self, keys: Iterable[int]) -> None:
+        """``fastfill-ray delete``; an id may be in no version yet."""
+        self.deleted |= set(keys)
+        self._delete(keys, "DELETE")
+
+    def undelete(self, keys: Iterable[int]) -> None:
+        """``fastfill-ray undelete`` of ids that were deleted."""
+        self.deleted -= set(keys)
+        self._delete(keys, "UNDELETE")
+
+    def _delete(self, keys: Iterable[int], kind: Literal["DELETE", "UNDELETE"]) -> None:
+        listed = self.folder / "ids.txt"
+        listed.write_text("".join(f"item-{key}\n" if self.string_ids else f"{key}\n" for key in keys))
+        delete(open_files(self.root), InputStore(), str(listed), kind)
+        self.check_deleted()
+
+    def check_deleted(self) -> None:
+        """What is served to readers has no deleted item, and all others that its version has."""
+        state = self.state()
+        version = None if state.serving is None else state.version(state.serving)
+        if version is None:
+            return
+        index, items = ff.open_index(self.root), self.items
+        keys = list(items)
+        old = synthetic.old_vectors(self._of(keys, "x")) if index.needs_old_queries else None
+        _, ids = index.search(synthetic.new_vectors(self._of(keys, "x")), version.rows, old)
+        names = {int(str(name).removeprefix("item-")) for name in ids[0].tolist() if name not in (-1, None)}
+        assert names == set(self.held(version)) - self.deleted
 
     def finish(self, **options: Any) -> ff.BackfillResult:
         """Run to the end, where everything is new, and look at all that this has made."""
@@ -372,6 +405,7 @@ class Living:
         assert set(self.embedded()) == before | now
         self.check_versions(since)
         self.check_all_new(result.state.versions[-1])
+        self.check_deleted()
         self.verify()
         return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class LivingGallery(RuleBasedStateMachine):
         self.ids += count
         return self.living.new_items(self.ids - count, count, has_old=has_old)
 
-    def _some(self, items: dict[int, Item], where: int, count: int) -> list[int]:
+    def _some(self, items: Mapping[int, object], where: int, count: int) -> list[int]:
         """Neighbours in a file, from a place on."""
         keys = list(items)
         return (keys * 2)[where % len(keys) :][: min(count, len(keys))]
@@ -148,6 +149,20 @@ class LivingGallery(RuleBasedStateMachine):
     def configure(self, which: str) -> None:
         self.living.sections = {**self.given, **SECTIONS[which]}
         self.is_done = False
+
+    @rule(where=WHERE, count=COUNT)
+    def delete(self, where: int, count: int) -> None:
+        if self._is_bound():
+            self.living.delete(self._some(self.living.files[self._name(where)], where, count))
+
+    @rule(where=WHERE, count=COUNT)
+    def undelete(self, where: int, count: int) -> None:
+        if self.living.deleted:
+            self.living.undelete(self._some(dict.fromkeys(sorted(self.living.deleted)), where, count))
+
+    def _is_bound(self) -> bool:
+        """Whether there is a log, so that something can be deleted."""
+        return Path(self.living.root).exists() and self.living.state().init is not None
 
     # What runs over it
 
