@@ -34,6 +34,7 @@ import fastfill_ray as ff
 from fastfill_ray.backfill import _run
 from fastfill_ray.config import load_config
 from fastfill_ray.engine.in_process import InProcessEngine
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.inputs import parquet
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
@@ -237,7 +238,8 @@ def one_night(
     config: dict[str, Any], gallery: Gallery, decoded: Counter[str], number: int, profile: Path | None
 ) -> Measured:
     """Some rows changed, and the same command once more."""
-    rows, before = len(gallery.x), read_state(open_files(config["output"])).versions[-1]
+    rows, files = len(gallery.x), open_files(config["output"])
+    before = segments_of(files, read_state(files).versions[-1])
     numbers, changed = gallery.change(number)
     night = measure(config, decoded, profile)
     assert night.embedded == len(changed), f"{night.embedded} items embedded, {len(changed)} changed"
@@ -247,8 +249,8 @@ def one_night(
     assert sum(night.decoded.values()) <= PASSES * changed_rows, night.decoded
     last = night.result.state.versions[-1]
     assert (last.rows, last.new_rows) == (rows, rows), "every item is there once, and new"
-    there = {segment.index.path for segment in before.segments}
-    fresh = [segment for segment in last.segments if segment.index.path not in there]
+    there = {segment.index.path for segment in before}
+    fresh = [segment for segment in segments_of(files, last) if segment.index.path not in there]
     assert sum(segment.rows for segment in fresh) == len(changed), "segments of changed rows only"
     check_answers(config, gallery, changed[:: len(changed) // 20])
     return night

@@ -44,7 +44,7 @@ from fastfill_ray.report.write import write_report
 from fastfill_ray.stages import preflight
 from fastfill_ray.stages.adoption import Inputs
 from fastfill_ray.stages.basis import Basis
-from fastfill_ray.stages.carry import carry_over
+from fastfill_ray.stages.carry import Wanted, carry_over
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Models, make_job
 from fastfill_ray.stages.known import Known, read_known
@@ -254,8 +254,8 @@ class _Run:
         context, log, number = self.context, self.log, len(self.log.state.plans)
         as_it_is = kept if kept is not None and kept.is_indexed_as(self.request.settings) else None
         before = self._known_before(log.state)
-        settings = self.request.settings
-        carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, before, settings)
+        wanted = Wanted(self.request.settings, basis.pairs.fingerprint)
+        carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, before, wanted)
         if carried is not None and kept is not None and not self.allow_removals:
             preflight.check_removed(self.config.gallery, carried.changes.removed, kept.base.rows)
         epoch = self._claim()

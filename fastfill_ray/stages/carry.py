@@ -6,7 +6,7 @@ Legend: n rows of a chunk, W waves.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ from fastfill_ray.stages.work import (
 )
 from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import deletion_vector_path, stage_folder, wave_folder
+from fastfill_ray.storage.paths import deletion_vector_path, parse_unit_receipt, stage_folder, wave_folder
 from fastfill_ray.storage.receipts import Receipt, find_receipts
 from fastfill_ray.storage.refs import get_verified
 from fastfill_ray.types import U64, Bools
@@ -251,6 +251,14 @@ class Carried:
         return put_segments(context.files, plan, [segment for _, segment in found if segment is not None])
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Of the plan that is to be made: its settings, and the fingerprint of its pairs."""
+
+    settings: Mapping[str, Any]
+    pairs: str
+
+
 def carry_over(
     context: Context,
     source: Source,
@@ -258,28 +266,31 @@ def carry_over(
     state: State,
     kept: Kept | None,
     before: Known,
-    settings: Mapping[str, Any],
+    wanted: Wanted,
 ) -> Carried | None:
-    """What a plan over `snapshot` takes over; None where there is no plan yet.
+    """What a plan over `snapshot` takes over; None where nothing has been embedded yet but its own pairs.
 
     Args:
         before: what was known when the last plan was made; less is looked up again.
         kept: None where nothing of what is served can be kept as it is: then everything is looked up by its digest.
-        settings: of the new plan.
     """
-    if state.plan is None or state.init is None:
+    if state.init is None:
         return None
-    files, space = context.files, state.init.new_space
+    files, space, own = context.files, state.init.new_space, stage_folder("pairs", wanted.pairs)
+    if state.plan is None:
+        return _look_up_all(context, source, snapshot, gather_known(context.engine, files, before, space, {own}), space)
     reference = state.plan if kept is None else kept.plan
     pinned = read_snapshot(files, reference.snapshot)
     plans = state.plans[[plan.plan for plan in state.plans].index(reference.plan) :]
-    known = gather_known(context.engine, files, before, space, frozenset())
+    known = gather_known(context.engine, files, before, space, set())
     segments = () if kept is None else segments_of(files, kept.base)
     # Rows that are served have no source in work files; and another payload is found by its digest alone.
-    looked_up = (kept is None and state.serving is not None) or not is_same_item(reference, settings)
+    looked_up = (kept is None and state.serving is not None) or not is_same_item(reference, wanted.settings)
     works = [(plan, read_work_list(files, plan.units)) for plan in plans]
     newest = -1 if kept is None else kept.plan.newest_wave([v.version for v in kept.versions].index(kept.base.version))
-    chunks = standing_chunks(snapshot, {} if looked_up else _histories(files, works, newest))
+    histories = {} if looked_up else _histories(files, works, newest)
+    unplanned = _unplanned(files, {*before.folders, *(stage_folder("pairs", plan.pairs) for plan in plans), own})
+    chunks = standing_chunks(snapshot, {unit: each for unit, each in histories.items() if unit not in unplanned})
     stayed = {chunk.part.unit for chunk in chunks if chunk.history is not None}
     came = [part for part in ledger_parts(snapshot) if part.unit not in stayed]
     went = [part for part in ledger_parts(pinned) if part.unit not in stayed]
@@ -288,6 +299,25 @@ def carry_over(
     buckets = {chunk.unit: chunk.bucket for chunk in works[0][1].chunks if chunk.unit in now}
     standing = Standing(files, space, compared, known)
     return Carried(kept, segments, tuple(chunks), buckets, standing, put_known(files, known))
+
+
+def _look_up_all(context: Context, source: Source, snapshot: Snapshot, known: Known, space: str) -> Carried | None:
+    """What a first plan takes over from starts that were killed before they made one; None where that is nothing."""
+    if not known.rows:
+        return None
+    compared = compare(context, source, (ledger_parts(snapshot), []), (), known)
+    standing = Standing(context.files, space, compared, known)
+    return Carried(None, (), tuple(standing_chunks(snapshot, {})), {}, standing, put_known(context.files, known))
+
+
+def _unplanned(files: Files, folders: Set[str]) -> set[str]:
+    """The units of pairs that were embedded by starts which made no plan.
+
+    Args:
+        folders: of pairs that belong to a plan, or that a plan has looked at.
+    """
+    listed = {(path.rpartition("/")[0], unit) for path in files.list("pairs") if (unit := parse_unit_receipt(path))}
+    return {unit for folder, unit in listed if folder not in folders}
 
 
 def _histories(files: Files, works: Sequence[tuple[Plan, WorkList]], newest: int) -> dict[str, ChunkHistory]:

@@ -6,7 +6,7 @@ not embedded again. Legend: N known vectors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -69,7 +69,7 @@ def num_partitions(rows: int) -> int:
     return max(2, -(-rows // PARTITION_ROWS))
 
 
-def gather_known(engine: Engine, files: Files, before: Known, space: str, open_folders: frozenset[str]) -> Known:
+def gather_known(engine: Engine, files: Files, before: Known, space: str, open_folders: Set[str]) -> Known:
     """What is known, and what has been embedded since.
 
     Args:

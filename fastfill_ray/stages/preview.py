@@ -19,7 +19,7 @@ from fastfill_ray.log.records import Plan
 from fastfill_ray.log.state import State
 from fastfill_ray.stages import preflight
 from fastfill_ray.stages.adoption import Inputs
-from fastfill_ray.stages.carry import Carried, carry_over
+from fastfill_ray.stages.carry import Carried, Wanted, carry_over
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.known import read_known
 from fastfill_ray.stages.ledger import take_snapshot
@@ -81,9 +81,11 @@ def _preview_plan(context: Context, config: BackfillConfig, inputs: Inputs, stat
     wanted = preflight.spaces_of(config, snapshot, state.init)
     preflight.check_bound(config.output, state.init, wanted)
     as_it_is = kept if kept is not None and kept.is_indexed_as(request.settings) else None
-    known = read_known(context.files, None if state.plan is None else state.plan.known)
-    carried = carry_over(context, source, snapshot, state, as_it_is, known, request.settings)
-    if carried is None or state.plan is None:
+    if state.plan is None:
+        return Preview(action="begin", items=snapshot.rows, work=Work(served=0, known=0, due=snapshot.rows))
+    known = read_known(context.files, state.plan.known)
+    carried = carry_over(context, source, snapshot, state, as_it_is, known, Wanted(request.settings, state.plan.pairs))
+    if carried is None:
         return Preview(action="begin", items=snapshot.rows, work=Work(served=0, known=0, due=snapshot.rows))
     before = read_snapshot(context.files, (state.plan if as_it_is is None else as_it_is.plan).snapshot)
     follows, changes = kept is not None and kept.follows, carried.changes

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import synthetic
-from tests.living import Living, gallery_of
+from tests.living import Living, gallery_of, without
 
 
 @pytest.fixture
@@ -74,3 +74,18 @@ def test_another_objective_on_a_finished_root_is_measured_on_what_is_new(living:
     result = living.run()
     assert result.state.versions[-1].fraction == 1
     assert result.state.versions[-1].verdict.publish, result.state.versions[-1].verdict.reason
+
+
+@pytest.mark.parametrize("until", [None, "plan", "version0"])
+def test_pairs_of_a_start_that_was_killed_before_its_plan_are_not_embedded_again(
+    living: Living, until: str | None
+) -> None:
+    if until is not None:
+        living.run(until=until)
+        living.sections["seed"] = 1  # an order of its own, with other pairs
+    assert living.run_killed(units=2)
+    first, *_ = sorted(living.files)
+    living.write(first, without(living.files[first], list(living.files[first])[:20]))
+    living.sections["seed"] = 2
+    living.check_all_new(living.finish().state.versions[-1])
+    living.check_embedded_once()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.inputs import parquet
 from fastfill_ray.stages import compare
 from fastfill_ray.stages.snapshot import read_snapshot
@@ -66,7 +67,8 @@ def change(living: Living, name: str, rows: int) -> None:
 
 def test_a_night_reads_the_files_that_changed_and_writes_what_changed(finished: Living, decoded: Counter[str]) -> None:
     living, root = finished, Path(finished.root)
-    segments = {segment.index.path for segment in living.state().versions[-1].segments}
+    files = open_files(living.root)
+    segments = {segment.index.path for segment in segments_of(files, living.state().versions[-1])}
     embedded, before = living.embedded(), listing(root)
     change(living, "part-001.parquet", 5)
     decoded.clear()
@@ -77,12 +79,12 @@ def test_a_night_reads_the_files_that_changed_and_writes_what_changed(finished: 
     # The check of the rows, and their digests; of the chunk with what is due that, and what stands beside its ids.
     plan = result.state.plan
     assert plan is not None
-    chunk = read_snapshot(open_files(living.root), plan.snapshot).chunk_rows[0][2]
+    chunk = read_snapshot(files, plan.snapshot).chunk_rows[0][2]
     assert {name: rows for name, rows in decoded.items() if rows} == {"part-001.parquet": 2 * 150 + 2 * chunk}
-    [fresh] = [segment for segment in last.segments if segment.index.path not in segments]
+    [fresh] = [segment for segment in segments_of(files, last) if segment.index.path not in segments]
     assert fresh.rows == 5
     written = Counter(path.split("/")[0] for path, stat in listing(root).items() if before.get(path) != stat)
-    buckets = {segment.bucket for segment in last.segments if segment.deletion is not None}
+    buckets = {segment.bucket for segment in segments_of(files, last) if segment.deletion is not None}
     assert buckets, "what changed is hidden where it was"
     # Of the one file: its keys and digests with their receipts, a work file, vectors and items of its due chunk.
     assert (written["ledger"], written["changes"], written["snapshots"]) == (2, 2, 1)
