@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -227,19 +227,20 @@ class LivingGallery(RuleBasedStateMachine):
 
 
 CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-TestLivingGallery = LivingGallery.TestCase
-TestLivingGallery.settings = settings(
+# Without shrinking, which would take an hour: an example of 20 steps can be read.
+QUICK = settings(
     max_examples=40,
     stateful_step_count=20,
+    phases=[Phase.generate],
     deadline=None,
     database=None,
     derandomize=True,
     suppress_health_check=CHECKS,
 )
+TestLivingGallery = LivingGallery.TestCase
+TestLivingGallery.settings = QUICK
 
 
 @pytest.mark.slow
 class TestLivingGalleryLong(LivingGallery.TestCase):
-    settings = settings(
-        max_examples=300, stateful_step_count=40, deadline=None, database=None, suppress_health_check=CHECKS
-    )
+    settings = settings(QUICK, max_examples=300, stateful_step_count=40, derandomize=False)
