@@ -424,6 +424,7 @@ class Living:
         other.files = {name: dict(items) for name, items in self.files.items()}
         other.gone, other.sections = dict(self.gone), dict(self.sections)
         other.bad, other.again, other.due = set(self.bad), set(self.again), set(self.due)
+        other.deleted = set(self.deleted)
         other._markers, other._new = dict(self._markers), dict(self._new)
         return other
 
