@@ -86,7 +86,7 @@ def test_a_driver_keeps_its_place_while_it_mends_what_is_damaged(
     root: Callable[[], Path], workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = root()
-    next((target / "vectors").rglob("rows.*.parquet")).write_bytes(b"damaged")
+    next((target / "pairs").rglob("pairs.*.parquet")).write_bytes(b"damaged")
     set_aside, drivers = backfill.set_aside, []
 
     def watched(context: Context, damage: StorageError) -> None:
