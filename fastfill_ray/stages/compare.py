@@ -111,20 +111,16 @@ def _digests_of(source: Source, span: Span, table: pa.Table) -> pa.Table:
     config = source.config
     nothing = pa.nulls(table.num_rows, _BINARY)
     version = nothing if config.version_column is None else version_digests(table, config.version_column)
-    there = set(config.payload_columns) <= set(table.column_names)
-    if not there and version.null_count:  # a row without a version goes by its payload
-        table, there = (
-            read_rows(
-                source.store,
-                span.file,
-                [*table.column_names, *config.payload_columns],
-                start=span.start,
-                rows=span.rows,
-            ),
-            True,
-        )
-    payload = payload_digests(table, config.payload_columns) if there else nothing
-    return pa.table({"payload": payload, "version": version, "beside": _beside_digests(source, span, table)})
+    beside = _beside_digests(source, span, table)
+    if set(config.payload_columns) <= set(table.column_names):
+        payload = payload_digests(table, config.payload_columns)
+    elif version.null_count:  # a row without a version goes by its payload
+        columns = config.payload_columns
+        again = read_rows(source.store, span.file, columns, start=span.start, rows=span.rows)
+        payload = payload_digests(again, columns)
+    else:
+        payload = nothing
+    return pa.table({"payload": payload, "version": version, "beside": beside})
 
 
 def _beside_digests(source: Source, span: Span, table: pa.Table) -> pa.FixedSizeBinaryArray:

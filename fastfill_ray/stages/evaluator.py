@@ -22,8 +22,8 @@ from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.build import Bucket
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.evaluate import GallerySearch, complete_depth, search_old, search_segments
+from fastfill_ray.stages.keys import read_pair_keys
 from fastfill_ray.stages.measure import PerQuery
-from fastfill_ray.stages.score import read_pair_keys
 from fastfill_ray.stages.shadows import ShadowPlan, shadow_versions
 from fastfill_ray.storage.paths import stage_output
 from fastfill_ray.storage.refs import put_content

@@ -19,8 +19,8 @@ from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.build import gallery_buckets, train_templates
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.evaluator import Evaluator
+from fastfill_ray.stages.keys import scored_groups
 from fastfill_ray.stages.plan import make_work_list
-from fastfill_ray.stages.score import scored_groups
 from fastfill_ray.stages.work import put_work_list, read_work_list
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import DERIVED, is_work_of, parse_unit_output, receipts_for, set_aside_path
@@ -156,7 +156,7 @@ def _named(context: Context, basis: Basis, plan: Plan, state: State) -> Mapping[
 
 
 def _work_list(context: Context, basis: Basis, plan: Plan) -> str:
-    groups = scored_groups(basis.snapshot, basis.scores, basis.pair_offsets, basis.known_pairs, {})
+    groups = scored_groups(basis.snapshot, basis.scores.chunks, basis.pair_offsets, basis.known_pairs, {})
     work = make_work_list(context, basis, plan.plan, plan.thresholds, groups)
     return put_work_list(context.files, plan.plan, work).sha256
 

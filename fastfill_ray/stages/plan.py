@@ -14,12 +14,14 @@ from fastfill_ray.ordering.partition import cut_buckets
 from fastfill_ray.ordering.waves import wave_of, wave_targets
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.build import gallery_buckets, put_templates
-from fastfill_ray.stages.carry import Carried, Following, put_standing
+from fastfill_ray.stages.carry import Carried, Following
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Unit
 from fastfill_ray.stages.evaluator import Evaluator
-from fastfill_ray.stages.score import ScoredChunk, read_chunk_keys, score_more, scored_groups, thresholds
+from fastfill_ray.stages.keys import ScoredChunk, read_chunk_keys, scored_groups, thresholds
+from fastfill_ray.stages.score import score_more
 from fastfill_ray.stages.snapshot import Snapshot
+from fastfill_ray.stages.standing import put_standing
 from fastfill_ray.stages.work import DUE, ChunkWork, RowWork, WorkList, count_rows, put_rows, put_work_list, rows_in
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import wave_folder
@@ -64,7 +66,7 @@ def make_plan(
     name = plan_name(basis, request, number)
     with context.progress.timed("plan"):
         standing = _standing(context, carried, name)
-        groups = scored_groups(basis.snapshot, basis.scores, basis.pair_offsets, basis.known_pairs, standing)
+        groups = scored_groups(basis.snapshot, basis.scores.chunks, basis.pair_offsets, basis.known_pairs, standing)
         targets = wave_targets(basis.waves, rows, basis.num_sampled)
         first_share, carried_share = len(basis.pairs.ids) / rows, 0.0
         if carried is not None:

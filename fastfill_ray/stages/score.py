@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,26 +17,23 @@ from fastfill_ray.inputs.gallery import Source, item_labels, item_weights, mappe
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
 from fastfill_ray.log.records import FileRef
-from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest, item_keys
+from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
 from fastfill_ray.ordering.policies import LABELLED, ItemColumns, Policy, Reference, priority_of
 from fastfill_ray.ordering.proxies import Proxies, merge_top, top_scores
-from fastfill_ray.ordering.waves import Histogram, find_thresholds, key_histogram, order_key
+from fastfill_ray.ordering.waves import order_key
 from fastfill_ray.retrieval.similarity import match_norms
 from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.keys import put_pair_keys
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
-from fastfill_ray.stages.work import DUE, KnownRows, VectorFile, rows_in
 from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import F32, U64, Bools, Model, fingerprint
+from fastfill_ray.types import F32, U64, Model, fingerprint
 
 logger = logging.getLogger(__name__)
-
-# Score files read by one counting task: keys are 8 bytes a row, so this is some megabytes.
-_CHUNKS_PER_TASK = 64
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,7 @@ def score(context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: di
     scored = {receipt.unit: receipt.outputs[0] for receipt in ordered}
     stage = Receipt(
         unit="scores",
-        outputs=(listed, _put_pair_keys(context, name, scored, pair_offsets)),
+        outputs=(listed, put_pair_keys(context, name, scored, pair_offsets)),
         rows=snapshot.rows,
         ids_digest=combine_digests(receipt.ids_digest for receipt in ordered),
         seconds=sum(receipt.seconds for receipt in ordered),
@@ -353,103 +349,3 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
         seconds=time.monotonic() - start,
     )
     return put_receipt(scorer.files, unit_receipt(folder, work.unit), receipt)
-
-
-@dataclass(frozen=True)
-class ScoredChunk:
-    """A chunk in the order of the snapshot, its score file, and the offsets of the pairs in it.
-
-    standing: the work file that says what of it is new already; None where nothing is. known: {offset of a pair: the
-    file that holds its vector already, and the row in it}.
-    """
-
-    unit: str
-    file: FileRef
-    pairs: tuple[int, ...] = ()
-    standing: FileRef | None = None
-    known: Mapping[int, tuple[VectorFile, int]] = field(default_factory=dict)
-
-
-class ChunkKeys(NamedTuple):
-    """The rows of one chunk as their order sees them (n,): order keys, which are in wave 0, which have a stale vector,
-    and their ids.
-    """
-
-    keys: U64
-    is_first: Bools
-    usable: Bools
-    ids: pa.ChunkedArray
-
-    def item_keys(self) -> U64:
-        """The keys (n, 2) of the items."""
-        return item_keys(self.ids.to_pylist())
-
-
-def scored_groups(
-    snapshot: Snapshot,
-    scores: Scores,
-    pair_offsets: Mapping[str, tuple[int, ...]],
-    known: KnownRows,
-    standing: Mapping[str, FileRef],
-) -> list[list[ScoredChunk]]:
-    """The snapshot's chunks in their order, in groups that one task counts."""
-    chunks = [
-        ScoredChunk(unit, scores.chunks[unit], pair_offsets.get(unit, ()), standing.get(unit), known.get(unit, {}))
-        for unit in (chunk.unit for chunk in snapshot.chunks)
-    ]
-    return [chunks[i : i + _CHUNKS_PER_TASK] for i in range(0, len(chunks), _CHUNKS_PER_TASK)]
-
-
-def read_chunk_keys(files: Files, chunk: ScoredChunk) -> ChunkKeys:
-    """What the score file of a chunk says of the order."""
-    table = read_table(get_verified(files, chunk.file), name=chunk.file.path, columns=["id", "key", "usable"])
-    is_first = np.zeros(table.num_rows, bool)
-    if chunk.standing is not None:
-        is_first = rows_in(files, chunk.standing, chunk.unit).source != DUE
-    is_first[list(chunk.pairs)] = True
-    usable = table.column("usable").to_numpy(zero_copy_only=False)
-    return ChunkKeys(table.column("key").to_numpy(), is_first, usable, table.column("id"))
-
-
-def thresholds(context: Context, groups: Sequence[Sequence[ScoredChunk]], targets: Sequence[int]) -> list[int]:
-    """The keys at which waves end: ``ordering.waves.find_thresholds`` over all score files."""
-
-    def histograms(prefixes: Sequence[int], level: int) -> Iterator[Histogram]:
-        work = partial(_histogram, files=context.files, prefixes=tuple(prefixes), level=level)
-        for _, part in context.engine.run_tasks(work, groups, name="count keys"):
-            yield part
-
-    return find_thresholds(targets, histograms)
-
-
-def _histogram(group: Sequence[ScoredChunk], *, files: Files, prefixes: tuple[int, ...], level: int) -> Histogram:
-    parts = [rows.keys[~rows.is_first] for rows in (read_chunk_keys(files, chunk) for chunk in group)]
-    return key_histogram(np.concatenate(parts), prefixes, level)
-
-
-def _put_pair_keys(
-    context: Context, name: str, scored: Mapping[str, FileRef], pair_offsets: Mapping[str, tuple[int, ...]]
-) -> FileRef:
-    """The pairs' order keys, as the score files hold them: computed again, a key may fall into another wave."""
-    chunks = [ScoredChunk(unit, scored[unit], offsets) for unit, offsets in sorted(pair_offsets.items())]
-    groups = [chunks[i : i + _CHUNKS_PER_TASK] for i in range(0, len(chunks), _CHUNKS_PER_TASK)]
-    read = partial(_pair_keys, files=context.files)
-    parts = [part for _, part in context.engine.run_tasks(read, groups, name="read pairs' keys", ordered=True)]
-    path_of = partial(stage_output, "scores", name, "pair-keys.parquet")
-    return put_content(context.files, path_of, table_bytes(pa.concat_tables(parts)))
-
-
-def _pair_keys(group: Sequence[ScoredChunk], *, files: Files) -> pa.Table:
-    tables = [
-        read_table(get_verified(files, chunk.file), name=chunk.file.path, columns=["id", "key"]).take(
-            pa.array(chunk.pairs, pa.int64())
-        )
-        for chunk in group
-    ]
-    return pa.concat_tables(tables)
-
-
-def read_pair_keys(files: Files, reference: FileRef) -> dict[int | str, int]:
-    """{id: order key} of the pairs."""
-    table = read_table(get_verified(files, reference), name=reference.path)
-    return dict(zip(table.column("id").to_pylist(), table.column("key").to_pylist(), strict=True))
