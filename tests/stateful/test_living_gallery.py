@@ -175,24 +175,19 @@ class LivingGallery(RuleBasedStateMachine):
             return False
         return state.versions[state.serving].new_rows == state.versions[state.serving].rows
 
-    @rule(units=st.integers(0, 8))
-    def kill_while_embedding(self, units: int) -> None:
+    @rule(
+        at=st.integers(0, 8).map(lambda units: {"units": units}) | st.integers(0, 70).map(lambda puts: {"puts": puts})
+    )
+    def kill(self, at: dict[str, int]) -> None:
         since = self._versions()
-        self.is_done = not self.living.run_killed(units=units)
+        self.is_done = not self.living.run_killed(**at)
         if self._versions():
             self.living.check_versions(since)
 
-    @rule(puts=st.integers(0, 70))
-    def kill_at_a_write(self, puts: int) -> None:
-        since = self._versions()
-        self.is_done = not self.living.run_killed(puts=puts)
-        if self._versions():
-            self.living.check_versions(since)
-
-    @rule(until=st.sampled_from([None, None, "plan", "version0", "wave:1", "wave:2"]))
-    def run(self, until: str | None) -> None:
-        if until is None or self._is_steady():  # see test_a_wave_to_stop_at_ends_no_run_before_its_version
-            self._finish()
+    @rule(until=st.sampled_from(["plan", "version0", "wave:1", "wave:2"]))
+    def run(self, until: str) -> None:
+        if self._is_steady():  # see test_a_wave_to_stop_at_ends_no_run_before_its_version
+            self.run_to_the_end()
             return
         since = self._versions()
         self.living.run(until=until)
@@ -200,7 +195,8 @@ class LivingGallery(RuleBasedStateMachine):
             self.living.check_versions(since)
             self.living.verify()
 
-    def _finish(self) -> None:
+    @rule()
+    def run_to_the_end(self) -> None:
         """To the last wave, which may be below 1.0."""
         if self.living.config()["waves"][-1] == 1:
             self.living.finish()
