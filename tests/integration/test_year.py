@@ -20,7 +20,7 @@ def part(number: int) -> str:
 
 
 def changes_in_the_middle(living: Living) -> None:
-    """What the issue asks for: all of it between two starts of the same command."""
+    """Every kind of change at once, between two starts of the same command."""
     living.write(
         "part-100.parquet", {**living.new_items(10**6, 200), **living.new_items(2 * 10**6, 100, has_old=False)}
     )
