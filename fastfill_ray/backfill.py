@@ -464,7 +464,7 @@ class _Run:
         config, files = self.config, self.context.files
         units = wave_units(plan, basis.snapshot, work)
         versions = self.log.state.plan_versions
-        last = len(plan.waves) if self.last_wave is None else self.last_wave
+        last = len(plan.waves) if self.last_wave is None else max(self.last_wave, first)
         segments = (
             [segment for version in versions[-1:] for segment in segments_of(files, version)] if self.damaged else []
         )

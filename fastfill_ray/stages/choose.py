@@ -94,20 +94,30 @@ def methods_to_train(config: AlignmentConfig) -> tuple[Method, ...]:
     return METHODS if config.method == "auto" else (config.method,)
 
 
-def decide(
-    files: Files, evidence: Evidence, alignments: Sequence[str], request: ChoiceRequest, progress: Progress
-) -> Decision:
-    """The decision, found by its receipt or made now.
+def decision_before(
+    files: Files, evidence: Evidence, alignments: Sequence[str], request: ChoiceRequest
+) -> Decision | None:
+    """The decision that was made of the same evidence; its classifier has no say in what is the same.
 
     Args:
         alignments: fingerprints of the evidence's maps.
     """
+    receipt = read_receipt(files, stage_receipt("choice", _name(evidence, alignments, request)))
+    return None if receipt is None else Decision.model_validate_json(get_verified(files, receipt.outputs[0]))
+
+
+def _name(evidence: Evidence, alignments: Sequence[str], request: ChoiceRequest) -> str:
     queries = "" if evidence.queries is None else evidence.queries.fingerprint
     wanted = [request.alignment.method, request.policy.name, request.serving.stale_mode, request.can_fuse]
     measured_on = [request.objective.model_dump(), list(request.fractions), evidence.seed, evidence.metric]
-    name = fingerprint([evidence.pairs.fingerprint, queries, list(alignments), request.classifier, wanted, measured_on])
-    if (receipt := read_receipt(files, stage_receipt("choice", name))) is not None:
-        return Decision.model_validate_json(get_verified(files, receipt.outputs[0]))
+    return fingerprint([evidence.pairs.fingerprint, queries, list(alignments), request.classifier, wanted, measured_on])
+
+
+def decide(
+    files: Files, evidence: Evidence, alignments: Sequence[str], request: ChoiceRequest, progress: Progress
+) -> Decision:
+    """The decision, made now and kept; see ``decision_before``."""
+    name = _name(evidence, alignments, request)
     with progress.timed("choose"):
         question = request.question
         decision = _decision(run_experiment(evidence, question), question, request, evidence.new_norm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastfill_ray.alignment.maps import METHODS, Method
 from fastfill_ray.alignment.pairs import classifier_for
@@ -74,7 +74,7 @@ def choose_order(
         queries=None if sampled.queries.are_items else sampled.queries,
         metric=init.metric,
         maps={method: load_alignment(files, trained[method], spaces) for method in METHODS if method in trained},
-        classifier=classifier_for(own, pairs.part("train")),
+        classifier=None,
         seed=config.seed,
     )
     request = choose.ChoiceRequest(
@@ -87,7 +87,12 @@ def choose_order(
         classifier=classifier_digest(own),
     )
     names = [artefact.fingerprint for artefact in trained.values()]
-    decision = choose.decide(files, evidence, names, request, context.progress)
+    decision = choose.decision_before(files, evidence, names, request)
+    # Fitted where there is none, so only where it is asked for.
+    if decision is None or decision.policy in CLASSIFIED:
+        evidence = replace(evidence, classifier=classifier_for(own, pairs.part("train")))
+    if decision is None:
+        decision = choose.decide(files, evidence, names, request, context.progress)
     for key, why in decision.reasons.items():
         context.progress.say(f"{key}: {why}")
     scorer = Scorer(

@@ -350,9 +350,6 @@ def test_a_run_that_is_to_stop_early_between_changes(begun: Callable[..., Living
     living.finish()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="backfill._begin_waves begins no wave after `until`, also where a version needs it"
-)
 def test_a_wave_to_stop_at_ends_no_run_before_its_version(begun: Callable[..., Living]) -> None:
     """Where nothing is stale, a plan has one version, after its last wave: each `until` but `plan` makes that."""
     living = begun(None)
