@@ -13,6 +13,8 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+from markupsafe import Markup
+
 from fastfill_ray.log.state import State
 from fastfill_ray.report.chart import HEIGHT, LEFT, WIDTH, drawing, element, summary
 from fastfill_ray.report.model import HEADINGS, MeasuredCurve, column_note, objective_curve, table_rows
@@ -35,7 +37,7 @@ def standalone(curve: MeasuredCurve) -> str:
     size = {"width": WIDTH, "height": HEIGHT + TITLE_HEIGHT}
     return element(
         "svg",
-        element("style", style),
+        element("style", Markup(style)),  # of the package itself: nothing in it is to be escaped
         element("rect", css="page", y=-TITLE_HEIGHT, rx=6, **size),
         element("text", f"{metric_name(curve.metric)} by {curve.relevance}", css="title", x=LEFT, y=-8),
         drawing(curve),
