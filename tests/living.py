@@ -389,8 +389,7 @@ class Living:
         version = None if state.serving is None else state.version(state.serving)
         if version is None:
             return
-        index, items = ff.open_index(self.root), self.items
-        keys = list(items)
+        index, keys = ff.open_index(self.root), list(self.items)[:1]
         old = synthetic.old_vectors(self._of(keys, "x")) if index.needs_old_queries else None
         _, ids = index.search(synthetic.new_vectors(self._of(keys, "x")), version.rows, old)
         names = {int(str(name).removeprefix("item-")) for name in ids[0].tolist() if name not in (-1, None)}
