@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,22 @@ NEW = "part-900.parquet"
 Change = Callable[[Living], None]
 
 
-@pytest.fixture(scope="module", params=["version0", "wave:1", None], ids=["version 0", "wave 1", "finished"])
+def some_slow(values: Iterable[object], every: int) -> list[Any]:
+    """The values, of which the default suite has one in so many."""
+    return [
+        value if place % every == 0 else pytest.param(value, marks=pytest.mark.slow)
+        for place, value in enumerate(values)
+    ]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("version0", marks=pytest.mark.slow, id="version 0"),
+        pytest.param("wave:1", id="wave 1"),
+        pytest.param(None, marks=pytest.mark.slow, id="finished"),
+    ],
+)
 def at(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Begun:
     """A gallery whose run was stopped, or is finished."""
     return Begun.of(tmp_path_factory.mktemp("at"), small_gallery, lambda living: living.run(until=request.param))
@@ -151,7 +166,7 @@ def test_a_run_that_is_killed_while_it_embeds_what_changed(living: Living, units
     living.finish()
 
 
-@pytest.mark.parametrize("puts", range(0, 70, 7))
+@pytest.mark.parametrize("puts", some_slow(range(0, 70, 7), 2))
 def test_a_run_that_is_killed_at_a_write(begun: Callable[..., Living], puts: int) -> None:
     living = begun("wave:1")
     change("payload")(living)
@@ -165,7 +180,7 @@ def test_a_run_that_is_killed_at_a_write(begun: Callable[..., Living], puts: int
     living.finish()
 
 
-@pytest.mark.parametrize("puts", range(20, 120, 20))
+@pytest.mark.parametrize("puts", some_slow(range(20, 120, 20), 3))
 def test_a_first_run_that_is_killed_before_the_gallery_changes(tmp_path: Path, puts: int) -> None:
     living = small_gallery(tmp_path / "here")
     living.run_killed(puts=puts)
@@ -183,8 +198,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("gallery", ["payloads changed", "nothing"])
-@pytest.mark.parametrize("until", ["wave:1", None])
+@pytest.mark.parametrize("gallery", some_slow(["payloads changed", "nothing"], 2))
+@pytest.mark.parametrize("until", some_slow(["wave:1", None], 2))
 @pytest.mark.parametrize("setting", sorted(SETTINGS))
 def test_other_settings_embed_nothing_again(
     begun: Callable[..., Living], setting: str, until: str | None, gallery: str
@@ -272,7 +287,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("until", ["wave:1", None])
+@pytest.mark.parametrize("until", some_slow(["wave:1", None], 2))
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_other_kinds_of_plans_follow_too(tmp_path: Path, variant: str, until: str | None) -> None:
     living = small_gallery(tmp_path / "here", **VARIANTS[variant])
