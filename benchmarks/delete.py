@@ -25,6 +25,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +36,7 @@ import pyarrow as pa
 import fastfill_ray as ff
 from benchmarks.results import markdown
 from fastfill_ray.engine.in_process import InProcessEngine
+from fastfill_ray.index.deletion_vector import fresh_path
 from fastfill_ray.index.deletions import Deleted
 from fastfill_ray.index.segment import build_index, search_exactly, train_template
 from fastfill_ray.index.segment_list import listed, segments_of
@@ -48,7 +50,7 @@ from fastfill_ray.stages.progress import Progress
 from fastfill_ray.storage.arrow import table_bytes
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import Files, open_files
-from fastfill_ray.storage.paths import deletion_vector_path, segment_paths
+from fastfill_ray.storage.paths import segment_paths
 from fastfill_ray.storage.refs import put_file, tagged
 from fastfill_ray.types import F32, I64
 
@@ -218,11 +220,7 @@ def with_vectors(files: Files, log: Log) -> list[Segment]:
     state = log.read()
     context = Context(InProcessEngine(), files, InputStore(), Progress(io.StringIO()))
     deleted, before = Deleted.read(files, state.deletions), state.versions[-1]
-    return hide_deleted(context, deleted, segments_of(files, before), vector_path, before)
-
-
-def vector_path(segment: Segment) -> str:
-    return deletion_vector_path(PLAN, segment.wave, segment.bucket, segment.state, 1, uuid.uuid4().hex)
+    return hide_deleted(context, deleted, segments_of(files, before), partial(fresh_path, PLAN, 1), before)
 
 
 def commit(files: Files, log: Log, segments: list[Segment], deletions: str) -> None:

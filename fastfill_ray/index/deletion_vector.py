@@ -5,6 +5,7 @@ N rows of a segment, H hidden ones.
 
 from __future__ import annotations
 
+import uuid
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from fastfill_ray.log.records import Deletion, Segment
 from fastfill_ray.ordering.ids import ids_digest
 from fastfill_ray.storage.arrow import _RESTORE, read_table, table_bytes
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.paths import deletion_vector_path
 from fastfill_ray.storage.refs import get_verified, put_file, tagged
 from fastfill_ray.types import I64, Bools
 
@@ -29,13 +31,29 @@ class DeletionVector(NamedTuple):
 NO_ROWS = DeletionVector(np.empty(0, np.int64), np.empty(0, bool))
 
 
+def fresh_path(plan: str, epoch: int, segment: Segment) -> str:
+    """A path for another deletion vector of a segment, which nobody has written yet."""
+    return deletion_vector_path(plan, segment.wave, segment.bucket, segment.state, epoch, uuid.uuid4().hex)
+
+
+def read_ids(files: Files, segment: Segment) -> pa.Array:
+    """The ids (N,) of a segment, in the order of its rows.
+
+    Raises:
+        FileMissing: the file is absent.
+        CorruptFile: it is not the recorded one; names the file.
+    """
+    table = read_table(get_verified(files, segment.ids), name=segment.ids.path, columns=["id"])
+    return table.column("id").combine_chunks()
+
+
 def put_deletion(files: Files, path: str, vector: DeletionVector, ids: pa.Array) -> Deletion:
     """Store the deletion vector of a segment and read it back; durable when this returns.
 
     Args:
-        path: of ``storage.paths.deletion_vector_path``; never written before.
+        path: of ``fresh_path``; never written before.
         vector: at least one row.
-        ids: (N,) of the segment, in the order of its rows.
+        ids: (N,) of the segment, see ``read_ids``.
 
     Raises:
         ValueError: no rows, rows that are not of the segment, or that are not ascending.

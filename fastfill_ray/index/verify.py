@@ -16,14 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished
-from fastfill_ray.index.deletion_vector import DeletionVector, read_deletion
+from fastfill_ray.index.deletion_vector import DeletionVector, read_deletion, read_ids
 from fastfill_ray.index.deletions import Deleted
 from fastfill_ray.index.segment import load_index, segment_dim
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Init, Plan, Segment, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.ids import NO_IDS, combine_digests, hash_ids, ids_digest
-from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.refs import get_verified
@@ -100,7 +99,7 @@ def _verify_index(files: Files, init: Init, plan: Plan, segment: Segment) -> Non
 
 def _verify_ids(files: Files, segment: Segment) -> tuple[pa.Array, DeletionVector]:
     """The ids (N,) of a segment and what it hides, both as recorded."""
-    ids = _read_ids(files, segment)
+    ids = read_ids(files, segment)
     _check_digest(segment.ids.path, ids, segment.rows, segment.ids_digest)
     hidden = read_deletion(files, segment)
     if (deletion := segment.deletion) is not None:
@@ -122,11 +121,6 @@ def _check_flags(segment: Segment, hidden: DeletionVector, deleted: I64) -> None
         )
 
 
-def _read_ids(files: Files, segment: Segment) -> pa.Array:
-    table = read_table(get_verified(files, segment.ids), name=segment.ids.path, columns=["id"])
-    return table.column("id").combine_chunks()
-
-
 def _check_digest(path: str, ids: pa.Array, rows: int, digest: str) -> None:
     found = ids_digest(ids.to_pylist())
     if len(ids) != rows or found != digest:
@@ -144,7 +138,7 @@ def _check_unique(files: Files, version: Version, hashes: U64) -> None:
     """Each id once, of the ids with these hashes: different strings may share one."""
     count: Counter[int | str] = Counter()
     for segment in segments_of(files, version):
-        ids = _plan_ids(segment, _read_ids(files, segment), read_deletion(files, segment))
+        ids = _plan_ids(segment, read_ids(files, segment), read_deletion(files, segment))
         count.update(ids.filter(pa.array(np.isin(_hash(ids), hashes))).to_pylist())
         repeated = [item for item, times in count.items() if times > 1]
         if repeated:

@@ -5,7 +5,6 @@ Legend: n rows of a chunk, W waves.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion, read_deletion
+from fastfill_ray.index.deletion_vector import DeletionVector, fresh_path, put_deletion, read_deletion, read_ids
 from fastfill_ray.index.segment_list import put_segments, segments_of
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.log.carry import Kept, is_same_item
@@ -23,7 +22,7 @@ from fastfill_ray.log.state import State
 from fastfill_ray.ordering.waves import order_wave
 from fastfill_ray.stages.compare import compare
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.keys import ScoredChunk, read_chunk_keys
+from fastfill_ray.stages.keys import ScoredChunk, in_groups, read_chunk_keys
 from fastfill_ray.stages.known import Known, gather_known, put_known
 from fastfill_ray.stages.ledger import ledger_parts
 from fastfill_ray.stages.snapshot import Snapshot, read_snapshot
@@ -39,13 +38,9 @@ from fastfill_ray.stages.work import (
 )
 from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import deletion_vector_path, parse_unit_receipt, stage_folder, wave_folder
+from fastfill_ray.storage.paths import parse_unit_receipt, stage_folder, wave_folder
 from fastfill_ray.storage.receipts import Receipt, find_receipts
 from fastfill_ray.storage.refs import get_verified
-
-# Chunks that one task puts into waves; they share a work file.
-CHUNKS_PER_TASK = 64
-
 
 # What there is when a plan is made
 
@@ -71,7 +66,7 @@ class Carried:
 
     def groups(self) -> list[list[StandingChunk]]:
         """The chunks in their order, in groups that one task puts into waves."""
-        return [list(self.chunks[i : i + CHUNKS_PER_TASK]) for i in range(0, len(self.chunks), CHUNKS_PER_TASK)]
+        return in_groups(self.chunks)
 
     def inherit(self, context: Context, plan: str, epoch: int, *, catch_up: int | None) -> FileRef | None:
         """The segments that the plan begins with, less what is dead, as a file; None where it begins with none.
@@ -203,7 +198,7 @@ class Following:
         for chunk, rows, differences in self.standing.of_group(chunks):
             placed_rows = self._placed(chunk, rows, differences)
             keys = partial(chunk.keys, files)
-            placed.append((count_rows(chunk.unit, 0, placed_rows, keys, len(self.cuts) + 2), placed_rows))
+            placed.append((count_rows(chunk.unit, placed_rows, keys, len(self.cuts) + 2), placed_rows))
         return put_rows(files, self.plan, placed)
 
     def _placed(self, chunk: StandingChunk, rows: RowWork, differences: Differences) -> RowWork:
@@ -253,10 +248,9 @@ class Inheritance:
             return None
         if len(rows) == len(superseded):  # rows that a DELETE hides are looked at when the version is made
             return segment
-        table = read_table(get_verified(self.files, segment.ids), name=segment.ids.path, columns=["id"])
-        path = deletion_vector_path(self.plan, wave, segment.bucket, segment.state, self.epoch, uuid.uuid4().hex)
+        path = fresh_path(self.plan, self.epoch, segment)
         vector = DeletionVector(rows, np.zeros(len(rows), bool))
-        deletion = put_deletion(self.files, path, vector, table.column("id").combine_chunks())
+        deletion = put_deletion(self.files, path, vector, read_ids(self.files, segment))
         return segment.model_copy(update={"deletion": deletion})
 
     def _dead_rows(self, reference: FileRef, number: int) -> np.ndarray:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion, read_deletion
+from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion, read_deletion, read_ids
 from fastfill_ray.index.deletions import Deleted
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Segment, Version
 from fastfill_ray.stages.context import Context
-from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.refs import get_verified
 
 
 def hide_deleted(
@@ -34,7 +32,7 @@ def hide_deleted(
 
     Args:
         deleted: by the state of the log that the version follows.
-        path_of: a fresh ``storage.paths.deletion_vector_path`` for a segment; called where the work is done.
+        path_of: ``index.deletion_vector.fresh_path`` for a segment; called where the work is done.
         before: a version some of whose segments may be among these; None if there is none.
 
     Raises:
@@ -73,8 +71,7 @@ class _Hide:
     path_of: Callable[[Segment], str]
 
     def __call__(self, segment: Segment) -> Segment:
-        table = read_table(get_verified(self.files, segment.ids), name=segment.ids.path, columns=["id"])
-        ids = table.column("id").combine_chunks()
+        ids = read_ids(self.files, segment)
         now = read_deletion(self.files, segment)
         wanted = _vector(now.rows[~now.deleted], self.deleted.rows_of(ids))
         if np.array_equal(wanted.rows, now.rows):  # the superseded are the same, so the flags are, too

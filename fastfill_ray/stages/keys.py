@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,10 @@ from fastfill_ray.storage.paths import stage_output
 from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.types import U64, Bools
 
-# Score files read by one counting task: keys are 8 bytes a row, so this is some megabytes.
-CHUNKS_PER_TASK = 64
+T = TypeVar("T")
+
+# Chunks of one task: keys are 8 bytes a row, so their score files are some megabytes. They share a work file.
+_CHUNKS_PER_TASK = 64
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class ChunkKeys(NamedTuple):
         return item_keys(self.ids.to_pylist())
 
 
+def in_groups(chunks: Sequence[T]) -> list[list[T]]:
+    """Chunks in their order, in groups that one task reads."""
+    return [list(chunks[i : i + _CHUNKS_PER_TASK]) for i in range(0, len(chunks), _CHUNKS_PER_TASK)]
+
+
 def scored_groups(
     snapshot: Snapshot,
     scores: Mapping[str, FileRef],
@@ -71,7 +78,7 @@ def scored_groups(
         ScoredChunk(unit, scores[unit], pair_offsets.get(unit, ()), standing.get(unit), known.get(unit, {}))
         for unit in (chunk.unit for chunk in snapshot.chunks)
     ]
-    return [chunks[i : i + CHUNKS_PER_TASK] for i in range(0, len(chunks), CHUNKS_PER_TASK)]
+    return in_groups(chunks)
 
 
 def read_chunk_keys(files: Files, chunk: ScoredChunk) -> ChunkKeys:
@@ -106,9 +113,10 @@ def put_pair_keys(
 ) -> FileRef:
     """The pairs' order keys, as the score files hold them: computed again, a key may fall into another wave."""
     chunks = [ScoredChunk(unit, scored[unit], offsets) for unit, offsets in sorted(pair_offsets.items())]
-    groups = [chunks[i : i + CHUNKS_PER_TASK] for i in range(0, len(chunks), CHUNKS_PER_TASK)]
     read = partial(_pair_keys, files=context.files)
-    parts = [part for _, part in context.engine.run_tasks(read, groups, name="read pairs' keys", ordered=True)]
+    parts = [
+        part for _, part in context.engine.run_tasks(read, in_groups(chunks), name="read pairs' keys", ordered=True)
+    ]
     path_of = partial(stage_output, "scores", name, "pair-keys.parquet")
     return put_content(context.files, path_of, table_bytes(pa.concat_tables(parts)))
 

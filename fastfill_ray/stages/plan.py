@@ -221,7 +221,7 @@ def _place(group: Sequence[ScoredChunk], *, files: Files, plan: str, cuts: tuple
             standing = rows_in(files, chunk.standing, chunk.unit)
             rows = replace(standing, wave=rows.wave, stale=rows.stale)
         rows = rows.with_known(chunk.known)
-        placed.append((count_rows(chunk.unit, 0, rows, scored.item_keys, len(cuts) + 2), rows))
+        placed.append((count_rows(chunk.unit, rows, scored.item_keys, len(cuts) + 2), rows))
     return put_rows(files, plan, placed)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 
+from fastfill_ray.index.deletion_vector import fresh_path
 from fastfill_ray.index.deletions import Deleted
 from fastfill_ray.index.segment_list import listed, read_segments
 from fastfill_ray.log.records import Changes, Plan, Segment, Verdict, Version
@@ -21,7 +21,6 @@ from fastfill_ray.stages.hide import hide_deleted
 from fastfill_ray.stages.measure import PerQuery
 from fastfill_ray.stages.segments import Assembler, check_complete
 from fastfill_ray.stages.work import WorkList, read_rows
-from fastfill_ray.storage.paths import deletion_vector_path
 from fastfill_ray.storage.receipts import Quarantined, Receipt
 
 
@@ -68,7 +67,7 @@ class VersionMaker:
         absent_rows, absent_digest = self._absent(before, plan.newest_wave(made), embedded)
         check_complete(plan, built, absent_rows, absent_digest)
         deleted = Deleted.read(self.context.files, state.deletions)
-        path_of = partial(_deletion_vector_path, plan.plan, self.epoch)
+        path_of = partial(fresh_path, plan.plan, self.epoch)
         newest = state.versions[-1] if state.versions else None
         with self.context.progress.timed("evaluate"):
             calibration = evaluator.fit(wave, plan)
@@ -140,11 +139,6 @@ class VersionMaker:
         place = next(place for bucket in self._buckets.values() for place in bucket if place.chunk.unit == unit)
         is_stale = read_rows(self.context.files, place.work).stale
         return [fault for fault in receipt.quarantined if not is_stale[fault.row - place.chunk.start]]
-
-
-def _deletion_vector_path(plan: str, epoch: int, segment: Segment) -> str:
-    """A fresh path for the deletion vector of a segment."""
-    return deletion_vector_path(plan, segment.wave, segment.bucket, segment.state, epoch, uuid.uuid4().hex)
 
 
 def _count_quarantined(receipts: Mapping[str, Receipt]) -> int:

@@ -125,8 +125,8 @@ class WorkList:
         return rows, combine_digests(digests)
 
 
-def count_rows(unit: str, bucket: int, rows: RowWork, keys: Callable[[], U64], width: int) -> ChunkWork:
-    """A chunk's entry in the work list, its file left open.
+def count_rows(unit: str, rows: RowWork, keys: Callable[[], U64], width: int) -> ChunkWork:
+    """A chunk's entry in the work list, its file and its bucket left open.
 
     Args:
         keys: gives the keys (n, 2) of its items; asked for only where some are absent.
@@ -142,7 +142,7 @@ def count_rows(unit: str, bucket: int, rows: RowWork, keys: Callable[[], U64], w
 
     return ChunkWork(
         unit=unit,
-        bucket=bucket,
+        bucket=0,
         file=FileRef(path="open", size=0, sha256=""),
         due=per_wave(rows.source == DUE),
         known=per_wave(rows.source >= 0),

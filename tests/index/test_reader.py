@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished, SpaceMismatch
-from fastfill_ray.index.deletion_vector import DeletionVector, put_deletion
+from fastfill_ray.index.deletion_vector import DeletionVector, fresh_path, put_deletion
 from fastfill_ray.index.deletions import Deleted, write_ids
 from fastfill_ray.index.reader import open_index
 from fastfill_ray.index.segment import build_index, train_template
@@ -25,7 +25,6 @@ from fastfill_ray.retrieval.fusion import Fusion, fuse
 from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files
-from fastfill_ray.storage.paths import deletion_vector_path
 from fastfill_ray.storage.refs import put_file
 from fastfill_ray.types import Metric
 from tests.index.test_segment import brute_force, vectors
@@ -105,9 +104,10 @@ class Root:
         if not len(rows):
             return segment
         ids = read_table(self.files.get(segment.ids.path), name="ids").column("id").combine_chunks()
-        path = deletion_vector_path("p", segment.wave, segment.bucket, segment.state, 1, uuid.uuid4().hex)
         vector = DeletionVector(np.array(rows, np.int64), np.isin(rows, deleted))
-        return segment.model_copy(update={"deletion": put_deletion(self.files, path, vector, ids)})
+        return segment.model_copy(
+            update={"deletion": put_deletion(self.files, fresh_path("p", 1, segment), vector, ids)}
+        )
 
     def delete(self, ids: Any, kind: type[Delete] | type[Undelete] = Delete) -> str:
         """The path of the record's file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.errors import CorruptFile
-from fastfill_ray.index.deletion_vector import read_deletion
+from fastfill_ray.index.deletion_vector import fresh_path, read_deletion
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.index.verify import Verified, verify
 from fastfill_ray.inputs.locate import InputStore
@@ -21,15 +22,10 @@ from fastfill_ray.log.records import Segment, Version
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.hide import hide_deleted
 from fastfill_ray.stages.progress import Progress
-from fastfill_ray.storage.paths import deletion_vector_path
 from tests.index.test_reader import Root
 from tests.index.test_segment import vectors
 
 PARTS = (range(6), range(6, 7), range(7, 12))
-
-
-def path_of(segment: Segment) -> str:
-    return deletion_vector_path("p", segment.wave, segment.bucket, segment.state, 1, uuid.uuid4().hex)
 
 
 @pytest.fixture
@@ -44,7 +40,7 @@ def plain(root: Root) -> list[Segment]:
 
 def hide(root: Root, segments: list[Segment], before: Version | None = None) -> list[Segment]:
     context = Context(InProcessEngine(), root.files, InputStore(), Progress(io.StringIO()))
-    return hide_deleted(context, root.deleted, segments, path_of, before)
+    return hide_deleted(context, root.deleted, segments, partial(fresh_path, "p", 1), before)
 
 
 def hidden(root: Root, segments: list[Segment]) -> list[tuple[set[int], set[int]]]:
