@@ -332,10 +332,17 @@ def _join(files: Files, *pieces: tuple[_Kind, pa.Table]) -> tuple[FileRef, FileR
 
 
 def _is_same(table: pa.Table, prefix: str) -> pa.ChunkedArray:
-    """Whether the payload is that of the other side: by version where both have one, else by digest."""
+    """Whether the payload is known to be that of the other side."""
+    return same_payload(table, prefix).fill_null(False)
+
+
+def same_payload(table: pa.Table, prefix: str) -> pa.ChunkedArray:
+    """Whether the payload is that of the other side, whose columns have the prefix: by version where both have one,
+    else by digest; null where one side has neither.
+    """
     by_version = pc.equal(table.column("version"), table.column(f"{prefix}version"))
     by_payload = pc.equal(table.column("payload"), table.column(f"{prefix}payload"))
-    return pc.coalesce(by_version, by_payload.fill_null(False))
+    return pc.coalesce(by_version, by_payload)
 
 
 def find_known(items: pa.Table, known: pa.Table) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from fastfill_ray.retrieval.relevance import label_matches
 from fastfill_ray.stages import measure
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.build import Bucket
+from fastfill_ray.stages.common import common_items
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.evaluate import GallerySearch, complete_depth, search_old, search_segments
 from fastfill_ray.stages.keys import read_pair_keys
@@ -156,49 +157,77 @@ class Evaluator:
         }
         return measure.flip_values(values, known, self._basis.seed)
 
-    def judge(self, plan: Plan, serving: Served | None, values: PerQuery, max_regression: float) -> Verdict:
+    def judge(
+        self,
+        plan: Plan,
+        serving: Served | None,
+        segments: Sequence[Segment],
+        values: PerQuery,
+        max_regression: float,
+        path_of: Callable[[Segment], str],
+    ) -> Verdict:
         """The gate, on the index with the given queries; on the audit shadow where those have no such relevance.
 
         Args:
             serving: what is published now; None for the first version, which is held against old/old.
+            segments, values: of the version that is judged.
+            path_of: for deletion vectors; see ``stages.common``.
         """
         objective = self._basis.objective
         scope = "gallery" if ("gallery", objective.relevance, True) in values else "audit"
         now = values[scope, objective.relevance, True][objective.metric]
         if np.isnan(now).all():
             raise _unanswerable(objective.relevance)
-        against = "old/old" if serving is None else f"version {serving.version.version}"
-        before = self._before(plan, serving, scope)
-        return judge(now, before, against=against, max_regression=max_regression, seed=self._basis.seed)
+        decide = partial(judge, max_regression=max_regression, seed=self._basis.seed)
+        if serving is None:
+            before = self._kept(plan.baseline_queries, scope)
+            return decide(now, before, against="old/old")
+        against = f"version {serving.version.version}"
+        if serving.plan.plan == plan.plan:
+            return decide(now, self._kept(serving.version.query_metrics, scope), against=against)
+        if scope == "audit":
+            return decide(now, self._on_same_audit(serving.version), against=against)
+        before_segments = segments_of(self._context.files, serving.version)
+        if not self._can_search(serving.plan, plan, before_segments):
+            return decide(now, None, against=against)
+        both = common_items(self._context, before_segments, segments, path_of)
+        if not both.items:
+            return Verdict(publish=True, reason=f"{against} has no item that this one has, nothing to compare")
+        now, before = (self._objective_of(each) for each in (both.now, both.before))
+        return decide(now, before, against=f"{against}, on the {both.items:,} items that both have")
 
-    def _before(self, plan: Plan, serving: Served | None, scope: str) -> F64 | None:
-        """The objective per query on what users have; None where that cannot be known.
-
-        A version of an earlier plan was measured on other queries, so it is measured again: its segments are searched
-        with this plan's queries; not if it is fused and they have no old vectors any more, and not by labels of a
-        column that its segments do not hold. On the audit shadow only a finished one is known: all of it was new.
-        """
-        files, queries, objective = self._context.files, self._basis.queries, self._basis.objective
-        version = None if serving is None else serving.version
-        reference = plan.baseline_queries if version is None else version.query_metrics
+    def _kept(self, reference: FileRef | None, scope: str) -> F64 | None:
+        """The objective per query of a version of this plan, or of old/old; None where nothing is kept."""
         if reference is None:
             return None
-        known = measure.read_objective(files, reference, queries.fingerprint, scope, objective)
-        if known is not None or serving is None or version is None:
+        queries = self._basis.queries.fingerprint
+        return measure.read_objective(self._context.files, reference, queries, scope, self._basis.objective)
+
+    def _on_same_audit(self, version: Version) -> F64 | None:
+        """The objective per query of an earlier plan's version on the audit shadow: kept if pairs and queries are the
+        same; else only a finished version is known, as all of it was new.
+        """
+        if (known := self._kept(version.query_metrics, "audit")) is not None:
             return known
-        if scope == "gallery":
-            segments = segments_of(files, version)
-            if queries.old is None and any(segment.needs_old_queries for segment in segments):
-                return None
-            if objective.relevance == "label" and _label_column(serving.plan) != _label_column(plan):
-                return None
-            [merged] = search_segments(self._context.engine, files, segments, self._search, [True])
-            return merged[objective.relevance][objective.metric]
-        if version.new_rows == version.rows:
-            return self._on_audit(self._audit.shadow.new, calibrated=True)["audit", objective.relevance, True][
-                objective.metric
-            ]
-        return None
+        if version.new_rows != version.rows:
+            return None
+        objective = self._basis.objective
+        values = self._on_audit(self._audit.shadow.new, calibrated=True)
+        return values["audit", objective.relevance, True][objective.metric]
+
+    def _can_search(self, earlier: Plan, plan: Plan, segments: Sequence[Segment]) -> bool:
+        """Whether a version of an earlier plan can be measured again, with this plan's queries: not if it is fused and
+        they have no old vectors any more, and not by labels of a column that its segments do not hold.
+        """
+        if self._basis.queries.old is None and any(segment.needs_old_queries for segment in segments):
+            return False
+        return self._basis.objective.relevance != "label" or _label_column(earlier) == _label_column(plan)
+
+    def _objective_of(self, segments: Sequence[Segment]) -> F64:
+        """The objective per query of segments as they are served."""
+        objective = self._basis.objective
+        [merged] = search_segments(self._context.engine, self._context.files, segments, self._search, [True])
+        return merged[objective.relevance][objective.metric]
 
     @property
     def _has_answers(self) -> bool:

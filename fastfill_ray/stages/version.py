@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -48,6 +48,7 @@ class VersionMaker:
         job = make_build_job(basis.scorer, plan, self.epoch)
         self._buckets = gallery_buckets(basis.snapshot, self.work)
         self._assembler = Assembler(self.context, job, self._buckets, self.suspects)
+        self._path_of = partial(fresh_path, plan.plan, self.epoch)
         self._evaluator = Evaluator(self.context, basis, plan.thresholds, plan.shares)
 
     def make(self, state: State, wave: int, receipts: Mapping[int, Mapping[str, Receipt]]) -> Version:
@@ -67,11 +68,12 @@ class VersionMaker:
         absent_rows, absent_digest = self._absent(before, plan.newest_wave(made), embedded)
         check_complete(plan, built, absent_rows, absent_digest)
         deleted = Deleted.read(self.context.files, state.deletions)
-        path_of = partial(fresh_path, plan.plan, self.epoch)
         newest = state.versions[-1] if state.versions else None
         with self.context.progress.timed("evaluate"):
             calibration = evaluator.fit(wave, plan)
-            segments = evaluator.calibrated(hide_deleted(self.context, deleted, built, path_of, newest), calibration)
+            segments = evaluator.calibrated(
+                hide_deleted(self.context, deleted, built, self._path_of, newest), calibration
+            )
             values = evaluator.measure(segments, wave, calibration)
             per_query = evaluator.keep(values, plan.plan, f"version-{made:02d}.parquet")
         is_change = before is None and plan.follows is not None
@@ -93,7 +95,7 @@ class VersionMaker:
             ids_digest=combine_digests(segment.plan_ids_digest for segment in segments),
             metrics=evaluator.means(values),
             query_metrics=per_query,
-            verdict=follows_gallery(plan) if is_change else self._judge(state, values),
+            verdict=follows_gallery(plan) if is_change else self._judge(state, segments, values),
             seconds=worked + time.monotonic() - start,
             final=made + 1 == len(plan.version_waves),
             embed_seconds=worked,
@@ -106,9 +108,9 @@ class VersionMaker:
         reference = self.plan.inherited
         return () if reference is None else read_segments(self.context.files, reference)
 
-    def _judge(self, state: State, values: PerQuery) -> Verdict:
+    def _judge(self, state: State, segments: Sequence[Segment], values: PerQuery) -> Verdict:
         """The gate. Within a plan the gallery is the same; the first version may be held against another one."""
-        verdict = self._evaluator.judge(self.plan, _served(state), values, self.max_regression)
+        verdict = self._evaluator.judge(self.plan, _served(state), segments, values, self.max_regression, self._path_of)
         changes = self.plan.changes
         if state.plan_versions or changes is None or not changes.items:
             return verdict

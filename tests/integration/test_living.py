@@ -214,6 +214,26 @@ def test_other_settings_embed_nothing_again(
     living.finish()
 
 
+def test_a_new_order_over_a_changed_gallery_is_held_against_what_both_versions_have(
+    begun: Callable[..., Living],
+) -> None:
+    """All items that both have are new in both, so that nothing can differ, whatever came and went."""
+    living = begun(None)
+    living.run()
+    before = living.items
+    came = living.new_items(900_000, 40)
+    living.write(NEW, {key: replace(item, label="class-0") for key, item in came.items()})  # wrong hits for most
+    living.edit(A, lambda f: without(f, list(f)[:20]))
+    change("payload")(living)
+    living.sections = {**living.sections, "policy": {"name": "random"}}
+    first = living.run(until="version0").state.versions[-1]
+    assert (first.cause, first.wave) == ("wave", 0)
+    both = [key for key, item in living.items.items() if before.get(key) is item]
+    assert f"on the {len(both):,} items that both have" in first.verdict.reason
+    assert "items differ" in first.verdict.reason
+    assert first.verdict.difference == 0
+
+
 @pytest.mark.parametrize("when", ["from the start", "later"])
 def test_a_version_column_says_what_changed(tmp_path: Path, when: str) -> None:
     living = small_gallery(tmp_path / "here")
