@@ -80,9 +80,9 @@ def bucket(moto_endpoint: str, aws_env: None) -> str:
     return name
 
 
-@pytest.fixture(scope="module")
-def no_syncs() -> Iterator[None]:
-    """Processes die here, and machines do not: the next start sees what was written. Syncs are half of a small run."""
+@pytest.fixture(scope="session", autouse=True)
+def _no_syncs() -> Iterator[None]:
+    """Processes die here, machines do not: the next start sees what was written. Syncs are a fifth of a small run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield

@@ -92,13 +92,14 @@ def find_thresholds(
         for part in histograms(list(totals), level):
             for p, (bins, counts) in part.items():
                 totals[p][bins] += counts
+        filled = {p: np.flatnonzero(total)[::-1] for p, total in totals.items()}
+        at_least = {p: np.cumsum(totals[p][bins]) for p, bins in filled.items()}  # keys in the top 1, 2, 3... of them
         for rank, p in prefix.items():
-            at_least = np.cumsum(totals[p][::-1])  # keys in the top 1, 2, 3... bins
-            index = int(np.searchsorted(at_least, remaining[rank]))
-            if index == len(at_least):
-                raise ValueError(f"{rank} keys are asked for, {int(at_least[-1])} exist")
-            remaining[rank] -= int(at_least[index - 1]) if index else 0
-            prefix[rank] = (p << width) | ((1 << width) - 1 - index)
+            index = int(np.searchsorted(at_least[p], remaining[rank]))
+            if index == len(at_least[p]):
+                raise ValueError(f"{rank} keys are asked for, {int(totals[p].sum())} exist")
+            remaining[rank] -= int(at_least[p][index - 1]) if index else 0
+            prefix[rank] = (p << width) | int(filled[p][index])
     return [prefix.get(rank, KEY_SPACE) for rank in targets]
 
 

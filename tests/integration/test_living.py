@@ -11,8 +11,6 @@ import pytest
 
 from tests.living import Begun, Living, small_gallery, without
 
-pytestmark = pytest.mark.usefixtures("no_syncs")
-
 A, B, C = "part-000.parquet", "part-001.parquet", "part-002.parquet"
 NEW = "part-900.parquet"
 Change = Callable[[Living], None]

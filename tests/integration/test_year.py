@@ -10,8 +10,6 @@ import pytest
 import fastfill_ray as ff
 from tests.living import Living, RunIt, gallery_of, in_process, without
 
-pytestmark = pytest.mark.usefixtures("no_syncs")
-
 FILES, ROWS = 8, 800
 
 

@@ -15,8 +15,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.living import Begun, Item, Living, small_gallery, without
 
-pytestmark = pytest.mark.usefixtures("no_syncs")
-
 # So that the pairs are less than the first wave.
 MIN_ITEMS = 180
 MAX_WITHOUT_OLD = 12
