@@ -46,6 +46,7 @@ from fastfill_ray.stages.adoption import Inputs
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.carry import Wanted, carry_over
 from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.digests import Digests
 from fastfill_ray.stages.embed import Job, Models, make_job
 from fastfill_ray.stages.known import Known, read_known
 from fastfill_ray.stages.ledger import take_snapshot
@@ -222,7 +223,9 @@ class _Run:
         source = source_of(context.store, self.config, inspected)
         limit = self.config.quarantine.limit(inspected.rows)
         cut = None if unfinished is None else unfinished.sources.get("snapshot")
-        snapshot = take_snapshot(context, inspected, source, limit=limit, cut=cut)
+        # Once there is something to compare with, what came is read once: for its ids and for its digests.
+        digests = Digests(source, payloads=self._known_before(state).unversioned > 0) if state.plan else None
+        snapshot = take_snapshot(context, inspected, source, limit=limit, cut=cut, beside=digests)
         init = preflight.spaces_of(self.config, snapshot, log.state.init)
         preflight.check_bound(self.config.output, state.init, init)
         if state.plan is not None and step.do == "plan":

@@ -2,15 +2,11 @@
 
 Only files that are not pinned as before are looked at: their payloads (or versions) are read once and kept as digests,
 part by part. Everything else is compared by keys, partition by partition: no process ever holds all of them.
-
-Legend: N items of a part.
 """
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -20,22 +16,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastfill_ray.index.deletion_vector import read_deletion
-from fastfill_ray.inputs.changes import payload_digests, version_digests
-from fastfill_ray.inputs.gallery import Source, item_groups, item_labels
-from fastfill_ray.inputs.labels import stored_label_type
-from fastfill_ray.inputs.parquet import Span, in_one_pass, read_rows, read_spans
+from fastfill_ray.inputs.changes import payload_digests
+from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.log.records import Changes, FileRef, Segment
 from fastfill_ray.ordering.ids import item_keys
 from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.digests import Digests, digest_parts, with_rows
 from fastfill_ray.stages.known import KNOWN_SCHEMA, PARTITION_ROWS, Known, cut_by_key, num_partitions
 from fastfill_ray.stages.ledger import LedgerPart, read_keys
 from fastfill_ray.stages.work import DUE, SERVED
 from fastfill_ray.storage.arrow import keys_column, keys_of, read_table, table_bytes
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import compared_path, stage_folder, unit_output, unit_receipt
-from fastfill_ray.storage.receipts import Receipt, find_receipts, put_receipt
+from fastfill_ray.storage.paths import compared_path
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import U64, Bools, fingerprint
+from fastfill_ray.types import U64, Bools
 
 _BINARY = pa.binary(16)
 
@@ -58,84 +52,6 @@ class Compared:
     def numbers(self) -> dict[str, int]:
         """{unit of a part that came: its number}."""
         return {part.unit: number for number, part in enumerate(self.parts)}
-
-
-def digest_parts(
-    context: Context, source: Source, parts: Sequence[LedgerPart], *, payloads: bool
-) -> dict[str, FileRef]:
-    """{unit of a part: file with columns payload, version, beside (N,)}, read once and kept.
-
-    Args:
-        payloads: whether payloads are read also where a version stands for them.
-    """
-    config, files = source.config, context.files
-    columns = [config.payload_columns, config.version_column, config.label_column, config.group_column]
-    folder = stage_folder("changes", fingerprint([*columns, source.label_kind, payloads]))
-    receipts = find_receipts(files, folder, {part.unit for part in parts})
-    missing = [part for part in parts if part.unit not in receipts]
-    if missing:
-        rows = sum(part.rows for part in parts)
-        digest = partial(_digest_parts, files, source, folder, payloads)
-        groups = in_one_pass(missing, lambda part: part.span)
-        done = rows - sum(part.rows for part in missing)
-        with context.progress.stage("changes", rows, "items", done=done) as bar:
-            for receipt in context.engine.run_units(digest, groups):
-                receipts[receipt.unit] = receipt
-                bar.advance(receipt.rows)
-    return {part.unit: receipts[part.unit].outputs[0] for part in parts}
-
-
-def _digest_parts(
-    files: Files, source: Source, folder: str, payloads: bool, parts: Sequence[LedgerPart]
-) -> Iterator[Receipt]:
-    config = source.config
-    version, beside = config.version_column, [config.label_column, config.group_column]
-    columns = [name for name in (version, *beside) if name is not None]
-    if version is None or payloads:
-        columns += config.payload_columns
-    spans = [span for part in parts for span in part.chunk_spans]
-    digests = (
-        _digests_of(source, span, table)
-        for span, table in zip(spans, read_spans(source.store, spans, columns), strict=True)
-    )
-    for part in parts:
-        start = time.monotonic()
-        table = pa.concat_tables(itertools.islice(digests, len(part.chunk_rows)))
-        output = put_content(files, partial(unit_output, folder, part.unit), table_bytes(table))
-        seconds = time.monotonic() - start
-        receipt = Receipt(unit=part.unit, outputs=(output,), rows=part.rows, seconds=seconds)
-        yield put_receipt(files, unit_receipt(folder, part.unit), receipt)
-
-
-def _digests_of(source: Source, span: Span, table: pa.Table) -> pa.Table:
-    config = source.config
-    nothing = pa.nulls(table.num_rows, _BINARY)
-    version = nothing if config.version_column is None else version_digests(table, config.version_column)
-    beside = _beside_digests(source, span, table)
-    if set(config.payload_columns) <= set(table.column_names):
-        payload = payload_digests(table, config.payload_columns)
-    elif version.null_count:  # a row without a version goes by its payload
-        columns = config.payload_columns
-        again = read_rows(source.store, span.file, columns, start=span.start, rows=span.rows)
-        payload = payload_digests(again, columns)
-    else:
-        payload = nothing
-    return pa.table({"payload": payload, "version": version, "beside": beside})
-
-
-def _beside_digests(source: Source, span: Span, table: pa.Table) -> pa.FixedSizeBinaryArray:
-    """Of label and group, as they are stored beside the ids of a segment."""
-    stored: dict[str, pa.Array] = {}
-    if (labels := item_labels(table, source, span)) is not None:
-        stored["label"] = pa.array(labels.tolist(), stored_label_type(source.label_kind))
-    if (groups := item_groups(table, source, span)) is not None:
-        stored["group"] = pa.array(groups.tolist(), pa.string())
-    return payload_digests(_with_rows(stored, table.num_rows), list(stored))
-
-
-def _with_rows(columns: dict[str, pa.Array], rows: int) -> pa.Table:
-    """A table of so many rows, also where there are no columns."""
-    return pa.table({**columns, "": pa.nulls(rows)})
 
 
 @dataclass(frozen=True)
@@ -191,7 +107,7 @@ def compare(
     came, went = parts
     if not came and not went:
         return Compared()
-    digests = digest_parts(context, source, came, payloads=known.unversioned > 0)
+    digests = digest_parts(context, came, Digests(source, payloads=known.unversioned > 0))
     work = [
         *(_Work(came=(number, part, digests[part.unit])) for number, part in enumerate(came)),
         *(_Work(went=part) for part in went),
@@ -281,7 +197,7 @@ def _segment_rows(files: Files, wanted: FileRef | None, number: int, segment: Se
             "key": keys_column(keys[rows]),
             "s_payload": table.column("payload") if is_new else pa.nulls(count, _BINARY),
             "s_version": table.column("version") if is_new else pa.nulls(count, _BINARY),
-            "s_beside": payload_digests(_with_rows({name: table.column(name) for name in beside}, count), beside),
+            "s_beside": payload_digests(with_rows({name: table.column(name) for name in beside}, count), beside),
             "new": pa.array(np.full(count, is_new)),
             "segment": pa.array(np.full(count, number, np.int32)),
             "row": pa.array(rows, pa.int32()),

@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -124,14 +125,32 @@ def key_groups(parts: Iterable[LedgerPart]) -> list[list[LedgerPart]]:
     return groups
 
 
+class BesideKeys(Protocol):
+    """What else is taken of rows as their ids are checked, so that they are read once (``stages.digests``)."""
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+
+    def of_chunk(self, span: Span, table: pa.Table) -> pa.Table: ...
+
+    def put(self, files: Files, part: LedgerPart, chunks: Sequence[pa.Table], seconds: float) -> Receipt: ...
+
+
 def take_snapshot(
-    context: Context, inspected: Snapshot, source: Source, *, limit: int, cut: str | None = None
+    context: Context,
+    inspected: Snapshot,
+    source: Source,
+    *,
+    limit: int,
+    cut: str | None = None,
+    beside: BesideKeys | None = None,
 ) -> Snapshot:
     """The stored snapshot of the very files that were inspected, or this one, stored after every row was checked.
 
     Args:
         limit: most rows whose old or side vector may be unusable; rows without an old vector are none of them.
         cut: of the snapshot that the plan which goes on was made from; None if a new plan is to be made.
+        beside: what else is taken of the rows that are read.
 
     Raises:
         InputError: null ids, ids that occur twice, more unusable vectors than `limit`, weights,
@@ -147,7 +166,7 @@ def take_snapshot(
             _check_cut(inspected, cut)
             context.progress.say(f"gone, made again: {path}")
     snapshot = (stored or inspected).model_copy(update={"ledger": ledger})
-    _check_parts(context, snapshot, source)
+    _check_parts(context, snapshot, source, beside)
     if stored is not None and stored.ledger == ledger:
         return stored
     parts = ledger_parts(snapshot)
@@ -189,7 +208,7 @@ def _check_cut(inspected: Snapshot, cut: str) -> None:
 # One pass over the files that are new
 
 
-def _check_parts(context: Context, snapshot: Snapshot, source: Source) -> None:
+def _check_parts(context: Context, snapshot: Snapshot, source: Source, beside: BesideKeys | None) -> None:
     """Check the rows of all parts that have no receipt yet."""
     done = find_done(context.files, snapshot.ledger)
     missing = [part for part in ledger_parts(snapshot) if part.unit not in done]
@@ -200,11 +219,14 @@ def _check_parts(context: Context, snapshot: Snapshot, source: Source) -> None:
     groups = [list(itertools.chain(*groups[i : i + step])) for i in range(0, len(groups), step)]
     ready = snapshot.rows - sum(part.rows for part in missing)
     with context.progress.stage("snapshot", snapshot.rows, "items", done=ready) as bar:
-        for receipt in context.engine.run_units(partial(check_parts, context.files, source), groups):
+        check = partial(check_parts, context.files, source, beside=beside)
+        for receipt in context.engine.run_units(check, groups):
             bar.advance(receipt.rows)
 
 
-def check_parts(files: Files, source: Source, parts: Sequence[LedgerPart]) -> Iterator[Receipt]:
+def check_parts(
+    files: Files, source: Source, parts: Sequence[LedgerPart], beside: BesideKeys | None = None
+) -> Iterator[Receipt]:
     """Check parts of one ledger, write their keys, and give their receipts.
 
     Raises:
@@ -217,27 +239,34 @@ def check_parts(files: Files, source: Source, parts: Sequence[LedgerPart]) -> It
         else:
             todo.append(part)
     config = source.config
-    beside = [name for name in (config.weight_column, config.label_column, config.group_column) if name is not None]
-    columns = [config.id_column, *mapped_columns(config), *beside]
-    tables = read_spans(source.store, (span for part in todo for span in part.chunk_spans), columns)
+    checked = [name for name in (config.weight_column, config.label_column, config.group_column) if name is not None]
+    columns = [config.id_column, *mapped_columns(config), *checked, *(() if beside is None else beside.columns)]
+    spans = (span for part in todo for span in part.chunk_spans)
+    tables = read_spans(source.store, spans, list(dict.fromkeys(columns)))
     for part in todo:
-        yield _check_part(files, source, part, tables)
+        yield _check_part(files, source, part, tables, beside)
 
 
-def _check_part(files: Files, source: Source, part: LedgerPart, tables: Iterator[pa.Table]) -> Receipt:
+def _check_part(
+    files: Files, source: Source, part: LedgerPart, tables: Iterator[pa.Table], beside: BesideKeys | None
+) -> Receipt:
     """tables: of its chunks, and of those behind them."""
     start = time.monotonic()
-    keys, faults = [], list[Quarantined]()
+    keys, faults, taken = [], list[Quarantined](), list[pa.Table]()
     unusable = 0
     for span, table in zip(part.chunk_spans, itertools.islice(tables, len(part.chunk_rows)), strict=True):
         ids = read_ids(table, source.config.id_column, source.id_type, path=span.file.path, start=span.start)
         keys.append(item_keys(ids))
+        if beside is not None:
+            taken.append(beside.of_chunk(span, table))
         _check_beside(table, span, source)
         _, _, reasons = mapped_vectors(table, source)
         bad = [(row, reason) for row, reason in reasons.items() if reason != NO_VECTOR]
         unusable += len(bad)
         for row, reason in bad[: _SHOWN - len(faults)]:
             faults.append(Quarantined(id=ids[row : row + 1].tolist()[0], row=span.start + row, reason=reason))
+    if beside is not None:
+        beside.put(files, part, taken, time.monotonic() - start)
     whole = np.concatenate(keys)  # (N, 2)
     data = table_bytes(pa.table({"key": keys_column(whole)}))
     receipt = Receipt(

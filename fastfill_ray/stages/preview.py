@@ -21,7 +21,8 @@ from fastfill_ray.stages import preflight
 from fastfill_ray.stages.adoption import Inputs
 from fastfill_ray.stages.carry import Carried, Wanted, carry_over
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.known import read_known
+from fastfill_ray.stages.digests import Digests
+from fastfill_ray.stages.known import Known, read_known
 from fastfill_ray.stages.ledger import take_snapshot
 from fastfill_ray.stages.plan import Request
 from fastfill_ray.stages.progress import Progress
@@ -77,13 +78,15 @@ def _preview_plan(context: Context, config: BackfillConfig, inputs: Inputs, stat
     kept = what_is_kept(state, request.settings, request.inputs)
     inspected = _inspect(context, config, inputs, state, kept)
     source = source_of(context.store, config, inspected)
-    snapshot = take_snapshot(context, inspected, source, limit=config.quarantine.limit(inspected.rows))
+    known = Known() if state.plan is None else read_known(context.files, state.plan.known)
+    digests = None if state.plan is None else Digests(source, payloads=known.unversioned > 0)
+    limit = config.quarantine.limit(inspected.rows)
+    snapshot = take_snapshot(context, inspected, source, limit=limit, beside=digests)
     wanted = preflight.spaces_of(config, snapshot, state.init)
     preflight.check_bound(config.output, state.init, wanted)
     as_it_is = kept if kept is not None and kept.is_indexed_as(request.settings) else None
     if state.plan is None:
         return Preview(action="begin", items=snapshot.rows, work=Work(served=0, known=0, due=snapshot.rows))
-    known = read_known(context.files, state.plan.known)
     carried = carry_over(context, source, snapshot, state, as_it_is, known, Wanted(request.settings, state.plan.pairs))
     if carried is None:
         return Preview(action="begin", items=snapshot.rows, work=Work(served=0, known=0, due=snapshot.rows))

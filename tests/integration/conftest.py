@@ -74,6 +74,12 @@ def run(request: pytest.FixtureRequest) -> Run:
     return ff.run_backfill
 
 
+# For tests of which one engine shows it all: with Ray they are slow tests.
+mostly_in_process = pytest.mark.parametrize(
+    "run", ["in_process", pytest.param("ray", marks=pytest.mark.slow)], indirect=True
+)
+
+
 @dataclass(frozen=True)
 class Workshop:
     """A gallery of 600 items with queries, and how to run on it. ``control`` steers the stub embedder."""

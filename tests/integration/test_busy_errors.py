@@ -60,19 +60,13 @@ def _raise_while_busy(name: str, job: Command) -> None:
     assert (code, job.said[-1].partition(":")[0]) == (CODES[name], name), job.said
 
 
-@pytest.mark.parametrize("run", ["in_process"], indirect=True)
-@pytest.mark.parametrize("name", ["Fenced"])  # the others among the slow ones below
-def test_an_error_reaches_the_user_while_the_pool_is_busy(
-    planned: Path, command: Callable[..., Command], workshop: Workshop, name: str
-) -> None:
-    _raise_while_busy(name, command(name, planned))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["in_process"], indirect=True)
 @pytest.mark.parametrize("name", list(CODES))
 @pytest.mark.parametrize("attempt", range(13))  # 52 in all
-def test_it_does_so_every_time(planned: Path, command: Callable[..., Command], name: str, attempt: int) -> None:
+def test_an_error_reaches_the_user_while_the_pool_is_busy(
+    planned: Path, command: Callable[..., Command], name: str, attempt: int
+) -> None:
     _raise_while_busy(name, command(name, planned))
 
 

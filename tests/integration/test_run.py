@@ -21,7 +21,7 @@ from fastfill_ray.retrieval.ranking import rank_hits
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
 from tests import synthetic
-from tests.integration.conftest import ABSENT, OTHERS, Run, Workshop
+from tests.integration.conftest import ABSENT, OTHERS, Run, Workshop, mostly_in_process
 from tests.segments import segments_in
 from tests.synthetic import marker, new_vectors, receipt_at
 
@@ -146,6 +146,7 @@ def test_the_same_call_after_the_end_does_nothing(finished: Path, workshop: Work
     assert not list(tmp_path.iterdir())
 
 
+@mostly_in_process
 def test_other_settings_in_the_middle_of_a_plan_get_a_plan_of_their_own_that_embeds_nothing_twice(
     root: Callable[[], Path], workshop: Workshop, tmp_path: Path, run: Run
 ) -> None:
@@ -161,12 +162,14 @@ def test_other_settings_in_the_middle_of_a_plan_get_a_plan_of_their_own_that_emb
     assert len(workshop.journal(journal)) == 600 - 180
 
 
+@mostly_in_process
 def test_a_finished_root_refuses_another_model(finished: Path, workshop: Workshop, run: Run) -> None:
     other = {"new_model": {"kwargs": {"control": "elsewhere.json"}}}
     with pytest.raises(SpaceMismatch, match="new_space"):
         run(workshop.config(finished, **other))
 
 
+@mostly_in_process
 def test_other_queries_on_a_finished_root_are_one_more_version_held_against_what_is_served(
     finished: Path, workshop: Workshop, tmp_path: Path, run: Run
 ) -> None:
@@ -189,6 +192,7 @@ def test_other_queries_on_a_finished_root_are_one_more_version_held_against_what
     assert workshop.journal(journal) == [], "all are known, nothing is embedded again"
 
 
+@mostly_in_process
 def test_a_gallery_file_that_was_only_touched_after_planning_is_adopted(
     root: Callable[[], Path], workshop: Workshop, run: Run
 ) -> None:
@@ -237,6 +241,7 @@ def queries_of_items(workshop: Workshop, rows: list[int]) -> np.ndarray:
     return new_vectors(workshop.x[rows])
 
 
+@mostly_in_process
 def test_a_wave_above_the_quarantine_limit_fails_before_its_commit(
     root: Callable[[], Path], workshop: Workshop, run: Run
 ) -> None:
@@ -252,6 +257,7 @@ def test_a_wave_above_the_quarantine_limit_fails_before_its_commit(
     assert result.state.versions[-1].quarantined == 0
 
 
+@mostly_in_process
 def test_strings_l2_ivf_and_no_queries(tmp_path: Path, run: Run) -> None:
     """The other half of the options in one run: string ids, l2, an IVF index, audit items as queries, no labels."""
     ids, x, _ = synthetic.write_gallery(tmp_path / "gallery", ids="string")

@@ -140,17 +140,27 @@ def command(workshop: Workshop, tmp_path: Path) -> Iterator[Callable[..., Comman
     workshop.control()
 
 
+# Seconds after its start: while it imports, between imports and Ray, while Ray starts. None: once it has embedded.
 @pytest.mark.parametrize("run", ["in_process"], indirect=True)  # what is planned, the commands go on with
+@pytest.mark.parametrize(
+    "moments",
+    [
+        {signal.SIGINT: [2, None], signal.SIGTERM: [0]},
+        pytest.param({each: [0, 0.5, 2, None] for each in (signal.SIGINT, signal.SIGTERM)}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_ends_a_command_with_one_line_its_code_and_no_process_left(
-    planned: Path, command: Callable[..., Command], workshop: Workshop
+    planned: Path,
+    command: Callable[..., Command],
+    workshop: Workshop,
+    moments: dict[signal.Signals, list[float | None]],
 ) -> None:
     job = command("cheap", planned)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        assert job.interrupt(number, job.after(0))  # imports
-        assert job.interrupt(number, job.after(0.5))
-        assert job.interrupt(number, job.after(2))  # Ray starts
-        assert job.interrupt(number, job.when_embedded(2))
-        assert "of 4 versions; " in job.said[-1]
+    for number, seconds in moments.items():
+        for each in seconds:
+            assert job.interrupt(number, job.when_embedded(2) if each is None else job.after(each))
+            if each is None:
+                assert "of 4 versions; " in job.said[-1]
     assert job.interrupt(signal.SIGKILL, job.when_embedded(2))
     workshop.control()
     assert in_process(workshop.config(job.root)).finished

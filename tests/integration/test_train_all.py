@@ -128,7 +128,7 @@ def together(engine: Engine, jobs: list[TrainJob], pairs: PairedItems) -> dict[M
         return train_all(context(jobs[0].files, engine), jobs, pairs)
 
 
-@pytest.fixture(params=["in_process", "ray"])
+@pytest.fixture(params=["in_process", pytest.param("ray", marks=pytest.mark.slow)])
 def engine(request: pytest.FixtureRequest) -> Engine:
     if request.param == "in_process":
         return InProcessEngine()
