@@ -7,7 +7,7 @@ query without a relevant item has no value (NaN) and is left out of means.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,42 +92,55 @@ def curve_area(fractions: Sequence[float], values: Sequence[float]) -> float:
     return float(np.sum((y[1:] + y[:-1]) / 2 * np.diff(x)) / (x[-1] - x[0]))
 
 
-def metrics_of(relevant: RelevantItems, ranks: I64) -> dict[str, F64]:
-    """Every metric of ``retrieval.metrics.METRICS`` per query (Q,); NaN where a query has no relevant item.
+def metrics_of(relevant: RelevantItems, ranks: I64, metrics: Sequence[str] = METRICS) -> dict[str, F64]:
+    """Metrics of ``retrieval.metrics.METRICS`` per query (Q,); NaN where a query has no relevant item.
 
     Args:
         ranks: (P,) of ``ranks_of``.
+        metrics: those that are wanted; nothing is computed for others.
     """
     counts = relevant.counts
     count = len(counts)
     some = counts > 0
     owner = np.repeat(np.arange(count), counts)
-    order = np.lexsort((ranks, owner))
-    ordered = ranks[order]
-    gains = 1.0 if relevant.grades is None else relevant.grades[order]
-    position = np.arange(len(ranks)) - np.repeat(relevant.starts[:-1], counts) + 1
     num_relevant = np.where(some, counts, np.nan).astype(np.float64)
 
     def total(values: F64) -> F64:
         sums = np.bincount(owner, weights=values, minlength=count).astype(np.float64)
         return np.where(some, sums, np.nan)
 
-    first = np.full(count, np.nan)
-    first[some] = ordered[relevant.starts[:-1][some]]
-    ideal = _ideal_gain(counts, relevant.best_grades)
+    def first() -> F64:
+        ranks_of_first = np.full(count, np.nan)
+        if some.any():
+            ranks_of_first[some] = np.minimum.reduceat(ranks, relevant.starts[:-1][some])
+        return ranks_of_first
 
     def cmc(depth: int) -> F64:
-        return np.where(some, (first <= depth).astype(np.float64), np.nan)
+        return np.where(some, (first() <= depth).astype(np.float64), np.nan)
 
-    return {
-        "cmc@1": cmc(1),
-        "cmc@5": cmc(5),
-        "map": total(position / ordered) / num_relevant,
-        "recall@1": total((ordered <= 1).astype(np.float64)) / num_relevant,
-        "recall@10": total((ordered <= 10).astype(np.float64)) / num_relevant,
-        "mrr": 1 / first,
-        "ndcg@10": total(np.where(ordered <= 10, gains / np.log2(ordered + 1), 0.0)) / ideal,
+    def recall(depth: int) -> F64:
+        return total((ranks <= depth).astype(np.float64)) / num_relevant
+
+    def mean_average_precision() -> F64:
+        ordered = ranks[np.lexsort((ranks, owner))]
+        position = np.arange(len(ranks)) - np.repeat(relevant.starts[:-1], counts) + 1
+        return total(position / ordered) / num_relevant
+
+    def ndcg(depth: int) -> F64:
+        gains = 1.0 if relevant.grades is None else relevant.grades
+        found = total(np.where(ranks <= depth, gains / np.log2(ranks + 1), 0.0))
+        return found / _ideal_gain(counts, relevant.best_grades)
+
+    formulas: dict[str, Callable[[], F64]] = {
+        "cmc@1": lambda: cmc(1),
+        "cmc@5": lambda: cmc(5),
+        "map": mean_average_precision,
+        "recall@1": lambda: recall(1),
+        "recall@10": lambda: recall(10),
+        "mrr": lambda: 1 / first(),
+        "ndcg@10": lambda: ndcg(10),
     }
+    return {name: formulas[name]() for name in metrics}
 
 
 def measure(scores: F32, relevances: Mapping[Name, RelevantItems]) -> dict[Name, dict[str, F64]]:
@@ -144,7 +157,7 @@ def mean_metric(scores: F32, relevant: RelevantItems, metric: str) -> float:
     """
     if metric not in ("cmc@1", "cmc@5", "mrr"):
         ranks = ranks_of(scores, {"": relevant})[""]
-        return float(np.nanmean(metrics_of(relevant, ranks)[metric]))
+        return float(np.nanmean(metrics_of(relevant, ranks, [metric])[metric]))
     rows = np.flatnonzero(relevant.counts)
     of_relevant = scores[np.repeat(np.arange(len(scores)), relevant.counts), relevant.items]
     best = np.maximum.reduceat(of_relevant, relevant.starts[:-1][rows])

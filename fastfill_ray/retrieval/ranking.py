@@ -53,7 +53,8 @@ def ranks_of(scores: F32, relevances: Mapping[Name, RelevantItems]) -> dict[Name
         own = ordered[owner, relevant.items].astype(np.uint64) | line[owner]
         after = keys.searchsorted(own, side="right")
         ranks = (owner + 1) * size - after + 1
-        tied = np.flatnonzero(after - keys.searchsorted(own, side="left") > 1)
+        # The last key that is not larger is its own; the one before it equals it where others score as much.
+        tied = np.flatnonzero((after > 1) & (keys[np.maximum(after - 2, 0)] == own))
         for pair in tied.tolist():
             query, item = owner[pair], relevant.items[pair]
             ranks[pair] += int((ordered[query, :item] == ordered[query, item]).sum())
