@@ -19,6 +19,8 @@ from fastfill_ray.types import IdType, Metric, Model, RelativePath, Relevance, S
 
 # Of the records as a whole: a root of another format is refused (log.envelope).
 FORMAT = 3
+# The reason of a PUBLISH that a person asked for.
+ROLLBACK = "rollback"
 
 
 class FileRef(Model):
