@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastfill_ray.log.state import State
+from fastfill_ray.report.decision import decision
 from fastfill_ray.report.flips import group_gap
 from fastfill_ray.report.model import change_of, measured_curves, objective_curve, status
 from fastfill_ray.report.prediction import prediction_error, prediction_json
@@ -14,7 +15,8 @@ from fastfill_ray.report.prediction import prediction_error, prediction_json
 def report_json(state: State) -> dict[str, Any]:
     """Everything a notebook would plot, as plain JSON values.
 
-    Keys: ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``, ``plan`` (without its file references,
+    Keys: ``decision`` (``action``, ``version`` to roll back to, and sentences: ``words``, ``gained``, ``cost``,
+    ``rest``; empty where nothing is known), ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``, ``plan`` (without its file references,
     and without arms and prediction, which have keys of their own), ``objective`` (the last version's value, both arms
     and ``gain_share``), ``versions`` (of the plan and of those that it follows, with ``status``, all
     ``metrics``, ``flips``, ``segments``, ``index_bytes``, and ``changes`` where the gallery changed),
@@ -25,7 +27,9 @@ def report_json(state: State) -> dict[str, Any]:
     """
     own_keys = {"kind", "units", "templates", "baselines", "baseline_queries", "prediction", "inherited", "known"}
     plan, best = state.plan, objective_curve(state)
+    made = decision(state)
     return {
+        "decision": {**asdict(made.answer), "gained": made.gained, "cost": made.cost, "rest": made.rest},
         "finished": state.finished,
         "stopped": state.stopped,
         "serving": state.serving,

@@ -31,3 +31,19 @@ def score(value: float | None) -> str:
 
 def score_interval(value: float, low: float, high: float) -> str:
     return f"{score(value)} ({score(low)} to {score(high)})"
+
+
+def change(value: float) -> str:
+    """A difference of two scores, with its sign."""
+    return f"{value:+.3f}"
+
+
+def change_interval(value: float, low: float | None, high: float | None) -> str:
+    return change(value) if low is None or high is None else f"{change(value)} ({change(low)} to {change(high)})"
+
+
+def duration(seconds: float) -> str:
+    """Work time in the unit that people would take."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"

@@ -52,6 +52,14 @@ def flip(against: str, nfr: float, pfr: float, *, name: str = "map", scope: str 
     )
 
 
+def better() -> Verdict:
+    return Verdict(publish=True, reason="+0.0300 [+0.0100, +0.0500]", difference=0.03, low=0.01, high=0.05)
+
+
+def worse(reason: str) -> Verdict:
+    return Verdict(publish=False, reason=reason, difference=-0.03, low=-0.05, high=-0.01)
+
+
 def version(number: int, fraction: float, *, held: str = "", metrics: Sequence[MetricValue] | None = None) -> Version:
     gain = 0.4 + 0.2 * fraction**0.4
     if metrics is None:
@@ -80,9 +88,7 @@ def version(number: int, fraction: float, *, held: str = "", metrics: Sequence[M
         ids_digest="",
         metrics=tuple(metrics),
         query_metrics=None,
-        verdict=Verdict(
-            publish=not held, reason=held or "no worse than the version before", difference=-0.03 if held else None
-        ),
+        verdict=worse(held) if held else better(),
         seconds=12.5 + number,
         final=fraction == 1.0,
     )
@@ -127,7 +133,10 @@ def finished() -> State:
     """Five versions, the second one held, the last one served."""
     held = "its mAP is lower than version 0's by 0.030 (0.010 to 0.050)"
     versions = tuple(version(i, f, held=held if i == 1 else "") for i, f in enumerate(FRACTIONS))
-    return State(next_seq=13, init=INIT, epoch=1, plans=(plan(),), versions=versions, published=(0, 2, 3, 4))
+    return State(
+        next_seq=13, init=INIT, epoch=1, plans=(plan(),), versions=versions, published=(0, 2, 3, 4),
+        publish_reasons=("gate",) * 4, served_before=(None, 0, 0, 2, 3),
+    )  # fmt: skip
 
 
 def flipped() -> State:
@@ -221,5 +230,6 @@ def living() -> State:
     first = tuple(version(number, fraction) for number, fraction in enumerate(FRACTIONS[:3]))
     made = (*first, change(3, 0.24, "cd34"), *waves, change(6, 1.0, "ef56"))
     return State(
-        next_seq=20, init=INIT, epoch=1, plans=(plan(), follows, nightly), versions=made, published=tuple(range(7))
-    )
+        next_seq=20, init=INIT, epoch=1, plans=(plan(), follows, nightly), versions=made, published=tuple(range(7)),
+        publish_reasons=("gate",) * 7, served_before=(None, *range(6)),
+    )  # fmt: skip

@@ -1,0 +1,225 @@
+"""What to do now: go on, stop, roll back. One sentence, and what it rests on, from the log alone.
+
+The sentence is the same at the top of the report, in `status` and at the end of a run. It looks at the objective alone,
+as the gate does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fastfill_ray.log.records import Plan, Version
+from fastfill_ray.log.state import State
+from fastfill_ray.report.flips import flips_of
+from fastfill_ray.report.model import MeasuredCurve, objective_curve, status
+from fastfill_ray.report.rest import Rest, arm_on_audit, objective_name, rest_of
+from fastfill_ray.report.verdicts import against, difference, finding, held_against, loss
+from fastfill_ray.report.wording import change, duration, metric_name, percent, score, score_interval
+
+Action = Literal["wait", "go on", "stop", "roll back", "done", "unknown"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sentence, and what it comes to. version: to roll back to."""
+
+    action: Action
+    words: str
+    version: int | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now, and what that rests on.
+
+    gained, cost, rest: what was gained and against what, what it cost, what the rest would bring; a sentence or two
+    each, empty where nothing is known.
+    """
+
+    answer: Answer
+    gained: str = ""
+    cost: str = ""
+    rest: str = ""
+
+    @property
+    def words(self) -> str:
+        """The sentence."""
+        return self.answer.words
+
+
+def decision(state: State) -> Decision:
+    """Any state gives one, from an empty log to a finished run."""
+    plan = state.plan
+    if plan is None:
+        return Decision(Answer("unknown", "Nothing can be decided yet: there is no plan. Run the backfill first."))
+    rest = rest_of(state, plan)
+    rest_words = "" if rest is None else rest.in_full()
+    if not state.order_versions:
+        return Decision(_before_first_version(state, plan), rest=rest_words)
+    curve = objective_curve(state)
+    gained = "" if curve is None else _gained(state, curve)
+    return Decision(_answer(state, plan, curve, rest), gained, _cost(state), rest_words)
+
+
+def _answer(state: State, plan: Plan, curve: MeasuredCurve | None, rest: Rest | None) -> Answer:
+    """The first of these that applies."""
+    newest = state.order_versions[-1]
+    if status(state, newest) == "not published":
+        return Answer("go on", f"Go on: version {newest.version} is made, and the next start publishes it.")
+    if (worse := _worse_than_before(state, plan)) is not None:
+        return worse
+    if state.rolled_back_to not in (None, newest.version):
+        return _after_rollback(state, newest)
+    if curve is None:
+        return Answer("unknown", f"Nothing can be decided: {objective_name(plan)} was not measured on any version.")
+    if status(state, newest) == "held":
+        return _held(state, newest, rest)
+    if state.finished:
+        return Answer("done", _done(state, plan, curve, newest))
+    return _on_what_is_left(state, plan, rest)
+
+
+def _before_first_version(state: State, plan: Plan) -> Answer:
+    """There is a plan, and no version in its order: only what was predicted, and the arms."""
+    name, promised = objective_name(plan), plan.prediction
+    old, new = arm_on_audit(plan, "old/old"), arm_on_audit(plan, "new/new")
+    if old is not None and new is not None and max(new.value, *(p.value for p in promised), 0.0) <= old.value:
+        why = f"on the audit items the full new model has {name} {score(new.value)}, the old system {score(old.value)}"
+        return Answer("stop", f"Stop here, there is nothing to gain: {why}.")
+    known = [] if old is None else [f"the old system has {score(old.value)}"]
+    if promised:
+        first, last = (score_interval(p.value, p.low, p.high) for p in (promised[0], promised[-1]))
+        known.insert(0, f"on the audit items it is predicted to have {name} {first}")
+        if len(promised) > 1:
+            known.append(f"the last version is predicted to have {last}")
+    elif new is not None:
+        known.append(f"the full new model has {name} {score(new.value)}")
+    why = ", ".join(known) if known else "nothing is predicted or measured yet"
+    return Answer("wait", f"Wait for version {len(state.versions)} and decide then: {why}.")
+
+
+def _worse_than_before(state: State, plan: Plan) -> Answer | None:
+    """To roll back, where what is served is worse than what was served before, by the paired interval.
+
+    The gate lets such a version pass within `serving.max_regression`, and `rollback` passes the gate by. Only within
+    one gallery: a version of another one would bring back what is gone.
+    """
+    served = None if state.serving is None else state.version(state.serving)
+    if served is None or served.version in state.expired or finding(served) != "worse":
+        return None
+    galleries = {p.plan: p.ids_digest for p in state.plans}
+    best = served
+    while finding(best) == "worse" and (before := _version_before(state, best)) is not None:
+        if galleries[before.plan] != galleries[served.plan]:
+            break
+        best = before
+    if best is served:
+        return None
+    by_hand = ", unless somebody published this one for a reason" if state.rolled_back_to == served.version else ""
+    worse = f"version {served.version}, which is served, is worse than {against(state, served)}{_by(plan, served)}"
+    in_turn = "" if held_against(state, served) == best.version else ", and that one is worse than others before it"
+    return Answer("roll back", f"Roll back to version {best.version}{by_hand}: {worse}{in_turn}.", best.version)
+
+
+def _version_before(state: State, version: Version) -> Version | None:
+    """What the gate held it against, if that can be published again."""
+    before = held_against(state, version)
+    return None if before is None or before in state.expired else state.version(before)
+
+
+def _after_rollback(state: State, newest: Version) -> Answer:
+    """A person put an older version in front of users: the log does not know why."""
+    back = state.rolled_back_to
+    goes_on = "" if state.ended else f"; the next start goes on and publishes what is not worse than version {back}"
+    words = {
+        "better": f"is better than {against(state, newest)}, {difference(newest)}",
+        "worse": f"is worse than {against(state, newest)}, {difference(newest)}",
+        "undecided": f"is neither better nor worse than {against(state, newest)}, {difference(newest)}",
+    }.get(finding(newest), "is newer")
+    why = f"version {newest.version} {words}"
+    return Answer("stop", f"Stop until it is clear why somebody rolled back to version {back}: {why}{goes_on}.")
+
+
+def _held(state: State, newest: Version, rest: Rest | None) -> Answer:
+    """The newest version is worse than what is served."""
+    plan = state.order_plans[newest.plan]
+    stays = "the old system" if state.serving is None else f"version {state.serving}"
+    why = f"version {newest.version} is held, because it is worse than {stays}{_by(plan, newest)}"
+    if state.stopped is not None:
+        return Answer("stop", f"Stop here and keep {stays}, as the config's rule says: {state.stopped}; {why}.")
+    if state.finished:
+        return Answer("stop", f"Stop here and keep {stays}: {why}, and it is the last one.")
+    if rest is None or rest.outlook is None:
+        return Answer("go on", f"Go on: {why}, and what is left is not predicted.")
+    left = rest.in_brief(rest.outlook)
+    # What is left has to make up for the loss, too.
+    if rest.outlook.is_little or rest.outlook.best + (newest.verdict.difference or 0.0) <= 0:
+        return Answer("stop", f"Stop here and keep {stays}: {why}, and {left}.")
+    return Answer("go on", f"Go on: {why}, but {left}.")
+
+
+def _done(state: State, plan: Plan, curve: MeasuredCurve, newest: Version) -> str:
+    if newest.fraction == 1:
+        reached = "every item is re-embedded"
+    elif plan.waves[-1] == 1:
+        reached = f"all but {plan.rows - newest.new_rows:,} items are re-embedded"
+    else:
+        reached = f"the plan ends with {percent(newest.fraction)} of the items re-embedded"
+    name, value = metric_name(curve.metric), curve.points[-1].value
+    work = f", for {duration(sum(version.seconds for version in state.order_versions))} of work"
+    if curve.old is None:
+        return f"Done: {reached}; {name} is {score(value)}{work}."
+    old = score(curve.old.value)
+    if value <= curve.old.value:
+        return f"Done, but without a gain: {reached}; {name} is {score(value)}, the old system had {old}{work}."
+    return f"Done: {reached}; {name} rose from {old} with the old system to {score(value)}{work}."
+
+
+def _on_what_is_left(state: State, plan: Plan, rest: Rest | None) -> Answer:
+    """The newest version is served, or an equal of it, and there are waves to come."""
+    outlook = None if rest is None else rest.outlook
+    left = "what is left is not predicted" if rest is None or outlook is None else rest.in_brief(outlook)
+    if state.stopped is not None:
+        return Answer("stop", f"Stop here, as the config's rule says: {state.stopped}; {left}.")
+    if plan.changes is not None and plan.changes.items and not state.plan_versions:
+        return Answer(
+            "go on", f"Go on: {plan.changes.items:,} items of the gallery differ from what is served; {left}."
+        )
+    if outlook is None or not outlook.is_little:
+        return Answer("go on", f"Go on: {left}.")
+    if outlook.best <= 0:
+        return Answer("stop", f"Stop here, the curve has peaked: {left}.")
+    return Answer("stop", f"Stop here: {left}, only {percent(outlook.share or 0.0)} of the whole gain.")
+
+
+def _by(plan: Plan, version: Version) -> str:
+    """By how much a version is worse."""
+    return f" by {loss(version)} of {objective_name(plan)}" if loss(version) else f" by {objective_name(plan)}"
+
+
+def _gained(state: State, curve: MeasuredCurve) -> str:
+    """What users have now, against what they had before."""
+    if state.serving is None:
+        return "Nothing yet: no version is published, users have the old system."
+    name, version = metric_name(curve.metric), state.version(state.serving)
+    point = next((p for p in curve.points if p.version == state.serving), None)
+    if point is None or version is None:
+        return f"Version {state.serving} is served; its {name} was not measured with the others here."
+    has = f"Version {point.version}, which is served, has {name} {score_interval(point.value, point.low, point.high)}"
+    old, new = curve.old, curve.new
+    if old is None:
+        return f"{has}. The old system was not measured."
+    words = f"{has}, the old system {score_interval(old.value, old.low, old.high)}: {change(point.value - old.value)}"
+    if new is not None and new.value > old.value:
+        words += f", {percent((point.value - old.value) / (new.value - old.value))} of the way to the full new model"
+    flips = flips_of(state, version).get("old/old")
+    if flips is not None:
+        words += f". Of the queries {percent(flips.pfr)} are better off than before, {percent(flips.nfr)} worse"
+    return f"{words}."
+
+
+def _cost(state: State) -> str:
+    total, embedding = (sum(getattr(v, name) for v in state.order_versions) for name in ("seconds", "embed_seconds"))
+    part = f", {duration(embedding)} of it embedding" if embedding else ""
+    return f"{duration(total)} of work so far{part}; training and choosing are not counted."

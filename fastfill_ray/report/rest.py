@@ -1,0 +1,118 @@
+"""What is left of a plan: how much, what it is predicted to bring to the objective, and for how much work.
+
+Only differences of predicted values count here: the level of a prediction may be off where its course is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastfill_ray.log.records import MetricValue, Plan
+from fastfill_ray.log.state import State
+from fastfill_ray.log.stop import work_ahead_s
+from fastfill_ray.report.model import metric_value
+from fastfill_ray.report.wording import change, duration, metric_name, percent
+
+# What is left is not worth its price where it is predicted to bring less than this share of the whole gain.
+LITTLE = 0.05
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """By how much the objective is predicted to change from the newest version on.
+
+    next: until the next version. best: until the best one that is left. wave: that one stands after it; None for the
+    last. share: `best` as a share of the whole gain, which begins at old/old, or at version 0 where that is not known;
+    None where there is no gain.
+    """
+
+    next: float
+    best: float
+    wave: int | None
+    share: float | None
+
+    @property
+    def is_little(self) -> bool:
+        """Whether what is left is not worth its price."""
+        return self.best <= 0 or (self.share is not None and self.share < LITTLE)
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What is left of a plan: versions after the newest one, and rows to embed for them.
+
+    outlook: None where nothing is predicted. seconds: of work until the best version; None before any was measured.
+    """
+
+    metric: str
+    versions: int
+    rows: int
+    outlook: Outlook | None = None
+    seconds: float | None = None
+
+    @property
+    def for_work(self) -> str:
+        return "" if self.seconds is None else f", for about {duration(self.seconds)} of work"
+
+    def in_brief(self, outlook: Outlook) -> str:
+        """A clause: what it brings, and for how much work."""
+        if self.versions == 1:
+            which = "the last wave is"
+        elif outlook.wave is None:
+            which = f"the {self.versions} waves that are left are"
+        elif outlook.next == outlook.best:
+            which = "the next wave is"
+        else:
+            which = f"the waves up to wave {outlook.wave} are"
+        alone = "" if outlook.next == outlook.best else f", the next one {change(outlook.next)}"
+        return f"{which} predicted to bring {change(outlook.best)} of {self.metric}{alone}{self.for_work}"
+
+    def in_full(self) -> str:
+        """Sentences: how much is left, and what it is predicted to bring."""
+        waves = "1 wave" if self.versions == 1 else f"{self.versions} waves"
+        left = f"{self.rows:,} items in {waves} are left"
+        if (outlook := self.outlook) is None:
+            return f"{left}{self.for_work}."
+        has_share = outlook.share is not None and 0 < outlook.share < 1
+        share = f", {percent(outlook.share or 0.0)} of the whole gain" if has_share else ""
+        brief = self.in_brief(outlook)
+        return f"{left}. {brief[0].upper()}{brief[1:]}{share}."
+
+
+def rest_of(state: State, plan: Plan) -> Rest | None:
+    """None where nothing is left. `plan`: the state's last one."""
+    made, ahead = state.plan_versions, plan.version_waves[len(state.plan_versions) :]
+    if state.finished or not ahead:
+        return None
+    before = state.order_versions
+    metric = objective_name(plan)
+    rows = sum(plan.wave_rows[(before[-1].wave if before else 0) + 1 : ahead[-1] + 1])
+    if not before:  # version 0 embeds nothing: it is of the pairs, wave 0
+        return Rest(metric, len(ahead) - 1, rows)
+    outlook = _outlook(plan, before[-1].wave, ahead)
+    until = ahead[-1] if outlook is None or outlook.wave is None else outlook.wave
+    is_measured = any(version.embed_seconds for version in made)
+    return Rest(metric, len(ahead), rows, outlook, work_ahead_s(plan, made, until) if is_measured else None)
+
+
+def _outlook(plan: Plan, newest: int, ahead: tuple[int, ...]) -> Outlook | None:
+    """From the version after wave `newest` on, over those after the waves `ahead`."""
+    promised = [prediction.value for prediction in plan.prediction]
+    if max(*ahead, newest) >= len(promised):
+        return None
+    changes = {wave: promised[wave] - promised[newest] for wave in ahead}
+    best = max(ahead, key=lambda wave: (changes[wave], wave))
+    old = arm_on_audit(plan, "old/old")
+    whole = max(promised) - (promised[0] if old is None else old.value)
+    share = changes[best] / whole if whole > 0 else None
+    return Outlook(changes[ahead[0]], changes[best], None if best == ahead[-1] else best, share)
+
+
+def objective_name(plan: Plan) -> str:
+    return metric_name(plan.objective.partition("/")[2])
+
+
+def arm_on_audit(plan: Plan, arm: str) -> MetricValue | None:
+    """The objective of an arm on the audit items: the scale of the prediction."""
+    relevance, _, metric = plan.objective.partition("/")
+    return metric_value(plan.baselines.get(arm, ()), relevance, metric, "audit")
