@@ -16,10 +16,11 @@ def report_json(state: State) -> dict[str, Any]:
     """Everything a notebook would plot, as plain JSON values.
 
     Keys: ``decision`` (``action``, ``version`` to roll back to, and sentences: ``words``, ``gained``, ``cost``,
-    ``rest``; empty where nothing is known), ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``, ``plan`` (without its file references,
-    and without arms and prediction, which have keys of their own), ``objective`` (the last version's value, both arms
-    and ``gain_share``), ``versions`` (of the plan and of those that it follows, with ``status``, all
-    ``metrics``, ``flips``, ``segments``, ``index_bytes``, and ``changes`` where the gallery changed),
+    ``rest``; empty where nothing is known), ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``,
+    ``plan`` (without its file references, and without arms and prediction, which have keys of their own),
+    ``objective`` (the last version's value, both arms and ``gain_share``), ``versions`` (of the plan and of those that
+    it follows, with ``status``, all ``metrics``, ``flips``, ``segments``, ``index_bytes``, and ``changes`` where the
+    gallery changed),
     ``baselines``, ``curves`` (each with its points, both areas and both arms), ``group_gap`` (per scope, relevance and
     metric: the gap between the groups in each version, beside the overall value), ``prediction`` (per version:
     ``predicted``, ``audit`` and ``gallery``, each with value, interval and share of the gain), ``prediction_error``

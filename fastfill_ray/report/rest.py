@@ -69,14 +69,14 @@ class Rest:
 
     def in_full(self) -> str:
         """Sentences: how much is left, and what it is predicted to bring."""
-        waves = "1 wave" if self.versions == 1 else f"{self.versions} waves"
-        left = f"{self.rows:,} items in {waves} are left"
+        left = f"{self.rows:,} items in {'1 wave' if self.versions == 1 else f'{self.versions} waves'}"
         if (outlook := self.outlook) is None:
             return f"{left}{self.for_work}."
-        has_share = outlook.share is not None and 0 < outlook.share < 1
+        until = "" if outlook.wave is None or self.versions == 1 else f" by wave {outlook.wave}"
+        has_share = outlook.share is not None and 0 < outlook.share <= 1
         share = f", {percent(outlook.share or 0.0)} of the whole gain" if has_share else ""
-        brief = self.in_brief(outlook)
-        return f"{left}. {brief[0].upper()}{brief[1:]}{share}."
+        brings = f"{change(outlook.best)} of {self.metric}{until}"
+        return f"{left}. Predicted: {brings}{share}{self.for_work}."
 
 
 def rest_of(state: State, plan: Plan) -> Rest | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastfill_ray.log.records import FileRef, FlipValue, Init, MetricValue, Plan, Segment, Verdict, Version
+from fastfill_ray.log.records import ROLLBACK, FileRef, FlipValue, Init, MetricValue, Plan, Segment, Verdict, Version
 from fastfill_ray.log.state import State
 
 FRACTIONS = (0.05, 0.125, 0.25, 0.5, 1.0)
@@ -202,6 +202,31 @@ def predicted(**changes: object) -> State:
         v.model_copy(update={"metrics": (*v.metrics, on_audit(0.46 + v.version / 20))}) for v in finished().versions
     )
     return finished().model_copy(update={"plans": (plan(**{**fields, **changes}),), "versions": tuple(versions)})
+
+
+def promised(values: tuple[float, ...] = (0.43, 0.48, 0.53, 0.58, 0.63), **changes: object) -> Plan:
+    """Version 0 and four waves, predicted on the audit items, where old/old has 0.36 and new/new 0.66."""
+    planned = predicted(version_waves=(0, 1, 2, 3, 4), **changes).plans[0]
+    promised = [p.model_copy(update={"value": v}) for p, v in zip(planned.prediction, values, strict=False)]
+    return planned.model_copy(update={"prediction": tuple(promised)})
+
+
+def running(made: int, of: Plan | None = None, *, verdict: Verdict | None = None, **changes: object) -> State:
+    """So many versions made, each after the other and each published, but for a last one that `verdict` holds."""
+    versions = [v.model_copy(update={"verdict": better(), "embed_seconds": 10.0}) for v in predicted().versions[:made]]
+    if verdict is not None:
+        versions[-1] = versions[-1].model_copy(update={"verdict": verdict})
+    published = tuple(v.version for v in versions if v.verdict.publish)
+    fields = {
+        "init": INIT, "plans": (of or promised(),), "versions": tuple(versions), "published": published,
+        "publish_reasons": ("gate",) * len(published), "served_before": (None, *range(made - 1)),
+    }  # fmt: skip
+    return State.model_validate({**fields, **changes})
+
+
+def rolled_back(state: State, to: int) -> State:
+    reasons = (*state.publish_reasons, ROLLBACK)
+    return state.model_copy(update={"published": (*state.published, to), "publish_reasons": reasons})
 
 
 def living() -> State:

@@ -6,37 +6,22 @@ from typing import Any
 
 import pytest
 
-from fastfill_ray.log.records import ROLLBACK, Plan, Verdict, Version
+from fastfill_ray.log.records import Verdict, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.report.decision import Decision, decision
-from tests.report.logs import INIT, arm, better, finished, flipped, living, metric, plan, predicted, version, worse
-
-WAVES = (0, 1, 2, 3, 4)
-
-
-def a_plan(values: tuple[float, ...] = (0.43, 0.48, 0.53, 0.58, 0.63), **changes: Any) -> Plan:
-    """Version 0 and four waves, predicted on the audit items, where old/old has 0.36 and new/new 0.66."""
-    planned = predicted(version_waves=WAVES, **changes).plans[0]
-    promised = [p.model_copy(update={"value": v}) for p, v in zip(planned.prediction, values, strict=False)]
-    return planned.model_copy(update={"prediction": tuple(promised)})
-
-
-def running(made: int, of: Plan | None = None, *, verdict: Verdict | None = None, **changes: Any) -> State:
-    """So many versions made, each after the other and each published, but for a last one that `verdict` holds."""
-    versions = [v.model_copy(update={"verdict": better(), "embed_seconds": 10.0}) for v in predicted().versions[:made]]
-    if verdict is not None:
-        versions[-1] = versions[-1].model_copy(update={"verdict": verdict})
-    published = tuple(v.version for v in versions if v.verdict.publish)
-    fields = {
-        "init": INIT, "plans": (of or a_plan(),), "versions": tuple(versions), "published": published,
-        "publish_reasons": ("gate",) * len(published), "served_before": (None, *range(made - 1)),
-    }  # fmt: skip
-    return State.model_validate({**fields, **changes})
-
-
-def rolled_back(state: State, to: int) -> State:
-    reasons = (*state.publish_reasons, ROLLBACK)
-    return state.model_copy(update={"published": (*state.published, to), "publish_reasons": reasons})
+from tests.report.logs import (
+    arm,
+    finished,
+    flipped,
+    living,
+    metric,
+    plan,
+    promised,
+    rolled_back,
+    running,
+    version,
+    worse,
+)
 
 
 def changed(state: State, **of_newest: Any) -> State:
@@ -63,14 +48,14 @@ def test_a_plan_says_what_version_0_is_predicted_to_have_against_the_old_system_
     )
     made = decision(state)
     assert (made.gained, made.cost) == ("", "")
-    assert made.rest == "5,711 items in 4 waves are left."
+    assert made.rest == "5,711 items in 4 waves."
 
 
 def test_a_plan_that_predicts_no_gain_says_to_stop_before_anything_is_spent() -> None:
     audit = {
         name: (metric("label", "map", value, scope="audit"),) for name, value in (("old/old", 0.7), ("new/new", 0.6))
     }
-    assert told(running(0, a_plan(baselines=audit))) == (
+    assert told(running(0, promised(baselines=audit))) == (
         "stop",
         "Stop here, there is nothing to gain: on the audit items the full new model has mAP 0.600, the old system "
         "0.700.",
@@ -79,7 +64,7 @@ def test_a_plan_that_predicts_no_gain_says_to_stop_before_anything_is_spent() ->
 
 def test_a_plan_without_a_prediction_says_what_is_known() -> None:
     audit = {"new/new": (metric("label", "map", 0.6, scope="audit"),)}
-    assert told(running(0, a_plan(prediction=(), baselines=audit))) == (
+    assert told(running(0, promised(prediction=(), baselines=audit))) == (
         "wait",
         "Wait for version 0 and decide then: the full new model has mAP 0.600.",
     )
@@ -87,7 +72,7 @@ def test_a_plan_without_a_prediction_says_what_is_known() -> None:
 
 
 def test_a_plan_of_another_order_names_the_version_that_comes_next() -> None:
-    anew = a_plan().model_copy(update={"plan": "other"})
+    anew = promised().model_copy(update={"plan": "other"})
     state = living().model_copy(update={"plans": (*living().plans, anew)})
     assert told(state)[1].startswith("Wait for version 7 and decide then: ")
 
@@ -100,8 +85,9 @@ def test_while_the_rest_is_predicted_to_bring_something_the_run_goes_on() -> Non
         "of work.",
     )
     made = decision(running(2))
-    assert made.rest.startswith("5,260 items in 3 waves are left. The 3 waves that are left are predicted ")
-    assert made.rest.endswith(", 55.6 % of the whole gain.")
+    assert made.rest == (
+        "5,260 items in 3 waves. Predicted: +0.150 of mAP, 55.6 % of the whole gain, for about 2 min of work."
+    )
     assert made.cost == "26 s of work so far, 20 s of it embedding; training and choosing are not counted."
     assert told(running(4))[1].startswith("Go on: the last wave is predicted to bring +0.050 of mAP, for about ")
 
@@ -113,7 +99,7 @@ def test_what_is_gained_is_what_is_served_against_the_old_system() -> None:
         "54.8 % of the way to the full new model."
     )
     assert decision(flipped()).gained.endswith("Of the queries 30 % are better off than before, 9 % worse.")
-    without = a_plan(baselines={})
+    without = promised(baselines={})
     assert decision(running(2, without)).gained.endswith(" The old system was not measured.")
 
 
@@ -126,7 +112,7 @@ def test_what_is_gained_is_what_is_served_against_the_old_system() -> None:
     ],
 )
 def test_where_the_rest_is_predicted_to_bring_little_the_run_stops(values: tuple[float, ...], words: str) -> None:
-    action, said = told(running(3, a_plan(values)))
+    action, said = told(running(3, promised(values)))
     assert action == "stop"
     assert said.startswith(words)
     if "peaked" not in words:
@@ -134,17 +120,17 @@ def test_where_the_rest_is_predicted_to_bring_little_the_run_stops(values: tuple
 
 
 def test_a_curve_that_is_predicted_to_peak_before_the_end_says_until_where_to_go_on() -> None:
-    action, said = told(running(2, a_plan((0.43, 0.48, 0.53, 0.63, 0.5))))
+    action, said = told(running(2, promised((0.43, 0.48, 0.53, 0.63, 0.5))))
     assert (action, said.partition(", for")[0]) == (
         "go on",
         "Go on: the waves up to wave 3 are predicted to bring +0.150 of mAP, the next one +0.050",
     )
-    assert told(running(2, a_plan((0.43, 0.48, 0.63, 0.6, 0.5))))[1].startswith("Go on: the next wave is predicted")
+    assert told(running(2, promised((0.43, 0.48, 0.63, 0.6, 0.5))))[1].startswith("Go on: the next wave is predicted")
 
 
 def test_where_nothing_is_predicted_the_run_goes_on_and_says_so() -> None:
-    assert told(running(2, a_plan(prediction=()))) == ("go on", "Go on: what is left is not predicted.")
-    assert decision(running(2, a_plan(prediction=()))).rest.startswith("5,260 items in 3 waves are left, for about ")
+    assert told(running(2, promised(prediction=()))) == ("go on", "Go on: what is left is not predicted.")
+    assert decision(running(2, promised(prediction=()))).rest == "5,260 items in 3 waves, for about 2 min of work."
 
 
 def test_an_undecided_version_is_served_and_what_is_left_decides() -> None:
@@ -158,13 +144,13 @@ def test_a_held_version_does_not_stop_a_run_whose_rest_makes_up_for_it() -> None
         "Go on: version 1 is held, because it is worse than version 0 by 0.030 (0.010 to 0.050) of mAP, but the 3 "
         "waves that are left are predicted to bring +0.150 of mAP, the next one +0.050, for about 2 min of work.",
     )
-    flat = a_plan((0.43, 0.48, 0.49, 0.50, 0.505))
+    flat = promised((0.43, 0.48, 0.49, 0.50, 0.505))
     action, said = told(running(2, flat, verdict=worse("worse")))
     assert action == "stop"
     assert said.startswith(
         "Stop here and keep version 0: version 1 is held, because it is worse than version 0 by 0.030"
     )
-    assert told(running(2, a_plan(prediction=()), verdict=worse("worse")))[0] == "go on"
+    assert told(running(2, promised(prediction=()), verdict=worse("worse")))[0] == "go on"
 
 
 def test_a_first_version_that_is_held_leaves_users_with_the_old_system() -> None:
