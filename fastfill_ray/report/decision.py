@@ -56,7 +56,8 @@ def decision(state: State) -> Decision:
     rest = rest_of(state, plan)
     rest_words = "" if rest is None else rest.in_full()
     if not state.order_versions:
-        return Decision(_before_first_version(state, plan), rest=rest_words)
+        served = "" if state.serving is None else f"Version {state.serving}, of an earlier order, is served meanwhile."
+        return Decision(_before_first_version(state, plan), gained=served, rest=rest_words)
     curve = objective_curve(state)
     gained = "" if curve is None else _gained(state, curve)
     return Decision(_answer(state, plan, curve, rest), gained, _cost(state), rest_words)
@@ -188,6 +189,10 @@ def _on_what_is_left(state: State, plan: Plan, rest: Rest | None) -> Answer:
         )
     if outlook is None or not outlook.is_little:
         return Answer("go on", f"Go on: {left}.")
+    newest = state.order_versions[-1]
+    if newest.cause == "wave" and outlook.is_beaten_by(newest.verdict.low):
+        brought = f"version {newest.version} brought more than was predicted of it, {difference(newest)}"
+        return Answer("go on", f"Go on: {brought}, though {left}.")
     if outlook.best <= 0:
         return Answer("stop", f"Stop here, the curve has peaked: {left}.")
     return Answer("stop", f"Stop here: {left}, only {percent(outlook.share or 0.0)} of the whole gain.")

@@ -5,12 +5,14 @@ Only differences of predicted values count here: the level of a prediction may b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastfill_ray.log.records import MetricValue, Plan
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import work_ahead_s
 from fastfill_ray.report.model import metric_value
+from fastfill_ray.report.verdicts import held_against
 from fastfill_ray.report.wording import change, duration, metric_name, percent
 
 # What is left is not worth its price where it is predicted to bring less than this share of the whole gain.
@@ -22,19 +24,31 @@ class Outlook:
     """By how much the objective is predicted to change from the newest version on.
 
     next: until the next version. best: until the best one that is left. wave: that one stands after it; None for the
-    last. share: `best` as a share of the whole gain, which begins at old/old, or at version 0 where that is not known;
-    None where there is no gain.
+    last. whole: gain of the backfill from old/old on, or from version 0 where that is not known; None where there is
+    none. step: how the newest version was predicted to differ from the one that it was held against, if any.
     """
 
     next: float
     best: float
     wave: int | None
-    share: float | None
+    whole: float | None
+    step: float | None
+
+    @property
+    def share(self) -> float | None:
+        """Of the whole gain that `best` is."""
+        return None if self.whole is None else self.best / self.whole
 
     @property
     def is_little(self) -> bool:
         """Whether what is left is not worth its price."""
         return self.best <= 0 or (self.share is not None and self.share < LITTLE)
+
+    def is_beaten_by(self, low: float | None) -> bool:
+        """Whether the newest step brought at least `low`, and so clearly more than predicted that the rest may, too."""
+        if low is None or self.step is None or self.whole is None:
+            return False
+        return low - max(self.step, 0.0) > LITTLE * self.whole
 
 
 @dataclass(frozen=True)
@@ -89,23 +103,35 @@ def rest_of(state: State, plan: Plan) -> Rest | None:
     rows = sum(plan.wave_rows[(before[-1].wave if before else 0) + 1 : ahead[-1] + 1])
     if not before:  # version 0 embeds nothing: it is of the pairs, wave 0
         return Rest(metric, len(ahead) - 1, rows)
-    outlook = _outlook(plan, before[-1].wave, ahead)
+    against = held_against(state, before[-1])
+    step_from = next((version.wave for version in before if version.version == against), None)
+    outlook = _outlook(plan, before[-1].wave, ahead, step_from)
     until = ahead[-1] if outlook is None or outlook.wave is None else outlook.wave
     is_measured = any(version.embed_seconds for version in made)
     return Rest(metric, len(ahead), rows, outlook, work_ahead_s(plan, made, until) if is_measured else None)
 
 
-def _outlook(plan: Plan, newest: int, ahead: tuple[int, ...]) -> Outlook | None:
-    """From the version after wave `newest` on, over those after the waves `ahead`."""
+def _outlook(plan: Plan, newest: int, ahead: Sequence[int], step_from: int | None) -> Outlook | None:
+    """From the version after wave `newest` on, over those after the waves `ahead`.
+
+    Args:
+        step_from: the wave of the version that the newest one was held against; None for old/old.
+    """
     promised = [prediction.value for prediction in plan.prediction]
     if max(*ahead, newest) >= len(promised):
         return None
-    changes = {wave: promised[wave] - promised[newest] for wave in ahead}
+    now = promised[newest]
+    changes = {wave: promised[wave] - now for wave in ahead}
     best = max(ahead, key=lambda wave: (changes[wave], wave))
     old = arm_on_audit(plan, "old/old")
     whole = max(promised) - (promised[0] if old is None else old.value)
-    share = changes[best] / whole if whole > 0 else None
-    return Outlook(changes[ahead[0]], changes[best], None if best == ahead[-1] else best, share)
+    return Outlook(
+        next=changes[ahead[0]],
+        best=changes[best],
+        wave=None if best == ahead[-1] else best,
+        whole=whole if whole > 0 else None,
+        step=None if step_from is None else now - promised[step_from],
+    )
 
 
 def objective_name(plan: Plan) -> str:

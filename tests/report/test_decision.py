@@ -75,6 +75,7 @@ def test_a_plan_of_another_order_names_the_version_that_comes_next() -> None:
     anew = promised().model_copy(update={"plan": "other"})
     state = living().model_copy(update={"plans": (*living().plans, anew)})
     assert told(state)[1].startswith("Wait for version 7 and decide then: ")
+    assert decision(state).gained == "Version 6, of an earlier order, is served meanwhile."
 
 
 def test_while_the_rest_is_predicted_to_bring_something_the_run_goes_on() -> None:
@@ -117,6 +118,15 @@ def test_where_the_rest_is_predicted_to_bring_little_the_run_stops(values: tuple
     assert said.startswith(words)
     if "peaked" not in words:
         assert said.endswith(" of work, only 0.8 % of the whole gain.")
+
+
+def test_a_prediction_that_the_last_wave_has_clearly_beaten_stops_nothing() -> None:
+    # Of version 2 nothing was predicted: it brought at least 0.010, more than a twentieth of the gain of 0.122.
+    action, said = told(running(3, promised((0.43, 0.48, 0.48, 0.481, 0.482))))
+    assert action == "go on"
+    assert said.startswith(
+        "Go on: version 2 brought more than was predicted of it, +0.030 (+0.010 to +0.050), though the 2 waves that "
+    )
 
 
 def test_a_curve_that_is_predicted_to_peak_before_the_end_says_until_where_to_go_on() -> None:
