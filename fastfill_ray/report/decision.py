@@ -52,7 +52,7 @@ def decision(state: State) -> Decision:
     """Any state gives one, from an empty log to a finished run."""
     plan = state.plan
     if plan is None:
-        return Decision(Answer("unknown", "Nothing can be decided yet: there is no plan. Run the backfill first."))
+        return Decision(Answer("unknown", "Run the backfill first: there is no plan yet, so nothing can be decided."))
     rest = rest_of(state, plan)
     rest_words = "" if rest is None else rest.in_full()
     if not state.order_versions:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fastfill_ray.log.records import Verdict, Version
+from fastfill_ray.log.records import ROLLBACK, Verdict, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.report.decision import Decision, decision
 from tests.report.logs import (
     arm,
+    better,
     finished,
     flipped,
     living,
@@ -22,6 +26,10 @@ from tests.report.logs import (
     version,
     worse,
 )
+
+ALLOWED = Verdict(publish=True, reason="within max_regression", difference=-0.03, low=-0.05, high=-0.01)
+UNDECIDED = Verdict(publish=True, reason="undecided", difference=-0.01, low=-0.03, high=0.01)
+UNKNOWN = Verdict(publish=True, reason="nothing to compare with")
 
 
 def changed(state: State, **of_newest: Any) -> State:
@@ -36,7 +44,7 @@ def told(state: State) -> tuple[str, str]:
 
 def test_without_a_plan_nothing_can_be_decided() -> None:
     assert decision(State()) == Decision(decision(State()).answer)
-    assert told(State()) == ("unknown", "Nothing can be decided yet: there is no plan. Run the backfill first.")
+    assert told(State()) == ("unknown", "Run the backfill first: there is no plan yet, so nothing can be decided.")
 
 
 def test_a_plan_says_what_version_0_is_predicted_to_have_against_the_old_system_and_what_the_rest_brings() -> None:
@@ -144,8 +152,7 @@ def test_where_nothing_is_predicted_the_run_goes_on_and_says_so() -> None:
 
 
 def test_an_undecided_version_is_served_and_what_is_left_decides() -> None:
-    undecided = Verdict(publish=True, reason="undecided: ...", difference=-0.01, low=-0.03, high=0.01)
-    assert told(running(2, verdict=undecided)) == told(running(2))
+    assert told(running(2, verdict=UNDECIDED)) == told(running(2))
 
 
 def test_a_held_version_does_not_stop_a_run_whose_rest_makes_up_for_it() -> None:
@@ -178,8 +185,7 @@ def test_a_last_version_that_is_held_means_that_the_curve_has_peaked() -> None:
 
 
 def test_a_version_that_the_gate_let_pass_though_it_is_worse_is_to_be_rolled_back() -> None:
-    allowed = Verdict(publish=True, reason="...", difference=-0.03, low=-0.05, high=-0.01)
-    made = decision(running(3, verdict=allowed))
+    made = decision(running(3, verdict=ALLOWED))
     assert (made.answer.action, made.answer.version, made.words) == (
         "roll back",
         1,
@@ -189,8 +195,7 @@ def test_a_version_that_the_gate_let_pass_though_it_is_worse_is_to_be_rolled_bac
 
 def test_where_each_version_is_worse_than_the_one_before_the_best_of_them_is_named() -> None:
     state = running(3)
-    allowed = Verdict(publish=True, reason="...", difference=-0.03, low=-0.05, high=-0.01)
-    versions = (state.versions[0], *(v.model_copy(update={"verdict": allowed}) for v in state.versions[1:]))
+    versions = (state.versions[0], *(v.model_copy(update={"verdict": ALLOWED}) for v in state.versions[1:]))
     made = decision(state.model_copy(update={"versions": versions}))
     assert made.answer.version == 0
     assert made.words.endswith(" of mAP, and that one is worse than others before it.")
@@ -199,11 +204,10 @@ def test_where_each_version_is_worse_than_the_one_before_the_best_of_them_is_nam
 
 
 def test_nobody_is_told_to_roll_back_to_another_gallery_or_to_what_is_gone() -> None:
-    allowed = Verdict(publish=True, reason="...", difference=-0.03, low=-0.05, high=-0.01)
-    assert decision(running(1, verdict=allowed)).answer.action == "go on"
-    gone = running(2, verdict=allowed, expired=frozenset({0}))
+    assert decision(running(1, verdict=ALLOWED)).answer.action == "go on"
+    gone = running(2, verdict=ALLOWED, expired=frozenset({0}))
     assert decision(gone).answer.action == "go on"
-    state = changed(living(), verdict=allowed, cause="wave")
+    state = changed(living(), verdict=ALLOWED, cause="wave")
     plans = (*state.plans[:-1], state.plans[-1].model_copy(update={"ids_digest": "1"}))
     assert decision(state).answer.version == 5
     assert decision(state.model_copy(update={"plans": plans})).answer.action == "done"
@@ -290,3 +294,42 @@ def test_a_gallery_that_changed_is_followed_before_anything_else() -> None:
 
 def test_deleted_items_change_no_decision() -> None:
     assert told(changed(finished(), deleted=100)) == told(finished())
+
+
+numbers = st.integers(0, 4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from([better(), worse("worse"), worse(""), ALLOWED, UNDECIDED, UNKNOWN]), max_size=5),
+    st.lists(st.tuples(numbers, st.sampled_from(["gate", ROLLBACK])), max_size=6),
+    st.lists(st.one_of(st.none(), numbers), max_size=5),
+    st.frozensets(numbers, max_size=2),
+    st.lists(st.floats(0, 1), max_size=5),
+    st.fixed_dictionaries({"final": st.booleans(), "stopped": st.sampled_from([None, "enough"])}),
+)
+def test_every_state_has_one_sentence_that_begins_with_what_to_do(
+    verdicts: list[Verdict],
+    published: list[tuple[int, str]],
+    served_before: list[int | None],
+    expired: frozenset[int],
+    values: list[float],
+    of_newest: dict[str, Any],
+) -> None:
+    made = len(verdicts)
+    published = [(number, reason) for number, reason in published if number < made]
+    of = promised(tuple(values))
+    of = of.model_copy(update={"prediction": of.prediction[: len(values)]})
+    versions = [v.model_copy(update={"verdict": r}) for v, r in zip(running(made).versions, verdicts, strict=True)]
+    state = running(0, of).model_copy(
+        update={
+            "versions": tuple(versions),
+            "published": tuple(number for number, _ in published),
+            "publish_reasons": tuple(reason for _, reason in published),
+            "served_before": tuple(served_before),
+            "expired": expired,
+        }
+    )
+    words = decision(changed(state, **of_newest) if made else state).words
+    assert re.match(r"(Wait for|Go on|Stop|Roll back to|Done)\b.*[^.]\.$", words), words
+    assert not re.search(r"\. |\.\.|  |None", words), words
