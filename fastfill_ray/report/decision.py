@@ -13,7 +13,7 @@ from fastfill_ray.log.records import Plan, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.report.flips import flips_of
 from fastfill_ray.report.model import MeasuredCurve, objective_curve, status
-from fastfill_ray.report.rest import Rest, arm_on_audit, objective_name, rest_of
+from fastfill_ray.report.rest import Rest, arm_on_audit, objective_name, predicted_name, predicts_objective, rest_of
 from fastfill_ray.report.verdicts import against, difference, finding, held_against, loss
 from fastfill_ray.report.wording import change, duration, metric_name, percent, score, score_interval
 
@@ -83,7 +83,7 @@ def _answer(state: State, plan: Plan, curve: MeasuredCurve | None, rest: Rest | 
 
 def _before_first_version(state: State, plan: Plan) -> Answer:
     """There is a plan, and no version in its order: only what was predicted, and the arms."""
-    name, promised = objective_name(plan), plan.prediction
+    name, promised = predicted_name(plan), plan.prediction
     old, new = arm_on_audit(plan, "old/old"), arm_on_audit(plan, "new/new")
     if old is not None and new is not None and max(new.value, *(p.value for p in promised), 0.0) <= old.value:
         why = f"on the audit items the full new model has {name} {score(new.value)}, the old system {score(old.value)}"
@@ -155,7 +155,8 @@ def _held(state: State, newest: Version, rest: Rest | None) -> Answer:
         return Answer("go on", f"Go on: {why}, and what is left is not predicted.")
     left = rest.in_brief(rest.outlook)
     # What is left has to make up for the loss, too.
-    if rest.outlook.is_little or rest.outlook.best + (newest.verdict.difference or 0.0) <= 0:
+    lost = (newest.verdict.difference or 0.0) if predicts_objective(plan) else 0.0
+    if rest.outlook.is_little or rest.outlook.best + lost <= 0:
         return Answer("stop", f"Stop here and keep {stays}: {why}, and {left}.")
     return Answer("go on", f"Go on: {why}, but {left}.")
 
@@ -184,9 +185,8 @@ def _on_what_is_left(state: State, plan: Plan, rest: Rest | None) -> Answer:
     if state.stopped is not None:
         return Answer("stop", f"Stop here, as the config's rule says: {state.stopped}; {left}.")
     if plan.changes is not None and plan.changes.items and not state.plan_versions:
-        return Answer(
-            "go on", f"Go on: {plan.changes.items:,} items of the gallery differ from what is served; {left}."
-        )
+        brings_in = f"the next version brings in the {plan.changes.items:,} items of the gallery that differ"
+        return Answer("go on", f"Go on: {brings_in}" + ("." if rest is None else f"; {left}."))
     if outlook is None or not outlook.is_little:
         return Answer("go on", f"Go on: {left}.")
     newest = state.order_versions[-1]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from fastfill_ray.log.records import ROLLBACK, Plan, Prediction
+from fastfill_ray.log.records import ROLLBACK, Plan
 from fastfill_ray.log.state import State
 from fastfill_ray.report.chart import WIDE, keys, svg
 from fastfill_ray.report.choice import choice_words
@@ -62,7 +62,7 @@ class NamedLine:
 
 @dataclass(frozen=True)
 class Figure:
-    """One chart with its words. `wide`: the same chart for a wide page, of the objective only."""
+    """One chart with its words. `wide`: the same chart for a wide page, of the first one only."""
 
     metric: str
     relevance: str
@@ -136,26 +136,22 @@ def _figures(state: State, plan: Plan, curves: tuple[MeasuredCurve, ...]) -> tup
     if not curves and plan.prediction:
         first = plan.prediction[0]
         old, new = (arm_on_audit(plan, arm) for arm in ("old/old", "new/new"))
-        unmeasured = MeasuredCurve(first.relevance, first.metric, "audit", (), (), old, new)
-        return (_figure(unmeasured, plan.prediction, is_objective=True),)
+        curves = (MeasuredCurve(first.relevance, first.metric, "audit", (), (), old, new),)
     figures = []
     for curve in curves:
         predicted = drawn_prediction(state, curve.relevance, curve.metric, curve.scope)
-        figures.append(_figure(curve, predicted, is_objective=curve.name == plan.objective))
+        words = f"{RELEVANCE_WORDS[curve.relevance]}; {SCOPE_WORDS[curve.scope]}."
+        figure = Figure(
+            metric=metric_name(curve.metric),
+            relevance=curve.relevance,
+            is_objective=curve.name == plan.objective,
+            caption=words[0].upper() + words[1:],
+            small=svg(curve, predicted),
+            lines=tuple(NamedLine(key.name, score(key.value), key.css) for key in keys(curve, predicted)),
+            wide=svg(curve, predicted, WIDE) if curve is curves[0] else None,
+        )
+        figures.append(figure)
     return tuple(figures)
-
-
-def _figure(curve: MeasuredCurve, predicted: tuple[Prediction, ...], *, is_objective: bool) -> Figure:
-    words = f"{RELEVANCE_WORDS[curve.relevance]}; {SCOPE_WORDS[curve.scope]}."
-    return Figure(
-        metric=metric_name(curve.metric),
-        relevance=curve.relevance,
-        is_objective=is_objective,
-        caption=words[0].upper() + words[1:],
-        small=svg(curve, predicted),
-        lines=tuple(NamedLine(key.name, score(key.value), key.css) for key in keys(curve, predicted)),
-        wide=svg(curve, predicted, WIDE) if is_objective else None,
-    )
 
 
 def _events(state: State) -> tuple[str, ...]:

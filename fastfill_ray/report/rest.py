@@ -6,7 +6,7 @@ Only differences of predicted values count here: the level of a prediction may b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastfill_ray.log.records import MetricValue, Plan
 from fastfill_ray.log.state import State
@@ -25,7 +25,8 @@ class Outlook:
 
     next: until the next version. best: until the best one that is left. wave: that one stands after it; None for the
     last. whole: gain of the backfill from old/old on, or from version 0 where that is not known; None where there is
-    none. step: how the newest version was predicted to differ from the one that it was held against, if any.
+    none. step: how the newest version was predicted to differ from the one that it was held against; None where that
+    is not known, or where the prediction is not of the objective.
     """
 
     next: float
@@ -53,13 +54,14 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Rest:
-    """What is left of a plan: versions after the newest one, and rows to embed for them.
+    """What is left of a plan: waves after the newest version, and rows to embed in them.
 
-    outlook: None where nothing is predicted. seconds: of work until the best version; None before any was measured.
+    metric: what is predicted. outlook: None where nothing is. seconds: of work until the best version; None before any
+    was measured.
     """
 
     metric: str
-    versions: int
+    waves: int
     rows: int
     outlook: Outlook | None = None
     seconds: float | None = None
@@ -70,10 +72,10 @@ class Rest:
 
     def in_brief(self, outlook: Outlook) -> str:
         """A clause: what it brings, and for how much work."""
-        if self.versions == 1:
+        if self.waves == 1:
             which = "the last wave is"
         elif outlook.wave is None:
-            which = f"the {self.versions} waves that are left are"
+            which = f"the {self.waves} waves that are left are"
         elif outlook.next == outlook.best:
             which = "the next wave is"
         else:
@@ -83,10 +85,10 @@ class Rest:
 
     def in_full(self) -> str:
         """Sentences: how much is left, and what it is predicted to bring."""
-        left = f"{self.rows:,} items in {'1 wave' if self.versions == 1 else f'{self.versions} waves'}"
+        left = f"{self.rows:,} items in {'1 wave' if self.waves == 1 else f'{self.waves} waves'}"
         if (outlook := self.outlook) is None:
             return f"{left}{self.for_work}."
-        until = "" if outlook.wave is None or self.versions == 1 else f" by wave {outlook.wave}"
+        until = "" if outlook.wave is None or self.waves == 1 else f" by wave {outlook.wave}"
         has_share = outlook.share is not None and 0 < outlook.share <= 1
         share = f", {percent(outlook.share or 0.0)} of the whole gain" if has_share else ""
         brings = f"{change(outlook.best)} of {self.metric}{until}"
@@ -94,21 +96,20 @@ class Rest:
 
 
 def rest_of(state: State, plan: Plan) -> Rest | None:
-    """None where nothing is left. `plan`: the state's last one."""
-    made, ahead = state.plan_versions, plan.version_waves[len(state.plan_versions) :]
+    """None where nothing is left to embed. `plan`: the state's last one."""
+    made, order = state.plan_versions, state.order_versions
+    newest = order[-1].wave if order else 0  # version 0 embeds nothing: it is of the pairs, wave 0
+    ahead = [wave for wave in plan.version_waves[len(made) :] if wave > newest]
     if state.finished or not ahead:
         return None
-    before = state.order_versions
-    metric = objective_name(plan)
-    rows = sum(plan.wave_rows[(before[-1].wave if before else 0) + 1 : ahead[-1] + 1])
-    if not before:  # version 0 embeds nothing: it is of the pairs, wave 0
-        return Rest(metric, len(ahead) - 1, rows)
-    against = held_against(state, before[-1])
-    step_from = next((version.wave for version in before if version.version == against), None)
-    outlook = _outlook(plan, before[-1].wave, ahead, step_from)
+    rest = Rest(predicted_name(plan), len(ahead), sum(plan.wave_rows[newest + 1 : ahead[-1] + 1]))
+    if not order:
+        return rest
+    against = held_against(state, order[-1])
+    outlook = _outlook(plan, newest, ahead, next((v.wave for v in order if v.version == against), None))
     until = ahead[-1] if outlook is None or outlook.wave is None else outlook.wave
     is_measured = any(version.embed_seconds for version in made)
-    return Rest(metric, len(ahead), rows, outlook, work_ahead_s(plan, made, until) if is_measured else None)
+    return replace(rest, outlook=outlook, seconds=work_ahead_s(plan, made, until) if is_measured else None)
 
 
 def _outlook(plan: Plan, newest: int, ahead: Sequence[int], step_from: int | None) -> Outlook | None:
@@ -130,7 +131,7 @@ def _outlook(plan: Plan, newest: int, ahead: Sequence[int], step_from: int | Non
         best=changes[best],
         wave=None if best == ahead[-1] else best,
         whole=whole if whole > 0 else None,
-        step=None if step_from is None else now - promised[step_from],
+        step=now - promised[step_from] if step_from is not None and predicts_objective(plan) else None,
     )
 
 
@@ -138,7 +139,24 @@ def objective_name(plan: Plan) -> str:
     return metric_name(plan.objective.partition("/")[2])
 
 
+def predicts_objective(plan: Plan) -> bool:
+    """Whether the prediction is of the objective; it is not where too few audit queries have an answer by that."""
+    return _predicted(plan) == plan.objective
+
+
+def predicted_name(plan: Plan) -> str:
+    """The metric that is predicted, with its relevance where that is not the objective's."""
+    relevance, _, metric = _predicted(plan).partition("/")
+    return metric_name(metric) if predicts_objective(plan) else f"{metric_name(metric)} by {relevance}"
+
+
 def arm_on_audit(plan: Plan, arm: str) -> MetricValue | None:
-    """The objective of an arm on the audit items: the scale of the prediction."""
-    relevance, _, metric = plan.objective.partition("/")
+    """What is predicted, of an arm on the audit items: the scale of the prediction."""
+    relevance, _, metric = _predicted(plan).partition("/")
     return metric_value(plan.baselines.get(arm, ()), relevance, metric, "audit")
+
+
+def _predicted(plan: Plan) -> str:
+    """In the form of an objective; the objective itself where nothing is predicted."""
+    first = next(iter(plan.prediction), None)
+    return plan.objective if first is None else f"{first.relevance}/{first.metric}"

@@ -79,6 +79,20 @@ def test_a_plan_without_a_prediction_says_what_is_known() -> None:
     assert told(running(0, plan(baselines={})))[1].endswith("decide then: nothing is predicted or measured yet.")
 
 
+def test_a_prediction_by_another_relevance_than_the_objectives_is_named_and_not_added_to_its_figures() -> None:
+    of = promised()
+    by_model = [p.model_copy(update={"relevance": "new_model"}) for p in of.prediction]
+    of = of.model_copy(update={"prediction": tuple(by_model)})
+    assert "it is predicted to have mAP by new_model 0.430" in told(running(0, of))[1]
+    assert "the old system" not in told(running(0, of))[1]
+    assert "to bring +0.150 of mAP by new_model, the next" in told(running(2, of))[1]
+    flat = of.model_copy(
+        update={"prediction": tuple(p.model_copy(update={"value": 0.4 + 0.01 * i}) for i, p in enumerate(by_model))}
+    )
+    # The held version lost 0.030 of another figure than the 0.030 that are left.
+    assert told(running(2, flat, verdict=worse("worse")))[0] == "go on"
+
+
 def test_a_plan_of_another_order_names_the_version_that_comes_next() -> None:
     anew = promised().model_copy(update={"plan": "other"})
     state = living().model_copy(update={"plans": (*living().plans, anew)})
@@ -284,7 +298,13 @@ def test_an_objective_that_was_not_measured_decides_nothing() -> None:
 def test_a_gallery_that_changed_is_followed_before_anything_else() -> None:
     state = living()
     before = state.model_copy(update={"plans": state.plans[:2], "versions": state.versions[:3], "published": (0, 1, 2)})
-    assert told(before)[1].startswith("Go on: 61 items of the gallery differ from what is served; ")
+    assert told(before)[1].startswith("Go on: the next version brings in the 61 items of the gallery that differ; ")
+    nightly = state.plans[2].model_copy(update={"version_waves": (4,)})
+    night = state.model_copy(
+        update={"plans": (*state.plans[:2], nightly), "versions": state.versions[:6], "published": tuple(range(6))}
+    )
+    assert told(night)[1] == "Go on: the next version brings in the 1,001 items of the gallery that differ."
+    assert decision(night).rest == ""
     assert told(state)[1].startswith("Done: every item is re-embedded; ")
     between = state.model_copy(
         update={"plans": state.plans[:2], "versions": state.versions[:4], "published": (0, 1, 2, 3)}
@@ -326,7 +346,8 @@ def test_every_state_has_one_sentence_that_begins_with_what_to_do(
             "versions": tuple(versions),
             "published": tuple(number for number, _ in published),
             "publish_reasons": tuple(reason for _, reason in published),
-            "served_before": tuple(served_before),
+            # A version is held against an older one.
+            "served_before": tuple(b if b is not None and b < i else None for i, b in enumerate(served_before)),
             "expired": expired,
         }
     )
