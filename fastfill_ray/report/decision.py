@@ -88,7 +88,9 @@ def _before_first_version(state: State, plan: Plan) -> Answer:
     if old is not None and new is not None and max(new.value, *(p.value for p in promised), 0.0) <= old.value:
         why = f"on the audit items the full new model has {name} {score(new.value)}, the old system {score(old.value)}"
         return Answer("stop", f"Stop here, there is nothing to gain: {why}.")
-    known = [] if old is None else [f"the old system has {score(old.value)}"]
+    may_be_held = old is not None and bool(promised) and promised[0].high < old.value
+    held = ", so that it may be held" if may_be_held else ""
+    known = [] if old is None else [f"the old system has {score(old.value)}{held}"]
     if promised:
         first, last = (score_interval(p.value, p.low, p.high) for p in (promised[0], promised[-1]))
         known.insert(0, f"on the audit items it is predicted to have {name} {first}")
@@ -145,8 +147,11 @@ def _after_rollback(state: State, newest: Version) -> Answer:
 def _held(state: State, newest: Version, rest: Rest | None) -> Answer:
     """The newest version is worse than what is served."""
     plan = state.order_plans[newest.plan]
-    stays = "the old system" if state.serving is None else f"version {state.serving}"
-    why = f"version {newest.version} is held, because it is worse than {stays}{_by(plan, newest)}"
+    stays, than = (
+        "the old system" if number is None else f"version {number}"
+        for number in (state.serving, held_against(state, newest))
+    )
+    why = f"version {newest.version} is held, because it is worse than {than}{_by(plan, newest)}"
     if state.stopped is not None:
         return Answer("stop", f"Stop here and keep {stays}, as the config's rule says: {state.stopped}; {why}.")
     if state.finished:

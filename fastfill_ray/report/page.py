@@ -37,7 +37,8 @@ from fastfill_ray.report.wording import MISSING, RELEVANCE_WORDS, SCOPE_WORDS, m
 
 @dataclass(frozen=True)
 class Standing:
-    """Where the run stands. `fraction` is of the newest version, None before the first.
+    """Where the run stands. `fraction`, and `rows` that it counts, are of the newest version; before the first, None, and
+    the plan's rows.
 
     stopped: why a rule ended the run, where the decision does not say so. by_hand: whether a person put the version
     there that readers open.
@@ -124,11 +125,12 @@ def page_of(state: State, plan: Plan) -> Page:
 
 
 def _standing(state: State, plan: Plan, made: Decision) -> Standing:
-    versions = state.order_versions
-    fraction = percent(versions[-1].fraction) if versions else None
+    newest = state.order_versions[-1] if state.order_versions else None
+    fraction = None if newest is None else percent(newest.fraction)
+    rows = plan.rows if newest is None else state.order_plans[newest.plan].rows
     stopped = None if state.stopped is not None and state.stopped in made.words else state.stopped
     by_hand = state.rolled_back_to is not None
-    return Standing(f"{plan.rows:,}", fraction, state.ended, stopped, state.serving, by_hand)
+    return Standing(f"{rows:,}", fraction, state.ended, stopped, state.serving, by_hand)
 
 
 def _figures(state: State, plan: Plan, curves: tuple[MeasuredCurve, ...]) -> tuple[Figure, ...]:

@@ -70,6 +70,16 @@ def test_a_plan_that_predicts_no_gain_says_to_stop_before_anything_is_spent() ->
     )
 
 
+def test_a_first_version_that_is_predicted_to_be_worse_may_be_held() -> None:
+    audit = {
+        name: (metric("label", "map", value, scope="audit"),) for name, value in (("old/old", 0.5), ("new/new", 0.7))
+    }
+    assert (
+        "the old system has 0.500, so that it may be held, the last version is"
+        in told(running(0, promised(baselines=audit)))[1]
+    )
+
+
 def test_a_plan_without_a_prediction_says_what_is_known() -> None:
     audit = {"new/new": (metric("label", "map", 0.6, scope="audit"),)}
     assert told(running(0, promised(prediction=(), baselines=audit))) == (
