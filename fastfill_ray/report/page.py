@@ -37,9 +37,9 @@ from fastfill_ray.report.wording import MISSING, RELEVANCE_WORDS, SCOPE_WORDS, m
 
 @dataclass(frozen=True)
 class Standing:
-    """Where the run stands. `fraction`, and `rows` that it counts, are of the newest version; before the first, None, and
-    the plan's rows.
+    """Where the run stands.
 
+    rows, fraction: items of the newest version and the share that is new; before the first, of the plan, and None.
     stopped: why a rule ended the run, where the decision does not say so. by_hand: whether a person put the version
     there that readers open.
     """
