@@ -179,8 +179,9 @@ class Claim(Model):
 
 
 class Prediction(Model):
-    """What the experiment promises of one version, on the audit items, before anything is spent."""
+    """What the experiment promises of one version before anything is spent."""
 
+    scope: Scope = Field(default="audit", description="where it is to be measured: the published index, or audit items")
     fraction: float = Field(description="share of the gallery that is new then, pairs included")
     relevance: Relevance
     metric: str

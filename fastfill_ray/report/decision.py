@@ -6,16 +6,24 @@ as the gate does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from fastfill_ray.log.records import Plan, Version
 from fastfill_ray.log.state import State
+from fastfill_ray.report.findings import against, difference, finding, held_against, loss
 from fastfill_ray.report.flips import flips_of
 from fastfill_ray.report.model import MeasuredCurve, objective_curve, status
-from fastfill_ray.report.rest import Rest, arm_on_audit, objective_name, predicted_name, predicts_objective, rest_of
-from fastfill_ray.report.verdicts import against, difference, finding, held_against, loss
-from fastfill_ray.report.wording import change, duration, metric_name, percent, score, score_interval
+from fastfill_ray.report.rest import (
+    Rest,
+    arm_of_prediction,
+    objective_name,
+    predicted_name,
+    predicted_scope,
+    predicts_objective,
+    rest_of,
+)
+from fastfill_ray.report.wording import SCOPE_PLACES, change, duration, metric_name, percent, score, score_interval
 
 Action = Literal["wait", "go on", "stop", "roll back", "done", "unknown"]
 
@@ -46,6 +54,9 @@ class Decision:
     def words(self) -> str:
         """The sentence."""
         return self.answer.words
+
+    def as_json(self) -> dict[str, str | int | None]:
+        return {**asdict(self.answer), "gained": self.gained, "cost": self.cost, "rest": self.rest}
 
 
 def decision(state: State) -> Decision:
@@ -83,17 +94,20 @@ def _answer(state: State, plan: Plan, curve: MeasuredCurve | None, rest: Rest | 
 
 def _before_first_version(state: State, plan: Plan) -> Answer:
     """There is a plan, and no version in its order: only what was predicted, and the arms."""
-    name, promised = predicted_name(plan), plan.prediction
-    old, new = arm_on_audit(plan, "old/old"), arm_on_audit(plan, "new/new")
-    if old is not None and new is not None and max(new.value, *(p.value for p in promised), 0.0) <= old.value:
-        why = f"on the audit items the full new model has {name} {score(new.value)}, the old system {score(old.value)}"
-        return Answer("stop", f"Stop here, there is nothing to gain: {why}.")
+    name, promised, where = predicted_name(plan), plan.prediction, SCOPE_PLACES[predicted_scope(plan)]
+    old, new = arm_of_prediction(plan, "old/old"), arm_of_prediction(plan, "new/new")
+    ends = [p.value for p in promised] + ([] if new is None else [new.value])
+    if old is not None and ends and max(ends) <= old.value:
+        best = (
+            f"no version is expected to have more than {name} {score(max(ends))}, the old system has {score(old.value)}"
+        )
+        return Answer("stop", f"Stop here, there is nothing to gain: {where} {best}.")
     may_be_held = old is not None and bool(promised) and promised[0].high < old.value
     held = ", so that it may be held" if may_be_held else ""
     known = [] if old is None else [f"the old system has {score(old.value)}{held}"]
     if promised:
         first, last = (score_interval(p.value, p.low, p.high) for p in (promised[0], promised[-1]))
-        known.insert(0, f"on the audit items it is predicted to have {name} {first}")
+        known.insert(0, f"{where} it is predicted to have {name} {first}")
         if len(promised) > 1:
             known.append(f"the last version is predicted to have {last}")
     elif new is not None:

@@ -15,22 +15,20 @@ from fastfill_ray.report.prediction import prediction_error, prediction_json
 def report_json(state: State) -> dict[str, Any]:
     """Everything a notebook would plot, as plain JSON values.
 
-    Keys: ``decision`` (``action``, ``version`` to roll back to, and sentences: ``words``, ``gained``, ``cost``,
-    ``rest``; empty where nothing is known), ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``,
-    ``plan`` (without its file references, and without arms and prediction, which have keys of their own),
-    ``objective`` (the last version's value, both arms and ``gain_share``), ``versions`` (of the plan and of those that
-    it follows, with ``status``, all ``metrics``, ``flips``, ``segments``, ``index_bytes``, and ``changes`` where the
-    gallery changed),
+    Keys: ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``, ``plan`` (without its file references,
+    and without arms and prediction, which have keys of their own), ``objective`` (the last version's value, both arms
+    and ``gain_share``), ``versions`` (of the plan and of those that it follows, with ``status``, all
+    ``metrics``, ``flips``, ``segments``, ``index_bytes``, and ``changes`` where the gallery changed),
     ``baselines``, ``curves`` (each with its points, both areas and both arms), ``group_gap`` (per scope, relevance and
     metric: the gap between the groups in each version, beside the overall value), ``prediction`` (per version:
     ``predicted``, ``audit`` and ``gallery``, each with value, interval and share of the gain), ``prediction_error``
-    (per scope: mean absolute difference of the shares). Keys are there even when empty: null, [] or {}.
+    (per scope: mean absolute difference of the shares), ``decision`` (``action``, ``version`` to roll back to, and
+    sentences: ``words``, ``gained``, ``cost``, ``rest``, empty where nothing is known). Keys are there even when empty:
+    null, [] or {}.
     """
     own_keys = {"kind", "units", "templates", "baselines", "baseline_queries", "prediction", "inherited", "known"}
     plan, best = state.plan, objective_curve(state)
-    made = decision(state)
     return {
-        "decision": {**asdict(made.answer), "gained": made.gained, "cost": made.cost, "rest": made.rest},
         "finished": state.finished,
         "stopped": state.stopped,
         "serving": state.serving,
@@ -75,4 +73,5 @@ def report_json(state: State) -> dict[str, Any]:
         "group_gap": group_gap(state),
         "prediction": prediction_json(state),
         "prediction_error": prediction_error(state),
+        "decision": decision(state).as_json(),
     }

@@ -20,7 +20,7 @@ from fastfill_ray.report.model import (
     status,
 )
 from fastfill_ray.report.prediction import drawn_prediction, prediction_error
-from fastfill_ray.report.rest import arm_on_audit
+from fastfill_ray.report.rest import arm_of_prediction
 from fastfill_ray.report.tables import (
     MetricTable,
     Table,
@@ -134,11 +134,11 @@ def _standing(state: State, plan: Plan, made: Decision) -> Standing:
 
 
 def _figures(state: State, plan: Plan, curves: tuple[MeasuredCurve, ...]) -> tuple[Figure, ...]:
-    """Of every measured curve; before the first version of what is predicted, on the audit items."""
+    """Of every measured curve; before the first version of what is predicted."""
     if not curves and plan.prediction:
         first = plan.prediction[0]
-        old, new = (arm_on_audit(plan, arm) for arm in ("old/old", "new/new"))
-        curves = (MeasuredCurve(first.relevance, first.metric, "audit", (), (), old, new),)
+        old, new = (arm_of_prediction(plan, arm) for arm in ("old/old", "new/new"))
+        curves = (MeasuredCurve(first.relevance, first.metric, first.scope, (), (), old, new),)
     figures = []
     for curve in curves:
         predicted = drawn_prediction(state, curve.relevance, curve.metric, curve.scope)

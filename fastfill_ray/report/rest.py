@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from fastfill_ray.log.records import MetricValue, Plan
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import work_ahead_s
+from fastfill_ray.report.findings import held_against
 from fastfill_ray.report.model import metric_value
-from fastfill_ray.report.verdicts import held_against
 from fastfill_ray.report.wording import change, duration, metric_name, percent
+from fastfill_ray.types import Scope
 
 # What is left is not worth its price where it is predicted to bring less than this share of the whole gain.
 LITTLE = 0.05
@@ -124,7 +125,7 @@ def _outlook(plan: Plan, newest: int, ahead: Sequence[int], step_from: int | Non
     now = promised[newest]
     changes = {wave: promised[wave] - now for wave in ahead}
     best = max(ahead, key=lambda wave: (changes[wave], wave))
-    old = arm_on_audit(plan, "old/old")
+    old = arm_of_prediction(plan, "old/old")
     whole = max(promised) - (promised[0] if old is None else old.value)
     return Outlook(
         next=changes[ahead[0]],
@@ -150,10 +151,15 @@ def predicted_name(plan: Plan) -> str:
     return metric_name(metric) if predicts_objective(plan) else f"{metric_name(metric)} by {relevance}"
 
 
-def arm_on_audit(plan: Plan, arm: str) -> MetricValue | None:
-    """What is predicted, of an arm on the audit items: the scale of the prediction."""
+def predicted_scope(plan: Plan) -> Scope:
+    """Where the prediction is to be measured; the audit items where nothing is predicted."""
+    return plan.prediction[0].scope if plan.prediction else "audit"
+
+
+def arm_of_prediction(plan: Plan, arm: str) -> MetricValue | None:
+    """What is predicted, of an arm, on the scale of the prediction."""
     relevance, _, metric = _predicted(plan).partition("/")
-    return metric_value(plan.baselines.get(arm, ()), relevance, metric, "audit")
+    return metric_value(plan.baselines.get(arm, ()), relevance, metric, predicted_scope(plan))
 
 
 def _predicted(plan: Plan) -> str:

@@ -10,11 +10,11 @@ from fastfill_ray.log.records import FlipValue, Plan, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.report.choice import HEADINGS as TRIAL_HEADINGS
 from fastfill_ray.report.choice import trial_rows
+from fastfill_ray.report.findings import against, difference, finding
 from fastfill_ray.report.flips import AGAINST, flips_of, group_metrics
 from fastfill_ray.report.model import HEADINGS, MeasuredCurve, change_of, objective_curve, status, table_rows
 from fastfill_ray.report.prediction import SCOPES, promises
-from fastfill_ray.report.verdicts import against, difference, finding
-from fastfill_ray.report.wording import MISSING, SCOPE_WORDS, metric_name, percent, score, score_interval
+from fastfill_ray.report.wording import MISSING, SCOPE_PLACES, SCOPE_WORDS, metric_name, percent, score, score_interval
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,9 @@ def predictions_table(state: State) -> MetricTable | None:
     on = {what: [f"{what} on {scope}" for scope in SCOPES] for what in ("measured", "share")}
     headings = ("version", "fraction", "predicted", *on["measured"], "share predicted", *on["share"])
     first = made[0].prediction
-    return MetricTable(metric_name(first.metric), first.relevance, without_empty_columns(headings, rows))
+    return MetricTable(
+        metric_name(first.metric), first.relevance, without_empty_columns(headings, rows), SCOPE_PLACES[first.scope]
+    )
 
 
 def areas_table(curves: tuple[MeasuredCurve, ...]) -> Table:

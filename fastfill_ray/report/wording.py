@@ -15,6 +15,7 @@ SCOPE_WORDS: dict[Scope, str] = {
     "gallery": "measured on the published index with the given queries",
     "audit": "measured on the audit items, a sample that stands for the gallery",
 }
+SCOPE_PLACES: dict[Scope, str] = {"gallery": "in the published index", "audit": "on the audit items"}
 
 
 def metric_name(metric: str) -> str:

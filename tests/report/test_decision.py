@@ -65,8 +65,8 @@ def test_a_plan_that_predicts_no_gain_says_to_stop_before_anything_is_spent() ->
     }
     assert told(running(0, promised(baselines=audit))) == (
         "stop",
-        "Stop here, there is nothing to gain: on the audit items the full new model has mAP 0.600, the old system "
-        "0.700.",
+        "Stop here, there is nothing to gain: on the audit items no version is expected to have more than mAP 0.630, "
+        "the old system has 0.700.",
     )
 
 
@@ -87,6 +87,15 @@ def test_a_plan_without_a_prediction_says_what_is_known() -> None:
         "Wait for version 0 and decide then: the full new model has mAP 0.600.",
     )
     assert told(running(0, plan(baselines={})))[1].endswith("decide then: nothing is predicted or measured yet.")
+
+
+def test_a_prediction_for_the_published_index_is_compared_with_the_old_system_there() -> None:
+    of = promised()
+    of = of.model_copy(update={"prediction": tuple(p.model_copy(update={"scope": "gallery"}) for p in of.prediction)})
+    words = told(running(0, of))[1]
+    assert (
+        "in the published index it is predicted to have mAP 0.430 (0.380 to 0.480), the old system has 0.380, " in words
+    )
 
 
 def test_a_prediction_by_another_relevance_than_the_objectives_is_named_and_not_added_to_its_figures() -> None:
