@@ -16,7 +16,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from fastfill_ray.log.state import State
-from fastfill_ray.report.chart import HEIGHT, LEFT, WIDTH, drawing, element, summary
+from fastfill_ray.report.chart import MEDIUM, drawing, element, summary
 from fastfill_ray.report.model import HEADINGS, MeasuredCurve, column_note, objective_curve, table_rows
 from fastfill_ray.report.wording import metric_name
 from fastfill_ray.storage.commit_log import read_state
@@ -34,15 +34,15 @@ STYLE = """
 def standalone(curve: MeasuredCurve) -> str:
     """The report's chart as an SVG file of its own, with a title above it."""
     style = resources.files("fastfill_ray.report").joinpath("chart.css").read_text(encoding="utf-8") + STYLE
-    size = {"width": WIDTH, "height": HEIGHT + TITLE_HEIGHT}
+    size = {"width": MEDIUM.width, "height": MEDIUM.height + TITLE_HEIGHT}
     return element(
         "svg",
         element("style", Markup(style)),  # of the package itself: nothing in it is to be escaped
         element("rect", css="page", y=-TITLE_HEIGHT, rx=6, **size),
-        element("text", f"{metric_name(curve.metric)} by {curve.relevance}", css="title", x=LEFT, y=-8),
-        drawing(curve),
+        element("text", f"{metric_name(curve.metric)} by {curve.relevance}", css="title", x=MEDIUM.left, y=-8),
+        drawing(curve, (), MEDIUM),
         xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 {-TITLE_HEIGHT} {WIDTH} {HEIGHT + TITLE_HEIGHT}",
+        viewBox=f"0 {-TITLE_HEIGHT} {MEDIUM.width} {MEDIUM.height + TITLE_HEIGHT}",
         role="img",
         aria_label=summary(curve),
     )

@@ -285,7 +285,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _rollback(arguments: argparse.Namespace) -> int:
     from fastfill_ray.index.verify import verify
-    from fastfill_ray.log.records import Publish
+    from fastfill_ray.log.records import ROLLBACK, Publish
     from fastfill_ray.report.write import write_report
     from fastfill_ray.storage.commit_log import Log
     from fastfill_ray.storage.files import open_files
@@ -295,7 +295,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
     log = Log(files)
     before = log.read().serving
     log.claim()
-    write_report(files, log.append(Publish(version=arguments.to, reason="rollback")))
+    write_report(files, log.append(Publish(version=arguments.to, reason=ROLLBACK)))
     answer = {"published": arguments.to, "before": before}
     print(json.dumps(answer) if arguments.json else f"version {arguments.to} is published (before: {before})")
     return 0

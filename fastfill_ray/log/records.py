@@ -19,6 +19,8 @@ from fastfill_ray.types import IdType, Metric, Model, RelativePath, Relevance, S
 
 # Of the records as a whole: a root of another format is refused (log.envelope).
 FORMAT = 3
+# The reason of a PUBLISH that a person asked for.
+ROLLBACK = "rollback"
 
 
 class FileRef(Model):
@@ -177,8 +179,9 @@ class Claim(Model):
 
 
 class Prediction(Model):
-    """What the experiment promises of one version, on the audit items, before anything is spent."""
+    """What the experiment promises of one version before anything is spent."""
 
+    scope: Scope = Field(default="audit", description="where it is to be measured: the published index, or audit items")
     fraction: float = Field(description="share of the gallery that is new then, pairs included")
     relevance: Relevance
     metric: str

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.log.envelope import Record
-from fastfill_ray.log.records import Claim, Delete, Expire, Init, Plan, Publish, Undelete, Version
+from fastfill_ray.log.records import ROLLBACK, Claim, Delete, Expire, Init, Plan, Publish, Undelete, Version
 from fastfill_ray.types import Model
 
 
@@ -22,6 +22,10 @@ class State(Model):
     plans: tuple[Plan, ...] = ()
     versions: tuple[Version, ...] = ()
     published: tuple[int, ...] = Field(default=(), description="version numbers in the order they were published")
+    publish_reasons: tuple[str, ...] = Field(default=(), description="per entry of `published`: why; see PUBLISH")
+    served_before: tuple[int | None, ...] = Field(
+        default=(), description="per version: what was served when it was committed, against which the gate held it"
+    )
     expired: frozenset[int] = frozenset()
     deletions: tuple[Delete | Undelete, ...] = Field(
         default=(), description="in the order of the log; which ids are deleted by them, index.deletions reads"
@@ -91,6 +95,13 @@ class State(Model):
         """The version that readers open: the newest published one that is not expired."""
         return next((v for v in reversed(self.published) if v not in self.expired), None)
 
+    @property
+    def rolled_back_to(self) -> int | None:
+        """The version that readers open, if a person put it there (`fastfill-ray rollback`); None if the gate did."""
+        newest = next((at for at in reversed(range(len(self.published))) if self.published[at] not in self.expired), 0)
+        is_by_hand = self.publish_reasons[newest : newest + 1] == (ROLLBACK,)
+        return self.serving if is_by_hand else None
+
     def version(self, number: int) -> Version | None:
         return next((v for v in self.versions if v.version == number), None)
 
@@ -136,10 +147,12 @@ def apply(state: State, record: Record) -> State:
             expect(body.version == len(state.versions), f"expected version {len(state.versions)}")
             expect(body.wave == state.next_wave, f"is of wave {body.wave}, expected {state.next_wave}")
             change["versions"] = (*state.versions, body)
+            change["served_before"] = (*state.served_before, state.serving)
         elif isinstance(body, Publish):
             expect(state.version(body.version) is not None, f"publishes version {body.version}, which does not exist")
             expect(body.version not in state.expired, f"publishes version {body.version}, which is expired")
             change["published"] = (*state.published, body.version)
+            change["publish_reasons"] = (*state.publish_reasons, body.reason)
         elif isinstance(body, Expire):
             change["expired"] = state.expired | set(body.versions)
         else:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from fastfill_ray.log.state import State
 from fastfill_ray.report.page import page_of
+from fastfill_ray.report.wording import MISSING
 from fastfill_ray.sanitize import printable
 
 
@@ -33,4 +34,4 @@ _ENVIRONMENT = Environment(
 def report_html(state: State) -> str:
     """The whole page. Any state gives one, from an empty log to a finished run."""
     page = None if state.plan is None else page_of(state, state.plan)
-    return _ENVIRONMENT.get_template("report.html.j2").render(page=page)
+    return _ENVIRONMENT.get_template("report.html.j2").render(page=page, missing=MISSING)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastfill_ray.log.state import State
+from fastfill_ray.report.decision import decision
 from fastfill_ray.report.flips import group_gap
 from fastfill_ray.report.model import change_of, measured_curves, objective_curve, status
 from fastfill_ray.report.prediction import prediction_error, prediction_json
@@ -21,7 +22,9 @@ def report_json(state: State) -> dict[str, Any]:
     ``baselines``, ``curves`` (each with its points, both areas and both arms), ``group_gap`` (per scope, relevance and
     metric: the gap between the groups in each version, beside the overall value), ``prediction`` (per version:
     ``predicted``, ``audit`` and ``gallery``, each with value, interval and share of the gain), ``prediction_error``
-    (per scope: mean absolute difference of the shares). Keys are there even when empty: null, [] or {}.
+    (per scope: mean absolute difference of the shares), ``decision`` (``action``, ``version`` to roll back to, and
+    sentences: ``words``, ``gained``, ``cost``, ``rest``, empty where nothing is known). Keys are there even when empty:
+    null, [] or {}.
     """
     own_keys = {"kind", "units", "templates", "baselines", "baseline_queries", "prediction", "inherited", "known"}
     plan, best = state.plan, objective_curve(state)
@@ -70,4 +73,5 @@ def report_json(state: State) -> dict[str, Any]:
         "group_gap": group_gap(state),
         "prediction": prediction_json(state),
         "prediction_error": prediction_error(state),
+        "decision": decision(state).as_json(),
     }

@@ -51,7 +51,10 @@ class Point:
 
 @dataclass(frozen=True)
 class MeasuredCurve:
-    """One metric over the versions in the last plan's order, all points in one scope; the arms are of the last plan."""
+    """One metric over the versions in the last plan's order, all points in one scope; the arms are of the last plan.
+
+    new: of the arm new/new where that was measured in this scope; else of the newest version, if all of it is new.
+    """
 
     relevance: Relevance
     metric: str
@@ -120,7 +123,10 @@ def measured_curve(state: State, relevance: Relevance, metric: str) -> MeasuredC
     scope = max(by_scope, key=lambda s: len(by_scope[s]))
     if state.plan is None or not by_scope[scope]:
         return None
-    arms = state.plan.baselines
+    arms, newest = state.plan.baselines, versions[-1]
+    new = metric_value(arms.get("new/new", ()), relevance, metric, scope)
+    if new is None and newest.fraction == 1:
+        new = metric_value(newest.metrics, relevance, metric, scope)
     return MeasuredCurve(
         relevance=relevance,
         metric=metric,
@@ -128,7 +134,7 @@ def measured_curve(state: State, relevance: Relevance, metric: str) -> MeasuredC
         points=by_scope[scope],
         uncalibrated=_points(state, versions, relevance, metric, scope, calibrated=False),
         old=metric_value(arms.get("old/old", ()), relevance, metric, scope),
-        new=metric_value(arms.get("new/new", ()), relevance, metric, scope),
+        new=new,
     )
 
 

@@ -6,20 +6,21 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from fastfill_ray.log.records import Plan
+from fastfill_ray.log.records import ROLLBACK, Plan
 from fastfill_ray.log.state import State
-from fastfill_ray.report.chart import svg
+from fastfill_ray.report.chart import WIDE, keys, svg
 from fastfill_ray.report.choice import choice_words
+from fastfill_ray.report.decision import Decision, decision
 from fastfill_ray.report.model import (
     METRIC_COLUMNS,
     MeasuredCurve,
     change_note,
     column_note,
     measured_curves,
-    objective_curve,
     status,
 )
 from fastfill_ray.report.prediction import drawn_prediction, prediction_error
+from fastfill_ray.report.rest import arm_of_prediction
 from fastfill_ray.report.tables import (
     MetricTable,
     Table,
@@ -28,6 +29,7 @@ from fastfill_ray.report.tables import (
     groups_table,
     predictions_table,
     trials_table,
+    verdicts_table,
     versions_table,
 )
 from fastfill_ray.report.wording import MISSING, RELEVANCE_WORDS, SCOPE_WORDS, metric_name, percent, score
@@ -35,48 +37,58 @@ from fastfill_ray.report.wording import MISSING, RELEVANCE_WORDS, SCOPE_WORDS, m
 
 @dataclass(frozen=True)
 class Standing:
-    """Where the run stands. `fraction` is of the newest version, None before the first; `gain` is of the objective."""
+    """Where the run stands.
+
+    rows, fraction: items of the newest version and the share that is new; before the first, of the plan, and None.
+    stopped: why a rule ended the run, where the decision does not say so. by_hand: whether a person put the version
+    there that readers open.
+    """
 
     rows: str
     fraction: str | None
     ended: bool
     stopped: str | None
     serving: int | None
-    gain: Gain | None
+    by_hand: bool
 
 
 @dataclass(frozen=True)
-class Gain:
-    """How far a version is on the way from old/old to new/new."""
+class NamedLine:
+    """A line of a chart, as the key below it names it. `css`: suffix of its class."""
 
-    version: int
-    metric: str
+    name: str
     value: str
-    share: str
+    css: str
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One chart with its words."""
+    """One chart with its words. `wide`: the same chart for a wide page, of the first one only."""
 
     metric: str
     relevance: str
     is_objective: bool
     caption: str
-    chart: Markup
+    small: Markup
+    lines: tuple[NamedLine, ...]
+    wide: Markup | None
 
 
 @dataclass(frozen=True)
 class Page:
     """The whole page of a run that has a plan, section by section; None or empty where there is nothing to show.
 
-    figures: the objective's first. errors: of the predicted shares of the gain, by scope.
+    figures: the objective's first. events: what became of versions. remarks: on the newest version. errors: of the
+    predicted shares of the gain, by scope.
     """
 
+    decision: Decision
     standing: Standing
     figures: tuple[Figure, ...]
     column_note: str
-    versions: Table
+    versions: Table | None
+    verdicts: Table | None
+    events: tuple[str, ...]
     remarks: tuple[str, ...]
     flips: MetricTable | None
     groups: MetricTable | None
@@ -91,12 +103,15 @@ class Page:
 
 def page_of(state: State, plan: Plan) -> Page:
     """The page of a run's last plan, and of those that it follows."""
-    curves, errors = measured_curves(state), prediction_error(state)
+    curves, errors, made = measured_curves(state), prediction_error(state), decision(state)
     return Page(
-        standing=_standing(state, plan),
-        figures=tuple(_figure(state, curve, is_objective=curve.name == plan.objective) for curve in curves),
+        decision=made,
+        standing=_standing(state, plan, made),
+        figures=_figures(state, plan, curves),
         column_note=column_note(state),
-        versions=versions_table(state),
+        versions=versions_table(state) if state.order_versions else None,
+        verdicts=verdicts_table(state),
+        events=_events(state),
         remarks=_remarks(state),
         flips=flips_table(state),
         groups=groups_table(state, plan),
@@ -109,34 +124,56 @@ def page_of(state: State, plan: Plan) -> Page:
     )
 
 
-def _standing(state: State, plan: Plan) -> Standing:
-    versions, best = state.plan_versions, objective_curve(state)
-    gain = None
-    if best is not None and best.gain_share is not None:
-        last = best.points[-1]
-        gain = Gain(last.version, metric_name(best.metric), score(last.value), percent(best.gain_share))
-    fraction = percent(versions[-1].fraction) if versions else None
-    return Standing(f"{plan.rows:,}", fraction, state.ended, state.stopped, state.serving, gain)
+def _standing(state: State, plan: Plan, made: Decision) -> Standing:
+    newest = state.order_versions[-1] if state.order_versions else None
+    fraction = None if newest is None else percent(newest.fraction)
+    rows = plan.rows if newest is None else state.order_plans[newest.plan].rows
+    stopped = None if state.stopped is not None and state.stopped in made.words else state.stopped
+    by_hand = state.rolled_back_to is not None
+    return Standing(f"{rows:,}", fraction, state.ended, stopped, state.serving, by_hand)
 
 
-def _figure(state: State, curve: MeasuredCurve, *, is_objective: bool) -> Figure:
-    words = f"{RELEVANCE_WORDS[curve.relevance]}; {SCOPE_WORDS[curve.scope]}."
-    return Figure(
-        metric=metric_name(curve.metric),
-        relevance=curve.relevance,
-        is_objective=is_objective,
-        caption=words[0].upper() + words[1:],
-        chart=svg(curve, drawn_prediction(state, curve.relevance, curve.metric, curve.scope)),
-    )
+def _figures(state: State, plan: Plan, curves: tuple[MeasuredCurve, ...]) -> tuple[Figure, ...]:
+    """Of every measured curve; before the first version of what is predicted."""
+    if not curves and plan.prediction:
+        first = plan.prediction[0]
+        old, new = (arm_of_prediction(plan, arm) for arm in ("old/old", "new/new"))
+        curves = (MeasuredCurve(first.relevance, first.metric, first.scope, (), (), old, new),)
+    figures = []
+    for curve in curves:
+        predicted = drawn_prediction(state, curve.relevance, curve.metric, curve.scope)
+        words = f"{RELEVANCE_WORDS[curve.relevance]}; {SCOPE_WORDS[curve.scope]}."
+        figure = Figure(
+            metric=metric_name(curve.metric),
+            relevance=curve.relevance,
+            is_objective=curve.name == plan.objective,
+            caption=words[0].upper() + words[1:],
+            small=svg(curve, predicted),
+            lines=tuple(NamedLine(key.name, score(key.value), key.css) for key in keys(curve, predicted)),
+            wide=svg(curve, predicted, WIDE) if curve is curves[0] else None,
+        )
+        figures.append(figure)
+    return tuple(figures)
+
+
+def _events(state: State) -> tuple[str, ...]:
+    """Held versions with the gate's full reasons, changes of the gallery, and what people published."""
+    held = (v for v in state.order_versions if status(state, v) == "held")
+    events = [f"Version {version.version} is held: {version.verdict.reason}" for version in held]
+    if change := change_note(state):
+        events.append(change)
+    by_hand = zip(state.published, state.publish_reasons, strict=False)
+    events += [
+        f"Somebody published version {number} by hand (fastfill-ray rollback)."
+        for number, reason in by_hand
+        if reason == ROLLBACK
+    ]
+    return tuple(events)
 
 
 def _remarks(state: State) -> tuple[str, ...]:
-    """Held versions with the gate's full reasons, and the rows that are not where they should be."""
-    versions = state.order_versions
-    held = (v for v in versions if status(state, v) == "held")
-    remarks = [f"Version {version.version} is held: {version.verdict.reason}" for version in held]
-    if change := change_note(state):
-        remarks.append(change)
+    """The rows that are not where they should be."""
+    versions, remarks = state.order_versions, []
     if versions and versions[-1].quarantined:
         remarks.append(
             f"{versions[-1].quarantined:,} items are quarantined: embedding them failed, so they stay stale. "

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fastfill_ray.log.records import FlipValue, Plan
+from fastfill_ray.log.records import FlipValue, Plan, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.report.choice import HEADINGS as TRIAL_HEADINGS
 from fastfill_ray.report.choice import trial_rows
+from fastfill_ray.report.findings import against, difference, finding
 from fastfill_ray.report.flips import AGAINST, flips_of, group_metrics
-from fastfill_ray.report.model import HEADINGS, MeasuredCurve, objective_curve, status, table_rows
+from fastfill_ray.report.model import HEADINGS, MeasuredCurve, change_of, objective_curve, status, table_rows
 from fastfill_ray.report.prediction import SCOPES, promises
-from fastfill_ray.report.wording import MISSING, SCOPE_WORDS, metric_name, percent, score, score_interval
+from fastfill_ray.report.wording import MISSING, SCOPE_PLACES, SCOPE_WORDS, metric_name, percent, score, score_interval
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,16 @@ class Table:
     words: tuple[str, ...] = ()
 
 
+def without_empty_columns(headings: tuple[str, ...], rows: Sequence[Row], words: tuple[str, ...] = ()) -> Table:
+    """The table without the columns that hold only dashes."""
+    filled = [any(row.cells[i] != MISSING for row in rows) for i in range(len(headings))]
+
+    def chosen(cells: Sequence[str]) -> tuple[str, ...]:
+        return tuple(cell for cell, is_filled in zip(cells, filled, strict=True) if is_filled)
+
+    return Table(chosen(headings), tuple(Row(chosen(row.cells), row.mark) for row in rows), words)
+
+
 @dataclass(frozen=True)
 class MetricTable:
     """A table of one metric by one relevance. `where`: on what it was measured, in words."""
@@ -43,18 +55,44 @@ class MetricTable:
 
 
 def versions_table(state: State) -> Table:
-    """The version table with two more columns; the gate's reasons stand in full among the remarks."""
+    """The version table, with what is not where it should be, if anything is."""
     versions = {str(version.version): version for version in state.order_versions}
     rows = []
     for cells in table_rows(state):
         version = versions.get(cells[0])
         if version is None:
-            rows.append(Row((*cells[:-1], MISSING, MISSING, cells[-1]), "arm"))
+            rows.append(Row((*cells[:-1], *[MISSING] * 3), "arm"))
             continue
         held = status(state, version) == "held"
-        counts = (f"{version.quarantined:,}", f"{version.absent:,}")
+        counts = (f"{count:,}" if count else MISSING for count in (version.quarantined, version.absent))
         rows.append(Row((*cells[:-1], *counts, "held" if held else cells[-1]), "held" if held else ""))
-    return Table((*HEADINGS[:-1], "quarantined", "absent", HEADINGS[-1]), tuple(rows), words=HEADINGS[-1:])
+    return without_empty_columns((*HEADINGS[:-1], "quarantined", "absent", HEADINGS[-1]), rows, words=HEADINGS[-1:])
+
+
+VERDICT_HEADINGS = ("version", "verdict", "difference (95 % interval)", "outcome")
+
+
+def verdicts_table(state: State) -> Table | None:
+    """What the gate found of every version, and what became of it; None without a version."""
+    rows = []
+    for version in state.order_versions:
+        now = status(state, version)
+        found = f"{finding(version)}{_than(state, version)}"
+        outcome = "published, serving" if state.serving == version.version else now
+        cells = (str(version.version), found, difference(version), outcome)
+        rows.append(Row(cells, "held" if now == "held" else ""))
+    return without_empty_columns(VERDICT_HEADINGS, rows, words=("verdict", "outcome")) if rows else None
+
+
+def _than(state: State, version: Version) -> str:
+    """With what a version was compared, or what it follows."""
+    if (change := change_of(state, version)) is not None:
+        return f": {change.items:,} items differ"
+    word = {"better": "than", "worse": "than", "undecided": "against"}.get(finding(version))
+    return "" if word is None else f" {word} {against(state, version)}"
+
+
+FLIP_COLUMNS = ("worse than", "better than", "mean loss to", "mean gain over")
 
 
 def flips_table(state: State) -> MetricTable | None:
@@ -63,13 +101,12 @@ def flips_table(state: State) -> MetricTable | None:
     first = next((value for values in flips.values() for value in values.values()), None)
     if first is None:
         return None
-    columns = ("NFR", "PFR", "mean loss", "mean gain")
-    headings = ("version", *(f"{column}, {against}" for against in AGAINST for column in columns))
+    headings = ("version", *(f"{column} {of}" for of in AGAINST for column in FLIP_COLUMNS))
     rows = (
-        Row((str(number), *(cell for against in AGAINST for cell in _flip_cells(values.get(against)))))
+        Row((str(number), *(cell for of in AGAINST for cell in _flip_cells(values.get(of)))))
         for number, values in flips.items()
     )
-    table = Table(headings, tuple(rows))
+    table = without_empty_columns(headings, tuple(rows))
     return MetricTable(metric_name(first.metric), first.relevance, table, where=SCOPE_WORDS[first.scope])
 
 
@@ -119,9 +156,12 @@ def predictions_table(state: State) -> MetricTable | None:
         cells += [MISSING if v is None else score_interval(v.value, v.low, v.high) for v in values]
         cells += [MISSING if share is None else percent(share) for share in shares]
         rows.append(Row(tuple(cells)))
-    headings = ("version", "fraction", "predicted", *SCOPES, "share predicted", *SCOPES)
+    on = {what: [f"{what} on {scope}" for scope in SCOPES] for what in ("measured", "share")}
+    headings = ("version", "fraction", "predicted", *on["measured"], "share predicted", *on["share"])
     first = made[0].prediction
-    return MetricTable(metric_name(first.metric), first.relevance, Table(headings, tuple(rows)))
+    return MetricTable(
+        metric_name(first.metric), first.relevance, without_empty_columns(headings, rows), SCOPE_PLACES[first.scope]
+    )
 
 
 def areas_table(curves: tuple[MeasuredCurve, ...]) -> Table:
@@ -130,7 +170,8 @@ def areas_table(curves: tuple[MeasuredCurve, ...]) -> Table:
         arms = (None if arm is None else arm.value for arm in (curve.old, curve.new))
         values = (curve.area, curve.area_uncalibrated, *arms)
         rows.append(Row((f"{metric_name(curve.metric)} by {curve.relevance}", curve.scope, *map(score, values))))
-    return Table(("metric", "scope", "calibrated", "uncalibrated", "old/old", "new/new"), tuple(rows), words=("scope",))
+    headings = ("metric", "scope", "measured", "uncalibrated", "old/old", "new/new")
+    return without_empty_columns(headings, rows, words=("scope",))
 
 
 def trials_table(plan: Plan) -> Table | None:

@@ -15,6 +15,7 @@ SCOPE_WORDS: dict[Scope, str] = {
     "gallery": "measured on the published index with the given queries",
     "audit": "measured on the audit items, a sample that stands for the gallery",
 }
+SCOPE_PLACES: dict[Scope, str] = {"gallery": "in the published index", "audit": "on the audit items"}
 
 
 def metric_name(metric: str) -> str:
@@ -31,3 +32,19 @@ def score(value: float | None) -> str:
 
 def score_interval(value: float, low: float, high: float) -> str:
     return f"{score(value)} ({score(low)} to {score(high)})"
+
+
+def change(value: float) -> str:
+    """A difference of two scores, with its sign."""
+    return f"{value:+.3f}"
+
+
+def change_interval(value: float, low: float | None, high: float | None) -> str:
+    return change(value) if low is None or high is None else f"{change(value)} ({change(low)} to {change(high)})"
+
+
+def duration(seconds: float) -> str:
+    """Work time in the unit that people would take."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"

@@ -14,6 +14,7 @@ from fastfill_ray.errors import CorruptFile, FastfillError, RefusedError
 from fastfill_ray.log.envelope import Record, seal, unseal
 from fastfill_ray.log.records import (
     FORMAT,
+    ROLLBACK,
     Body,
     Claim,
     Delete,
@@ -106,6 +107,16 @@ def test_an_honest_log_folds_to_what_it_says() -> None:
     assert not state.finished
     assert (state.published, state.expired, state.serving) == ((0, 1), frozenset({0}), 1)
     assert (state.deletions, state.salt, state.driver_records) == ((delete(), undelete()), "a" * 32, 11)
+    assert (state.served_before, state.publish_reasons) == ((None, 0, 1), ("gate", "gate"))
+
+
+def test_a_version_that_a_person_put_in_front_of_users_is_told_from_one_that_the_gate_did() -> None:
+    published = State(published=(0, 1, 0), publish_reasons=("gate", "gate", ROLLBACK))
+    assert published.rolled_back_to == 0
+    assert published.model_copy(update={"expired": frozenset({0})}).rolled_back_to is None
+    again = published.model_copy(update={"published": (0, 1, 0, 2)})  # as if the next one were published
+    assert (again.serving, again.rolled_back_to) == (2, None)
+    assert State().rolled_back_to is None
 
 
 def stopped(number: int, plan_name: str, wave: int) -> Version:

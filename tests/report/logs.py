@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastfill_ray.log.records import FileRef, FlipValue, Init, MetricValue, Plan, Segment, Verdict, Version
+from fastfill_ray.log.records import ROLLBACK, FileRef, FlipValue, Init, MetricValue, Plan, Segment, Verdict, Version
 from fastfill_ray.log.state import State
 
 FRACTIONS = (0.05, 0.125, 0.25, 0.5, 1.0)
@@ -52,6 +52,14 @@ def flip(against: str, nfr: float, pfr: float, *, name: str = "map", scope: str 
     )
 
 
+def better() -> Verdict:
+    return Verdict(publish=True, reason="+0.0300 [+0.0100, +0.0500]", difference=0.03, low=0.01, high=0.05)
+
+
+def worse(reason: str) -> Verdict:
+    return Verdict(publish=False, reason=reason, difference=-0.03, low=-0.05, high=-0.01)
+
+
 def version(number: int, fraction: float, *, held: str = "", metrics: Sequence[MetricValue] | None = None) -> Version:
     gain = 0.4 + 0.2 * fraction**0.4
     if metrics is None:
@@ -80,9 +88,7 @@ def version(number: int, fraction: float, *, held: str = "", metrics: Sequence[M
         ids_digest="",
         metrics=tuple(metrics),
         query_metrics=None,
-        verdict=Verdict(
-            publish=not held, reason=held or "no worse than the version before", difference=-0.03 if held else None
-        ),
+        verdict=worse(held) if held else better(),
         seconds=12.5 + number,
         final=fraction == 1.0,
     )
@@ -127,7 +133,10 @@ def finished() -> State:
     """Five versions, the second one held, the last one served."""
     held = "its mAP is lower than version 0's by 0.030 (0.010 to 0.050)"
     versions = tuple(version(i, f, held=held if i == 1 else "") for i, f in enumerate(FRACTIONS))
-    return State(next_seq=13, init=INIT, epoch=1, plans=(plan(),), versions=versions, published=(0, 2, 3, 4))
+    return State(
+        next_seq=13, init=INIT, epoch=1, plans=(plan(),), versions=versions, published=(0, 2, 3, 4),
+        publish_reasons=("gate",) * 4, served_before=(None, 0, 0, 2, 3),
+    )  # fmt: skip
 
 
 def flipped() -> State:
@@ -195,6 +204,31 @@ def predicted(**changes: object) -> State:
     return finished().model_copy(update={"plans": (plan(**{**fields, **changes}),), "versions": tuple(versions)})
 
 
+def promised(values: tuple[float, ...] = (0.43, 0.48, 0.53, 0.58, 0.63), **changes: object) -> Plan:
+    """Version 0 and four waves, predicted on the audit items, where old/old has 0.36 and new/new 0.66."""
+    planned = predicted(version_waves=(0, 1, 2, 3, 4), **changes).plans[0]
+    promised = [p.model_copy(update={"value": v}) for p, v in zip(planned.prediction, values, strict=False)]
+    return planned.model_copy(update={"prediction": tuple(promised)})
+
+
+def running(made: int, of: Plan | None = None, *, verdict: Verdict | None = None, **changes: object) -> State:
+    """So many versions made, each after the other and each published, but for a last one that `verdict` holds."""
+    versions = [v.model_copy(update={"verdict": better(), "embed_seconds": 10.0}) for v in predicted().versions[:made]]
+    if verdict is not None:
+        versions[-1] = versions[-1].model_copy(update={"verdict": verdict})
+    published = tuple(v.version for v in versions if v.verdict.publish)
+    fields = {
+        "init": INIT, "plans": (of or promised(),), "versions": tuple(versions), "published": published,
+        "publish_reasons": ("gate",) * len(published), "served_before": (None, *range(made - 1)),
+    }  # fmt: skip
+    return State.model_validate({**fields, **changes})
+
+
+def rolled_back(state: State, to: int) -> State:
+    reasons = (*state.publish_reasons, ROLLBACK)
+    return state.model_copy(update={"published": (*state.published, to), "publish_reasons": reasons})
+
+
 def living() -> State:
     """The gallery changed after the third version of five, and once more after the last one.
 
@@ -221,5 +255,6 @@ def living() -> State:
     first = tuple(version(number, fraction) for number, fraction in enumerate(FRACTIONS[:3]))
     made = (*first, change(3, 0.24, "cd34"), *waves, change(6, 1.0, "ef56"))
     return State(
-        next_seq=20, init=INIT, epoch=1, plans=(plan(), follows, nightly), versions=made, published=tuple(range(7))
-    )
+        next_seq=20, init=INIT, epoch=1, plans=(plan(), follows, nightly), versions=made, published=tuple(range(7)),
+        publish_reasons=("gate",) * 7, served_before=(None, *range(6)),
+    )  # fmt: skip

@@ -44,8 +44,10 @@ class Page(HTMLParser):
         if self._open and self._open[-1] in ("td", "th"):
             self.rows[-1][-1] += data
 
-    def row(self, first: str) -> list[str]:
-        return next(r for r in self.rows if r and r[0] == first)
+    def row(self, first: str, of: str = "") -> list[str]:
+        """The first row that begins with `first`; `of`: in the table that has this heading."""
+        begin = next(i for i, row in enumerate(self.rows) if of in row) if of else 0
+        return next(r for r in self.rows[begin:] if r and r[0] == first)
 
     def count(self, tag: str, css: str) -> int:
         return sum(1 for t, attrs in self.tags if t == tag and attrs.get("class") == css)

@@ -54,8 +54,8 @@ def test_a_curve_breaks_where_the_gallery_changed_and_its_area_counts_each_share
 
 def test_the_page_draws_the_parts_and_says_what_the_plan_follows() -> None:
     page = Page(report_html(living()))
-    lines = [a for tag, a in page.tags if tag == "polyline" and a.get("class") == "line"]
-    assert len(lines) == 3 * sum(tag == "figure" for tag, _ in page.tags)
+    lines = [a for tag, a in page.tags if tag == "polyline" and a.get("class") == "line-curve"]
+    assert len(lines) == 3 * sum(tag == "svg" for tag, _ in page.tags)
     assert any("pairs, map, order and calibration" in text for text in page.text)
     assert any(text.endswith("published, after a change of the gallery") for text in page.text)
 

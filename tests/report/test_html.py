@@ -12,13 +12,27 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from pydantic import BaseModel
 
+from fastfill_ray.log.records import Verdict
 from fastfill_ray.log.state import State
 from fastfill_ray.report import html as html_module
+from fastfill_ray.report.decision import decision
 from fastfill_ray.report.html import report_html
 from fastfill_ray.report.metrics_json import report_json
 from fastfill_ray.report.text import version_table
 from fastfill_ray.sanitize import printable
-from tests.report.logs import INIT, finished, flipped, grouped, metric, plan, predicted, version
+from tests.report.logs import (
+    INIT,
+    finished,
+    flipped,
+    grouped,
+    living,
+    metric,
+    plan,
+    predicted,
+    rolled_back,
+    running,
+    version,
+)
 from tests.report.pages import Page
 
 
@@ -32,22 +46,60 @@ def test_an_objective_outside_the_usual_curves_is_drawn_first() -> None:
 
 def test_the_page_draws_every_measured_curve_with_both_arms_and_hollow_held_points() -> None:
     page = Page(report_html(finished()))
-    assert page.count("polyline", "line") == 5
-    assert page.count("polyline", "line-plain") == 1
-    assert page.count("polygon", "band") == 5
-    assert page.count("line", "arm-old") == page.count("line", "arm-new") == 4
-    assert page.count("circle", "dot") == 20
-    assert page.count("circle", "dot-held") == 5
-    for label in ("old/old 0.380", "new/new 0.630", "calibrated 0.630", "uncalibrated 0.630"):
+    # The objective's is there twice, for wide and for narrow pages; only the audit items have no old/old here.
+    assert page.count("polyline", "line-curve") == page.count("polygon", "band") == page.count("line", "line-new") == 6
+    assert page.count("polyline", "line-plain") == 2
+    assert page.count("line", "line-old") == 5
+    assert page.count("circle", "dot") == 24
+    assert page.count("circle", "dot-held") == 6
+    for label in ("old/old 0.380", "new/new 0.630", "measured 0.630", "uncalibrated 0.630"):
         assert label in page.words
-    assert "100 % of the way from the old system to the full new one" in page.words
+
+
+def test_the_page_leads_with_the_decision_and_what_it_rests_on() -> None:
+    made = decision(finished())
+    words = Page(report_html(finished())).words
+    answer, _, after = words.partition(" Verdicts ")
+    assert answer.endswith(
+        f"Backfill report {made.words} Gained {made.gained} Cost {made.cost} 100 % of 6,012 items are re-embedded, and "
+        "the run has ended. Readers open version 4 ."
+    )
+    assert after.index("Version 1 is held") < after.index("Quality while")
+    assert "What is left" not in words
+
+
+def test_every_version_has_its_verdict_with_the_interval_and_what_became_of_it() -> None:
+    page = Page(report_html(finished()))
+    assert page.row("version") == ["version", "verdict", "difference (95 % interval)", "outcome"]
+    assert page.row("0")[1:] == ["better than old/old", "+0.030 (+0.010 to +0.050)", "published"]
+    assert page.row("1")[1:] == ["worse than version 0", "-0.030 (-0.050 to -0.010)", "held"]
+    assert page.row("4")[1:] == ["better than version 3", "+0.030 (+0.010 to +0.050)", "published, serving"]
+    changed = Page(report_html(living()))
+    assert changed.row("3")[1:] == ["follows the gallery: 61 items differ", "-", "published"]
+    undecided = Verdict(publish=True, reason="undecided", difference=0.01, low=-0.01, high=0.03)
+    state = State(plans=(plan(),), versions=(version(0, 0.1).model_copy(update={"verdict": undecided}),))
+    assert Page(report_html(state)).row("0")[1] == "undecided against old/old"
+    unknown = Verdict(publish=True, reason="old/old is not known, nothing to compare with")
+    state = State(plans=(plan(),), versions=(version(0, 0.1).model_copy(update={"verdict": unknown}),))
+    # The column of differences would hold only a dash.
+    assert Page(report_html(state)).row("0")[1:] == ["not compared", "not published"]
+
+
+def test_the_page_says_what_a_person_published() -> None:
+    page = Page(report_html(rolled_back(finished(), 2)))
+    assert "which somebody put there by hand" in page.words
+    assert "Somebody published version 2 by hand (fastfill-ray rollback)." in page.words
+    assert "by hand" not in Page(report_html(finished())).words
+    again = Page(report_html(rolled_back(rolled_back(finished(), 2), 4)))
+    assert "Somebody published version 2 by hand (fastfill-ray rollback)." in again.words
 
 
 def test_the_page_holds_the_version_table_with_its_counts() -> None:
     page = Page(report_html(finished()))
-    assert page.row("version")[-3:] == ["quarantined", "absent", "published"]
-    assert page.row("4") == [
-        *("4", "4", "100 %", "6,012", "0.600", "0.630", "0.660", "1.000", "16.5", "3", "0", "yes, serving")
+    # No item is absent, which needs no column.
+    assert page.row("version", of="seconds")[-3:] == ["seconds", "quarantined", "published"]
+    assert page.row("4", of="seconds") == [
+        *("4", "4", "100 %", "6,012", "0.600", "0.630", "0.660", "1.000", "16.5", "3", "yes, serving")
     ]
     assert "3 items are quarantined" in page.words
     assert "Version 1 is held: its mAP is lower than version 0's by 0.030 (0.010 to 0.050)" in page.words
@@ -81,6 +133,9 @@ def test_the_page_needs_nothing_from_outside_and_no_script() -> None:
 def test_every_versions_flips_are_in_the_page_and_in_the_json() -> None:
     page = Page(report_html(flipped()))
     rows = [row for row in page.rows if len(row) == 9 and row[0].isdigit()]
+    assert page.row("version", of="worse than old/old")[1:5] == [
+        *("worse than old/old", "better than old/old", "mean loss to old/old", "mean gain over old/old")
+    ]
     assert rows[0] == ["0", "5.0 % (4.0 to 6.0)", "30.0 % (28.0 to 32.0)", "0.125", "0.250", *["-"] * 4]
     assert rows[4][:2] == ["4", "9.0 % (8.0 to 10.0)"]
     assert rows[4][5:] == ["4.0 % (3.0 to 5.0)", "10.0 % (8.0 to 12.0)", "0.125", "0.250"]
@@ -105,10 +160,14 @@ def test_a_stopped_run_has_ended_and_says_why() -> None:
     state = State(init=INIT, plans=(plan(),), versions=(version(0, 0.1), last), published=(0, 1))
     words = Page(report_html(state)).words
     assert "and the run has ended" in words
-    assert f"It was stopped by rule: {why}." in words
+    assert f"Stop here, as the config's rule says: {why}; " in words
+    assert words.count(why) == 1
     assert report_json(state)["stopped"] == why
     assert report_json(state)["finished"] is False
-    assert "stopped by rule" not in report_html(finished())
+    assert "rule says" not in report_html(finished())
+    # Where something else comes first, the rule is named below it.
+    late = Page(report_html(state.model_copy(update={"published": (0,)}))).words
+    assert f"It was stopped by rule: {why}." in late
 
 
 def test_the_same_state_gives_the_same_bytes() -> None:
@@ -133,11 +192,11 @@ def test_predicted_and_measured_stand_side_by_side_in_page_and_json() -> None:
 def test_the_predicted_curve_is_dashed_in_the_objectives_chart_alone() -> None:
     html = report_html(predicted())
     page = Page(html)
-    assert page.count("polyline", "line-guess") == page.count("polygon", "band-guess") == 1
-    assert 'class="line-guess"' in html.split("</svg>")[0]
+    assert page.count("polyline", "line-guess") == page.count("polygon", "band-guess") == 2
+    assert all('class="line-guess"' in picture for picture in html.split("</svg>")[:2])
     # the predicted end is 0.9 of the gain on the audit items: 0.38 + 0.9 * 0.25 on the index
     assert "predicted 0.605" in page.words
-    assert page.count("polyline", "line") == 5
+    assert page.count("polyline", "line-curve") == 6
     colours = re.findall(r"--guess: (#\w+)", page.style)
     assert len(colours) == 3
     assert len(set(colours[:2])) == 2
@@ -232,23 +291,35 @@ def test_a_log_without_a_plan_gives_a_clear_page_and_line() -> None:
     assert page.rows == []
 
 
-def test_a_plan_without_versions_shows_the_settings_and_the_arms() -> None:
+def test_a_plan_without_versions_shows_the_settings() -> None:
     page = Page(report_html(State(init=INIT, plans=(plan(),))))
     assert "no version has been built yet" in page.words
-    assert "No version has been measured yet." in page.words
-    assert [r[0] for r in page.rows] == ["version", "old/old", "new/new"]
+    assert "Nothing is measured or predicted yet." in page.words
+    assert page.rows == []
     assert "fastfill" in page.words
+
+
+def test_a_plan_without_versions_draws_what_is_predicted() -> None:
+    page = Page(report_html(running(0)))
+    assert page.count("polyline", "line-guess") == page.count("line", "line-new") == 2
+    assert page.count("polyline", "line-curve") == 0
+    assert [row[0] for row in page.rows[:3]] == ["fraction", "5 %", "12.5 %"]
 
 
 def test_one_version_is_a_point_with_a_whisker() -> None:
     page = Page(report_html(State(plans=(plan(),), versions=(version(0, 0.05),), published=(0,))))
-    assert page.count("line", "whisker") == page.count("circle", "dot") == 5
-    assert page.count("polyline", "line-plain") == 1
+    assert page.count("line", "whisker") == page.count("circle", "dot") == 6
+    assert page.count("polyline", "line-plain") == 2
     assert page.count("polygon", "band") == 0
-    assert "Readers open version 0" in page.words.replace(" .", ".")
+    assert "Readers open version 0" in page.words
 
 
-def test_missing_metrics_are_dashes_not_zeros() -> None:
+def test_missing_metrics_are_dashes_not_zeros_and_a_column_of_dashes_is_left_out() -> None:
     state = State(plans=(plan(baselines={}),), versions=(version(0, 0.05, metrics=()),))
     assert "No metric has been measured yet." in version_table(state)
-    assert Page(report_html(state)).row("0")[4:8] == ["-"] * 4
+    assert Page(report_html(state)).row("version", of="seconds") == [
+        *("version", "wave", "fraction", "new items", "seconds", "published")
+    ]
+    some = version(1, 1.0, metrics=[metric("label", "map", 0.5)])
+    page = Page(report_html(state.model_copy(update={"versions": (*state.versions, some)})))
+    assert page.row("0", of="seconds")[4:6] == ["-", "12.5"]

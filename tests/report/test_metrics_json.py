@@ -31,6 +31,14 @@ def test_the_keys_of_the_json_do_not_depend_on_how_far_the_run_got() -> None:
     assert report_json(State(plans=(plan(),)))["objective"].keys() == report_json(finished())["objective"].keys()
 
 
+def test_the_json_says_what_to_do_now() -> None:
+    made = report_json(finished())["decision"]
+    assert (made["action"], made["version"], made["rest"]) == ("done", None, "")
+    assert made["words"].startswith("Done: ")
+    assert made["gained"].startswith("Version 4, which is served, has mAP 0.630")
+    assert report_json(State())["decision"]["action"] == "unknown"
+
+
 def test_the_gap_between_the_groups_stands_beside_the_overall_value() -> None:
     assert report_json(grouped({}))["group_gap"] == []
     [gaps] = report_json(grouped({"big": 0.05, "small": -0.1}))["group_gap"]
