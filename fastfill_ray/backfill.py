@@ -201,7 +201,7 @@ class _Run:
         inspected = self._preflight(kept)
         alone = take_place()
         context.progress.say(f"gallery: {inspected}")
-        with context.engine.session():
+        with context.engine.session(context.progress.say):
             if alone.take_over and state.init is not None:
                 self._claim()  # fences the other driver before it does more that this one would do again
             probe(files)
