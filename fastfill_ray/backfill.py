@@ -59,7 +59,7 @@ from fastfill_ray.stages.score import score, scores_before
 from fastfill_ray.stages.segments import missing_files
 from fastfill_ray.stages.snapshot import Snapshot, read_snapshot, source_of
 from fastfill_ray.stages.version import VersionMaker
-from fastfill_ray.stages.waves import Waves, overrun_rows
+from fastfill_ray.stages.waves import Standing, Waves, item_seconds, overrun_rows
 from fastfill_ray.stages.work import WorkList, read_work_list
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files, probe, remove_leftovers
@@ -473,7 +473,14 @@ class _Run:
             wave: UnitGroup(files, wave_folder(plan.plan, wave), f"wave {wave}", units[wave], config.quarantine)
             for wave in [*sorted(damaged & set(range(1, first))), *range(first, last + 1)]
         }
-        return Waves(self.context, job, groups, config.resources, may_stop=config.stop != StopConfig())
+        standing = Standing(
+            items=plan.rows,
+            new=sum(group.done_rows for wave, group in groups.items() if wave >= first)
+            + (versions[-1].new_rows if versions else 0),
+            waves=len(plan.waves),
+            item_s=item_seconds(files, plan, versions),
+        )
+        return Waves(self.context, job, groups, config.resources, standing, may_stop=config.stop != StopConfig())
 
     @cached_property
     def _classifier(self) -> Classifier | None:

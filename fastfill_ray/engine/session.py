@@ -41,13 +41,12 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
 def _connected(say: Callable[[str], None]) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
-        noise.set_environment()
         # A local Ray ends idle workers beyond its CPUs after a second, and each wave would import everything anew.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
         address = os.environ.get("RAY_ADDRESS")
         say("starting Ray on this machine ..." if address in (None, "local") else f"connecting to Ray at {address} ...")
         check_reachable(address)
-        with signals_kept():
+        with signals_kept(), noise.quiet_start():
             ray.init(logging_level=logging.WARNING, log_to_driver=False)
         logger.debug("Ray was not connected: connected to %s", ray.get_runtime_context().gcs_address)
     with _data_settings():

@@ -75,16 +75,23 @@ def _budget(plan: Plan, versions: Sequence[Version], budget: float | None, spent
     spent = spent_before_s + sum(version.seconds for version in versions)
     if spent >= budget * _HOUR_S:
         return StopDecision(True, f"{_hours(spent)} are spent, stop.budget_hours is {budget:g}")
-    newest = versions[-1]
-    # What was new before the plan was not embedded for it.
-    rows = newest.new_rows + newest.quarantined - (0 if plan.known is None else versions[0].new_rows)
-    per_row = sum(version.embed_seconds for version in versions) / max(rows, 1)
+    newest, per_row = versions[-1], embed_seconds_per_row(plan, versions)
     # Version 0 builds the whole gallery's index, which says nothing about a wave.
     built = newest.seconds - newest.embed_seconds if newest.wave > 0 else 0.0
     wave = plan.version_waves[len(versions)]
     after = spent + sum(plan.wave_rows[newest.wave + 1 : wave + 1]) * per_row + built
     why = f"wave {wave} would bring {_hours(spent)} to {_hours(after)}, stop.budget_hours is {budget:g}"
     return StopDecision(after > budget * _HOUR_S, why)
+
+
+def embed_seconds_per_row(plan: Plan, versions: Sequence[Version]) -> float:
+    """Work time of one row that the plan's versions embedded; 0 where they embedded none."""
+    if not versions:
+        return 0.0
+    # What was new before the plan was not embedded for it.
+    known = 0 if plan.known is None else versions[0].new_rows
+    rows = versions[-1].new_rows + versions[-1].quarantined - known
+    return sum(version.embed_seconds for version in versions) / max(rows, 1)
 
 
 def _hours(seconds: float) -> str:

@@ -118,9 +118,9 @@ def decide(
 ) -> Decision:
     """The decision, made now and kept; see ``decision_before``."""
     name = _name(evidence, alignments, request)
-    with progress.timed("choose"):
+    with progress.stage("choose", 0, "candidates") as bar:
         question = request.question
-        decision = _decision(run_experiment(evidence, question), question, request, evidence.new_norm)
+        decision = _decision(run_experiment(evidence, question, bar), question, request, evidence.new_norm)
         data = canonical(decision.model_dump(mode="json"))
         output = put_content(files, partial(stage_output, "choice", name, "choice.json"), data)
         put_receipt(files, stage_receipt("choice", name), Receipt(unit="choice", outputs=(output,), rows=0))
