@@ -120,8 +120,9 @@ def _run(
     last_wave = parse_until(until, config)
     endpoint = config.storage.s3_endpoint
     files, store = open_files(config.output, s3_endpoint=endpoint), InputStore(endpoint, config.storage.anonymous)
-    alone = Heartbeat(files, take_over=take_over)
-    context = Context(engine, files, store, Progress(stream))
+    progress = Progress(stream)
+    alone = Heartbeat(files, take_over=take_over, doing=lambda: progress.now)
+    context = Context(engine, files, store, progress)
     return _Run(config, context, last_wave, allow_removals=allow_removals).act(alone)
 
 

@@ -109,7 +109,7 @@ class Bar:
     def _speed(self) -> str:
         """The rate and what is left, "" where nothing is known yet."""
         item_s, left_s = self._pace.item_s, self._pace.left_s
-        if not item_s or left_s is None:
+        if self._part or not item_s or left_s is None:
             return ""
         rate = f"{1 / item_s:,.0f}" if item_s <= 0.1 else f"{1 / item_s:.2g}"
         return f"{rate} {self._work.unit}/s, {duration(left_s)} left"
