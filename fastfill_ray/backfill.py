@@ -236,6 +236,7 @@ class _Run:
         preflight.check_bound(self.config.output, log.initialise(init).init, init)
         if self._next(log.state).do == "plan":
             log.append(self._plan(basis, source, kept))
+            write_report(context.files, log.state)  # people decide by it before the waves are paid for
         if (plan := log.state.plan) is not None:
             mend_named(context, basis, log.state, self.damaged)
             return self._make_versions(plan, basis, job, sampled.receipts)
@@ -491,13 +492,14 @@ class _Run:
 
     def _result(self, state: State) -> BackfillResult:
         plan, versions = state.plan, state.plan_versions
-        stopped, overrun = None, 0
+        stopped, overrun, item_s = None, 0, None
         if plan is not None:
+            item_s = item_seconds(self.context.files, plan, versions)
             decision = decide_stop(plan, versions, self.config.stop, spent_before_s=state.spent_before_s)
             if decision.stop:
                 stopped, overrun = decision.why, overrun_rows(self.context.files, plan, versions[-1].wave)
         seconds = dict(self.context.progress.seconds)
-        return BackfillResult(self.config.output, state, state.finished, seconds, stopped, overrun)
+        return BackfillResult(self.config.output, state, state.finished, seconds, stopped, overrun, item_s)
 
 
 def parse_until(until: str | None, config: BackfillConfig) -> int | None:

@@ -73,7 +73,7 @@ def test_status_shows_a_row_per_version_and_which_one_is_served(run: Run) -> Non
     rows = [line.split() for line in out.splitlines()]
     assert (code, err) == (0, "")
     assert [row[0] for row in rows[-2:]] == ["0", "1"]
-    assert "serving" in out.splitlines()[-1]
+    assert "not compared, served" in out.splitlines()[-1]
 
 
 def test_status_as_json_says_what_the_log_says(run: Run) -> None:
@@ -85,8 +85,14 @@ def test_status_as_json_says_what_the_log_says(run: Run) -> None:
 
 def test_status_of_a_place_without_a_log_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path / "nothing")]) == 2
-    assert "there is no log here" in capsys.readouterr().err
+    assert "there is no such folder" in capsys.readouterr().err
     assert not (tmp_path / "nothing").exists()
+    (tmp_path / "data").mkdir()
+    assert main(["status", str(tmp_path / "data")]) == 2
+    assert "an empty folder; no run has begun here" in capsys.readouterr().err
+    (tmp_path / "data" / "part.parquet").write_bytes(b"x")
+    assert main(["status", str(tmp_path / "data")]) == 2
+    assert "nothing of a run lies here, but part.parquet. Give the folder" in capsys.readouterr().err
 
 
 # search
@@ -339,7 +345,7 @@ def test_every_error_has_its_exit_code_and_one_line_on_stderr(
     def fail(files: object) -> None:
         raise error("what was found, what was expected")
 
-    monkeypatch.setattr("fastfill_ray.storage.commit_log.read_state", fail)
+    monkeypatch.setattr("fastfill_ray.report.status.read_state", fail)
     assert run("status") == (code, "", f"{name}: what was found, what was expected\n")
 
 

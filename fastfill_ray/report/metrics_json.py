@@ -9,6 +9,7 @@ from fastfill_ray.log.state import State
 from fastfill_ray.report.flips import group_gap
 from fastfill_ray.report.model import change_of, measured_curves, objective_curve, status
 from fastfill_ray.report.prediction import prediction_error, prediction_json
+from fastfill_ray.report.verdicts import gains, judgement
 
 
 def report_json(state: State) -> dict[str, Any]:
@@ -16,7 +17,8 @@ def report_json(state: State) -> dict[str, Any]:
 
     Keys: ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``, ``plan`` (without its file references,
     and without arms and prediction, which have keys of their own), ``objective`` (the last version's value, both arms
-    and ``gain_share``), ``versions`` (of the plan and of those that it follows, with ``status``, all
+    and ``gain_share``), ``versions`` (of the plan and of those that it follows, with ``status``,
+    ``judgement`` (the gate's verdict as a word), ``gain`` (the objective over that of the version before), all
     ``metrics``, ``flips``, ``segments``, ``index_bytes``, and ``changes`` where the gallery changed),
     ``baselines``, ``curves`` (each with its points, both areas and both arms), ``group_gap`` (per scope, relevance and
     metric: the gap between the groups in each version, beside the overall value), ``prediction`` (per version:
@@ -24,7 +26,7 @@ def report_json(state: State) -> dict[str, Any]:
     (per scope: mean absolute difference of the shares). Keys are there even when empty: null, [] or {}.
     """
     own_keys = {"kind", "units", "templates", "baselines", "baseline_queries", "prediction", "inherited", "known"}
-    plan, best = state.plan, objective_curve(state)
+    plan, best, gained = state.plan, objective_curve(state), gains(state)
     return {
         "finished": state.finished,
         "stopped": state.stopped,
@@ -46,6 +48,8 @@ def report_json(state: State) -> dict[str, Any]:
                 **v.model_dump(mode="json", exclude={"kind", "segments", "query_metrics"}),
                 "changes": None if (change := change_of(state, v)) is None else change.model_dump(mode="json"),
                 "status": status(state, v),
+                "judgement": judgement(v),
+                "gain": gained.get(v.version),
                 "segments": v.num_segments,
             }
             for v in state.order_versions

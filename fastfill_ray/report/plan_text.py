@@ -60,8 +60,8 @@ def _runner_up(choice: ChoiceResult | None) -> str:
         return name
     meaning = "The interval holds 0: by these pairs both are as good." if margin.low <= 0 <= margin.high else ""
     return (
-        f"{name} The choice is ahead by {margin.value:+.4f} ({margin.low:+.4f} to {margin.high:+.4f}) of the area under "
-        f"the curve, over {margin.queries} queries of the audit pairs. {meaning}"
+        f"{name} The choice is ahead by {margin.value:+.4f} ({margin.low:+.4f} to {margin.high:+.4f}) of the area "
+        f"under the curve, over {margin.queries} queries of the audit pairs. {meaning}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from fastfill_ray.types import Scope
 
 CURVES_SHOWN = 12
 WIDTH = 120
+# Stages below this share of the time are one line together; those that come in numbers have one for all of them.
+_LEAST_SHARE = 0.02
+_OF_MANY = {"wave": "wait for waves", "build": "build versions"}
 
 
 def lead(state: State) -> str:
@@ -174,6 +178,32 @@ def _points(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.1f}"
 
 
+def seconds_table(seconds: Mapping[str, float]) -> list[str]:
+    """Where the time of a run went: a line per stage, the longest first, waves and builds as one; none without any."""
+    taken: dict[str, float] = {}
+    for name, took_s in seconds.items():
+        of_many = re.fullmatch(r"(wave|build) \d+", name)
+        stage = name if of_many is None else _OF_MANY[of_many[1]]
+        taken[stage] = taken.get(stage, 0.0) + took_s
+    whole = sum(taken.values())
+    if not whole:
+        return []
+    longest = sorted(
+        (stage for stage in taken if taken[stage] >= _LEAST_SHARE * whole), key=lambda stage: -taken[stage]
+    )
+    rest = whole - sum(taken[stage] for stage in longest)
+    rows = [
+        *((stage, taken[stage]) for stage in longest),
+        *([("all others", rest)] if len(longest) < len(taken) else []),
+    ]
+    columns = [
+        Column("stage", tuple(stage for stage, _ in rows), is_left=True),
+        Column("seconds", tuple(f"{took_s:,.1f}" for _, took_s in rows)),
+        Column("share", tuple(f"{100 * took_s / whole:.0f} %" for _, took_s in rows)),
+    ]
+    return table_lines(columns)
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a table, its cells without the heading. is_needed: it stays where the lines get too long."""
@@ -185,7 +215,7 @@ class Column:
 
 
 def table_lines(columns: Sequence[Column]) -> list[str]:
-    """The lines of a table. Columns that are not needed are left out, the last ones first, until it fits into WIDTH."""
+    """The lines of a table. Columns that are not needed are left out, first ones first, until it fits into WIDTH."""
     columns = list(columns)
     while True:
         rows = list(zip(*((column.heading, *column.cells) for column in columns), strict=True))
@@ -193,7 +223,7 @@ def table_lines(columns: Sequence[Column]) -> list[str]:
         spare = [column for column in columns if not column.is_needed]
         if not spare or max(map(len, lines)) <= WIDTH:
             return lines
-        columns.remove(spare[-1])
+        columns.remove(spare[0])
 
 
 def wrapped(text: str) -> str:

@@ -207,9 +207,9 @@ def progress_words(beat: Beat) -> str:
     if at_work is False:
         return f"Not at work any more: {who}, last sign of life {age} ago. The same command goes on."
     doing = f": {printable(beat.doing)}" if beat.doing else ""
-    for_s = duration(max(0.0, beat.at - beat.since))
-    sure = "At work" if at_work else "At work, or dead since"
-    return f"{sure}: {who}, for {for_s}, last sign of life {age} ago{doing}."
+    sure = "At work" if at_work else "At work, or dead since its last sign of life"
+    since = duration(max(0.0, time.time() - beat.since))
+    return f"{sure}: {who}, started {since} ago, last sign of life {age} ago{doing}."
 
 
 def process_name(pid: int) -> str:
