@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastfill_ray.errors import ConfigError
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     simulate.set_defaults(act=_simulate)
 
     arguments = parser.parse_args(argv)
-    return guarded(lambda: int(arguments.act(arguments)), last=argv is None)
+    return guarded(lambda: _act(arguments), last=argv is None)
 
 
 def job(argv: Sequence[str] | None = None) -> int:
@@ -105,8 +106,27 @@ def job(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="jobs/backfill.py", description="Run a backfill, or resume it.")
     _add_run_arguments(parser)
     parser.set_defaults(command_words=("python", "jobs/backfill.py"))
+    parser.set_defaults(act=_run)
     arguments = parser.parse_args(argv)
-    return guarded(lambda: _run(arguments), last=argv is None)
+    return guarded(lambda: _act(arguments), last=argv is None)
+
+
+def _act(arguments: argparse.Namespace) -> int:
+    code = 0
+    with _reader_may_leave():
+        code = int(arguments.act(arguments))
+    return code
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Who reads the results may have read enough (`... | head`): that is no error, and changes no exit code."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # what is left would be written when the process ends
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,11 +160,12 @@ def _run(arguments: argparse.Namespace) -> int:
             take_over=arguments.take_over,
             allow_removals=arguments.allow_removals,
         )
-    if arguments.json:
-        of_run = {"seconds": result.seconds, "overrun_rows": result.overrun_rows, "item_s": result.item_s}
-        print(json.dumps({**report_json(result.state), **of_run}))
-    else:
-        print(result.text(_goes_on(arguments)))
+    of_run = {"seconds": result.seconds, "overrun_rows": result.overrun_rows, "item_s": result.item_s}
+    with _reader_may_leave():
+        if arguments.json:
+            print(json.dumps({**report_json(result.state), **of_run}))
+        else:
+            print(result.text(_goes_on(arguments)))
     return result.exit_code
 
 

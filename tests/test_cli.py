@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +96,17 @@ def test_status_of_a_place_without_a_log_is_refused(tmp_path: Path, capsys: pyte
     (tmp_path / "data" / "part.parquet").write_bytes(b"x")
     assert main(["status", str(tmp_path / "data")]) == 2
     assert "nothing of a run lies here, but part.parquet. Give the folder" in capsys.readouterr().err
+
+
+def test_results_whose_reader_has_left_are_no_error(root: Root) -> None:
+    command = [sys.executable, "-m", "fastfill_ray.cli", "status", str(root.path)]
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        ended = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writes)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 # search

@@ -140,5 +140,7 @@ class _WithoutRaylet(io.TextIOBase):
 
 def _in_our_words(message: str) -> str:
     if died := _WORKER_DIED.match(message):
-        return f"Ray: worker process {died[1]} has died (a crash, a kill, or no memory); another one takes its work."
+        return (
+            f"Ray: worker process {died[1]} has died (a crash, a kill, or no memory); what it had begun is done again."
+        )
     return one_line(f"Ray: {message}", 300)

@@ -31,7 +31,7 @@ def test_what_a_node_prints_on_stdout_becomes_a_line_of_ours(prefix: str) -> Non
         print("after")
     assert stdout.getvalue() == "a result\nanother\nafter\n"
     assert said == [
-        "Ray: worker process 4992 has died (a crash, a kill, or no memory); another one takes its work.",
+        "Ray: worker process 4992 has died (a crash, a kill, or no memory); what it had begun is done again.",
         "Ray: The node is low on disk. Write less.",
     ]
 
