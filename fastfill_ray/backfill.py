@@ -59,7 +59,7 @@ from fastfill_ray.stages.score import score, scores_before
 from fastfill_ray.stages.segments import missing_files
 from fastfill_ray.stages.snapshot import Snapshot, read_snapshot, source_of
 from fastfill_ray.stages.version import VersionMaker
-from fastfill_ray.stages.waves import Standing, Waves, item_seconds, overrun_rows
+from fastfill_ray.stages.waves import Waves, item_seconds, overrun_rows, standing_of
 from fastfill_ray.stages.work import WorkList, read_work_list
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files, probe, remove_leftovers
@@ -475,13 +475,7 @@ class _Run:
             wave: UnitGroup(files, wave_folder(plan.plan, wave), f"wave {wave}", units[wave], config.quarantine)
             for wave in [*sorted(damaged & set(range(1, first))), *range(first, last + 1)]
         }
-        standing = Standing(
-            items=plan.rows,
-            new=sum(group.done_rows for wave, group in groups.items() if wave >= first)
-            + (versions[-1].new_rows if versions else 0),
-            waves=len(plan.waves),
-            item_s=item_seconds(files, plan, versions),
-        )
+        standing = standing_of(files, plan, versions, groups)
         return Waves(self.context, job, groups, config.resources, standing, may_stop=config.stop != StopConfig())
 
     @cached_property
@@ -494,7 +488,8 @@ class _Run:
         plan, versions = state.plan, state.plan_versions
         stopped, overrun, item_s = None, 0, None
         if plan is not None:
-            item_s = item_seconds(self.context.files, plan, versions)
+            if not state.finished:
+                item_s = item_seconds(self.context.files, plan, versions)
             decision = decide_stop(plan, versions, self.config.stop, spent_before_s=state.spent_before_s)
             if decision.stop:
                 stopped, overrun = decision.why, overrun_rows(self.context.files, plan, versions[-1].wave)

@@ -186,8 +186,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
     files = open_files(arguments.root, s3_endpoint=arguments.s3_endpoint)
     status = read_status(files)
-    plan = status.state.plan
-    item_s = None if plan is None else item_seconds(files, plan, status.state.plan_versions)
+    plan, versions = status.state.plan, status.state.plan_versions
+    item_s = None if plan is None or versions else item_seconds(files, plan, versions)
     found = None if arguments.config is None else _preview(arguments, files, status.state)
     now = serving(status.state)
     if arguments.json:

@@ -28,10 +28,8 @@ _ENVIRONMENT = {
     # C++ writes its errors to stderr: that a pool's actors have arguments in the object store, where Ray Data puts
     # them, and each attempt that is repeated. A process that ends by a fatal one still says so.
     _LEVEL: "fatal",
-    # "Tip:" lines of the autoscaler; what a run waits for, ``engine.resources`` says.
-    "RAY_SCHEDULER_EVENTS": "0",
 }
-# {logger: parts of messages}
+# {logger: parts of the messages that are left out}
 _NOISE: Mapping[str, tuple[str, ...]] = {
     # In a command the main thread listens to signals, and Ray warns that it cannot.
     "ray._private.worker": ("SIGTERM handler is not set",),
@@ -53,7 +51,7 @@ _NO_TOKEN = (
 
 @contextmanager
 def quiet_start() -> Iterator[None]:
-    """Ray is started in here. Its C++ tells that it was told to be quiet: that line is left out."""
+    """Ray is started in here. That it was told to be quiet, its C++ writes to stderr: that line is left out."""
     asked = _LEVEL in os.environ
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

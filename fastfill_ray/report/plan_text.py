@@ -66,7 +66,7 @@ def _runner_up(choice: ChoiceResult | None) -> str:
 
 
 def _versions(state: State, plan: Plan) -> list[str]:
-    """A row per version: what is embedded for it, and what is predicted of it; the arms around them."""
+    """A row per version: the rows that become new in it, and what is predicted of it; the arms around them."""
     promised = dict(enumerate(promises(state)))
     relevance, _, metric = plan.objective.partition("/")
     if plan.prediction:
@@ -81,7 +81,7 @@ def _versions(state: State, plan: Plan) -> list[str]:
     }
     versions = [_version(plan, number, promised.get(wave)) for number, wave in enumerate(plan.version_waves)]
     table = [row for row in (rows.get("old/old"), *versions, rows.get("new/new")) if row is not None]
-    headings = ("version", "wave", "new", "to embed", "predicted", "of the gain")
+    headings = ("version", "wave", "new", "rows", "predicted", "of the gain")
     columns = [
         Column(heading, cells, is_left=heading == "version")
         for heading, cells in zip(headings, zip(*table, strict=True), strict=True)
@@ -92,14 +92,14 @@ def _versions(state: State, plan: Plan) -> list[str]:
 
 def _version(plan: Plan, number: int, promise: Promise | None) -> tuple[str, ...]:
     wave = plan.version_waves[number]
-    before = plan.version_waves[number - 1] if number else -1
+    newest, before = plan.newest_wave(number), plan.newest_wave(number - 1) if number else -1
     share = None if wave == 0 else plan.waves[wave - 1]
     predicted, of_gain = MISSING, MISSING
     if promise is not None:
         share, predicted = promise.prediction.fraction, _interval(promise.prediction)
         of_gain = MISSING if promise.share is None else percent(promise.share)
-    embedded = f"{sum(plan.wave_rows[before + 1 : wave + 1]):,}{' (done)' if wave == 0 else ''}"
-    return str(number), str(wave), MISSING if share is None else percent(share), embedded, predicted, of_gain
+    rows = f"{sum(plan.wave_rows[before + 1 : newest + 1]):,}{' (pairs)' if newest == 0 else ''}"
+    return str(number), str(wave), MISSING if share is None else percent(share), rows, predicted, of_gain
 
 
 def _interval(value: MetricValue | Prediction) -> str:
@@ -111,10 +111,11 @@ def _work(plan: Plan, item_s: float | None) -> str:
     due = sum(plan.wave_rows[1 : plan.version_waves[-1] + 1])
     if not due:
         return "Nothing is left to embed."
+    most = "at most " if plan.known is not None else ""  # some of them may be embedded already
     if item_s is None:
-        return f"To embed: {due:,} items. Nothing was embedded so far that would say how long that takes."
+        return f"To embed: {most}{due:,} items. Nothing was embedded so far that would say how long that takes."
     hours = f"{due * item_s / 3600:,.2g}" if due * item_s < 36000 else f"{due * item_s / 3600:,.0f}"
     return (
-        f"To embed: {due:,} items at {item_s:.2g} s each, as measured at the pairs: {hours} actor-hours "
+        f"To embed: {most}{due:,} items at {item_s:.2g} s each, as measured at the pairs: {hours} actor-hours "
         f"({duration(due * item_s)} of one actor), without the loading of models and the building of versions."
     )

@@ -17,7 +17,7 @@ class BackfillResult:
 
     ``stopped`` is why the config's `stop` ended it, None if it did not; ``overrun_rows`` are then the rows of later
     waves that are embedded already: they count when the run goes on. ``item_s`` are the seconds of one actor per item,
-    as measured so far; None where nothing was embedded.
+    as measured so far; None where nothing was embedded, or nothing is left to be.
     """
 
     output: str

@@ -48,7 +48,7 @@ def status_text(status: Status, item_s: float | None) -> str:
     state = status.state
     if status.beginning is not None:
         standing = beginning_words(status.root, status.beginning)
-    elif state.plan is not None and not state.plan_versions:
+    elif state.plan is not None and not state.order_versions:
         standing = plan_text(state, item_s)
     else:
         standing = version_table(state)

@@ -138,6 +138,17 @@ def overrun_rows(files: Files, plan: Plan, wave: int) -> int:
     return sum(receipt.rows for receipts in found for receipt in receipts.values())
 
 
+def standing_of(files: Files, plan: Plan, versions: Sequence[Version], groups: Mapping[int, UnitGroup]) -> Standing:
+    """Where a plan with these versions stands.
+
+    Args:
+        groups: {wave: its units}; of those after the newest version, what has a receipt is new.
+    """
+    newest, new = (versions[-1].wave, versions[-1].new_rows) if versions else (0, 0)
+    ahead = sum(group.done_rows for wave, group in groups.items() if wave > newest)
+    return Standing(plan.rows, new + ahead, len(plan.waves), item_seconds(files, plan, versions))
+
+
 def item_seconds(files: Files, plan: Plan, versions: Sequence[Version]) -> float | None:
     """Seconds of one actor per item as measured so far, without the loading of models: in the waves, before the first
     one at the pairs. None where nothing was embedded.

@@ -34,13 +34,13 @@ def test_a_plan_says_what_was_chosen_and_why_and_by_how_much_it_is_ahead() -> No
     assert "The interval holds 0: by these pairs both are as good." in told
 
 
-def test_a_plan_says_what_is_predicted_of_every_version_between_the_arms_and_what_is_embedded_for_it() -> None:
+def test_a_plan_says_what_is_predicted_of_every_version_between_the_arms_with_its_rows() -> None:
     lines = plan_text(planned(), None).splitlines()
     first = lines.index("Predicted mAP by label, on the audit items, with 95 % intervals:")
     table = [cells(line) for line in lines[first + 1 : first + 9]]
-    assert table[0] == ["version", "wave", "new", "to embed", "predicted", "of the gain"]
+    assert table[0] == ["version", "wave", "new", "rows", "predicted", "of the gain"]
     assert table[1] == ["old/old", "-", "-", "-", "0.360 (0.340 to 0.380)", "0 %"]
-    assert table[2] == ["0", "0", "5 %", "301 (done)", "0.430 (0.380 to 0.480)", "23.3 %"]
+    assert table[2] == ["0", "0", "5 %", "301 (pairs)", "0.430 (0.380 to 0.480)", "23.3 %"]
     assert table[6] == ["4", "4", "100 %", "3,006", "0.630 (0.580 to 0.680)", "90 %"]
     assert table[7] == ["new/new", "-", "-", "-", "0.660 (0.640 to 0.680)", "100 %"]
 
