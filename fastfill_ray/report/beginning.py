@@ -58,7 +58,7 @@ def beginning_words(root: str, found: Beginning) -> str:
         (found.is_chosen, "map, order and calibration are chosen"),
         (found.scored, f"{found.scored:,} items are scored"),
     ]
-    words = "; ".join(text for is_there, text in done if is_there) or "the gallery is being read"
+    words = "; ".join(text for is_there, text in done if is_there) or "nothing is embedded yet"
     return f"{root}: a run has begun here, and there is no plan yet. So far: {words}. The same command goes on."
 
 

@@ -83,6 +83,7 @@ class Bar:
         """The next part of the same work."""
         self._work = replace(self._work, name=name)
         self._show()
+        self._bar.refresh()
 
     def begin(self, part: str, total: int) -> None:
         """The next part of it, counted from 0 to a total of its own: how many parts there will be, nobody knows."""
@@ -95,10 +96,8 @@ class Bar:
     def advance(self, amount: int = 1) -> None:
         self._done, self._waits_for = self._done + amount, ""
         self._pace.add(amount, time.monotonic())
-        if self._live:
-            self._bar.set_description_str(printable(str(self)), refresh=False)
-        self._bar.update(amount)
         self._show()
+        self._bar.update(amount)
 
     def __str__(self) -> str:
         parts = self._work.counted(self._done), self._waits_for or self._speed
@@ -174,6 +173,7 @@ class Progress:
 
     @contextmanager
     def counted_seconds(self, name: str) -> Iterator[None]:
+        """Add the time in here to ``seconds``; nothing is shown."""
         start = time.monotonic()
         try:
             yield

@@ -29,7 +29,7 @@ def test_before_the_first_record_it_says_what_is_done(files: LocalFiles) -> None
     with pytest.raises(NotPublished, match="there is no such folder"):
         read_status(files)
     files.put_data("snapshots/ab/snapshot.json", b"{}")
-    assert "So far: the gallery is being read. The same command goes on." in status_text(read_status(files), None)
+    assert "So far: nothing is embedded yet. The same command goes on." in status_text(read_status(files), None)
     for unit, rows in (("c" + "0" * 16, 300), ("c" + "1" * 16, 200)):
         put(files, unit_receipt("pairs/ab", unit), rows)
     put(files, stage_receipt("alignment", "cd"))
