@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from fastfill_ray.cli import job, main
 from fastfill_ray.errors import FastfillError, Fenced
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Publish
+from fastfill_ray.log.state import State
+from fastfill_ray.report.result import BackfillResult
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.heartbeat import Heartbeat, find_drivers
 from tests.index.test_reader import DIM, Root
@@ -413,3 +416,22 @@ def test_a_run_that_cannot_start_leaves_nothing_behind(
     assert printed.out == ""
     assert told in printed.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [lambda *a: main(["run", *a]), lambda *a: job(a)], ids=["fastfill-ray", "job"])
+def test_a_run_puts_nothing_but_its_results_on_stdout_and_says_what_goes_on(
+    command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_backfill(*_: object, **__: object) -> BackfillResult:
+        print("a library says hello")
+        return BackfillResult("out", State(), finished=False, item_s=0.5)
+
+    monkeypatch.setattr("fastfill_ray.backfill.run_backfill", run_backfill)
+    arguments = ["--config", "my config.yaml", "--set", "seed=1", "--until", "plan"]
+    assert command(*arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "a library says hello\n"
+    assert re.search(r"\nGo on: .* --config 'my config.yaml' --set seed=1\n$", printed.out)
+    assert "hello" not in printed.out
+    assert command(*arguments, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["item_s"] == 0.5
