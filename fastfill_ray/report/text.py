@@ -92,10 +92,12 @@ def gate_note(state: State) -> str:
     if state.plan is None or all(version.verdict.difference is None for version in state.order_versions):
         return ""
     relevance, _, metric = state.plan.objective.partition("/")
+    of_column = (heading for heading, curve in column_curves(state).items() if curve.name == state.plan.objective)
+    objective = f"{next(of_column, metric_name(metric))} by {relevance}"
     return (
-        f"gain: of the objective, {metric_name(metric)} by {relevance}, over the version before, of the first one over "
-        "old/old. gate: the difference to what was published then, on the same queries. better: by the whole interval; "
-        "undecided: the interval reaches both sides, published; held: worse, not published."
+        f"gain: of the objective, {objective}, over the version before, of the first one over old/old. gate: the "
+        "difference to what was published then, on the same queries. better: by the whole interval; undecided: the "
+        "interval reaches both sides, published; held: worse, not published."
     )
 
 

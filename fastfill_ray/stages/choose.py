@@ -5,7 +5,7 @@ Chosen on the calibration split by the objective; reported, and predicted, on th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -147,6 +147,19 @@ def _decision(findings: Findings, question: Question, request: ChoiceRequest, ne
         choice=choice_result(findings),
         reasons=_reasons(findings, request),
     )
+
+
+def reason_lines(reasons: Mapping[str, str]) -> list[str]:
+    """`reasons` of a decision as few lines for people: what has one reason, is one line."""
+    of_reason: dict[str, list[str]] = {}
+    others = []
+    for key, why in reasons.items():
+        chosen, colon, reason = why.partition(": ")
+        if colon:
+            of_reason.setdefault(reason, []).append(f"{key} {chosen}")
+        else:
+            others.append(f"{key}: {why}")
+    return [*(f"{', '.join(chosen)}: {reason}" for reason, chosen in of_reason.items()), *others]
 
 
 def _reasons(findings: Findings, request: ChoiceRequest) -> dict[str, str]:

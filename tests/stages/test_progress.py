@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from fastfill_ray.stages import progress
+from fastfill_ray.stages.choose import reason_lines
 from fastfill_ray.stages.pace import Pace
 from fastfill_ray.stages.progress import Progress, WavesWork
 from fastfill_ray.wording import duration
@@ -143,3 +144,9 @@ def test_on_a_terminal_the_line_is_drawn_again_and_names_cannot_steer_it() -> No
         bar.advance(4)
     assert "pairs: 4 of 4 items, 0 s" in said.getvalue()
     assert "\x1b[2J" not in said.getvalue()
+
+
+def test_what_was_chosen_for_one_reason_is_one_line() -> None:
+    why = "best label/map on the calibration pairs"
+    reasons = {"alignment.method": f"ridge: {why}", "policy.name": f"random: {why}", "runner-up": "kernel; ahead"}
+    assert reason_lines(reasons) == [f"alignment.method ridge, policy.name random: {why}", "runner-up: kernel; ahead"]
