@@ -60,7 +60,7 @@ from fastfill_ray.stages.score import score, scores_before
 from fastfill_ray.stages.segments import missing_files
 from fastfill_ray.stages.snapshot import Snapshot, read_snapshot, source_of
 from fastfill_ray.stages.version import VersionMaker
-from fastfill_ray.stages.waves import Waves, overrun_rows
+from fastfill_ray.stages.waves import Waves, item_seconds, overrun_rows, standing_of
 from fastfill_ray.stages.work import WorkList, read_work_list
 from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files, probe, remove_leftovers
@@ -121,8 +121,9 @@ def _run(
     last_wave = parse_until(until, config)
     endpoint = config.storage.s3_endpoint
     files, store = open_files(config.output, s3_endpoint=endpoint), InputStore(endpoint, config.storage.anonymous)
-    alone = Heartbeat(files, take_over=take_over)
-    context = Context(engine, files, store, Progress(stream))
+    progress = Progress(stream)
+    alone = Heartbeat(files, take_over=take_over, doing=lambda: progress.now)
+    context = Context(engine, files, store, progress)
     return _Run(config, context, last_wave, allow_removals=allow_removals).act(alone)
 
 
@@ -202,7 +203,7 @@ class _Run:
         inspected = self._preflight(kept)
         alone = take_place()
         context.progress.say(f"gallery: {inspected}")
-        with context.engine.session():
+        with context.engine.session(context.progress.say):
             if alone.take_over and state.init is not None:
                 self._claim()  # fences the other driver before it does more that this one would do again
             probe(files)
@@ -238,6 +239,7 @@ class _Run:
         preflight.check_bound(self.config.output, log.initialise(init).init, init)
         if self._next(log.state).do == "plan":
             log.append(self._plan(basis, source, kept))
+            write_report(context.files, log.state)  # people decide by it before the waves are paid for
         if (plan := log.state.plan) is not None:
             mend_named(context, basis, log.state, self.damaged)
             return self._make_versions(plan, basis, job, sampled.receipts)
@@ -476,7 +478,8 @@ class _Run:
             wave: UnitGroup(files, wave_folder(plan.plan, wave), f"wave {wave}", units[wave], config.quarantine)
             for wave in [*sorted(damaged & set(range(1, first))), *range(first, last + 1)]
         }
-        return Waves(self.context, job, groups, config.resources, may_stop=config.stop != StopConfig())
+        standing = standing_of(files, plan, versions, groups)
+        return Waves(self.context, job, groups, config.resources, standing, may_stop=config.stop != StopConfig())
 
     @cached_property
     def _classifier(self) -> Classifier | None:
@@ -486,13 +489,15 @@ class _Run:
 
     def _result(self, state: State) -> BackfillResult:
         plan, versions = state.plan, state.plan_versions
-        stopped, overrun = None, 0
+        stopped, overrun, item_s = None, 0, None
         if plan is not None:
+            if not state.finished:
+                item_s = item_seconds(self.context.files, plan, versions)
             decision = decide_stop(plan, versions, self.config.stop, spent_before_s=state.spent_before_s)
             if decision.stop:
                 stopped, overrun = decision.why, overrun_rows(self.context.files, plan, versions[-1].wave)
         seconds = dict(self.context.progress.seconds)
-        return BackfillResult(self.config.output, state, state.finished, seconds, stopped, overrun)
+        return BackfillResult(self.config.output, state, state.finished, seconds, stopped, overrun, item_s)
 
 
 def parse_until(until: str | None, config: BackfillConfig) -> int | None:

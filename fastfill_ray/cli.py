@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fastfill_ray.errors import ConfigError, NotPublished
+from fastfill_ray.errors import ConfigError
 from fastfill_ray.process import guarded, print_traceback
-from fastfill_ray.sanitize import one_line, printable
+from fastfill_ray.sanitize import one_line, printable, redact
 
 if TYPE_CHECKING:
     from fastfill_ray.index.reader import Index
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     run = commands.add_parser("run", help="run a backfill, or resume it")
     _add_run_arguments(run)
-    run.set_defaults(act=_run)
+    run.set_defaults(act=_run, command_words=("fastfill-ray", "run"))
 
     status = _root_command(commands, "status", "what the log says; with --config also what the next start would do")
     status.add_argument("--config", help="YAML file of the run: its gallery is looked at, nothing is written")
@@ -94,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     simulate.set_defaults(act=_simulate)
 
     arguments = parser.parse_args(argv)
-    return guarded(lambda: int(arguments.act(arguments)), last=argv is None)
+    return guarded(lambda: _act(arguments), last=argv is None)
 
 
 def job(argv: Sequence[str] | None = None) -> int:
@@ -102,8 +105,28 @@ def job(argv: Sequence[str] | None = None) -> int:
     sys.excepthook = print_traceback
     parser = _Parser(prog="jobs/backfill.py", description="Run a backfill, or resume it.")
     _add_run_arguments(parser)
+    parser.set_defaults(command_words=("python", "jobs/backfill.py"))
+    parser.set_defaults(act=_run)
     arguments = parser.parse_args(argv)
-    return guarded(lambda: _run(arguments), last=argv is None)
+    return guarded(lambda: _act(arguments), last=argv is None)
+
+
+def _act(arguments: argparse.Namespace) -> int:
+    code = 0
+    with _reader_may_leave():
+        code = int(arguments.act(arguments))
+    return code
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Who reads the results may have read enough (`... | head`): that is no error, and changes no exit code."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # what is left would be written when the process ends
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,49 +152,49 @@ def _run(arguments: argparse.Namespace) -> int:
     from fastfill_ray.backfill import run_backfill
     from fastfill_ray.report.metrics_json import report_json
 
-    result = run_backfill(
-        arguments.config,
-        overrides=arguments.set,
-        until=arguments.until,
-        take_over=arguments.take_over,
-        allow_removals=arguments.allow_removals,
-    )
-    if arguments.json:
-        print(json.dumps({**report_json(result.state), "seconds": result.seconds, "overrun_rows": result.overrun_rows}))
-    else:
-        print(result.table())
-        print(result.closing_words())
+    with redirect_stdout(sys.stderr):  # libraries may print; stdout is for results
+        result = run_backfill(
+            arguments.config,
+            overrides=arguments.set,
+            until=arguments.until,
+            take_over=arguments.take_over,
+            allow_removals=arguments.allow_removals,
+        )
+    of_run = {"seconds": result.seconds, "overrun_rows": result.overrun_rows, "item_s": result.item_s}
+    with _reader_may_leave():
+        if arguments.json:
+            print(json.dumps({**report_json(result.state), **of_run}))
+        else:
+            print(result.text(_goes_on(arguments)))
     return result.exit_code
 
 
+def _goes_on(arguments: argparse.Namespace) -> str:
+    """The same command without --until."""
+    words = [*arguments.command_words, "--config", arguments.config]
+    for override in arguments.set:
+        words += ["--set", override]
+    return redact(shlex.join(words))
+
+
 def _status(arguments: argparse.Namespace) -> int:
-    from fastfill_ray.index.deletions import Deleted
     from fastfill_ray.log.preview import serving
-    from fastfill_ray.report.deletions import deletions_json, deletions_note
-    from fastfill_ray.report.metrics_json import report_json
     from fastfill_ray.report.preview import preview_words
-    from fastfill_ray.report.text import version_table
-    from fastfill_ray.storage.commit_log import read_state
+    from fastfill_ray.report.status import read_status, status_json, status_text
+    from fastfill_ray.stages.waves import item_seconds
     from fastfill_ray.storage.files import open_files
-    from fastfill_ray.storage.heartbeat import describe, find_drivers
 
     files = open_files(arguments.root, s3_endpoint=arguments.s3_endpoint)
-    state = read_state(files)
-    if state.init is None:
-        raise NotPublished(f"{arguments.root}: there is no log here. Mend the path, or start a run with this output.")
-    drivers = [describe(beat) for beat in find_drivers(files)]
-    deleted = Deleted.read(files, state.deletions)
-    notes = [deletions_note(state, deleted), *(f"Driver: {driver}." for driver in drivers)]
-    next_start, words = {}, [version_table(state), *filter(None, notes)]
-    if arguments.config is not None:
-        found, now = _preview(arguments, files, state), serving(state)
-        next_start = {"next": found.model_dump(mode="json"), "now": now.model_dump(mode="json")}
-        words.append(preview_words(found, now))
+    status = read_status(files)
+    plan, versions = status.state.plan, status.state.plan_versions
+    item_s = None if plan is None or versions else item_seconds(files, plan, versions)
+    found = None if arguments.config is None else _preview(arguments, files, status.state)
+    now = serving(status.state)
     if arguments.json:
-        told = {**report_json(state), "deleted": deletions_json(state, deleted), "drivers": drivers, **next_start}
-        print(json.dumps(told))
+        next_start = {"next": found.model_dump(mode="json"), "now": now.model_dump(mode="json")} if found else {}
+        print(json.dumps({**status_json(status), **next_start}))
     else:
-        print("\n".join(words))
+        print("\n".join([status_text(status, item_s), *([preview_words(found, now)] if found else [])]))
     return 0
 
 

@@ -26,6 +26,7 @@ from fastfill_ray.experiment.experiment import Findings, Question, Reported, run
 from fastfill_ray.experiment.heldout import Evidence, answered
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.experiment.published import published_curve
+from fastfill_ray.experiment.search import Watcher
 from fastfill_ray.experiment.shadow import make_shadow
 from fastfill_ray.experiment.summary import arms_json, curve_json, findings_json
 from fastfill_ray.inputs.classifier import read_classifier
@@ -37,6 +38,7 @@ from fastfill_ray.ordering.policies import POLICIES, Policy
 from fastfill_ray.report.text import simulation_table
 from fastfill_ray.retrieval.metrics import METRICS
 from fastfill_ray.sanitize import printable
+from fastfill_ray.stages.progress import Progress
 from fastfill_ray.types import SPLITS, Metric, Relevance, Split
 
 Protocol = Literal["authors"]
@@ -119,7 +121,8 @@ def simulate(
     else:
         evidence = Evidence(pairs, users, metric, in_order(maps), classifier_for(own, pairs.part("train")), seed)
         print(f"choosing among {len(maps)} maps", file=stream, flush=True)
-        findings = _findings(evidence, wanted, policies, tuple(waves))
+        with Progress(stream).stage("choose", 0, "candidates") as bar:
+            findings = _findings(evidence, wanted, policies, tuple(waves), bar)
         data = {"objective": str(wanted), **findings_json(findings, seed=seed)}
     data |= {"seed": seed, "metric": metric, "seconds": round(time.monotonic() - start, 1), "preset": preset}
     data["maps"] = "given" if alignments else f"trained here, preset {preset}, seed {seed}"
@@ -132,7 +135,11 @@ def simulate(
 
 
 def _findings(
-    evidence: Evidence, wanted: Objective, policies: Sequence[Policy] | None, waves: tuple[float, ...]
+    evidence: Evidence,
+    wanted: Objective,
+    policies: Sequence[Policy] | None,
+    waves: tuple[float, ...],
+    watcher: Watcher,
 ) -> Findings:
     """The experiment, with every rival reported."""
     users = evidence.queries
@@ -142,7 +149,7 @@ def _findings(
             raise ConfigError(f"objective {wanted}: no query has a relevant item in split {split!r} of the pairs")
     # Items have old vectors, users' queries only where they are given: `fused` is for those.
     weights = WEIGHTS if users is not None and users.old is not None else (1.0,)
-    return run_experiment(evidence, Question(wanted, weights, policies, fractions=waves, report_all=True))
+    return run_experiment(evidence, Question(wanted, weights, policies, fractions=waves, report_all=True), watcher)
 
 
 def _refuse(**given: object) -> None:

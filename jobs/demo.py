@@ -44,12 +44,8 @@ def run(folder: Path, more: list[str], until: str | None) -> int:
     }
     overrides = [f"{key}={path}" for key, path in places.items()]
     result = run_backfill(CONFIG, overrides=[*overrides, *more], until=until)
-    print(result.table())
-    print(result.closing_words())
-    print(
-        f"\nReport: {folder / 'run' / 'reports' / 'report.html'}\n"
-        f"Search: .venv/bin/fastfill-ray search {folder / 'run'} --config {CONFIG} --text 'read a file line by line'"
-    )
+    print(result.text("make demo"))
+    print(f"Search: .venv/bin/fastfill-ray search {folder / 'run'} --config {CONFIG} --text 'read a file line by line'")
     return result.exit_code
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,8 @@ from fastfill_ray.cli import job, main
 from fastfill_ray.errors import FastfillError, Fenced
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Publish
+from fastfill_ray.log.state import State
+from fastfill_ray.report.result import BackfillResult
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.heartbeat import Heartbeat, find_drivers
 from tests.index.test_reader import DIM, Root
@@ -73,7 +79,7 @@ def test_status_shows_a_row_per_version_and_which_one_is_served(run: Run) -> Non
     rows = [line.split() for line in out.splitlines()]
     assert (code, err) == (0, "")
     assert [row[0] for row in rows[-2:]] == ["0", "1"]
-    assert "serving" in out.splitlines()[-1]
+    assert "not compared, served" in out.splitlines()[-1]
 
 
 def test_status_as_json_says_what_the_log_says(run: Run) -> None:
@@ -85,8 +91,25 @@ def test_status_as_json_says_what_the_log_says(run: Run) -> None:
 
 def test_status_of_a_place_without_a_log_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path / "nothing")]) == 2
-    assert "there is no log here" in capsys.readouterr().err
+    assert "there is no such folder" in capsys.readouterr().err
     assert not (tmp_path / "nothing").exists()
+    (tmp_path / "data").mkdir()
+    assert main(["status", str(tmp_path / "data")]) == 2
+    assert "an empty folder; no run has begun here" in capsys.readouterr().err
+    (tmp_path / "data" / "part.parquet").write_bytes(b"x")
+    assert main(["status", str(tmp_path / "data")]) == 2
+    assert "nothing of a run lies here, but part.parquet. Give the folder" in capsys.readouterr().err
+
+
+def test_results_whose_reader_has_left_are_no_error(root: Root) -> None:
+    command = [sys.executable, "-m", "fastfill_ray.cli", "status", str(root.path)]
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        ended = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writes)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 # search
@@ -339,7 +362,7 @@ def test_every_error_has_its_exit_code_and_one_line_on_stderr(
     def fail(files: object) -> None:
         raise error("what was found, what was expected")
 
-    monkeypatch.setattr("fastfill_ray.storage.commit_log.read_state", fail)
+    monkeypatch.setattr("fastfill_ray.report.status.read_state", fail)
     assert run("status") == (code, "", f"{name}: what was found, what was expected\n")
 
 
@@ -393,3 +416,22 @@ def test_a_run_that_cannot_start_leaves_nothing_behind(
     assert printed.out == ""
     assert told in printed.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [lambda *a: main(["run", *a]), lambda *a: job(a)], ids=["fastfill-ray", "job"])
+def test_a_run_puts_nothing_but_its_results_on_stdout_and_says_what_goes_on(
+    command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_backfill(*_: object, **__: object) -> BackfillResult:
+        print("a library says hello")
+        return BackfillResult("out", State(), finished=False, item_s=0.5)
+
+    monkeypatch.setattr("fastfill_ray.backfill.run_backfill", run_backfill)
+    arguments = ["--config", "my config.yaml", "--set", "seed=1", "--until", "plan"]
+    assert command(*arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "a library says hello\n"
+    assert re.search(r"\nGo on: .* --config 'my config.yaml' --set seed=1\n$", printed.out)
+    assert "hello" not in printed.out
+    assert command(*arguments, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["item_s"] == 0.5

@@ -20,6 +20,7 @@ SOURCES = sorted([*PACKAGE.rglob("*.py"), *(REPOSITORY / "jobs").rglob("*.py")])
 # Larger numbers import smaller ones; of one number, only a part itself.
 LEVELS = {
     "sanitize": 0,
+    "wording": 0,
     "errors": 1,
     "types": 1,
     "config": 2,

@@ -20,7 +20,7 @@ U = TypeVar("U", bound=Model)
 class InProcessEngine:
     """See ``engine.interface.Engine``. Results come in the order of their items; training keeps no checkpoints."""
 
-    def session(self) -> AbstractContextManager[None]:
+    def session(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
         return nullcontext()
 
     def run_tasks(

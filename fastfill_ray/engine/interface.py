@@ -91,8 +91,12 @@ class Checkpoints(Protocol):
 class Engine(Protocol):
     """Errors of ours come out of every method as they were raised, wherever that was."""
 
-    def session(self) -> AbstractContextManager[None]:
-        """What everything else happens in."""
+    def session(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
+        """What everything else happens in.
+
+        Args:
+            say: takes a line for people: what is waited for.
+        """
         ...
 
     def run_tasks(

@@ -25,8 +25,8 @@ _ONE_CPU, _ADD_A_CPU = {"CPU": 1.0}, "Add a node with a CPU, or start Ray with n
 class RayEngine:
     """See ``engine.interface.Engine``."""
 
-    def session(self) -> AbstractContextManager[None]:
-        return session.connected()
+    def session(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
+        return session.connected(say)
 
     def run_tasks(
         self, function: Callable[[T], R], items: Iterable[T], *, name: str, ordered: bool = False

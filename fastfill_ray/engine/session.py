@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,12 +15,11 @@ import ray
 import ray.data
 
 from fastfill_ray import process
+from fastfill_ray.engine import noise
 from fastfill_ray.engine.resources import check_reachable
 
 logger = logging.getLogger(__name__)
 
-_INIT_LOGGER = "ray._private.worker"
-_PROGRESS_LOGGER = "ray.data._internal.progress"
 # Those that use Ray: the executor's, the one that fetches its metadata, the one that iterates over the rows.
 _DATA_THREADS = ("StreamingExecutor", "ray-data-metadata-prefetch", "iter_threaded")
 _THREADS_END_S = 30
@@ -28,17 +27,27 @@ _NO_PROGRESS_S = 4 * 3600  # a pool may wait this long for scarce GPUs before Ra
 
 
 @contextmanager
-def connected() -> Iterator[None]:
-    """Ray for a run: the caller's if it is initialised, else RAY_ADDRESS, a running cluster, or a local one."""
+def connected(say: Callable[[str], None]) -> Iterator[None]:
+    """Ray for a run: the caller's if it is initialised, else RAY_ADDRESS, a running cluster, or a local one.
+
+    Args:
+        say: takes a line for people.
+    """
+    with noise.filtered(say), _connected(say):
+        yield
+
+
+@contextmanager
+def _connected(say: Callable[[str], None]) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
-        # Our own lines are the progress; Ray's own level stays at warnings unless the user asks for more.
-        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # A local Ray ends idle workers beyond its CPUs after a second, and each wave would import everything anew.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
-        check_reachable(os.environ.get("RAY_ADDRESS"))
-        _init()
+        address = os.environ.get("RAY_ADDRESS")
+        say("starting Ray on this machine ..." if address in (None, "local") else f"connecting to Ray at {address} ...")
+        check_reachable(address)
+        with signals_kept(), noise.quiet_start():
+            ray.init(logging_level=logging.WARNING, log_to_driver=False)
         logger.debug("Ray was not connected: connected to %s", ray.get_runtime_context().gcs_address)
     with _data_settings():
         try:
@@ -51,16 +60,6 @@ def connected() -> Iterator[None]:
             raise
         if ours:
             _shutdown()
-
-
-def _init() -> None:
-    """``ray.init`` that takes no signal from this process."""
-    logging.getLogger(_INIT_LOGGER).addFilter(_not_about_signals)
-    try:
-        with signals_kept():
-            ray.init(logging_level=logging.WARNING, log_to_driver=False)
-    finally:
-        logging.getLogger(_INIT_LOGGER).removeFilter(_not_about_signals)
 
 
 def _shutdown() -> None:
@@ -87,16 +86,6 @@ def signals_kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _not_about_signals(record: logging.LogRecord) -> bool:
-    """In a command the main thread listens to signals, and Ray warns that it cannot."""
-    return not record.getMessage().startswith("SIGTERM handler is not set")
-
-
-def _not_about_bars(record: logging.LogRecord) -> bool:
-    """Ray Data warns at every execution that its bars are off; ours are on."""
-    return not record.getMessage().startswith("Progress bars disabled")
-
-
 @contextmanager
 def _data_settings() -> Iterator[None]:
     """The one place that sets Ray Data's context; the caller's settings are put back."""
@@ -117,10 +106,8 @@ def _data_settings() -> Iterator[None]:
         for name in kept:
             setattr(context, name, wanted[name])
         logger.setLevel(logging.WARNING)
-        logging.getLogger(_PROGRESS_LOGGER).addFilter(_not_about_bars)
         yield
     finally:
         for name, value in kept.items():
             setattr(context, name, value)
         logger.setLevel(level)
-        logging.getLogger(_PROGRESS_LOGGER).removeFilter(_not_about_bars)

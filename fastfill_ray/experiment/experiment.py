@@ -16,7 +16,7 @@ from fastfill_ray.experiment.candidate import Allowed, Candidate, Objective, pol
 from fastfill_ray.experiment.curves import Curve, FittedCalibrations, published_cutoffs
 from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
 from fastfill_ray.experiment.items import MAX_QUERIES
-from fastfill_ray.experiment.search import Choice, choose
+from fastfill_ray.experiment.search import Choice, Watcher, choose
 from fastfill_ray.experiment.shadow import Measured
 from fastfill_ray.ordering.policies import Policy, random_priority
 from fastfill_ray.ordering.streams import HashSeed
@@ -81,8 +81,11 @@ class Findings:
         return next(reported.curve for reported in self.reported if reported.candidate == candidate)
 
 
-def run_experiment(evidence: Evidence, question: Question) -> Findings:
+def run_experiment(evidence: Evidence, question: Question, watcher: Watcher | None = None) -> Findings:
     """Choose on the calibration split, report and predict on the audit split.
+
+    Args:
+        watcher: who looks how far it is.
 
     Raises:
         ConfigError: an order that is asked for reads what is not there.
@@ -98,7 +101,7 @@ def run_experiment(evidence: Evidence, question: Question) -> Findings:
     allowed = Allowed(evidence.views, policies, question.weights, question.forms)
     calibration, audit = (hold_out(evidence, split, policies) for split in ("calibration", "audit"))
     chosen_by = _answerable(calibration, objective)
-    choice = choose(calibration, allowed, chosen_by, evidence.seed)
+    choice = choose(calibration, allowed, chosen_by, evidence.seed, watcher)
     candidates = [choice.winner, *([] if choice.runner_up is None else [choice.runner_up])]
     if question.report_all:
         candidates += list(_variants(choice.winner, allowed, has_old=calibration.queries.old is not None))

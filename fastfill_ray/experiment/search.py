@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -65,6 +66,26 @@ class Choice:
     trials: tuple[Trial, ...]
 
 
+class Watcher(Protocol):
+    """Who looks how far a choice is."""
+
+    def begin(self, part: str, total: int) -> None:
+        """The next stage, and how many candidates it compares."""
+        ...
+
+    def advance(self, amount: int = 1) -> None:
+        """So many more are compared."""
+        ...
+
+
+class Unwatched:
+    """Nobody looks."""
+
+    def begin(self, part: str, total: int) -> None: ...
+
+    def advance(self, amount: int = 1) -> None: ...
+
+
 def handicap(candidate: Candidate) -> float:
     """By how much of the area a candidate has to win, because of what it asks of users or risks."""
     fused = LEAST_FUSED_GAIN if candidate.weight < 1 else 0.0
@@ -88,8 +109,9 @@ class _Level:
 class Race:
     """Compares candidates on one split by cross-fitted areas; everything that was measured is kept."""
 
-    def __init__(self, split: HeldOut, objective: Objective, seed: int) -> None:
+    def __init__(self, split: HeldOut, objective: Objective, seed: int, watcher: Watcher | None = None) -> None:
         self._split, self._objective, self._seed = split, objective, seed
+        self._watcher = watcher or Unwatched()
         self._queries = split.answered(objective.relevance)
         self._levels: dict[int, _Level] = {}
         self._areas: dict[tuple[int, Candidate], F64] = {}
@@ -121,14 +143,21 @@ class Race:
         """The mean of ``expected``, with a jackknife interval that covers the draw of items and queries."""
         areas = self.expected(candidate)
         without = []
+        self._watcher.begin("interval", JACKKNIFE_GROUPS)
         for group in range(JACKKNIFE_GROUPS):
             race = Race(self._split.without(group), self._objective, self._seed)
             without.append(float(np.nanmean(race.expected(candidate, COARSE_POINTS))))
+            self._watcher.advance()
         return jackknife_interval(float(np.nanmean(areas)), without, int((~np.isnan(areas)).sum()))
 
     def ranked(self, candidates: Iterable[Candidate], level: int, stage: str) -> list[Candidate]:
         """Best first, handicaps counted; equal ones in the order given."""
-        known = {c: float(np.nanmean(self.areas(c, level, stage))) - handicap(c) for c in dict.fromkeys(candidates)}
+        wanted = list(dict.fromkeys(candidates))
+        self._watcher.begin(stage, len(wanted))
+        known = {}
+        for candidate in wanted:
+            known[candidate] = float(np.nanmean(self.areas(candidate, level, stage))) - handicap(candidate)
+            self._watcher.advance()
         return sorted(known, key=lambda c: -known[c])
 
     def behind(self, candidate: Candidate, best: Candidate, level: int, stage: str) -> tuple[float, float]:
@@ -183,7 +212,7 @@ class Race:
         return Backfill(shadow, self._stale[key], self._split.order(candidate))
 
 
-def choose(split: HeldOut, allowed: Allowed, objective: Objective, seed: int) -> Choice:
+def choose(split: HeldOut, allowed: Allowed, objective: Objective, seed: int, watcher: Watcher | None = None) -> Choice:
     """The candidate whose backfill serves the objective best on the way, the simplest one within the noise.
 
     Stages: maps (random order, so that nothing but the map speaks) -> how much of the old score to keep -> orders
@@ -192,7 +221,7 @@ def choose(split: HeldOut, allowed: Allowed, objective: Objective, seed: int) ->
     Args:
         split: the calibration split.
     """
-    race = Race(split, objective, seed)
+    race = Race(split, objective, seed, watcher)
     alive, dropped = _shortlist(race, allowed, has_old=split.queries.old is not None)
     level, stage = 1, "final"
     while True:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from fastfill_ray.log.records import Version
 from fastfill_ray.log.state import State
+from fastfill_ray.report.model import objective_curve, status
 from fastfill_ray.report.wording import MISSING, change_interval, score
 
 Finding = Literal["better", "worse", "undecided", "not compared", "follows the gallery"]
@@ -36,6 +37,17 @@ def held_against(state: State, version: Version) -> int | None:
     return next(iter(state.served_before[version.version : version.version + 1]), None)
 
 
+def outcome(state: State, version: Version) -> str:
+    """The finding in a word or two, and what became of the version where that is more than the finding says."""
+    now = status(state, version)
+    found = "change" if version.cause == "change" else finding(version)
+    if now == "held":
+        return "held"
+    if state.serving == version.version:
+        return f"{found}, served"
+    return found if now == "published" and version.verdict.publish else f"{found}, {now}"
+
+
 def difference(version: Version) -> str:
     """The objective's difference with its paired interval, in figures."""
     verdict = version.verdict
@@ -52,3 +64,22 @@ def loss(version: Version) -> str:
     if verdict.low is None or verdict.high is None:
         return score(-verdict.difference)
     return f"{score(-verdict.difference)} ({score(-verdict.high)} to {score(-verdict.low)})"
+
+
+def gains(state: State) -> dict[int, float]:
+    """{version: the objective over that of the version before; of the first one over old/old}.
+
+    Only where both are known, and not across a change of the gallery.
+    """
+    curve = objective_curve(state)
+    if curve is None:
+        return {}
+    value_of = {point.version: point.value for point in curve.points}
+    before = None if curve.old is None else curve.old.value
+    found = {}
+    for version in state.order_versions:
+        now = value_of.get(version.version)
+        if now is not None and before is not None and version.cause == "wave":
+            found[version.version] = now - before
+        before = now
+    return found

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastfill_ray.log.state import State
 from fastfill_ray.report.decision import decision
+from fastfill_ray.report.findings import finding, gains
 from fastfill_ray.report.flips import group_gap
 from fastfill_ray.report.model import change_of, measured_curves, objective_curve, status
 from fastfill_ray.report.prediction import prediction_error, prediction_json
@@ -17,7 +18,8 @@ def report_json(state: State) -> dict[str, Any]:
 
     Keys: ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``, ``plan`` (without its file references,
     and without arms and prediction, which have keys of their own), ``objective`` (the last version's value, both arms
-    and ``gain_share``), ``versions`` (of the plan and of those that it follows, with ``status``, all
+    and ``gain_share``), ``versions`` (of the plan and of those that it follows, with ``status``,
+    ``finding`` (the gate's verdict as a word), ``gain`` (the objective over that of the version before), all
     ``metrics``, ``flips``, ``segments``, ``index_bytes``, and ``changes`` where the gallery changed),
     ``baselines``, ``curves`` (each with its points, both areas and both arms), ``group_gap`` (per scope, relevance and
     metric: the gap between the groups in each version, beside the overall value), ``prediction`` (per version:
@@ -27,7 +29,7 @@ def report_json(state: State) -> dict[str, Any]:
     null, [] or {}.
     """
     own_keys = {"kind", "units", "templates", "baselines", "baseline_queries", "prediction", "inherited", "known"}
-    plan, best = state.plan, objective_curve(state)
+    plan, best, gained = state.plan, objective_curve(state), gains(state)
     return {
         "finished": state.finished,
         "stopped": state.stopped,
@@ -49,6 +51,8 @@ def report_json(state: State) -> dict[str, Any]:
                 **v.model_dump(mode="json", exclude={"kind", "segments", "query_metrics"}),
                 "changes": None if (change := change_of(state, v)) is None else change.model_dump(mode="json"),
                 "status": status(state, v),
+                "finding": finding(v),
+                "gain": gained.get(v.version),
                 "segments": v.num_segments,
             }
             for v in state.order_versions

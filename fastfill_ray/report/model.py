@@ -189,7 +189,7 @@ def table_rows(state: State) -> list[tuple[str, ...]]:
     columns = column_curves(state)
     rows = []
     for version in state.order_versions:
-        cells = [str(version.version), _wave(state, version), percent(version.fraction), f"{version.new_rows:,}"]
+        cells = [str(version.version), wave_words(state, version), percent(version.fraction), f"{version.new_rows:,}"]
         for heading in METRIC_COLUMNS:
             points = columns[heading].points if heading in columns else ()
             cells.append(score(next((p.value for p in points if p.version == version.version), None)))
@@ -223,7 +223,8 @@ def change_note(state: State) -> str:
     )
 
 
-def _wave(state: State, version: Version) -> str:
+def wave_words(state: State, version: Version) -> str:
+    """The wave after which a version stands, or that it follows the gallery."""
     change = change_of(state, version)
     return str(version.wave) if change is None else f"change ({change.items:,})"
 

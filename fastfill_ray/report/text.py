@@ -2,34 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastfill_ray.log.state import State
+from fastfill_ray.report.findings import difference, gains, outcome
 from fastfill_ray.report.flips import flips_of
-from fastfill_ray.report.model import HEADINGS, change_note, column_note, table_rows
+from fastfill_ray.report.model import change_note, column_curves, column_note, objective_curve, wave_words
 from fastfill_ray.report.prediction import prediction_error
-from fastfill_ray.report.wording import MISSING
+from fastfill_ray.report.wording import MISSING, metric_name, percent, score
 from fastfill_ray.sanitize import printable
 from fastfill_ray.types import Scope
 
 CURVES_SHOWN = 12
+WIDTH = 120
+# Stages below this share of the time are one line together; those that come in numbers have one for all of them.
+_LEAST_SHARE = 0.02
+_OF_MANY = {"wave": "wait for waves", "build": "build versions"}
+
+
+def lead(state: State) -> str:
+    """The decision in one sentence, "" while nothing can be said: what `run` ends with and `status` begins with."""
+    return ""  # report/decision.py is plugged in here
 
 
 def version_table(state: State) -> str:
-    """The version table as plain text: what the metrics mean, the headings, one row per version of the last order.
+    """The version table as plain text, at most WIDTH wide: what the metrics mean, the headings, one row per version of
+    the last order between the arms.
 
-    Below it, where flips are known, a line on how many queries the newest version helps and hurts; of a finished plan,
-    one on how far the prediction was off.
+    Below it, what the columns of the gate mean; where flips are known, a line on how many queries the newest version
+    helps and hurts; of a finished plan, one on how far the prediction was off.
     """
     if state.plan is None:
         return "No plan yet: the run has not got as far as its first commit."
     note = column_note(state) if state.order_versions else "No version yet."
     if not any(version.version == state.serving for version in state.order_versions) and state.serving is not None:
         note += f" Version {state.serving}, of an earlier order, is served."
-    left = [heading in ("version", "published") for heading in HEADINGS]
-    below = [printable(words) for words in (change_note(state), flips_note(state), prediction_note(state)) if words]
-    return "\n".join([printable(note), *_aligned([HEADINGS, *table_rows(state)], left), *below])
+    notes = (gate_note(state), change_note(state), flips_note(state), prediction_note(state))
+    below = [wrapped(words) for words in notes if words]
+    return "\n".join([wrapped(note), *table_lines(_version_columns(state)), *below])
+
+
+def _version_columns(state: State) -> list[Column]:
+    """The columns of the version table, with the arms where they are measured."""
+    plan, versions, curves = state.plan, state.order_versions, column_curves(state)
+    objective = objective_curve(state)
+    if objective is not None and objective.name not in {curve.name for curve in curves.values()}:
+        curves = {metric_name(objective.metric): objective, **curves}
+    baselines = {} if plan is None else plan.baselines
+    arms = [arm for arm in ("old/old", "new/new") if arm in baselines]
+    gained = gains(state)
+
+    def column(heading: str, cells: Iterable[str], arm_of: Mapping[str, str] | None = None, **how: Any) -> Column:
+        values = list(cells)
+        of_arm = {arm: (arm_of or {}).get(arm, MISSING) for arm in arms}
+        before, after = ([of_arm[arm]] if arm in of_arm else [] for arm in ("old/old", "new/new"))
+        return Column(heading, (*before, *values, *after), **how)
+
+    metrics = []
+    for heading, curve in curves.items():
+        value_of = {point.version: point.value for point in curve.points}
+        of_arms = {"old/old": curve.old, "new/new": curve.new}
+        known = {arm: score(None if value is None else value.value) for arm, value in of_arms.items()}
+        needed = objective is not None and curve.name == objective.name
+        cells = [score(value_of.get(version.version)) for version in versions]
+        metrics.append(column(heading, cells, known, is_needed=needed))
+    names: dict[str, str] = {arm: arm for arm in arms}
+    waves = [wave_words(state, version) for version in versions]
+    steps = [MISSING if (gain := gained.get(version.version)) is None else f"{gain:+.3f}" for version in versions]
+    outcomes = [outcome(state, version) for version in versions]
+    return [
+        column("version", [str(version.version) for version in versions], names, is_left=True),
+        column("wave", waves),
+        column("new", [percent(version.fraction) for version in versions]),
+        column("new items", [f"{version.new_rows:,}" for version in versions], is_needed=False),
+        *metrics,
+        column("gain", steps),
+        column("gate (95 % interval)", map(difference, versions)),
+        column("verdict", outcomes, is_left=True),
+        column("seconds", [f"{version.seconds:,.0f}" for version in versions], is_needed=False),
+    ]
+
+
+def gate_note(state: State) -> str:
+    """What the columns of the gate mean; empty where it has compared nothing."""
+    if state.plan is None or all(version.verdict.difference is None for version in state.order_versions):
+        return ""
+    relevance, _, metric = state.plan.objective.partition("/")
+    of_column = (heading for heading, curve in column_curves(state).items() if curve.name == state.plan.objective)
+    objective = f"{next(of_column, metric_name(metric))} by {relevance}"
+    return (
+        f"gain: of the objective, {objective}, over the version before, of the first one over old/old. gate: the "
+        "difference to what was published then, on the same queries. better: by the whole interval; undecided: the "
+        "interval reaches both sides of 0; held: worse, not published."
+    )
 
 
 def flips_note(state: State) -> str:
@@ -109,6 +178,61 @@ def _candidate(candidate: Mapping[str, Any]) -> str:
 
 def _points(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def seconds_table(seconds: Mapping[str, float]) -> list[str]:
+    """Where the time of a run went: a line per stage, the longest first, waves and builds as one; none without any."""
+    taken: dict[str, float] = {}
+    for name, took_s in seconds.items():
+        of_many = re.fullmatch(r"(wave|build) \d+", name)
+        stage = name if of_many is None else _OF_MANY[of_many[1]]
+        taken[stage] = taken.get(stage, 0.0) + took_s
+    whole = sum(taken.values())
+    if not whole:
+        return []
+    longest = sorted(
+        (stage for stage in taken if taken[stage] >= _LEAST_SHARE * whole), key=lambda stage: -taken[stage]
+    )
+    rest = whole - sum(taken[stage] for stage in longest)
+    rows = [
+        *((stage, taken[stage]) for stage in longest),
+        *([("all others", rest)] if len(longest) < len(taken) else []),
+    ]
+    columns = [
+        Column("stage", tuple(stage for stage, _ in rows), is_left=True),
+        Column("seconds", tuple(f"{took_s:,.1f}" for _, took_s in rows)),
+        Column("share", tuple(f"{100 * took_s / whole:.0f} %" for _, took_s in rows)),
+    ]
+    return table_lines(columns)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table, its cells without the heading. is_needed: it stays where the lines get too long."""
+
+    heading: str
+    cells: tuple[str, ...]
+    is_left: bool = False
+    is_needed: bool = True
+
+
+def table_lines(columns: Sequence[Column]) -> list[str]:
+    """The lines of a table. Columns that are not needed are left out, first ones first, until it fits into WIDTH."""
+    columns = list(columns)
+    while True:
+        rows = list(zip(*((column.heading, *column.cells) for column in columns), strict=True))
+        lines = _aligned(rows, [column.is_left for column in columns])
+        spare = [column for column in columns if not column.is_needed]
+        if not spare or max(map(len, lines)) <= WIDTH:
+            return lines
+        columns.remove(spare[0])
+
+
+def wrapped(text: str) -> str:
+    """Printable, in lines of at most WIDTH."""
+    glued = printable(text).replace(" %", "\xa0%")
+    lines = textwrap.wrap(glued, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\xa0", " ")
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: Sequence[bool]) -> list[str]:

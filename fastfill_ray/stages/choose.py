@@ -5,7 +5,7 @@ Chosen on the calibration split by the objective; reported, and predicted, on th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -118,9 +118,9 @@ def decide(
 ) -> Decision:
     """The decision, made now and kept; see ``decision_before``."""
     name = _name(evidence, alignments, request)
-    with progress.timed("choose"):
+    with progress.stage("choose", 0, "candidates") as bar:
         question = request.question
-        decision = _decision(run_experiment(evidence, question), question, request, evidence.new_norm)
+        decision = _decision(run_experiment(evidence, question, bar), question, request, evidence.new_norm)
         data = canonical(decision.model_dump(mode="json"))
         output = put_content(files, partial(stage_output, "choice", name, "choice.json"), data)
         put_receipt(files, stage_receipt("choice", name), Receipt(unit="choice", outputs=(output,), rows=0))
@@ -147,6 +147,19 @@ def _decision(findings: Findings, question: Question, request: ChoiceRequest, ne
         choice=choice_result(findings),
         reasons=_reasons(findings, request),
     )
+
+
+def reason_lines(reasons: Mapping[str, str]) -> list[str]:
+    """`reasons` of a decision as few lines for people: what has one reason, is one line."""
+    of_reason: dict[str, list[str]] = {}
+    others = []
+    for key, why in reasons.items():
+        chosen, colon, reason = why.partition(": ")
+        if colon:
+            of_reason.setdefault(reason, []).append(f"{key} {chosen}")
+        else:
+            others.append(f"{key}: {why}")
+    return [*(f"{', '.join(chosen)}: {reason}" for reason, chosen in of_reason.items()), *others]
 
 
 def _reasons(findings: Findings, request: ChoiceRequest) -> dict[str, str]:

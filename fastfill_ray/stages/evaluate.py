@@ -82,10 +82,22 @@ def complete_depth(rows: int, num_queries: int) -> int:
     return rows if rows * num_queries <= _COMPLETE_SCORES else min(rows, _DEPTH)
 
 
+def _unwatched(_: int) -> None:
+    """Nobody looks how far it is."""
+
+
 def search_segments(
-    engine: Engine, files: Files, segments: Sequence[Segment], search: GallerySearch, calibrated: Sequence[bool]
+    engine: Engine,
+    files: Files,
+    segments: Sequence[Segment],
+    search: GallerySearch,
+    calibrated: Sequence[bool],
+    on_search: Callable[[int], None] = _unwatched,
 ) -> list[PerRelevance]:
     """Every segment searched with every query, as tasks, and merged in the order of `segments`.
+
+    Args:
+        on_search: called with 1 for each segment that is through.
 
     Returns:
         {relevance: {metric: (Q,)}} per entry of `calibrated`: as the version serves (True), or with raw scores (False).
@@ -93,7 +105,7 @@ def search_segments(
     # Where no score is calibrated, both are one ranking.
     has_calibration = any(segment.calibration != Calibration() for segment in segments)
     applied = {each and has_calibration for each in calibrated}
-    rankings = _rank(engine, files, search, [(segment, _NO_QUERIES) for segment in segments], applied)
+    rankings = _rank(engine, files, search, [(segment, _NO_QUERIES) for segment in segments], applied, on_search)
     lacking = [
         np.unique(np.concatenate(found)) for found in zip(*(r.lacking() for r in rankings.values()), strict=True)
     ]
@@ -107,7 +119,12 @@ _NO_QUERIES: I64 = np.empty(0, np.int64)
 
 
 def _rank(
-    engine: Engine, files: Files, search: GallerySearch, work: Sequence[tuple[Segment, I64]], applied: Iterable[bool]
+    engine: Engine,
+    files: Files,
+    search: GallerySearch,
+    work: Sequence[tuple[Segment, I64]],
+    applied: Iterable[bool],
+    on_search: Callable[[int], None] = _unwatched,
 ) -> dict[bool, GalleryRanking]:
     """The rankings with and without calibration, of segments and the queries that they are searched with again."""
     rankings = {apply: GalleryRanking(search) for apply in applied}
@@ -115,6 +132,7 @@ def _rank(
     for (segment, _), hits in engine.run_tasks(task, work, name="search segment", ordered=True):
         for apply, ranking in rankings.items():
             ranking.add(hits, segment.calibration if apply else Calibration())
+        on_search(1)
     return rankings
 
 
@@ -180,9 +198,17 @@ def _labels(table: pa.Table) -> Objects | None:
 
 
 def search_old(
-    engine: Engine, files: Files, source: Source, buckets: Sequence[Sequence[Place]], search: GallerySearch
+    engine: Engine,
+    files: Files,
+    source: Source,
+    buckets: Sequence[Sequence[Place]],
+    search: GallerySearch,
+    on_search: Callable[[int], None],
 ) -> PerRelevance:
     """The old index as users have it, by brute force over the gallery's old vectors: {relevance: {metric: (Q,)}}.
+
+    Args:
+        on_search: called with the rows of each bucket that is through.
 
     Raises:
         ValueError: the queries have no old vectors.
@@ -191,8 +217,9 @@ def search_old(
         raise ValueError("the queries have no old vectors: the old index cannot be searched with them")
     ranking = GalleryRanking(search)
     work = partial(_old_hits, files, source, search, search.queries.old)
-    for _, hits in engine.run_tasks(work, buckets, name="search old vectors", ordered=True):
+    for bucket, hits in engine.run_tasks(work, buckets, name="search old vectors", ordered=True):
         ranking.add(hits, Calibration())
+        on_search(sum(chunk.rows for chunk, _ in bucket))
     return ranking.per_query()
 
 

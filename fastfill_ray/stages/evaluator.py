@@ -22,9 +22,10 @@ from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.build import Bucket
 from fastfill_ray.stages.common import common_items
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.evaluate import GallerySearch, complete_depth, search_old, search_segments
+from fastfill_ray.stages.evaluate import GallerySearch, PerRelevance, Place, complete_depth, search_old, search_segments
 from fastfill_ray.stages.keys import read_pair_keys
 from fastfill_ray.stages.measure import PerQuery
+from fastfill_ray.stages.progress import Work
 from fastfill_ray.stages.shadows import ShadowPlan, shadow_versions
 from fastfill_ray.storage.paths import stage_output
 from fastfill_ray.storage.refs import put_content
@@ -90,9 +91,7 @@ class Evaluator:
             old: PerQuery = self._on_audit(shadow.old, calibrated=True)
             if basis.queries.old is not None and self._has_answers:
                 places = [[(place.chunk, place.file) for place in bucket] for bucket in buckets.values()]
-                merged = search_old(
-                    self._context.engine, self._context.files, basis.scorer.source, places, self._search
-                )
+                merged = self._search_old(places)
                 old |= {("gallery", name, True): values for name, values in merged.items()}
             arms["old/old"] = self.means(old)
             per_query = self.keep(old, plan, "old-old.parquet")
@@ -100,6 +99,13 @@ class Evaluator:
         arms["new/new"] = self.means(new)
         self._check_answerable(arms)
         return arms, per_query
+
+    def _search_old(self, buckets: Sequence[Sequence[Place]]) -> PerRelevance:
+        """The old index with every query, per query."""
+        context, source = self._context, self._basis.scorer.source
+        rows = sum(chunk.rows for bucket in buckets for chunk, _ in bucket)
+        with context.progress.shown(Work("search the old vectors", rows, "items")) as bar:
+            return search_old(context.engine, context.files, source, buckets, self._search, bar.advance)
 
     def fit(self, wave: int, plan: Plan) -> OrderCalibration:
         """The calibration of a version's stale scores, for the objective or for what stands in for it."""
@@ -124,8 +130,9 @@ class Evaluator:
         for calibrated, applied in ((True, calibration), (False, OrderCalibration())):
             values |= self._on_audit(state.under(applied), calibrated=calibrated)
         if self._has_answers:
-            both = (True, False)
-            merged = search_segments(self._context.engine, self._context.files, segments, self._search, both)
+            both, context = (True, False), self._context
+            with context.progress.shown(Work("search the version", len(segments), "segments")) as bar:
+                merged = search_segments(context.engine, context.files, segments, self._search, both, bar.advance)
             for calibrated, relevances in zip(both, merged, strict=True):
                 values |= {("gallery", name, calibrated): metrics for name, metrics in relevances.items()}
         return values

@@ -93,8 +93,8 @@ def choose_order(
         evidence = replace(evidence, classifier=classifier_for(own, pairs.part("train")))
     if decision is None:
         decision = choose.decide(files, evidence, names, request, context.progress)
-    for key, why in decision.reasons.items():
-        context.progress.say(f"{key}: {why}")
+    for line in choose.reason_lines(decision.reasons):
+        context.progress.say(line)
     scorer = Scorer(
         files=files,
         source=source,

@@ -43,6 +43,11 @@ class UnitGroup:
         """The units without a receipt, in order."""
         return [unit for unit in self.units if unit.unit not in self.receipts]
 
+    @property
+    def done_rows(self) -> int:
+        """Rows of the units that have a receipt."""
+        return self.rows - sum(unit.rows for unit in self.missing)
+
     def add(self, unit: Unit, receipt: Receipt) -> None:
         """Take a unit's receipt as it comes from the pool; one with bad rows becomes durable only here.
 

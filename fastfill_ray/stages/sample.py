@@ -24,7 +24,7 @@ from fastfill_ray.ordering.ids import ids_digest, item_keys
 from fastfill_ray.ordering.partition import MIN_SPLIT
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.draw import Drawn, draw_pairs
-from fastfill_ray.stages.embed import Job, Unit, grouped, pool_work, read_vectors, read_vectors_file
+from fastfill_ray.stages.embed import Job, Unit, grouped, loads, pool_work, read_vectors, read_vectors_file
 from fastfill_ray.stages.known import Known, gather_known
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.queries import QueryPlan, QueryRows, load_queries, pin_queries, plan_queries, read_queries
@@ -217,7 +217,7 @@ def embed_first(context: Context, job: Job, units: Sequence[UnitGroup], resource
     done = rows - sum(unit.rows for unit in missing)
     try:
         with (
-            context.progress.stage("pairs", rows, "items", done=done) as bar,
+            context.progress.stage("pairs", rows, "items", done, loads(job, missing, resources)) as bar,
             closing(context.engine.run_pool(pool_work(job), grouped(missing), resources)) as pool,
         ):
             for unit, receipt in pool:

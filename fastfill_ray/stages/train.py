@@ -174,9 +174,11 @@ def _run(context: Context, jobs: Sequence[TrainJob], pending: Sequence[TrainJob]
     names = [job.fingerprint for job in jobs]
     folder = stage_folder("alignment", names[0] if len(names) == 1 else fingerprint(names))
     setup = TrainSetup(f"{context.files.root}/{folder}", context.store, use_gpu=pending[0].use_gpu)
-    with context.progress.stage("train", len(train_part.ids), "pairs") as bar:
+    methods = ", ".join(job.method for job in pending)
+    waits_for = f"fitting {methods} to {len(train_part.ids):,} pairs in a worker ..."
+    with context.progress.stage("train", len(pending), "maps", waits_for=waits_for) as bar:
         context.engine.train(partial(_train_pending, list(pending), alone=len(jobs) == 1), train_part, setup)
-        bar.advance(len(train_part.ids))
+        bar.advance(len(pending))
 
 
 def load_alignment(files: Files, trained: TrainedAlignment, spaces: dict[str, str]) -> Alignment:

@@ -25,6 +25,7 @@ from fastfill_ray.sanitize import printable
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import DRIVERS, driver_path
 from fastfill_ray.types import Model
+from fastfill_ray.wording import duration
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Beat(Model):
     """A sign of life.
 
     process: names one process on one machine for good, "" where the system cannot say. at, since: seconds since 1970
-    of this beat and of the start.
+    of this beat and of the start. doing: what it did at this beat, for people.
     """
 
     driver: str
@@ -53,6 +54,7 @@ class Beat(Model):
     since: float
     at: float
     beats: int
+    doing: str = ""
 
 
 class Heartbeat:
@@ -60,15 +62,23 @@ class Heartbeat:
 
     Args:
         take_over: start although another driver is alive; the claim then fences it.
+        doing: says what this one does; asked at every beat.
         sleep: waits so many seconds while another driver is watched; raises to give up.
 
     Raises:
         DriverAtWork: on entering; nothing of the other driver was touched.
     """
 
-    def __init__(self, files: Files, *, take_over: bool = False, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        files: Files,
+        *,
+        take_over: bool = False,
+        doing: Callable[[], str] = str,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         now = time.time()
-        self._files, self.take_over, self._sleep = files, take_over, sleep
+        self._files, self.take_over, self._doing, self._sleep = files, take_over, doing, sleep
         self._beat = Beat(
             driver=uuid.uuid4().hex,
             host=socket.gethostname(),
@@ -140,7 +150,8 @@ class Heartbeat:
             logger.warning("the heartbeat stays behind: %s", error)
 
     def _write(self) -> None:
-        self._beat = self._beat.model_copy(update={"at": time.time(), "beats": self._beat.beats + 1})
+        changed = {"at": time.time(), "beats": self._beat.beats + 1, "doing": self._doing()}
+        self._beat = self._beat.model_copy(update=changed)
         self._files.put_data(driver_path(self._beat.driver), self._beat.model_dump_json().encode())
 
 
@@ -158,7 +169,7 @@ def is_alive(files: Files, beat: Beat, sleep: Callable[[float], None]) -> bool:
     if time.time() - beat.at > _LONG_AGO_S:  # a process may outlive its run, as a notebook does
         return False
     if beat.process and _same_machine(beat.process):
-        return beat.driver in _living if beat.pid == os.getpid() else process_name(beat.pid) == beat.process
+        return _is_here(beat)
     logger.warning("%s: watching for up to %.0f s whether %s is alive", files.root, SILENT_S, describe(beat))
     step = BEAT_S / _LOOKS_PER_BEAT
     for _ in range(round(SILENT_S / step)):
@@ -175,6 +186,32 @@ def describe(beat: Beat) -> str:
     return f"process {beat.pid} on {printable(beat.host)}, since {since}, last sign of life {at}"
 
 
+def is_at_work(beat: Beat) -> bool | None:
+    """Whether the driver of a beat works, as far as one look tells: None where only watching it would.
+
+    It is of this machine, or silent for longer than a living one ever is; else nobody can know.
+    """
+    age_s = time.time() - beat.at
+    if age_s > _LONG_AGO_S:
+        return False
+    if beat.process and _same_machine(beat.process):
+        return _is_here(beat)
+    return True if abs(age_s) < SILENT_S else None
+
+
+def progress_words(beat: Beat) -> str:
+    """One line on a driver: who, how it is, and what it did at its last sign of life."""
+    who = f"process {beat.pid} on {printable(beat.host)}"
+    age = duration(max(0.0, time.time() - beat.at))
+    at_work = is_at_work(beat)
+    if at_work is False:
+        return f"Not at work any more: {who}, last sign of life {age} ago. The same command goes on."
+    doing = f": {printable(beat.doing)}" if beat.doing else ""
+    sure = "At work" if at_work else "At work, or dead since its last sign of life"
+    since = duration(max(0.0, time.time() - beat.since))
+    return f"{sure}: {who}, started {since} ago, last sign of life {age} ago{doing}."
+
+
 def process_name(pid: int) -> str:
     """A living process by machine, boot, container and start, so that a reused pid is another one. "" if it is dead,
     or if the system does not say."""
@@ -186,6 +223,11 @@ def process_name(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else f"{boot} {container} {pid} {fields[19]}"
+
+
+def _is_here(beat: Beat) -> bool:
+    """Whether a driver of this machine lives; its process may outlive it, as a notebook does."""
+    return beat.driver in _living if beat.pid == os.getpid() else process_name(beat.pid) == beat.process
 
 
 def _same_machine(process: str) -> bool:

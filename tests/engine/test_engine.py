@@ -42,7 +42,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if request.param == "ray":
         request.getfixturevalue("ray_session")
         engine = RayEngine()
-    with engine.session():
+    with engine.session(print):
         yield engine
 
 
@@ -83,7 +83,7 @@ def refuse_or_write(folder: Path, value: int) -> int:
 def test_what_is_in_flight_when_another_task_fails_is_not_interrupted(ray_session: None, tmp_path: Path) -> None:
     """A worker that is interrupted while it imports a module fails in every later task."""
     engine = RayEngine()
-    with engine.session():
+    with engine.session(print):
         with pytest.raises(InputError, match=r"^0 cannot be used$"):
             list(engine.run_tasks(partial(refuse_or_write, tmp_path), range(2), name="refuse or write"))
         deadline = time.monotonic() + 60

@@ -83,5 +83,5 @@ def test_a_session_does_not_try_for_minutes(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr(resources, "CONNECT_S", 0.0)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(ClusterError), connected():
+    with pytest.raises(ClusterError), connected(print):
         pass

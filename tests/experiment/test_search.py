@@ -265,6 +265,31 @@ def test_rivals_that_stay_close_get_all_queries(monkeypatch: pytest.MonkeyPatch)
     assert queries_of_rivals(choice_of(tied, forms=("identity",))) == 90
 
 
+# Who looks how far it is
+
+
+class Counted:
+    """Counts what is compared: {stage: [candidates that were announced, candidates that came]}."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, list[int]] = {}
+        self._now = [0, 0]
+
+    def begin(self, part: str, total: int) -> None:
+        self._now = self.stages.setdefault(part, [0, 0])
+        self._now[0] += total
+
+    def advance(self, amount: int = 1) -> None:
+        self._now[1] += amount
+
+
+def test_every_candidate_that_is_announced_is_counted() -> None:
+    counted = Counted()
+    choose(split_of(queries=60), Allowed([GOOD, BAD], BOTH, [1.0], ["identity"]), NEW_MODEL_MAP, 0, counted)
+    assert list(counted.stages) == ["map", "stale mode", "order", "final", "interval"]
+    assert all(announced == came > 0 for announced, came in counted.stages.values())
+
+
 # The simplest within the noise
 
 
@@ -272,7 +297,7 @@ class FixedRace(Race):
     """A race whose areas per query are known."""
 
     def __init__(self, areas: dict[Candidate, F64]) -> None:
-        self._fixed = areas
+        self._fixed, self._watcher = areas, search.Unwatched()
 
     def areas(self, candidate: Candidate, level: int, stage: str) -> F64:
         return self._fixed[candidate]

@@ -51,7 +51,7 @@ def make_work(
 def pool_of(job: Job, units: list[Unit], *, call_timeout_s: float = 120) -> Iterator[Pool[Unit]]:
     resources = ResourcesConfig(embed_actors=(1, 2), cpus_per_actor=0.5, call_timeout_s=call_timeout_s)
     engine = RayEngine()
-    with engine.session(), closing(engine.run_pool(pool_work(job), grouped(units), resources)) as pool:
+    with engine.session(print), closing(engine.run_pool(pool_work(job), grouped(units), resources)) as pool:
         yield pool
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import fastfill_ray as ff
+from fastfill_ray.cli import main
 from fastfill_ray.errors import QuarantineExceeded, SpaceMismatch
 from fastfill_ray.index.verify import verify
 from fastfill_ray.log.records import Version
@@ -60,8 +62,20 @@ def finished(planned: Path, workshop: Workshop, tmp_path_factory: pytest.TempPat
     counts = Counter(workshop.journal(journal))
     assert set(counts.values()) == {1}, "an item was embedded twice"
     assert len(counts) == 600 - 120, "every item but the pairs is embedded after PLAN"
-    assert "wave 1" in log.getvalue()
+    assert "waves: 20 % of the items new, loading " in log.getvalue()
+    assert "wave 1 of 3: 30 % of the items new, " in log.getvalue()
     return target
+
+
+def test_a_run_that_stops_at_the_plan_has_written_the_report_and_status_prints_the_plan(
+    planned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (planned / "reports" / "report.html").exists()
+    assert main(["status", str(planned)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Plan ")
+    assert "Predicted " in printed
+    assert re.search(r"To embed: 480 items at \S+ s each, as measured at the pairs", printed.replace("\n", " "))
 
 
 def test_every_version_holds_every_id_exactly_once(finished: Path, workshop: Workshop) -> None:

@@ -124,7 +124,7 @@ def context(files: Files, engine: Engine) -> Context:
 
 
 def together(engine: Engine, jobs: list[TrainJob], pairs: PairedItems) -> dict[Method, TrainedAlignment | str]:
-    with engine.session():
+    with engine.session(print):
         return train_all(context(jobs[0].files, engine), jobs, pairs)
 
 

@@ -5,58 +5,136 @@ from __future__ import annotations
 import re
 
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfill_ray.index.deletions import Deleted, write_ids
-from fastfill_ray.log.records import Delete
+from fastfill_ray.log.records import Delete, Verdict, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.report.deletions import deletions_json, deletions_note
 from fastfill_ray.report.html import report_html
 from fastfill_ray.report.metrics_json import report_json
-from fastfill_ray.report.model import HEADINGS
-from fastfill_ray.report.text import version_table
+from fastfill_ray.report.text import seconds_table, version_table
 from tests.faults import MemoryFiles
-from tests.report.logs import finished, flipped, plan, predicted, version
+from tests.report.logs import finished, flipped, living, metric, plan, predicted, version
 from tests.report.pages import Page
 
 SALT = "0123456789abcdef" * 2
 
 
+def cells(row: str) -> list[str]:
+    return re.split(r"\s{2,}", row.strip())
+
+
+def gated(number: int, fraction: float, low: float, high: float, *, publish: bool = True) -> Version:
+    """A version on which the gate has looked at the interval [low, high]."""
+    reason = "undecided: it reaches both sides" if publish and low < 0 else "the interval says it"
+    verdict = Verdict(publish=publish, reason=reason, difference=(low + high) / 2, low=low, high=high)
+    return version(number, fraction).model_copy(update={"verdict": verdict})
+
+
+def judged() -> State:
+    """Five versions, of which the gate has said all that it can say; the third one is served again."""
+    versions = (
+        version(0, 0.05).model_copy(update={"verdict": Verdict(publish=True, reason="nothing to compare with")}),
+        gated(1, 0.125, 0.01, 0.03),
+        gated(2, 0.25, -0.004, 0.02),
+        gated(3, 0.5, -0.03, -0.01, publish=False),
+        gated(4, 1.0, 0.0, 0.01),
+    )
+    return finished().model_copy(update={"versions": versions, "published": (0, 1, 2, 4, 2)})
+
+
 def test_the_text_table_has_the_arms_around_one_row_per_version() -> None:
     note, header, *rows = version_table(finished()).splitlines()
-    assert re.split(r"\s{2,}", header) == list(HEADINGS)
-    assert [re.split(r"\s{2,}", r)[0] for r in rows] == ["old/old", "0", "1", "2", "3", "4", "new/new"]
+    assert cells(header) == [
+        *("version", "wave", "new", "CMC@1", "mAP", "R@1", "recall@10", "gain"),
+        *("gate (95 % interval)", "verdict", "seconds"),
+    ]
+    assert [cells(row)[0] for row in rows[:7]] == ["old/old", "0", "1", "2", "3", "4", "new/new"]
     assert "mAP by label (gallery)" in note
     assert "recall@10 by new_model (audit)" in note
-    assert re.split(r"\s{2,}", rows[2])[:4] == ["1", "1", "12.5 %", "752"]
-    assert re.split(r"\s{2,}", rows[5]) == [
-        *("4", "4", "100 %", "6,012", "0.600", "0.630", "0.660", "1.000", "16.5", "yes, serving")
+    assert cells(rows[2])[:4] == ["1", "1", "12.5 %", "0.487"]
+    assert cells(rows[5]) == [
+        *(
+            "4",
+            "4",
+            "100 %",
+            "0.600",
+            "0.630",
+            "0.660",
+            "1.000",
+            "+0.048",
+            "+0.030 (+0.010 to +0.050)",
+            "better, served",
+            "16",
+        )
     ]
-    assert re.split(r"\s{2,}", rows[0])[4:8] == ["0.350", "0.380", "0.410", "-"]
+    assert cells(rows[0])[3:7] == ["0.350", "0.380", "0.410", "-"]
+
+
+def test_every_verdict_is_said_with_its_interval_and_the_gain_over_the_version_before() -> None:
+    rows = {cells(row)[0]: cells(row) for row in version_table(judged()).splitlines()[2:9]}
+    assert [rows[number][-2] for number in "01234"] == [
+        *("not compared", "better", "undecided, served", "held", "undecided")
+    ]
+    assert [rows[number][-3] for number in "01234"] == [
+        *(
+            "-",
+            "+0.020 (+0.010 to +0.030)",
+            "+0.008 (-0.004 to +0.020)",
+            "-0.020 (-0.030 to -0.010)",
+            "+0.005 (+0.000 to +0.010)",
+        )
+    ]
+    assert [rows[number][-4] for number in "01234"] == ["+0.110", "+0.027", "+0.028", "+0.037", "+0.048"]
+    assert [(v["finding"], v["status"]) for v in report_json(judged())["versions"]] == [
+        *(("not compared", "published"), ("better", "published"), ("undecided", "published"), ("worse", "held")),
+        ("undecided", "published"),
+    ]
+    assert report_json(judged())["versions"][1]["gain"] == pytest.approx(0.027, abs=1e-3)
+
+
+def test_the_table_stays_within_120_columns_whatever_it_holds() -> None:
+    large = [
+        v.model_copy(update={"new_rows": 10**9, "seconds": 1e7, "version": v.version + 10_000})
+        for v in judged().versions
+    ]
+    huge = judged().model_copy(update={"versions": tuple(large), "published": (10_002,)})
+    for state in (judged(), living(), predicted(), huge):
+        assert max(map(len, version_table(state).splitlines())) <= 120
+    assert "mAP" in version_table(huge).splitlines()[1], "the objective"
+
+
+def test_an_objective_that_has_no_column_of_its_own_gets_one() -> None:
+    state = finished()
+    values = [v.model_copy(update={"metrics": (*v.metrics, metric("label", "ndcg@10", 0.7))}) for v in state.versions]
+    state = state.model_copy(update={"plans": (plan(objective="label/ndcg@10"),), "versions": tuple(values)})
+    assert "nDCG@10" in version_table(state).splitlines()[1]
 
 
 def test_a_held_version_says_by_how_much() -> None:
-    held = version_table(finished()).splitlines()[4]
-    assert held.endswith("held (-0.0300)")
+    assert cells(version_table(finished()).splitlines()[4])[-3:-1] == ["-0.030 (-0.050 to -0.010)", "held"]
     assert report_json(finished())["versions"][1]["status"] == "held"
 
 
 def test_a_rolled_back_run_marks_the_version_that_readers_open() -> None:
     state = finished().model_copy(update={"published": (0, 2, 3, 4, 2), "expired": frozenset({0})})
-    ends = [line.split("  ")[-1] for line in version_table(state).splitlines()[3:8]]
-    assert [ends[0], *ends[2:]] == ["expired", "yes, serving", "yes", "yes"]
+    ends = [cells(line)[-2] for line in version_table(state).splitlines()[3:8]]
+    assert ends == ["better, expired", "held", "better, served", "better", "better"]
 
 
 def test_a_version_between_commit_and_publication_is_not_called_published() -> None:
     state = finished().model_copy(update={"published": (0, 2, 3)})
-    assert version_table(state).splitlines()[-2].endswith("  no")
+    assert cells(version_table(state).splitlines()[7])[-2] == "better, not published"
     assert Page(report_html(state)).row("4", of="seconds")[-1] == "no"
 
 
 def test_the_flips_of_the_newest_version_stand_below_the_table() -> None:
-    assert version_table(flipped()).splitlines()[:-1] == version_table(finished()).splitlines()
-    assert version_table(flipped()).splitlines()[-1] == (
+    table, below = (version_table(state).splitlines() for state in (finished(), flipped()))
+    assert below[: len(table)] == table
+    assert " ".join(below[len(table) :]) == (
         "Queries of version 4, map by label (gallery): against old/old 9.0 % worse, 30.0 % better; "
         "against version before 4.0 % worse, 10.0 % better."
     )
@@ -64,7 +142,8 @@ def test_the_flips_of_the_newest_version_stand_below_the_table() -> None:
 
 def test_flips_of_an_objective_that_has_none_are_those_of_cmc_1() -> None:
     state = flipped().model_copy(update={"plans": (plan(objective="label/ndcg@10"),)})
-    assert "Queries of version 4, cmc@1 by label (gallery): against old/old 90.0 %" in version_table(state)
+    told = version_table(state).replace("\n", " ")
+    assert "Queries of version 4, cmc@1 by label (gallery): against old/old 90.0 %" in told
 
 
 def test_how_far_the_prediction_was_off_stands_below_the_table() -> None:
@@ -80,7 +159,8 @@ def test_how_far_the_prediction_was_off_stands_below_the_table() -> None:
 def test_a_reason_cannot_steer_the_terminal(reason: str) -> None:
     state = State(plans=(plan(baselines={}),), versions=(version(0, 0.1, held=f"\x1b[2J\n\x07{reason}"),))
     table = version_table(state)
-    assert len(table.split("\n")) == 3
+    plain = State(plans=(plan(baselines={}),), versions=(version(0, 0.1, held="plain"),))
+    assert len(table.split("\n")) == len(version_table(plain).split("\n"))
     assert all(c.isprintable() or c == "\n" for c in table)
 
 
@@ -114,3 +194,23 @@ def test_the_report_says_how_many_items_of_the_newest_version_are_deleted() -> N
     state = state.model_copy(update={"versions": (*state.versions[:-1], last)})
     assert "1,234 items are deleted, as of version 4: no search returns them." in report_html(state)
     assert [v["deleted"] for v in report_json(state)["versions"]] == [0, 0, 0, 0, 1234]
+
+
+def test_the_seconds_are_a_short_table_the_longest_first_with_waves_and_builds_as_one_each() -> None:
+    seconds = {
+        "inspect": 0.1,
+        "pairs": 30.0,
+        "build 0": 2.0,
+        "wave 1": 40.0,
+        "build 1": 3.0,
+        "wave 2": 24.0,
+        "plan": 0.9,
+    }
+    assert [cells(line) for line in seconds_table(seconds)] == [
+        ["stage", "seconds", "share"],
+        ["wait for waves", "64.0", "64 %"],
+        ["pairs", "30.0", "30 %"],
+        ["build versions", "5.0", "5 %"],
+        ["all others", "1.0", "1 %"],
+    ]
+    assert seconds_table({}) == []

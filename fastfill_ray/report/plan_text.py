@@ -1,0 +1,121 @@
+"""What a plan holds, as people read it before the waves are paid for: the choice, the prediction, the work."""
+
+from __future__ import annotations
+
+from fastfill_ray.experiment.results import ChoiceResult
+from fastfill_ray.log.records import MetricValue, Plan, Prediction
+from fastfill_ray.log.state import State
+from fastfill_ray.report.choice import choice_words
+from fastfill_ray.report.model import metric_value
+from fastfill_ray.report.prediction import Promise, promises
+from fastfill_ray.report.text import Column, table_lines, wrapped
+from fastfill_ray.report.wording import MISSING, metric_name, percent, score_interval
+from fastfill_ray.wording import duration
+
+
+def plan_text(state: State, item_s: float | None) -> str:
+    """The last plan as lines for people.
+
+    Args:
+        item_s: seconds of one actor per item, as measured; None where nothing was.
+    """
+    plan = state.plan
+    if plan is None:
+        return "No plan yet: the run has not got as far as its first commit."
+    relevance, _, metric = plan.objective.partition("/")
+    title = f"Plan {plan.plan}: {plan.rows:,} items, {plan.wave_rows[0]:,} of them pairs. Objective: "
+    lines = [f"{title}{metric_name(metric)} by {relevance}.", "", *_choice(plan), "", *_versions(state, plan)]
+    return "\n".join([*lines, "", wrapped(_work(plan, item_s))])
+
+
+def _choice(plan: Plan) -> list[str]:
+    """What is used and why; what was compared with it."""
+    words = choice_words(plan)
+    share = "" if plan.choice is None or plan.stale_mode == "aligned" else f", {plan.choice.winner.weight:g} aligned"
+    used = {
+        "alignment.method": ("map", plan.method),
+        "serving.stale_mode": ("stale mode", plan.stale_mode + share),
+        "policy.name": ("policy", plan.policy),
+    }
+    lines = [
+        f"  {name:<12} {value}{'' if key in words else ' (as the config says)'}" for key, (name, value) in used.items()
+    ]
+    # The same reason holds for everything that was chosen.
+    reasons = dict.fromkeys(words[key].partition(": ")[2] for key in used if key in words)
+    notes = [f"Why: {why}." for why in reasons if why]
+    if fitted_by := words.get("chosen and fitted by"):
+        notes.append(f"Chosen and fitted by {fitted_by}.")
+    notes.append(_runner_up(plan.choice))
+    return ["Chosen:", *lines, f"  {'calibration':<12} {plan.form}", *(wrapped(note) for note in notes if note)]
+
+
+def _runner_up(choice: ChoiceResult | None) -> str:
+    """What came second and by how much; empty where nothing was compared."""
+    if choice is None or choice.runner_up is None:
+        return ""
+    second, margin = choice.runner_up, choice.margin
+    mode = second.stale_mode if second.stale_mode == "aligned" else f"fused, {second.weight:g} aligned"
+    name = f"Runner-up: {second.method}, {mode}, {second.policy}, {second.calibration}."
+    if margin is None:
+        return name
+    meaning = "The interval holds 0: by these pairs both are as good." if margin.low <= 0 <= margin.high else ""
+    return (
+        f"{name} The choice is ahead by {margin.value:+.4f} ({margin.low:+.4f} to {margin.high:+.4f}) of the area "
+        f"under the curve, over {margin.queries} queries of the audit pairs. {meaning}"
+    )
+
+
+def _versions(state: State, plan: Plan) -> list[str]:
+    """A row per version: the rows that become new in it, and what is predicted of it; the arms around them."""
+    promised = dict(enumerate(promises(state)))
+    relevance, _, metric = plan.objective.partition("/")
+    if plan.prediction:
+        relevance, metric = plan.prediction[0].relevance, plan.prediction[0].metric
+    arms = {
+        arm: metric_value(plan.baselines.get(arm, ()), relevance, metric, "audit") for arm in ("old/old", "new/new")
+    }
+    rows = {
+        arm: (arm, *[MISSING] * 3, _interval(value), share)
+        for (arm, value), share in zip(arms.items(), (percent(0), percent(1)), strict=True)
+        if value is not None
+    }
+    versions = [_version(plan, number, promised.get(wave)) for number, wave in enumerate(plan.version_waves)]
+    table = [row for row in (rows.get("old/old"), *versions, rows.get("new/new")) if row is not None]
+    headings = ("version", "wave", "new", "rows", "predicted", "of the gain")
+    columns = [
+        Column(heading, cells, is_left=heading == "version")
+        for heading, cells in zip(headings, zip(*table, strict=True), strict=True)
+    ]
+    title = f"Predicted {metric_name(metric)} by {relevance}, on the audit items, with 95 % intervals:"
+    return [title, *table_lines(columns)]
+
+
+def _version(plan: Plan, number: int, promise: Promise | None) -> tuple[str, ...]:
+    wave = plan.version_waves[number]
+    newest, before = plan.newest_wave(number), plan.newest_wave(number - 1) if number else -1
+    share = None if wave == 0 else plan.waves[wave - 1]
+    predicted, of_gain = MISSING, MISSING
+    if promise is not None:
+        share, predicted = promise.prediction.fraction, _interval(promise.prediction)
+        of_gain = MISSING if promise.share is None else percent(promise.share)
+    rows = f"{sum(plan.wave_rows[before + 1 : newest + 1]):,}{' (pairs)' if newest == 0 else ''}"
+    return str(number), str(wave), MISSING if share is None else percent(share), rows, predicted, of_gain
+
+
+def _interval(value: MetricValue | Prediction) -> str:
+    return score_interval(value.value, value.low, value.high)
+
+
+def _work(plan: Plan, item_s: float | None) -> str:
+    """What the waves cost."""
+    due = sum(plan.wave_rows[1 : plan.version_waves[-1] + 1])
+    if not due:
+        return "Nothing is left to embed."
+    most = "at most " if plan.known is not None else ""  # some of them may be embedded already
+    if item_s is None:
+        return f"To embed: {most}{due:,} items. Nothing was embedded so far that would say how long that takes."
+    hours = f"{due * item_s / 3600:,.2g}" if due * item_s < 36000 else f"{due * item_s / 3600:,.0f}"
+    return (
+        f"To embed: {most}{due:,} items at {item_s:.2g} s each, as measured at the pairs: {hours} actor-hours "
+        f"({duration(due * item_s)} of one actor), without the loading of models and the building of versions."
+    )

@@ -1,0 +1,74 @@
+"""A plan as text: what people decide by before the waves are paid for."""
+
+from __future__ import annotations
+
+import re
+
+from fastfill_ray.log.state import State
+from fastfill_ray.report.plan_text import plan_text
+from fastfill_ray.report.result import BackfillResult
+from tests.report.logs import finished, plan, predicted
+
+WAVES = (301, 451, 751, 1503, 3006, 0)
+
+
+def planned(**changes: object) -> State:
+    """A plan with a choice and a prediction, and no version yet."""
+    fields = {"waves": (0.125, 0.25, 0.5, 1.0), "version_waves": (0, 1, 2, 3, 4), "wave_rows": WAVES, **changes}
+    return predicted(**fields).model_copy(update={"versions": (), "published": ()})
+
+
+def cells(row: str) -> list[str]:
+    return re.split(r"\s{2,}", row.strip())
+
+
+def test_a_plan_says_what_was_chosen_and_why_and_by_how_much_it_is_ahead() -> None:
+    text = plan_text(planned(), None)
+    assert text.startswith("Plan ab12: 6,012 items, 301 of them pairs. Objective: mAP by label.\n")
+    lines = text.splitlines()
+    assert "  map          fastfill" in lines
+    assert "  policy       uncertainty (as the config says)" in lines
+    assert "Why: best label/map." in lines
+    told = text.replace("\n", " ")
+    assert "Runner-up: kernel, fused, 0.8 aligned, expected_gain, offset. The choice is ahead by +0.0100" in told
+    assert "The interval holds 0: by these pairs both are as good." in told
+
+
+def test_a_plan_says_what_is_predicted_of_every_version_between_the_arms_with_its_rows() -> None:
+    lines = plan_text(planned(), None).splitlines()
+    first = lines.index("Predicted mAP by label, on the audit items, with 95 % intervals:")
+    table = [cells(line) for line in lines[first + 1 : first + 9]]
+    assert table[0] == ["version", "wave", "new", "rows", "predicted", "of the gain"]
+    assert table[1] == ["old/old", "-", "-", "-", "0.360 (0.340 to 0.380)", "0 %"]
+    assert table[2] == ["0", "0", "5 %", "301 (pairs)", "0.430 (0.380 to 0.480)", "23.3 %"]
+    assert table[6] == ["4", "4", "100 %", "3,006", "0.630 (0.580 to 0.680)", "90 %"]
+    assert table[7] == ["new/new", "-", "-", "-", "0.660 (0.640 to 0.680)", "100 %"]
+
+
+def test_the_work_is_said_in_actor_hours_from_the_measured_rate() -> None:
+    due = "To embed: 5,711 items"
+    told = plan_text(planned(), 2.5).replace("\n", " ")
+    assert f"{due} at 2.5 s each, as measured at the pairs: 4 actor-hours (3 h 58 min of one actor)" in told
+    assert f"{due}. Nothing was embedded so far" in plan_text(planned(), None)
+    only_half = planned(version_waves=(0, 1, 2), wave_rows=(301, 451, 751, 4509))
+    assert "To embed: 1,202 items" in plan_text(only_half, 1.0)
+    assert "Nothing is left to embed." in plan_text(planned(version_waves=(0,)), 1.0)
+
+
+def test_a_plan_without_choice_or_prediction_is_told_without() -> None:
+    state = State(plans=(plan(choices={}, baselines={}, wave_rows=WAVES, waves=(0.125, 0.25, 0.5, 1.0, 1.0)),))
+    text = plan_text(state, 0.1)
+    assert "Runner-up" not in text
+    assert "Why" not in text
+    assert plan_text(State(), None).startswith("No plan yet")
+
+
+def test_the_text_of_a_run_ends_with_the_command_that_goes_on_unless_it_is_finished() -> None:
+    result = BackfillResult("out", planned(), finished=False, seconds={"pairs": 8.0}, item_s=0.01)
+    lines = result.text("fastfill-ray run --config c.yaml").splitlines()
+    assert lines[0].startswith("Plan ab12")
+    assert lines[-2:] == ["Report: out/reports/report.html", "Go on: fastfill-ray run --config c.yaml"]
+    assert "out: the plan is made; of its waves nothing is embedded; nothing is published yet." in lines
+    done = BackfillResult("out", finished(), finished=True, seconds={"pairs": 8.0}).text("again")
+    assert done.startswith("Metrics: ")
+    assert "Go on" not in done
