@@ -122,7 +122,7 @@ def _run(
     endpoint = config.storage.s3_endpoint
     files, store = open_files(config.output, s3_endpoint=endpoint), InputStore(endpoint, config.storage.anonymous)
     progress = Progress(stream)
-    alone = Heartbeat(files, take_over=take_over, doing=lambda: progress.now)
+    alone = Heartbeat(files, take_over=take_over, doing=lambda: progress.doing)
     context = Context(engine, files, store, progress)
     return _Run(config, context, last_wave, allow_removals=allow_removals).act(alone)
 

@@ -143,6 +143,7 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self.seconds: dict[str, float] = {}
         self._at_work: list[str | Bar] = []
+        self._said = ""
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str, done: int = 0, waits_for: str = "") -> Iterator[Bar]:
@@ -185,6 +186,12 @@ class Progress:
         """What is at work, and how far it is; "" between two stages. Another thread may ask."""
         return "; ".join(map(str, list(self._at_work)))
 
+    @property
+    def doing(self) -> str:
+        """What is at work; between two stages what was said last, such as that Ray is started."""
+        return self.now or self._said
+
     def say(self, text: str) -> None:
         """One line. Labels and texts of the user's data in it cannot act on the terminal."""
+        self._said = text
         tqdm.write(printable(text), file=self._stream)

@@ -206,7 +206,7 @@ def progress_words(beat: Beat) -> str:
     at_work = is_at_work(beat)
     if at_work is False:
         return f"Not at work any more: {who}, last sign of life {age} ago. The same command goes on."
-    doing = f": {printable(beat.doing)}" if beat.doing else ""
+    doing = f": {printable(beat.doing).rstrip(' .')}" if beat.doing else ""
     sure = "At work" if at_work else "At work, or dead since its last sign of life"
     since = duration(max(0.0, time.time() - beat.since))
     return f"{sure}: {who}, started {since} ago, last sign of life {age} ago{doing}."

@@ -130,6 +130,8 @@ def test_what_is_cut_into_parts_says_the_part_and_in_the_end_how_many_there_were
             assert shown.now == f"choose ({part}): 1 of {total} candidates"
             bar.advance(total - 1)
     assert said.getvalue() == "choose: 5 candidates, 0 s\n"
+    shown.say("starting Ray ...")
+    assert (shown.now, shown.doing) == ("", "starting Ray ...")
 
 
 class Terminal(io.StringIO):
