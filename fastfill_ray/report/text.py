@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastfill_ray.log.state import State
+from fastfill_ray.report.decision import decision
 from fastfill_ray.report.findings import difference, gains, outcome
 from fastfill_ray.report.flips import flips_of
 from fastfill_ray.report.model import change_note, column_curves, column_note, objective_curve, wave_words
@@ -25,8 +26,10 @@ _OF_MANY = {"wave": "wait for waves", "build": "build versions"}
 
 
 def lead(state: State) -> str:
-    """The decision in one sentence, "" while nothing can be said: what `run` ends with and `status` begins with."""
-    return ""  # report/decision.py is plugged in here
+    """The decision in one sentence: what `run` ends with, and what `status` and the report begin with. Empty before there
+    is a plan.
+    """
+    return "" if state.plan is None else wrapped(decision(state).words)
 
 
 def version_table(state: State) -> str:
