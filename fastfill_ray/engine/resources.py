@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 
@@ -21,6 +20,7 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.experimental.internal_kv import _internal_kv_get
 
 from fastfill_ray.errors import ClusterError
+from fastfill_ray.storage.reach import fault_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,19 +43,11 @@ def check_reachable(address: str | None) -> None:
     match = re.fullmatch(r"(?:ray://)?(\[[^\]]+\]|[^:/]+):(\d+)", address or "")
     if match is None:
         return
-    place = match[1].strip("[]"), int(match[2])
-    end = time.monotonic() + CONNECT_S
-    while True:
-        try:
-            socket.create_connection(place, timeout=max(1.0, end - time.monotonic())).close()
-            return
-        except OSError as error:
-            if time.monotonic() + 1 > end:
-                raise ClusterError(
-                    f"RAY_ADDRESS={address}: no Ray cluster answers there ({error.strerror or error}). Start it, mend "
-                    "the address, or unset RAY_ADDRESS to run on this machine. Then the same command goes on."
-                ) from None
-        time.sleep(1)
+    if (fault := fault_of(match[1].strip("[]"), int(match[2]), CONNECT_S)) is not None:
+        raise ClusterError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({fault}). Start it, mend the address, or unset "
+            "RAY_ADDRESS to run on this machine. Then the same command goes on."
+        )
 
 
 def require(demand: Mapping[str, float], remedy: str, *, sleep: Callable[[float], None] = time.sleep) -> None:

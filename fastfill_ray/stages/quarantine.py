@@ -72,7 +72,7 @@ class UnitGroup:
             faults, where = list(receipt.quarantined), f" of {unit.file.path}, rows {unit.start} and after,"
             if receipt.rows or len(faults) <= self._limit:
                 return
-        if len({_kind_of(fault.reason) for fault in faults}) > 1:
+        if len({kind_of(fault.reason) for fault in faults}) > 1:
             return
         raise EmbedderError(
             f"{self._name}: all {len(faults)} rows{where} that were tried could not be embedded, for one reason: "
@@ -89,6 +89,6 @@ class UnitGroup:
         self.receipts = {unit: receipt for unit, receipt in self.receipts.items() if not receipt.quarantined}
 
 
-def _kind_of(reason: str) -> str:
+def kind_of(reason: str) -> str:
     """A reason without what differs from row to row: numbers, and what is quoted."""
     return re.sub(r"'[^']*'|\"[^\"]*\"|[\d.]+", "", reason)

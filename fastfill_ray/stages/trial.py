@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +24,7 @@ from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.log.records import Plan
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Unit, build_model, embed_table, read_units
+from fastfill_ray.stages.quarantine import kind_of
 from fastfill_ray.stages.queries import pin_queries
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import parse_unit_receipt
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 # Rows of a call, and how many such calls from all over the rows must fail.
 _ROWS, _CALLS = 2, 4
 _SHOWN = 3  # different reasons that a message quotes
+_LASTING = ("AttributeError", "ImportError", "KeyError", "ModuleNotFoundError", "NameError", "TypeError")
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,9 @@ def _units(files: Sequence[PinnedFile], model: Any, role: Role) -> Iterator[Unit
     starts = np.cumsum([0, *(file.rows for file in files)])
     for row in np.unique(np.linspace(0, max(0, starts[-1] - _ROWS), _CALLS).astype(np.int64)).tolist():
         number = int(np.searchsorted(starts, row, side="right")) - 1
-        file, start = files[number], int(row - starts[number])
-        rows = min(_ROWS, file.rows - start)
+        file = files[number]
+        start = max(0, min(int(row - starts[number]), file.rows - _ROWS))
+        rows = min(_ROWS, file.rows)
         yield Unit(
             unit=f"row {start}", folder="trial", file=file, start=start, length=rows, rows=rows, role=role, model=model
         )
@@ -136,7 +138,7 @@ def _try(job: Job, trial: _Trial, model: Embedder) -> None:
     waits_s = (0.0, *job.retry_delays_s, *[0.0] * _CALLS)
     seen = _Seen(model)
     for unit, wait_s in zip(trial.units, waits_s, strict=False):
-        if faults and all(map(may_pass, faults)):  # a service or a device may be back by then
+        if faults and all(map(_may_pass, faults)):
             time.sleep(wait_s)
         [table] = read_units(job, [unit])
         _, unusable = embed_table(once, unit, table, seen)
@@ -147,6 +149,11 @@ def _try(job: Job, trial: _Trial, model: Embedder) -> None:
             return
         faults += unusable.values()
     raise EmbedderError(_why(job, trial, faults, seen))
+
+
+def _may_pass(reason: str) -> bool:
+    """Whether it may be the moment's fault, such as that of a service; a mistake in the code or the config is not."""
+    return may_pass(reason) and not any(f" {name}: " in reason for name in _LASTING)
 
 
 def _check_dim(job: Job, trial: _Trial, seen: _Seen) -> None:
@@ -175,7 +182,10 @@ def _why(job: Job, trial: _Trial, faults: Sequence[str], seen: _Seen) -> str:
     what, read = (
         ("items", "gallery.payload_columns") if trial.role == "item" else ("queries", "queries.payload_columns")
     )
-    reasons = [f"{reason} ({count} times)" for reason, count in Counter(faults).most_common(_SHOWN)]
+    alike: dict[str, list[str]] = {}
+    for fault in faults:
+        alike.setdefault(kind_of(fault), []).append(fault)
+    reasons = [f"{same[0]} ({len(same)} times)" for same in list(alike.values())[:_SHOWN]]
     return (
         f"{key} {spec!r}: {len(faults)} of {len(faults)} {what} could not be embedded: {'; '.join(reasons)}. It was "
         f"called with the columns {', '.join(map(repr, job.payload(trial.role)))}. The embedder or the config is "
