@@ -91,4 +91,4 @@ class UnitGroup:
 
 def kind_of(reason: str) -> str:
     """A reason without what differs from row to row: numbers, and what is quoted."""
-    return re.sub(r"'[^']*'|\"[^\"]*\"|[\d.]+", "", reason)
+    return re.sub(r"'[^']*'|\"[^\"]*\"|[-+\d.]+", "", reason)
