@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fastfill_ray import process
-from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config
+from fastfill_ray.config import BackfillConfig, StopConfig, load_config
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import (
     ConfigError,
@@ -66,7 +66,6 @@ from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import open_files, probe, remove_leftovers
 from fastfill_ray.storage.heartbeat import Heartbeat
 from fastfill_ray.storage.paths import DERIVED, snapshot_path, stage_folder, wave_folder, work_of
-from fastfill_ray.storage.reach import check_endpoint
 from fastfill_ray.storage.receipts import Receipt
 
 logger = logging.getLogger(__name__)
@@ -120,9 +119,8 @@ def _run(
 ) -> BackfillResult:
     """``run_backfill`` on any engine."""
     last_wave = parse_until(until, config)
+    preflight.check_endpoint(config)
     endpoint = config.storage.s3_endpoint
-    if any("s3://" in str(path) for path in (config.output, *input_paths(config).values())):
-        check_endpoint(endpoint)
     files, store = open_files(config.output, s3_endpoint=endpoint), InputStore(endpoint, config.storage.anonymous)
     alone = Heartbeat(files, take_over=take_over)
     context = Context(engine, files, store, Progress(stream))

@@ -83,7 +83,8 @@ def exchange(
 
 def run_once(function: Callable[[Attempt], R], resources: ResourcesConfig) -> R | None:
     """See ``Engine.run_once``. A process that ends, as a spot node's does, gets one more chance."""
-    task: Any = ray.remote(_call).options(
+    # The process ends with the call: what it has loaded would stay in memory beside the actors, which get their own.
+    task: Any = ray.remote(max_calls=1)(_call).options(
         num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_retries=1, name="run once"
     )
     with original_errors():

@@ -13,6 +13,7 @@ from fastfill_ray.config import (
     NewModelConfig,
     PolicyConfig,
     QueriesConfig,
+    input_paths,
     shown_paths,
 )
 from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch, TooManyRemoved
@@ -36,8 +37,19 @@ from fastfill_ray.stages.queries import (
     read_queries,
 )
 from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, source_of
+from fastfill_ray.storage import reach
 from fastfill_ray.storage.files import split_scheme
 from fastfill_ray.storage.local import local_path
+
+
+def check_endpoint(config: BackfillConfig) -> None:
+    """Refuse an S3 endpoint at which nobody listens, where anything is on S3.
+
+    Raises:
+        StorageError: see ``reach.check_endpoint``.
+    """
+    if any("s3://" in str(path) for path in (config.output, *input_paths(config).values())):
+        reach.check_endpoint(config.storage.s3_endpoint)
 
 
 def inspect(

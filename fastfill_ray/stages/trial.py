@@ -1,7 +1,7 @@
 """The models are built and tried on a few rows before the gallery is read: what fails for every row is said at once.
 
-A row can be bad in itself, and then costs nobody but itself: so only what fails for rows from all over a file is held
-against the model or the config.
+A row can be bad in itself, and then costs nobody but itself: so only what fails for rows from all over the input is
+held against the model or the config.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def try_models(
             trials.append(_Trial(tuple(_units(asked, "old", "query"))))
     if not trials:
         return
+    names = " and ".join(f"the {model} model" for model in dict.fromkeys(each.model for each in trials))
+    context.progress.say(f"{names}: built once, to be tried on a few rows")
     with context.progress.timed("try the models"):
         answered = context.engine.run_once(partial(_try_all, job, trials), config.resources)
     if answered is None:
@@ -142,12 +144,12 @@ def _try(job: Job, trial: _Trial, model: Embedder) -> None:
             time.sleep(wait_s)
         [table] = read_units(job, [unit])
         _, unusable = embed_table(once, unit, table, seen)
-        _check_dim(job, trial, seen)
         if not unusable and seen.uneven is not None:  # it would embed everything, but row by row
             break
         if len(unusable) < unit.rows:
             return
         faults += unusable.values()
+    _check_dim(job, trial, seen)
     raise EmbedderError(_why(job, trial, faults, seen))
 
 
@@ -157,11 +159,11 @@ def _may_pass(reason: str) -> bool:
 
 
 def _check_dim(job: Job, trial: _Trial, seen: _Seen) -> None:
-    """Raises ConfigError where whole answers hold vectors of another dim."""
+    """Raises ConfigError where all answers hold vectors of one other dim."""
     space = job.spaces[trial.model]
-    dim = seen.dim
-    if dim is None or dim == space.dim:
+    if len(seen.dims) != 1 or space.dim in seen.dims:
         return
+    [dim] = seen.dims
     found = f"the embedder returned vectors of {dim} dims"
     if trial.model == "new":
         raise ConfigError(f"new_model.dim: {found}, new_model.dim is {space.dim}: write dim: {dim}")
@@ -196,19 +198,19 @@ def _why(job: Job, trial: _Trial, faults: Sequence[str], seen: _Seen) -> str:
 class _Seen:
     """An embedder, and the shapes of its answers.
 
-    dim: of the vectors of an answer that holds one per row. uneven: (rows, shape) of the first answer that does not.
+    dims: of the vectors of answers that hold one per row. uneven: (rows, shape) of the first answer that does not.
     """
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
-        self.dim: int | None = None
+        self.dims: set[int] = set()
         self.uneven: tuple[int, tuple[int, ...]] | None = None
 
     def __call__(self, batch: dict[str, Sequence[Any]], role: Role) -> Any:
         answer = np.asarray(self._embedder(batch, role))
         rows = len(next(iter(batch.values())))
         if answer.ndim == 2 and len(answer) == rows:
-            self.dim = answer.shape[1]
+            self.dims.add(answer.shape[1])
         elif self.uneven is None:
             self.uneven = rows, answer.shape
         return answer
