@@ -67,17 +67,19 @@ class UnitGroup:
 
     def _refuse_alike(self, unit: Unit, receipt: Receipt, bad: Sequence[Quarantined]) -> None:
         """Raises EmbedderError where no row of all, or of a large unit, could be embedded, all for one reason."""
-        faults, where = list(bad), ""
+        faults, of = list(bad), ""
         if any(known.rows for known in self.receipts.values()):
-            faults, where = list(receipt.quarantined), f" of {unit.file.path}, rows {unit.start} and after,"
+            faults, of = list(receipt.quarantined), f" of {unit.folder}/{unit.unit}"
             if receipt.rows or len(faults) <= self._limit:
                 return
         if len({kind_of(fault.reason) for fault in faults}) > 1:
             return
+        last = receipt.quarantined[-1]
         raise EmbedderError(
-            f"{self._name}: all {len(faults)} rows{where} that were tried could not be embedded, for one reason: "
-            f"{faults[0].reason} ({len(faults)} times). So the embedder or the config is wrong, not single rows. "
-            "Nothing was committed. Mend the embedder, its kwargs or payload_columns, and run again."
+            f"{self._name}: none of the {len(faults)} rows{of} that were tried could be embedded: {faults[0].reason} "
+            f"({len(faults)} times, at last id {last.id!r}, row {last.row} of {unit.file.path}). The embedder or the "
+            "config is wrong, not single rows. Nothing was committed. Mend the embedder, its kwargs or "
+            "payload_columns, and run again."
         )
 
     def withdraw(self) -> None:

@@ -244,7 +244,7 @@ def test_a_wave_above_the_quarantine_limit_fails_before_its_commit(
     run(workshop.config(target), until="version0")
     for fault in ("shape", "count"):
         workshop.control(fault=fault)
-        with pytest.raises(EmbedderError, match=r"wave 1: all \d+ rows .* for one reason: wrong_shape: .*config is"):
+        with pytest.raises(EmbedderError, match=r"wave 1: none of the \d+ rows .* embedded: wrong_shape: .*config is"):
             run(workshop.config(target))
         assert [v.wave for v in read_state(open_files(str(target))).versions] == [0]
     workshop.control()
