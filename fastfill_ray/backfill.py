@@ -59,6 +59,7 @@ from fastfill_ray.stages.sample import Sample, Sampling, sample, sample_again
 from fastfill_ray.stages.score import score, scores_before
 from fastfill_ray.stages.segments import missing_files
 from fastfill_ray.stages.snapshot import Snapshot, read_snapshot, source_of
+from fastfill_ray.stages.trial import try_models
 from fastfill_ray.stages.version import VersionMaker
 from fastfill_ray.stages.waves import Waves, item_seconds, overrun_rows, standing_of
 from fastfill_ray.stages.work import WorkList, read_work_list
@@ -119,6 +120,7 @@ def _run(
 ) -> BackfillResult:
     """``run_backfill`` on any engine."""
     last_wave = parse_until(until, config)
+    preflight.check_endpoint(config)
     endpoint = config.storage.s3_endpoint
     files, store = open_files(config.output, s3_endpoint=endpoint), InputStore(endpoint, config.storage.anonymous)
     progress = Progress(stream)
@@ -203,10 +205,10 @@ class _Run:
         inspected = self._preflight(kept)
         alone = take_place()
         context.progress.say(f"gallery: {inspected}")
+        probe(files)  # before a cluster is waited for
         with context.engine.session(context.progress.say):
             if alone.take_over and state.init is not None:
                 self._claim()  # fences the other driver before it does more that this one would do again
-            probe(files)
             remove_leftovers(files)
             done = self._make_what_is_next(state, step, inspected, kept)
         return self._result(log.state) if done else None
@@ -224,15 +226,16 @@ class _Run:
         source = source_of(context.store, self.config, inspected)
         limit = self.config.quarantine.limit(inspected.rows)
         cut = None if unfinished is None else unfinished.sources.get("snapshot")
+        init = preflight.spaces_of(self.config, inspected, log.state.init)
+        preflight.check_bound(self.config.output, state.init, init)
+        job = make_job(source, context.files, self.config.queries, self.models)
+        try_models(context, job, inspected.gallery.files, self.config, state.plan)
         # Once there is something to compare with, what came is read once: for its ids and for its digests.
         digests = Digests(source, payloads=self._known_before(state).unversioned > 0) if state.plan else None
         snapshot = take_snapshot(context, inspected, source, limit=limit, cut=cut, beside=digests)
-        init = preflight.spaces_of(self.config, snapshot, log.state.init)
-        preflight.check_bound(self.config.output, state.init, init)
         if state.plan is not None and step.do == "plan":
             changes = preflight.changed_settings(self.request.settings, state.plan.settings)
             context.progress.say(f"a new plan, {snapshot.rows:,} items: {changes}")
-        job = make_job(source, context.files, self.config.queries, self.models)
         sampled = self._sample(snapshot, source, job, state, root)
         basis = self._basis(snapshot, source, sampled, init, unfinished, root)
         # Only now is anything bound: a model that cannot be built, or returns another dim, leaves no trace.

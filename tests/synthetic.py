@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from fastfill_ray.ordering.ids import item_keys
 from fastfill_ray.ordering.partition import smallest, split_pairs, split_sizes
+from fastfill_ray.stages import trial
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import SPLITS, Split
 
@@ -36,7 +38,8 @@ class StubEmbedder:
     Args:
         control: JSON file {"journal": folder, "sleep_s": seconds per batch, "bad": {marker: "raise" | "nan"}, "fault":
             "shape" | "count"}; absent means good. A row is marked by the first value of its `x`.
-            Journal files, one per process, list the marker of every embedded item. Not part of a plan's identity.
+            Journal files, one per process, list the marker of every item that is embedded for the run, not of those
+            that the model is tried on. Not part of a plan's identity.
     """
 
     def __init__(self, control: str) -> None:
@@ -51,12 +54,16 @@ class StubEmbedder:
             raise ValueError("this row cannot be read")
         vectors = new_vectors(x)
         vectors[[mark == "nan" for mark in marks]] = np.nan
-        if "journal" in control and role == "item":
+        if "journal" in control and role == "item" and not _is_trial():
             with open(Path(control["journal"]) / f"{os.getpid()}.txt", "a") as file:
                 file.writelines(f"{marker(value)}\n" for value in x[:, 0])
         if control.get("fault") == "shape":
             return vectors[:, :-1]
         return vectors[:-1] if control.get("fault") == "count" else vectors
+
+
+def _is_trial() -> bool:
+    return any(frame.f_code.co_filename == trial.__file__ for frame, _ in traceback.walk_stack(None))
 
 
 def marker(value: float) -> str:

@@ -5,9 +5,12 @@ Legend: n rows of one batch, dim components per vector.
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -68,9 +71,14 @@ def load_embedder(spec: str, kwargs: Mapping[str, Any], *, retry_delays_s: Seque
         ) from None
     factory = getattr(module, class_name, None)
     if factory is None:
-        raise EmbedderError(f"embedder {spec!r}: module {module_name!r} has no attribute {class_name!r}.")
-    if not callable(factory):
-        raise EmbedderError(f"embedder {spec!r}: expected a class, found {type(factory).__name__}.")
+        raise EmbedderError(
+            f"embedder {spec!r}: module {module_name!r} has no attribute {class_name!r}.{_similar(class_name, module)}"
+        )
+    if not callable(factory) or (inspect.isfunction(factory) and not _takes(factory, kwargs)):
+        raise EmbedderError(
+            f"embedder {spec!r}: expected a class, found {type(factory).__name__}. Write a class: __init__ loads the "
+            "model and takes the kwargs, __call__(self, batch, role) embeds."
+        )
     for delay_s in (*retry_delays_s, None):
         try:
             embedder = factory(**kwargs)
@@ -85,6 +93,22 @@ def load_embedder(spec: str, kwargs: Mapping[str, Any], *, retry_delays_s: Seque
     if not callable(embedder):
         raise EmbedderError(f"embedder {spec!r}: its instances cannot be called; define __call__(self, batch, role).")
     return cast(Embedder, embedder)
+
+
+def _similar(name: str, module: ModuleType) -> str:
+    """ " Did you mean ...?", or "" where no class of the module is called like it."""
+    classes = [each for each, value in vars(module).items() if inspect.isclass(value)]
+    found = difflib.get_close_matches(name, classes, n=1)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def _takes(function: Callable[..., object], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a function can be called with kwargs alone, and so may return an embedder."""
+    try:
+        inspect.signature(function).bind(**kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def embed_rows(

@@ -42,6 +42,9 @@ class InProcessEngine:
             on_cut(item)
         return [join(*part) for part in zip(*pieces, strict=True)]
 
+    def run_once(self, function: Callable[[Attempt], R], resources: ResourcesConfig) -> R | None:
+        return function(Attempt())
+
     def run_units(self, function: Callable[[Sequence[U]], Iterator[Receipt]], groups: Groups[U]) -> Iterator[Receipt]:
         return itertools.chain.from_iterable(map(function, groups))
 

@@ -121,6 +121,10 @@ class Engine(Protocol):
         """
         ...
 
+    def run_once(self, function: Callable[[Attempt], R], resources: ResourcesConfig) -> R | None:
+        """function(attempt) in one process that has what an actor of the pool has. None if it ended the process."""
+        ...
+
     def run_units(self, function: Callable[[Sequence[U]], Iterator[Receipt]], groups: Groups[U]) -> Iterator[Receipt]:
         """One streaming pass over units: the receipts as they come; `function` gives those of one group."""
         ...

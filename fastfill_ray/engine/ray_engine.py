@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import dataset, session, tasks, trainer
 from fastfill_ray.engine.drain import DrainablePool
-from fastfill_ray.engine.interface import Checkpoints, Groups, Pool, PoolWork, TrainSetup
+from fastfill_ray.engine.interface import Attempt, Checkpoints, Groups, Pool, PoolWork, TrainSetup
 from fastfill_ray.engine.pool import RayPool
 from fastfill_ray.engine.resources import require
 from fastfill_ray.storage.receipts import Receipt
@@ -44,6 +44,10 @@ class RayEngine:
         require(_ONE_CPU, _ADD_A_CPU)
         return tasks.exchange(cut, join, items, parts, on_cut)
 
+    def run_once(self, function: Callable[[Attempt], R], resources: ResourcesConfig) -> R | None:
+        require(*_an_actor(resources))
+        return tasks.run_once(function, resources)
+
     def run_units(self, function: Callable[[Sequence[U]], Iterator[Receipt]], groups: Groups[U]) -> Iterator[Receipt]:
         if groups:
             require(_ONE_CPU, _ADD_A_CPU)
@@ -51,10 +55,7 @@ class RayEngine:
 
     def run_pool(self, work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig) -> Pool[U]:
         if groups:
-            require(
-                {"CPU": resources.cpus_per_actor, "GPU": resources.gpus_per_actor},
-                "Lower resources.cpus_per_actor or resources.gpus_per_actor, or add a node of that size.",
-            )
+            require(*_an_actor(resources))
         return DrainablePool(RayPool(work, groups, resources))
 
     def train(self, loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
@@ -63,3 +64,11 @@ class RayEngine:
             "Training takes a GPU if resources.gpus_per_actor is above 0. Set it to 0, or add such a node.",
         )
         trainer.train(loop, data, setup)
+
+
+def _an_actor(resources: ResourcesConfig) -> tuple[Mapping[str, float], str]:
+    """What one actor of the pool asks for, and what to do where no node has it."""
+    return (
+        {"CPU": resources.cpus_per_actor, "GPU": resources.gpus_per_actor},
+        "Lower resources.cpus_per_actor or resources.gpus_per_actor, or add a node of that size.",
+    )

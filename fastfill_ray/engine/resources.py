@@ -1,7 +1,8 @@
 """Whether the cluster can be reached, and has, or will have, a node for what a stage asks for; Ray waits for ever.
 
 Public so far is only what nodes have (``ray.nodes``). Whether an autoscaler is at work is read from the names of their
-types: nodes that were started by hand are called after their own id.
+types: nodes that were started by hand are called after their own id. What nodes it can start is known where it has
+reported its node groups to Ray, as managed clusters do.
 """
 
 from __future__ import annotations
@@ -9,21 +10,22 @@ from __future__ import annotations
 import json
 import logging
 import re
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 
 import ray
+from ray._private.state import state
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.experimental.internal_kv import _internal_kv_get
 
 from fastfill_ray.errors import ClusterError
+from fastfill_ray.storage.reach import fault_of
 
 logger = logging.getLogger(__name__)
 
-# With what comes before and after it, an error is there within a minute.
-CONNECT_S, PATIENCE_S = 30.0, 45.0
+# With Ray's start, an error is there within half a minute. A cluster that has just come up may still get nodes.
+CONNECT_S, PATIENCE_S = 20.0, 12.0
 _SAY_EVERY_S, _LOOK_EVERY_S = 30.0, 3.0
 _STATUS_OF_V1 = "__autoscaling_status"  # the older autoscaler writes its report here, the newer one answers a request
 _BY_HAND = re.compile(r"(node_[0-9a-f]{56})?")
@@ -41,25 +43,18 @@ def check_reachable(address: str | None) -> None:
     match = re.fullmatch(r"(?:ray://)?(\[[^\]]+\]|[^:/]+):(\d+)", address or "")
     if match is None:
         return
-    place = match[1].strip("[]"), int(match[2])
-    end = time.monotonic() + CONNECT_S
-    while True:
-        try:
-            socket.create_connection(place, timeout=max(1.0, end - time.monotonic())).close()
-            return
-        except OSError as error:
-            if time.monotonic() + 1 > end:
-                raise ClusterError(
-                    f"RAY_ADDRESS={address}: no Ray cluster answers there ({error.strerror or error}). Start it, mend "
-                    "the address, or unset RAY_ADDRESS to run on this machine. Then the same command goes on."
-                ) from None
-        time.sleep(1)
+    if (fault := fault_of(match[1].strip("[]"), int(match[2]), CONNECT_S)) is not None:
+        raise ClusterError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({fault}). Start it, mend the address, or unset "
+            "RAY_ADDRESS to run on this machine. Then the same command goes on."
+        )
 
 
 def require(demand: Mapping[str, float], remedy: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
     """Wait until some node is large enough for `demand`, whether or not it is busy.
 
-    Where an autoscaler is at work, for as long as it takes, with a line every 30 s; else not for long.
+    Where an autoscaler is at work that can start one, or does not say what it can start, for as long as it takes, with
+    a line every 30 s; else not for long.
 
     Args:
         demand: {Ray's name of a resource: amount} of one actor or task; amounts of 0 are left out.
@@ -75,7 +70,7 @@ def require(demand: Mapping[str, float], remedy: str, *, sleep: Callable[[float]
     try:
         waited, said = 0.0, 0.0
         while not _fits(wanted):
-            scales = is_autoscaled(_node_types())
+            scales = is_autoscaled(_node_types()) and _can_start(wanted)
             if waited >= PATIENCE_S and not scales:
                 raise ClusterError(f"no node has {_words(wanted)}. {_largest(wanted)} {remedy}")
             if scales and waited >= said:
@@ -94,6 +89,19 @@ def is_autoscaled(node_types: Iterable[str]) -> bool:
 
 def _fits(wanted: Mapping[str, float]) -> bool:
     return any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in _nodes())
+
+
+def _can_start(wanted: Mapping[str, float]) -> bool:
+    """Whether the autoscaler can start a node that is large enough; True where it does not say what it can start."""
+    groups = _node_groups()
+    return not groups or any(all(group.get(name, 0) >= amount for name, amount in wanted.items()) for group in groups)
+
+
+def _node_groups() -> list[dict[str, float]]:
+    """The resources of the nodes that an autoscaler has reported that it can start."""
+    config = state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    return [dict(group.resources) for group in groups if group.max_count != 0]
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -115,6 +123,9 @@ def _words(wanted: Mapping[str, float]) -> str:
 
 
 def _largest(wanted: Mapping[str, float]) -> str:
-    nodes = _nodes()
-    most = " and ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in wanted)
-    return f"The cluster's {len(nodes)} nodes have at most {most} each."
+    nodes, groups = _nodes(), _node_groups()
+    most = " and ".join(
+        f"{max((node.get(name, 0) for node in (*nodes, *groups)), default=0):g} {name}" for name in wanted
+    )
+    more = ", and those that it can start," if groups else ""
+    return f"The cluster's {len(nodes)} nodes{more} have at most {most} each."

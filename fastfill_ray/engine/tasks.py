@@ -1,13 +1,19 @@
-"""Ray tasks: a bounded fan-out, and an exchange by partition."""
+"""Ray tasks: a bounded fan-out, an exchange by partition, and one call in the place of an actor."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
+from fastfill_ray.config import ResourcesConfig
+from fastfill_ray.engine.interface import Attempt
 from fastfill_ray.engine.units import original_errors
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -73,3 +79,18 @@ def exchange(
             on_cut(item)
         joined: list[R] = ray.get([joining.remote(shared_join, *part) for part in zip(*pieces, strict=True)])
     return joined
+
+
+def run_once(function: Callable[[Attempt], R], resources: ResourcesConfig) -> R | None:
+    """See ``Engine.run_once``. A process that ends, as a spot node's does, gets one more chance."""
+    # The process ends with the call: what it has loaded would stay in memory beside the actors, which get their own.
+    task: Any = ray.remote(max_calls=1)(_call).options(
+        num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_retries=1, name="run once"
+    )
+    with original_errors():
+        try:
+            result: R = ray.get(task.remote(function, Attempt(resources.call_timeout_s)))
+        except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
+            logger.info("run once: %s", error)
+            return None
+    return result

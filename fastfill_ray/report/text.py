@@ -26,9 +26,7 @@ _OF_MANY = {"wave": "wait for waves", "build": "build versions"}
 
 
 def lead(state: State) -> str:
-    """The decision in one sentence: what `run` ends with, and what `status` and the report begin with. Empty before there
-    is a plan.
-    """
+    """The decision in one sentence, which `run` ends and the report begins with; "" without a plan."""
     return "" if state.plan is None else wrapped(decision(state).words)
 
 

@@ -175,9 +175,7 @@ class UnitEmbedder:
             with IsolatedEmbedder(name, space.embedder, space.kwargs, limit_s, attempt.journal) as isolated:
                 return embed_unit(self._job, unit, table, isolated)
         if unit.model not in self._models:
-            delays_s = self._job.retry_delays_s[: _BUILDS - 1]
-            with ends_process_after(None if limit_s is None else build_limit_s(limit_s)):
-                self._models[unit.model] = load_embedder(space.embedder, space.kwargs, retry_delays_s=delays_s)
+            self._models[unit.model] = build_model(self._job, space, limit_s)
         return embed_unit(self._job, unit, table, Watched(self._models[unit.model], limit_s))
 
     def _give_up_models(self) -> None:
@@ -195,6 +193,16 @@ def loads(job: Job, units: Sequence[Unit], resources: ResourcesConfig) -> str:
     high = max(low, min(high, len(units)))
     actors = f"{high} actor{'' if high == 1 else 's'}"
     return f"loading {' and '.join(models)} in {'up to ' if low < high else ''}{actors} ..."
+
+
+def build_model(job: Job, space: Space, call_timeout_s: float | None) -> Embedder:
+    """The model; a constructor that raises is called again, and one that hangs ends the process.
+
+    Raises:
+        EmbedderError: it cannot be built.
+    """
+    with ends_process_after(None if call_timeout_s is None else build_limit_s(call_timeout_s)):
+        return load_embedder(space.embedder, space.kwargs, retry_delays_s=job.retry_delays_s[: _BUILDS - 1])
 
 
 def grouped(units: Iterable[Unit]) -> list[list[Unit]]:
@@ -261,7 +269,7 @@ def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receip
     bad rows. Rows in = rows out + bad.
     """
     start = time.monotonic()
-    vectors, unusable = _embed_table(job, unit, table, model)
+    vectors, unusable = embed_table(job, unit, table, model)
     ids, rows = table.column("__id").to_pylist(), table.column("__row").to_pylist()
     kept = np.array([i for i in range(table.num_rows) if i not in unusable], dtype=np.int64)
     keys = item_keys([ids[i] for i in kept])
@@ -296,7 +304,7 @@ def _items(job: Job, table: pa.Table, kept: I64, keys: U64) -> pa.Table:
     return pa.table({"key": keys_column(keys), "payload": payload.take(kept), "version": version.take(kept)})
 
 
-def _embed_table(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> tuple[F32, dict[int, str]]:
+def embed_table(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> tuple[F32, dict[int, str]]:
     """See ``embed_rows``. Rows whose call raised are embedded again, all of the unit's after one wait.
 
     A row whose payload cannot be read is not shown to the embedder, and has that for its reason.

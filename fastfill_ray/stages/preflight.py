@@ -13,6 +13,7 @@ from fastfill_ray.config import (
     NewModelConfig,
     PolicyConfig,
     QueriesConfig,
+    input_paths,
     shown_paths,
 )
 from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch, TooManyRemoved
@@ -26,10 +27,29 @@ from fastfill_ray.ordering.partition import split_sizes
 from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED
 from fastfill_ray.ordering.waves import wave_targets
 from fastfill_ray.stages.embed import Models
-from fastfill_ray.stages.queries import LABELS, NEW_VECTORS, OLD_VECTORS, pin_queries, query_columns
-from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of
+from fastfill_ray.stages.queries import (
+    LABELS,
+    NEW_VECTORS,
+    OLD_VECTORS,
+    pin_queries,
+    plan_queries,
+    query_columns,
+    read_queries,
+)
+from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of, source_of
+from fastfill_ray.storage import reach
 from fastfill_ray.storage.files import split_scheme
 from fastfill_ray.storage.local import local_path
+
+
+def check_endpoint(config: BackfillConfig) -> None:
+    """Refuse an S3 endpoint at which nobody listens, where anything is on S3.
+
+    Raises:
+        StorageError: see ``reach.check_endpoint``.
+    """
+    if any("s3://" in str(path) for path in (config.output, *input_paths(config).values())):
+        reach.check_endpoint(config.storage.s3_endpoint)
 
 
 def inspect(
@@ -59,6 +79,7 @@ def inspect(
     check_labels(gallery, config.policy, new, inspected)
     if config.queries is not None:
         check_queries(store, config.queries, gallery, new, inspected)
+        check_answers(store, config, config.queries, inspected)
     return inspected
 
 
@@ -198,6 +219,17 @@ def check_queries(
         if key in columns and (there := dim_of(store, inputs, columns[key])) != dim:
             name = columns[key].name
             raise ConfigError(f"{key}: column {name!r} holds vectors of {there} dims, expected {dim} as {source}")
+
+
+def check_answers(store: InputStore, config: BackfillConfig, queries: QueriesConfig, inspected: Snapshot) -> None:
+    """Read what is said of the queries that will be asked: nothing that is wrong with it waits for the gallery's rows.
+
+    Raises:
+        InputError: see ``read_queries``.
+    """
+    inputs, judgements = pin_queries(store, queries, inspected.id_type)
+    spaces = Models(config.new_model, config.old_model).fingerprints()
+    read_queries(plan_queries(queries, inputs, judgements, spaces, config.seed), source_of(store, config, inspected))
 
 
 def spaces_of(config: BackfillConfig, snapshot: Snapshot, bound: Init | None) -> Init:

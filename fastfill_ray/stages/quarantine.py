@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 
 from fastfill_ray.config import QuarantineConfig
-from fastfill_ray.errors import QuarantineExceeded
+from fastfill_ray.errors import EmbedderError, QuarantineExceeded
 from fastfill_ray.stages.embed import Unit, keep_receipt
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import unit_receipt
-from fastfill_ray.storage.receipts import Receipt, find_receipts
+from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +54,14 @@ class UnitGroup:
 
         Raises:
             QuarantineExceeded: more rows than allowed could not be embedded; names rows and reasons.
+            EmbedderError: they are all rows, and all failed alike.
         """
         self.receipts[unit.unit] = receipt
         if not receipt.quarantined:
             return
         bad = [fault for known in self.receipts.values() for fault in known.quarantined]
         if len(bad) > self._limit:
+            self._refuse_alike(unit, receipt, bad)
             shown = "; ".join(f"id {fault.id!r} (row {fault.row}): {fault.reason}" for fault in bad[:_SHOWN])
             raise QuarantineExceeded(
                 f"{self._name}: {len(bad)} of {self.rows} rows could not be embedded, at most {self._limit} are "
@@ -67,6 +70,23 @@ class UnitGroup:
             )
         self.receipts[unit.unit] = keep_receipt(self._files, unit, receipt)
 
+    def _refuse_alike(self, unit: Unit, receipt: Receipt, bad: Sequence[Quarantined]) -> None:
+        """Raises EmbedderError where no row of all, or of a large unit, could be embedded, all for one reason."""
+        faults, of = list(bad), ""
+        if any(known.rows for known in self.receipts.values()):
+            faults, of = list(receipt.quarantined), f" of {unit.folder}/{unit.unit}"
+            if receipt.rows or len(faults) <= self._limit:
+                return
+        if len({kind_of(fault.reason) for fault in faults}) > 1:
+            return
+        last = receipt.quarantined[-1]
+        raise EmbedderError(
+            f"{self._name}: none of the {len(faults)} rows{of} that were tried could be embedded: {faults[0].reason} "
+            f"({len(faults)} times, at last id {last.id!r}, row {last.row} of {unit.file.path}). The embedder or the "
+            "config is wrong, not single rows. Nothing was committed. Mend the embedder, its kwargs or "
+            "payload_columns, and run again."
+        )
+
     def withdraw(self) -> None:
         """Delete the receipts with bad rows: after the mend, the same command tries those units again."""
         for unit, receipt in find_receipts(self._files, self.folder).items():
@@ -74,3 +94,8 @@ class UnitGroup:
                 logger.info("%s: unit %s is withdrawn, %d bad rows", self._name, unit, len(receipt.quarantined))
                 self._files.delete(unit_receipt(self.folder, unit))
         self.receipts = {unit: receipt for unit, receipt in self.receipts.items() if not receipt.quarantined}
+
+
+def kind_of(reason: str) -> str:
+    """A reason without what differs from row to row: numbers, and what is quoted."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|[-+\d.]+", "", reason)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig, PairsConfig, QuarantineConfig, QueriesConfig, ResourcesConfig
-from fastfill_ray.errors import ConfigError, CorruptFile, QuarantineExceeded
+from fastfill_ray.errors import ConfigError, CorruptFile, EmbedderError, QuarantineExceeded
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
 from fastfill_ray.inputs.encodings import take_rows
 from fastfill_ray.inputs.gallery import Source, item_groups, item_labels, item_weights, mapped_columns, mapped_vectors
@@ -208,6 +208,7 @@ def embed_first(context: Context, job: Job, units: Sequence[UnitGroup], resource
 
     Raises:
         QuarantineExceeded: too many rows of the pairs, or of the queries, could not be embedded.
+        EmbedderError: all of them, or the model cannot be built.
     """
     groups = {group.folder: group for group in units}
     missing = [unit for group in groups.values() for unit in group.missing]
@@ -223,7 +224,7 @@ def embed_first(context: Context, job: Job, units: Sequence[UnitGroup], resource
             for unit, receipt in pool:
                 groups[unit.folder].add(unit, receipt)
                 bar.advance(unit.rows)
-    except QuarantineExceeded:
+    except (EmbedderError, QuarantineExceeded):
         for group in groups.values():
             group.withdraw()
         raise

@@ -82,7 +82,8 @@ class Waves:
         """The receipts {unit: receipt} of a wave, as soon as its last one is durable; ask in wave order.
 
         Raises:
-            QuarantineExceeded: of this wave or one that is embedded ahead; the receipts with bad rows are withdrawn.
+            QuarantineExceeded, EmbedderError: of this wave or one that is embedded ahead; its receipts with bad rows
+                are withdrawn.
         """
         if wave in self._handed_over:
             return self._handed_over[wave]
@@ -99,7 +100,7 @@ class Waves:
                     self._groups[unit.wave].add(unit, receipt)
                     if self._bar is not None:
                         self._bar.advance(unit.rows)
-        except QuarantineExceeded:
+        except (EmbedderError, QuarantineExceeded):
             for other in self._groups.keys() - self._handed_over.keys():
                 self._groups[other].withdraw()
             raise

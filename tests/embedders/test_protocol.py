@@ -194,7 +194,9 @@ def test_an_embedder_is_built_from_its_name_and_kwargs() -> None:
         (":NeedsName", {}, r'expected "module:Class"'),
         ("no_such_module:Thing", {}, "importing module 'no_such_module' raised ModuleNotFoundError"),
         (f"{HERE}:Absent", {}, "has no attribute 'Absent'"),
+        (f"{HERE}:NeedName", {}, "has no attribute 'NeedName'. Did you mean 'NeedsName'"),
         (f"{HERE}:DIM", {}, "expected a class, found int"),
+        (f"{HERE}:vector_of", {}, "expected a class, found function. Write a class"),
         (
             f"{HERE}:NeedsName",
             {"name": ""},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -90,6 +91,27 @@ def test_what_is_in_flight_when_another_task_fails_is_not_interrupted(ray_sessio
         while not (tmp_path / "written").exists():
             assert time.monotonic() < deadline, "it was interrupted"
             time.sleep(0.05)
+
+
+def its_limit(attempt: Attempt) -> tuple[float | None]:
+    return (attempt.call_timeout_s,)
+
+
+def refuse(attempt: Attempt) -> None:
+    raise EmbedderError("it cannot be built")
+
+
+def die(attempt: Attempt) -> int:
+    os._exit(1)
+
+
+def test_one_call_is_made_as_an_actor_would_make_it(engine: Engine) -> None:
+    resources = ResourcesConfig(call_timeout_s=7)
+    assert engine.run_once(its_limit, resources) == (None if isinstance(engine, InProcessEngine) else 7,)
+    with pytest.raises(EmbedderError, match=r"^it cannot be built$"):
+        engine.run_once(refuse, resources)
+    if isinstance(engine, RayEngine):
+        assert engine.run_once(die, resources) is None
 
 
 def by_remainder(parts: int, values: np.ndarray) -> list[np.ndarray]:

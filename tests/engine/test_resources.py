@@ -49,7 +49,7 @@ def test_without_an_autoscaler_the_wait_is_short_and_with_one_it_is_told(
     slept: list[float] = []
     with pytest.raises(ClusterError):
         require(GPU, "Lower gpus.", sleep=slept.append)
-    assert 30 < sum(slept) < 55
+    assert 10 < sum(slept) < 20
 
     def until_a_node_comes(seconds: float) -> None:
         slept.append(seconds)
@@ -63,6 +63,27 @@ def test_without_an_autoscaler_the_wait_is_short_and_with_one_it_is_told(
     said = [record.getMessage() for record in caplog.records if "waiting for a node" in record.getMessage()]
     assert len(said) == 4
     assert said[-1] == "waiting for a node with 1 CPU and 1 GPU; 90 s so far. Lower gpus."
+
+
+def test_what_an_autoscaler_cannot_start_is_refused_and_what_it_can_is_waited_for(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    def for_a_minute(seconds: float) -> None:
+        slept.append(seconds)
+        if sum(slept) > 60:
+            raise TimeoutError
+
+    monkeypatch.setattr(resources, "_node_types", lambda: ["cpu"])
+    monkeypatch.setattr(resources, "_node_groups", lambda: [{"CPU": 96.0}, {"CPU": 1.0, "GPU": 8.0}])
+    with pytest.raises(TimeoutError):
+        require(GPU, "", sleep=for_a_minute)
+    slept.clear()
+    message = r"no node has 2 CPU and 1 GPU\. .* nodes, and those that it can start, have at most 96 CPU and 8 GPU each"
+    with pytest.raises(ClusterError, match=message):
+        require({"CPU": 2.0, "GPU": 1.0}, "", sleep=for_a_minute)
+    assert sum(slept) < 20
 
 
 def test_an_address_that_nobody_listens_at_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 
 import fastfill_ray as ff
-from fastfill_ray.errors import AlignmentFailed, ConfigError, EmbedderError, InputError, QuarantineExceeded
+from fastfill_ray import backfill
+from fastfill_ray.backfill import _run
+from fastfill_ray.config import load_config
+from fastfill_ray.engine.in_process import InProcessEngine
+from fastfill_ray.errors import (
+    AlignmentFailed,
+    ConfigError,
+    EmbedderError,
+    InputError,
+    QuarantineExceeded,
+    SpaceMismatch,
+    StoreUnsupported,
+)
+from fastfill_ray.storage.local import LocalFiles
 from tests import synthetic
 from tests.integration.conftest import Workshop, in_process
 from tests.segments import segments_in
@@ -188,6 +202,31 @@ def test_an_output_inside_the_gallery_is_refused(workshop: Workshop) -> None:
         in_process(workshop.config(workshop.folder / "gallery" / "out"))
 
 
+class NoCluster(InProcessEngine):
+    def session(self) -> AbstractContextManager[None]:
+        raise AssertionError("a cluster was waited for")
+
+
+def test_an_output_that_cannot_be_used_is_refused_before_a_cluster_is_waited_for(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two_writers(self: LocalFiles, path: str, data: bytes) -> bool:
+        self.put_data(path, data)
+        return True
+
+    monkeypatch.setattr(LocalFiles, "put_new", two_writers)
+    with pytest.raises(StoreUnsupported, match="does not create objects exclusively"):
+        _run(load_config(workshop.config(tmp_path / "out")), NoCluster())
+
+
+def test_a_root_of_another_model_is_refused_before_the_gallery_is_read(
+    workshop: Workshop, root: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill, "take_snapshot", lambda *_, **__: pytest.fail("the gallery was read"))
+    with pytest.raises(SpaceMismatch, match="new_space"):
+        in_process(workshop.config(root(), new_model={"kwargs": {"control": "elsewhere.json"}}))
+
+
 def test_a_classifier_of_another_dim_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     np.savez(tmp_path / "head.npz", weight=np.zeros((6, 5), np.float32), bias=np.zeros(6, np.float32))
     config = workshop.config(tmp_path / "out", new_model={"classifier": str(tmp_path / "head.npz")})
@@ -211,7 +250,7 @@ BAD_QUERIES: dict[str, tuple[str, Callable[[pa.Table], pa.Array], str]] = {
 
 
 @pytest.mark.parametrize("fault", BAD_QUERIES)
-def test_queries_that_say_nothing_clear_are_refused_before_any_embedding(
+def test_queries_that_say_nothing_clear_are_refused_before_anything_starts(
     fault: str, workshop: Workshop, tmp_path: Path
 ) -> None:
     name, column, message = BAD_QUERIES[fault]
@@ -222,11 +261,10 @@ def test_queries_that_say_nothing_clear_are_refused_before_any_embedding(
     config["queries"] |= {"path": str(tmp_path / "queries.parquet"), "group_column": "group"}
     with pytest.raises(InputError, match=message):
         in_process(config)
-    tables = (path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.parquet"))
-    assert {path.parts[0] for path in tables} == {"ledger", "sample"}, "nothing was embedded"
+    assert not (tmp_path / "out").exists(), "the gallery was not read"
 
 
-def test_judgements_of_which_none_is_above_zero_are_refused_before_any_embedding(
+def test_judgements_of_which_none_is_above_zero_are_refused_before_anything_starts(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     table = pq.read_table(workshop.folder / "queries" / "qrels.parquet")
@@ -235,8 +273,7 @@ def test_judgements_of_which_none_is_above_zero_are_refused_before_any_embedding
     config["queries"]["qrels_path"] = str(tmp_path / "qrels.parquet")
     with pytest.raises(InputError, match=r"qrels\.parquet: no judgement of these queries has a grade above 0"):
         in_process(config)
-    tables = (path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.parquet"))
-    assert {path.parts[0] for path in tables} == {"ledger", "sample"}, "nothing was embedded"
+    assert not (tmp_path / "out").exists(), "the gallery was not read"
 
 
 def test_queries_that_cannot_be_embedded_are_not_dropped_in_silence(workshop: Workshop, tmp_path: Path) -> None:

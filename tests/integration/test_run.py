@@ -15,7 +15,7 @@ import pytest
 
 import fastfill_ray as ff
 from fastfill_ray.cli import main
-from fastfill_ray.errors import QuarantineExceeded, SpaceMismatch
+from fastfill_ray.errors import EmbedderError, SpaceMismatch
 from fastfill_ray.index.verify import verify
 from fastfill_ray.log.records import Version
 from fastfill_ray.retrieval.metrics import per_query
@@ -263,7 +263,7 @@ def test_a_wave_above_the_quarantine_limit_fails_before_its_commit(
     run(workshop.config(target), until="version0")
     for fault in ("shape", "count"):
         workshop.control(fault=fault)
-        with pytest.raises(QuarantineExceeded, match=r"wrong_shape.*quarantine\.max_rows"):
+        with pytest.raises(EmbedderError, match=r"wave 1: none of the \d+ rows .* embedded: wrong_shape: .*config is"):
             run(workshop.config(target))
         assert [v.wave for v in read_state(open_files(str(target))).versions] == [0]
     workshop.control()

@@ -104,13 +104,16 @@ def test_a_run_whose_embedder_tells_everything_stores_and_says_nothing_of_it(
             reason.startswith(r"embedder raised RuntimeError: \x1b[2Jno \u202eaccess: <kwargs.token>")
             for reason in reasons
         )
-        workshop.control(bad={marker(value): "raise" for value in workshop.x[:, 0].tolist()})
-        with pytest.raises(QuarantineExceeded, match=r"<kwargs\.token>") as caught:
-            ff.run_backfill(config_of(workshop, tmp_path / "other"), stream=stream)
+        faults: list[pytest.ExceptionInfo[BaseException]] = []
+        for rows, error in ((PAIRS[::2], QuarantineExceeded), (np.arange(600), EmbedderError)):
+            workshop.control(bad={marker(value): "raise" for value in workshop.x[rows, 0].tolist()})
+            with pytest.raises(error, match=r"<kwargs\.token>") as caught:
+                ff.run_backfill(config_of(workshop, tmp_path / error.__name__), stream=stream)
+            faults.append(caught)
     finally:
         workshop.control()
     printed = capfd.readouterr()
-    trace = "".join(traceback.format_exception(caught.value))
+    trace = "".join(line for caught in faults for line in traceback.format_exception(caught.value))
     ours = [str(result), result.table(), result.closing_words(), stream.getvalue()]
     said = "".join([*ours, printed.out, printed.err, caplog.text, trace])
     assert not CANARY.search(said.encode())
