@@ -39,6 +39,7 @@ from fastfill_ray.log.records import Init, Plan, Publish
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide_stop
 from fastfill_ray.ordering.classifier import Classifier
+from fastfill_ray.ordering.schedule import LADDER, Schedule
 from fastfill_ray.report.result import BackfillResult
 from fastfill_ray.report.write import write_report
 from fastfill_ray.stages import preflight
@@ -140,6 +141,13 @@ class _Run:
         self._mended: set[str] = set()  # the work whose outcome they were, whatever it is called the next time
         self.unfit: int | None = None  # a version that was committed, but cannot be published any more
         self.inputs = Inputs(config, context)
+        self._schedule: Schedule | None = None  # known once the rows are
+
+    @property
+    def schedule(self) -> Schedule:
+        """Pairs and waves of the plan to be made, or to go on with."""
+        assert self._schedule is not None
+        return self._schedule
 
     @property
     def request(self) -> Request:
@@ -201,6 +209,9 @@ class _Run:
         inspected = self._preflight(kept)
         alone = take_place()
         context.progress.say(f"gallery: {inspected}")
+        objective = f"{config.objective.metric} by {config.objective.relevance}"
+        schedule = self.schedule.describe(config.pairs.count, config.waves)
+        context.progress.say(f"{schedule}; objective: {objective}")
         with context.engine.session():
             if alone.take_over and state.init is not None:
                 self._claim()  # fences the other driver before it does more that this one would do again
@@ -292,7 +303,7 @@ class _Run:
         check_sources(unfinished or root, {"scores": (scores.digest, stage_folder("scores", scores.fingerprint))})
         return Basis(
             snapshot=snapshot,
-            num_sampled=config.pairs.count,
+            num_sampled=self.schedule.num_pairs,
             pair_offsets=sampled.offsets,
             known_pairs=sampled.known,
             pairs=sampled.pairs,
@@ -300,7 +311,7 @@ class _Run:
             decision=decision,
             scores=scores,
             objective=config.objective,
-            waves=config.waves,
+            waves=self.schedule.waves,
             index=config.index,
         )
 
@@ -323,8 +334,11 @@ class _Run:
     def _where(self) -> str:
         """What is done so far, for who ends the process now."""
         state, now = self.log.state, self.context.progress.now
-        of = len(self.config.waves) + 1 if state.plan is None else len(state.plan.version_waves)
-        return f"{self.config.output}: {len(state.plan_versions)} of {of} versions" + (f"; {now}" if now else "")
+        of = None if self._schedule is None else len(self._schedule.waves) + 1
+        if state.plan is not None:
+            of = len(state.plan.version_waves)
+        made = "no version yet" if of is None else f"{len(state.plan_versions)} of {of} versions"
+        return f"{self.config.output}: {made}" + (f"; {now}" if now else "")
 
     def _publish_late(self, state: State) -> State:
         """Publish what a driver committed before it died, unless files of it are gone since: the next version then
@@ -363,7 +377,11 @@ class _Run:
             keeps_order = preflight.keeps_order(config.gallery, plan, self.request.fingerprint, kept)
             # As they were listed when the request was named: looked for once, and by the same pins.
             listings, before = self.inputs.listings, self._snapshot_before()
-            inspected = preflight.inspect(self.context.store, config, listings, before, keeps_order=keeps_order)
+            scheduled = preflight.scheduled_by(plan, self.request.fingerprint, kept)
+            store = self.context.store
+            inspected = preflight.inspect(store, config, listings, before, scheduled, keeps_order=keeps_order)
+            self._schedule = preflight.schedule_of(config, inspected.rows, scheduled)
+            check_until(self.last_wave, self._schedule.waves)
             _ = self._classifier  # one that cannot be read is refused here
         return inspected
 
@@ -378,7 +396,13 @@ class _Run:
         """Pairs and queries with their vectors."""
         config, context = self.config, self.context
         sampling = Sampling(
-            config.pairs, config.queries, self.models.fingerprints(), config.quarantine, config.resources, config.seed
+            self.schedule.num_pairs,
+            config.pairs.split,
+            config.queries,
+            self.models.fingerprints(),
+            config.quarantine,
+            config.resources,
+            config.seed,
         )
         if root is not None:
             return sample_again(context, job, source, sampling, root)
@@ -393,14 +417,14 @@ class _Run:
     def _order_config(self, snapshot: Snapshot) -> OrderConfig:
         config = self.config
         can_fuse = config.serving.stale_mode != "auto" or preflight.can_fuse(
-            config.index, config.queries, self.models, snapshot.old_dim, config.pairs.count
+            config.index, config.queries, self.models, snapshot.old_dim, self.schedule.num_pairs
         )
         return OrderConfig(
             alignment=config.alignment,
             policy=config.policy,
             serving=config.serving,
             objective=config.objective,
-            waves=config.waves,
+            waves=self.schedule.waves,
             can_fuse=can_fuse,
             classifier=self._classifier,
             use_gpu=config.resources.gpus_per_actor > 0,
@@ -493,12 +517,30 @@ class _Run:
 
 
 def parse_until(until: str | None, config: BackfillConfig) -> int | None:
-    """The last wave to make: -1 for "plan", 0 for "version0", K for "wave:K", None for all."""
+    """The last wave to make: -1 for "plan", 0 for "version0", K for "wave:K", None for all.
+
+    Raises:
+        ConfigError: it is none of these, or there are certainly fewer waves.
+    """
     if until is None:
         return None
     if until in {"plan", "version0"}:
         return -1 if until == "plan" else 0
-    match = re.fullmatch(r"wave:(\d+)", until)
-    if match is None or not 1 <= int(match[1]) <= len(config.waves):
-        raise ConfigError(f"--until {until}: plan, version0 or wave:K with K from 1 to {len(config.waves)} is expected")
+    match, most = re.fullmatch(r"wave:([1-9]\d*)", until), LADDER if config.waves == "auto" else config.waves
+    if match is None:
+        raise _no_such_wave(until, most)
+    check_until(int(match[1]), most)
     return int(match[1])
+
+
+def check_until(last_wave: int | None, waves: Sequence[float]) -> None:
+    """Raises ConfigError: there are fewer waves than `last_wave`; it and the name as in ``parse_until``."""
+    if last_wave is not None and last_wave > len(waves):
+        raise _no_such_wave(f"wave:{last_wave}", waves)
+
+
+def _no_such_wave(until: str, waves: Sequence[float]) -> ConfigError:
+    listed = ", ".join(map(str, waves))
+    return ConfigError(
+        f"--until {until}: plan, version0 or wave:K with K from 1 to {len(waves)} is expected; waves end at {listed}"
+    )

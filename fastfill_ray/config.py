@@ -7,6 +7,7 @@ dimensions, the pairs' share) are made by the snapshot stage, before anything is
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import os
@@ -22,8 +23,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     StrictBool,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -106,6 +109,23 @@ Paths = Annotated[str | tuple[str, ...], BeforeValidator(_absolute_paths)]
 def shown_paths(paths: str | Sequence[str]) -> str:
     """A table's path for a message; of a list the first and how many follow."""
     return paths if isinstance(paths, str) else f"{paths[0]} and {len(paths) - 1} more"
+
+
+# What the run finds out itself, from the number of the gallery's rows.
+Auto = Literal["auto"]
+_GIVEN = "given"
+
+
+def _auto_or_given(value: Any) -> str:
+    """Which of the two a value is: so a fault is told of that one alone."""
+    return "auto" if isinstance(value, str) and value == "auto" else _GIVEN
+
+
+_AUTO = Annotated[Auto, Tag("auto")]
+Count = Annotated[Annotated[int, Field(gt=0), Tag(_GIVEN)] | _AUTO, Discriminator(_auto_or_given)]
+Fractions = Annotated[
+    Annotated[tuple[float, ...], Field(min_length=1), Tag(_GIVEN)] | _AUTO, Discriminator(_auto_or_given)
+]
 
 
 class Part(BaseModel):
@@ -192,7 +212,7 @@ class OldModelConfig(Part):
 
 
 class PairsConfig(Part):
-    count: int = Field(20_000, gt=0, description="items that get new vectors first")
+    count: Count = Field("auto", description="items that get new vectors first; `auto`: by the number of rows")
     split: tuple[float, float, float] = Field((0.7, 0.15, 0.15), description="train, calibration, audit")
 
     @model_validator(mode="after")
@@ -203,7 +223,11 @@ class PairsConfig(Part):
 
 
 class ObjectiveConfig(Part):
-    """What every choice, the gate and the stop look at."""
+    """What every choice, the gate and the stop look at.
+
+    ``BackfillConfig`` says what a relevance that is left out, or `auto`, becomes. A request is named without what is at
+    its default, so the defaults here stay what they are.
+    """
 
     relevance: Relevance = "label"
     metric: Literal["cmc@1", "cmc@5", "map", "recall@1", "recall@10", "mrr", "ndcg@10"] = "map"
@@ -291,7 +315,7 @@ class BackfillConfig(Part):
     alignment: AlignmentConfig = AlignmentConfig()
     policy: PolicyConfig = PolicyConfig()
     serving: ServingConfig = ServingConfig()
-    waves: tuple[float, ...] = Field((0.05, 0.1, 0.25, 0.5, 1.0), min_length=1)
+    waves: Fractions = Field("auto", description="share of all items, new after each; `auto`: by the pairs' share")
     stop: StopConfig = StopConfig()
     index: IndexConfig = IndexConfig()
     resources: ResourcesConfig = ResourcesConfig()
@@ -300,16 +324,30 @@ class BackfillConfig(Part):
     output: Location = Field(min_length=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _relevance_by_what_is_there(cls, values: Any) -> Any:
+        """A relevance that is left out, or `auto`, is the best that there is: labels, judgements, or else the full new
+        model's own top k, by recall@10 if nothing is said of the metric.
+        """
+        objective = values.get("objective", {}) if isinstance(values, Mapping) else None
+        if not isinstance(objective, Mapping) or objective.get("relevance", "auto") != "auto":
+            return values
+        chosen = {"relevance": "new_model", "metric": "recall@10"}
+        if _has_labels(values.get("gallery"), values.get("queries")):
+            chosen = {"relevance": "label"}
+        elif _value(values.get("queries"), "qrels_path") is not None:
+            chosen = {"relevance": "qrels"}
+        return {**values, "objective": {**chosen, **objective, "relevance": chosen["relevance"]}}
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        waves = list(self.waves)
+        waves = [] if self.waves == "auto" else list(self.waves)
         if any(not 0 < wave <= 1 for wave in waves):
             raise ValueError(f"waves is {waves}; fractions above 0 and at most 1 are expected")
         if any(later <= earlier for earlier, later in itertools.pairwise(waves)):
             raise ValueError(f"waves is {waves}; strictly increasing fractions are expected")
-        labels = self.gallery.label_column is not None and (
-            self.queries is None or self.queries.label_column is not None
-        )
+        labels = _has_labels(self.gallery, self.queries)
         qrels = self.queries is not None and self.queries.qrels_path is not None
         relevance = self.objective.relevance
         if relevance == "label" and not labels:
@@ -343,6 +381,17 @@ class BackfillConfig(Part):
                 "new_model.classifier is set but gallery.label_column is not; the classifier's loss needs labels"
             )
         return self
+
+
+def _value(section: Any, key: str) -> Any:
+    """Of a section that may not be checked yet, or not be there."""
+    return section.get(key) if isinstance(section, Mapping) else getattr(section, key, None)
+
+
+def _has_labels(gallery: Any, queries: Any) -> bool:
+    """Whether relevance `label` can be told; sections as in ``_value``."""
+    asked = gallery if queries is None else queries
+    return all(_value(section, "label_column") is not None for section in (gallery, asked))
 
 
 # Settings that may change between runs of one plan: the run resumes.
@@ -471,13 +520,11 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 def _explain(fault: Any) -> str:
     """One pydantic fault as `key: what was found; what is allowed`."""
-    key = ".".join(str(part) for part in fault["loc"])
+    path = [part for part in fault["loc"] if part != _GIVEN]
+    key = ".".join(str(part) for part in path)
     if fault["type"] == "extra_forbidden":
-        part: Any = BackfillConfig
-        for name in fault["loc"][:-1]:
-            annotation = part.model_fields[name].annotation
-            part = next((a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)), annotation)
-        return f"{key}: unknown key; allowed here: {', '.join(part.model_fields)}"
+        allowed = list(_part_at(path[:-1]).model_fields)
+        return f"{key}: unknown key{_did_you_mean(path, allowed)}; allowed here: {', '.join(allowed)}"
     if fault["type"] == "missing":
         return f"{key}: missing; it has no default"
     message = str(fault["msg"]).removeprefix("Value error, ")
@@ -487,7 +534,35 @@ def _explain(fault: Any) -> str:
         return message
     if fault["type"] in ("unsafe_url", "paths"):
         return f"{key}: {message}"
+    if fault["loc"][-1] == _GIVEN:
+        message += ", or auto"
     return f"{key}: found {_shown(fault)}; {message}" if key else message
+
+
+def _part_at(path: Sequence[Any]) -> type[BaseModel]:
+    """The model of a section, optional or not."""
+    part: Any = BackfillConfig
+    for name in path:
+        annotation = part.model_fields[name].annotation
+        part = next((a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)), annotation)
+    model: type[BaseModel] = part
+    return model
+
+
+def _did_you_mean(path: Sequence[Any], allowed: Sequence[str]) -> str:
+    """A key that an unknown one may be meant to be: one like it here, or one of that name in another section."""
+    *section, name = map(str, path)
+    parts = [key for key in allowed if key.startswith(f"{name}_") or key.endswith(f"_{name}")]
+    if here := (difflib.get_close_matches(name, allowed, n=1) or parts[:1]):
+        return f" (did you mean {'.'.join([*section, here[0]])}?)"
+    sections = {key: _part_at([key]) for key in BackfillConfig.model_fields}
+    elsewhere = [
+        f"{key}.{name}"
+        for key, part in sections.items()
+        if isinstance(part, type) and issubclass(part, BaseModel) and name in part.model_fields
+    ]
+    elsewhere += [name] if section and name in BackfillConfig.model_fields else []
+    return f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else ""
 
 
 # The value should have been a mapping: a section, or kwargs. What stands there instead may be one of its values.

@@ -24,7 +24,7 @@ from fastfill_ray.log.carry import Kept
 from fastfill_ray.log.records import Init, Plan
 from fastfill_ray.ordering.partition import split_sizes
 from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED
-from fastfill_ray.ordering.waves import wave_targets
+from fastfill_ray.ordering.schedule import Schedule, make_schedule
 from fastfill_ray.stages.embed import Models
 from fastfill_ray.stages.queries import LABELS, NEW_VECTORS, OLD_VECTORS, pin_queries, query_columns
 from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, old_space_of
@@ -37,6 +37,7 @@ def inspect(
     config: BackfillConfig,
     listings: Mapping[str, Listing],
     before: Snapshot | None,
+    scheduled: Plan | None,
     *,
     keeps_order: bool,
 ) -> Snapshot:
@@ -44,22 +45,45 @@ def inspect(
 
     Args:
         listings: as they were when the request was named. before: the gallery of the last plan.
-        keeps_order: see ``keeps_order``.
+        scheduled: see ``scheduled_by``. keeps_order: see ``keeps_order``.
 
     Raises:
         ConfigError, InputError: names the key or column, what was found and what is expected.
     """
-    gallery, pairs, new = config.gallery, config.pairs, config.new_model
+    gallery, new = config.gallery, config.new_model
     inspected = inspect_gallery(store, listings["gallery.path"].files, gallery, config.resources, before)
     check_output(config.output, listings)
+    num_pairs = schedule_of(config, inspected.rows, scheduled).num_pairs
     if not keeps_order:
-        split_sizes(inspected.rows, pairs.count, pairs.split)
-        wave_targets(config.waves, inspected.rows, pairs.count)
-    check_index(config.index, new, inspected.old_dim, pairs.count, config.serving.stale_mode)
+        split_sizes(inspected.rows, num_pairs, config.pairs.split)
+    check_index(config.index, new, inspected.old_dim, num_pairs, config.serving.stale_mode)
     check_labels(gallery, config.policy, new, inspected)
     if config.queries is not None:
         check_queries(store, config.queries, gallery, new, inspected)
     return inspected
+
+
+def scheduled_by(plan: Plan | None, request: str, kept: Kept | None) -> Plan | None:
+    """The plan whose pairs and waves are kept, whatever number of rows the gallery has by now; arguments as of
+    ``keeps_order``.
+    """
+    if kept is not None:
+        return kept.plan if kept.follows else None
+    return plan if plan is not None and plan.request == request else None
+
+
+def schedule_of(config: BackfillConfig, rows: int, scheduled: Plan | None) -> Schedule:
+    """Pairs and waves: of a plan before, or for a gallery of `rows` rows.
+
+    Args:
+        scheduled: see ``scheduled_by``.
+
+    Raises:
+        ConfigError: the gallery is too small for pairs, or the given waves end below the pairs' share.
+    """
+    if scheduled is None:
+        return make_schedule(rows, config.pairs.count, config.pairs.split, config.waves)
+    return Schedule(scheduled.num_sampled or scheduled.settings["pairs"]["count"], scheduled.waves)
 
 
 def keeps_order(gallery: GalleryConfig, plan: Plan | None, request: str, kept: Kept | None) -> bool:
