@@ -37,6 +37,7 @@ LEVELS = {
     "stages": 10,
     "report": 10,
     "backfill": 11,
+    "search": 11,
     "simulation": 11,
     "cli": 12,
     "__init__": 13,
@@ -162,6 +163,7 @@ def in_fresh_process(code: str) -> str:
         ("from fastfill_ray import open_index", {"ray", "torch", "s3fs"}),
         ("from fastfill_ray import simulate", {"ray", "faiss", "s3fs"}),
         ("import fastfill_ray.backfill, fastfill_ray.engine.in_process", {"ray", "s3fs"}),
+        ("import fastfill_ray.search", {"ray", "torch", "s3fs"}),
     ],
 )
 def test_importing_brings_in_only_what_is_used(statement: str, not_loaded: set[str]) -> None:
