@@ -12,7 +12,6 @@ is done is known from the log and the receipts, and nothing else.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, cached_property
@@ -23,7 +22,6 @@ from fastfill_ray import process
 from fastfill_ray.config import BackfillConfig, StopConfig, load_config
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import (
-    ConfigError,
     CorruptFile,
     InputChanged,
     StorageError,
@@ -39,7 +37,7 @@ from fastfill_ray.log.records import Init, Plan, Publish
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide_stop
 from fastfill_ray.ordering.classifier import Classifier
-from fastfill_ray.ordering.schedule import LADDER, Schedule
+from fastfill_ray.ordering.schedule import Schedule, check_until, parse_until
 from fastfill_ray.report.result import BackfillResult
 from fastfill_ray.report.write import write_report
 from fastfill_ray.stages import preflight
@@ -118,7 +116,7 @@ def _run(
     stream: TextIO | None = None,
 ) -> BackfillResult:
     """``run_backfill`` on any engine."""
-    last_wave = parse_until(until, config)
+    last_wave = parse_until(until, config.waves)
     endpoint = config.storage.s3_endpoint
     files, store = open_files(config.output, s3_endpoint=endpoint), InputStore(endpoint, config.storage.anonymous)
     alone = Heartbeat(files, take_over=take_over)
@@ -514,33 +512,3 @@ class _Run:
                 stopped, overrun = decision.why, overrun_rows(self.context.files, plan, versions[-1].wave)
         seconds = dict(self.context.progress.seconds)
         return BackfillResult(self.config.output, state, state.finished, seconds, stopped, overrun)
-
-
-def parse_until(until: str | None, config: BackfillConfig) -> int | None:
-    """The last wave to make: -1 for "plan", 0 for "version0", K for "wave:K", None for all.
-
-    Raises:
-        ConfigError: it is none of these, or there are certainly fewer waves.
-    """
-    if until is None:
-        return None
-    if until in {"plan", "version0"}:
-        return -1 if until == "plan" else 0
-    match, most = re.fullmatch(r"wave:([1-9]\d*)", until), LADDER if config.waves == "auto" else config.waves
-    if match is None:
-        raise _no_such_wave(until, most)
-    check_until(int(match[1]), most)
-    return int(match[1])
-
-
-def check_until(last_wave: int | None, waves: Sequence[float]) -> None:
-    """Raises ConfigError: there are fewer waves than `last_wave`; it and the name as in ``parse_until``."""
-    if last_wave is not None and last_wave > len(waves):
-        raise _no_such_wave(f"wave:{last_wave}", waves)
-
-
-def _no_such_wave(until: str, waves: Sequence[float]) -> ConfigError:
-    listed = ", ".join(map(str, waves))
-    return ConfigError(
-        f"--until {until}: plan, version0 or wave:K with K from 1 to {len(waves)} is expected; waves end at {listed}"
-    )

@@ -7,7 +7,6 @@ dimensions, the pairs' share) are made by the snapshot stage, before anything is
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import os
@@ -32,6 +31,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from fastfill_ray.config_faults import GIVEN, explain
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.sanitize import hide
 from fastfill_ray.types import Metric, Relevance, VectorDtype, fingerprint
@@ -113,18 +113,17 @@ def shown_paths(paths: str | Sequence[str]) -> str:
 
 # What the run finds out itself, from the number of the gallery's rows.
 Auto = Literal["auto"]
-_GIVEN = "given"
 
 
 def _auto_or_given(value: Any) -> str:
     """Which of the two a value is: so a fault is told of that one alone."""
-    return "auto" if isinstance(value, str) and value == "auto" else _GIVEN
+    return "auto" if isinstance(value, str) and value == "auto" else GIVEN
 
 
 _AUTO = Annotated[Auto, Tag("auto")]
-Count = Annotated[Annotated[int, Field(gt=0), Tag(_GIVEN)] | _AUTO, Discriminator(_auto_or_given)]
+Count = Annotated[Annotated[int, Field(gt=0), Tag(GIVEN)] | _AUTO, Discriminator(_auto_or_given)]
 Fractions = Annotated[
-    Annotated[tuple[float, ...], Field(min_length=1), Tag(_GIVEN)] | _AUTO, Discriminator(_auto_or_given)
+    Annotated[tuple[float, ...], Field(min_length=1), Tag(GIVEN)] | _AUTO, Discriminator(_auto_or_given)
 ]
 
 
@@ -456,7 +455,9 @@ def load_config(
     try:
         config = BackfillConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(fault) for fault in error.errors())) from None
+        raise ConfigError(
+            f"{where}: " + "; ".join(explain(fault, BackfillConfig) for fault in error.errors())
+        ) from None
     for model in (config.new_model, config.old_model):
         hide(model.kwargs)
     return config
@@ -516,65 +517,3 @@ def _set(values: dict[str, Any], override: str) -> None:
         values[last] = yaml.safe_load(text)
     except _NOT_YAML:
         raise ConfigError(f"--set {shown}: the value is not YAML") from None
-
-
-def _explain(fault: Any) -> str:
-    """One pydantic fault as `key: what was found; what is allowed`."""
-    path = [part for part in fault["loc"] if part != _GIVEN]
-    key = ".".join(str(part) for part in path)
-    if fault["type"] == "extra_forbidden":
-        allowed = list(_part_at(path[:-1]).model_fields)
-        return f"{key}: unknown key{_did_you_mean(path, allowed)}; allowed here: {', '.join(allowed)}"
-    if fault["type"] == "missing":
-        return f"{key}: missing; it has no default"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "tuple_type":
-        message = "a list is expected, such as [a, b]"
-    if fault["type"] == "value_error":
-        return message
-    if fault["type"] in ("unsafe_url", "paths"):
-        return f"{key}: {message}"
-    if fault["loc"][-1] == _GIVEN:
-        message += ", or auto"
-    return f"{key}: found {_shown(fault)}; {message}" if key else message
-
-
-def _part_at(path: Sequence[Any]) -> type[BaseModel]:
-    """The model of a section, optional or not."""
-    part: Any = BackfillConfig
-    for name in path:
-        annotation = part.model_fields[name].annotation
-        part = next((a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)), annotation)
-    model: type[BaseModel] = part
-    return model
-
-
-def _did_you_mean(path: Sequence[Any], allowed: Sequence[str]) -> str:
-    """A key that an unknown one may be meant to be: one like it here, or one of that name in another section."""
-    *section, name = map(str, path)
-    parts = [key for key in allowed if key.startswith(f"{name}_") or key.endswith(f"_{name}")]
-    if here := (difflib.get_close_matches(name, allowed, n=1) or parts[:1]):
-        return f" (did you mean {'.'.join([*section, here[0]])}?)"
-    sections = {key: _part_at([key]) for key in BackfillConfig.model_fields}
-    elsewhere = [
-        f"{key}.{name}"
-        for key, part in sections.items()
-        if isinstance(part, type) and issubclass(part, BaseModel) and name in part.model_fields
-    ]
-    elsewhere += [name] if section and name in BackfillConfig.model_fields else []
-    return f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else ""
-
-
-# The value should have been a mapping: a section, or kwargs. What stands there instead may be one of its values.
-_NO_MAPPING = {"model_type", "model_attributes_type", "dict_type", "mapping_type"}
-
-
-def _shown(fault: Any) -> str:
-    """The value that a fault is about; only its type where that may be, or hold, a value of kwargs."""
-    value = fault["input"]
-    inside = isinstance(value, Mapping | list | tuple | set) and any(
-        isinstance(part, str | Mapping | list) for part in value
-    )
-    if value and (inside or fault["type"] in _NO_MAPPING or "kwargs" in fault["loc"]):
-        return f"{type(value).__name__} (not shown: it may hold secrets)"
-    return repr(value)

@@ -22,6 +22,7 @@ LEVELS = {
     "sanitize": 0,
     "errors": 1,
     "types": 1,
+    "config_faults": 1,
     "config": 2,
     "process": 2,
     "retrieval": 3,

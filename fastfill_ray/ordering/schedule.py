@@ -6,6 +6,7 @@ Fractions count all items, pairs included.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -95,6 +96,39 @@ def _without_idle_waves(rows: int, num_pairs: int, waves: Sequence[float]) -> Sc
         )
     kept = tuple(wave for wave in waves[:-1] if round(wave * rows) >= _FIRST_GIVEN * num_pairs)
     return Schedule(num_pairs, (*kept, waves[-1]), rows, tuple(waves[: len(waves) - 1 - len(kept)]))
+
+
+def parse_until(until: str | None, waves: Sequence[float] | Auto) -> int | None:
+    """The last wave to make: -1 for "plan", 0 for "version0", K for "wave:K", None for all.
+
+    Args:
+        waves: as the config has them; what they come to is known once the rows are, see ``check_until``.
+
+    Raises:
+        ConfigError: it is none of these, or there are certainly fewer waves.
+    """
+    if until is None:
+        return None
+    if until in {"plan", "version0"}:
+        return -1 if until == "plan" else 0
+    match, most = re.fullmatch(r"wave:([1-9]\d*)", until), LADDER if waves == "auto" else waves
+    if match is None:
+        raise _no_such_wave(until, most)
+    check_until(int(match[1]), most)
+    return int(match[1])
+
+
+def check_until(last_wave: int | None, waves: Sequence[float]) -> None:
+    """Raises ConfigError: there are fewer waves than `last_wave`; it and the name as in ``parse_until``."""
+    if last_wave is not None and last_wave > len(waves):
+        raise _no_such_wave(f"wave:{last_wave}", waves)
+
+
+def _no_such_wave(until: str, waves: Sequence[float]) -> ConfigError:
+    return ConfigError(
+        f"--until {until}: plan, version0 or wave:K with K from 1 to {len(waves)} is expected; waves end at "
+        f"{_listed(waves)}"
+    )
 
 
 def _listed(waves: Sequence[float]) -> str:
