@@ -10,13 +10,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -32,13 +30,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fastfill_ray.config_faults import GIVEN, explain
+from fastfill_ray.config_file import copied, read_yaml, set_value
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.sanitize import hide
 from fastfill_ray.types import Metric, Relevance, VectorDtype, fingerprint
-
-_MAX_CONFIG_BYTES = 1 << 20
-# The parser lets the last two out: for dates that do not exist, and for nesting without end.
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 def _plain_json(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -447,11 +442,11 @@ def load_config(
         values: Any = source.model_dump()
         where = "config"
     elif isinstance(source, Mapping):
-        values, where = _copy(source), "config"
+        values, where = copied(source), "config"
     else:
-        values, where = _read_yaml(Path(source)), str(source)
+        values, where = read_yaml(Path(source)), str(source)
     for override in overrides:
-        _set(values, override)
+        set_value(values, override, BackfillConfig.model_fields)
     try:
         config = BackfillConfig.model_validate(values)
     except ValidationError as error:
@@ -461,59 +456,3 @@ def load_config(
     for model in (config.new_model, config.old_model):
         hide(model.kwargs)
     return config
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML config") from None
-    if len(data) > _MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path}: {len(data)} bytes; a config has at most {_MAX_CONFIG_BYTES}")
-    try:
-        values = yaml.safe_load(data)
-    except _NOT_YAML as error:
-        raise ConfigError(f"{path}: not YAML: {_yaml_fault(error)}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds {type(values).__name__}; a mapping of sections is expected")
-    return values
-
-
-def _yaml_fault(error: Exception) -> str:
-    """What the parser says and where, without the line and the words that it quotes: they may be secret."""
-    if isinstance(error, yaml.MarkedYAMLError):
-        mark = error.problem_mark or error.context_mark
-        words = re.sub(r"""(['"])(?!<[a-z ]+>\1).{2,}\1""", "...", error.problem or "", flags=re.DOTALL)
-        return words if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {words}"
-    if isinstance(error, yaml.reader.ReaderError):
-        return f"position {error.position}: {error.reason}"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    return "a value cannot be read, such as a date that does not exist"
-
-
-def _copy(value: Any) -> Any:
-    """Nested mappings as fresh dicts, so that overrides do not write into the caller's."""
-    return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
-
-
-def _set(values: dict[str, Any], override: str) -> None:
-    """Apply one ``a.b=c``. Messages name its key, if that begins with a section's name, and never its value."""
-    key, equals, text = override.partition("=")
-    keys = key.strip().split(".")
-    named = re.match(r"[\w.]*", key.strip())
-    shown = named[0] if named is not None and keys[0] in BackfillConfig.model_fields else "..."
-    if not equals or not key:
-        raise ConfigError(f"--set {shown}: a.b=c is expected, such as pairs.count=1000")
-    *parents, last = keys
-    for parent in parents:
-        inner = values.setdefault(parent, {})
-        if inner is None:
-            inner = values[parent] = {}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {shown}: {parent} holds {type(inner).__name__}, it is not a section")
-        values = inner
-    try:
-        values[last] = yaml.safe_load(text)
-    except _NOT_YAML:
-        raise ConfigError(f"--set {shown}: the value is not YAML") from None
