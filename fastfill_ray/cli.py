@@ -162,12 +162,17 @@ def _root_command(commands: Any, name: str, about: str) -> argparse.ArgumentPars
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from fastfill_ray.config import load_config
+    from fastfill_ray.ordering.schedule import parse_until
+
+    config = load_config(arguments.config, arguments.set)
+    parse_until(arguments.until, config.waves)
+    # It takes seconds to import: a mistake in the config is told before.
     from fastfill_ray.backfill import run_backfill
     from fastfill_ray.report.metrics_json import report_json
 
     result = run_backfill(
-        arguments.config,
-        overrides=arguments.set,
+        config,
         until=arguments.until,
         take_over=arguments.take_over,
         allow_removals=arguments.allow_removals,

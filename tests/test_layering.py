@@ -166,6 +166,8 @@ def in_fresh_process(code: str) -> str:
         ("from fastfill_ray import simulate", {"ray", "faiss", "s3fs"}),
         ("import fastfill_ray.backfill, fastfill_ray.engine.in_process", {"ray", "s3fs"}),
         ("import fastfill_ray.search", {"ray", "torch", "s3fs"}),
+        # A mistake in a config is told before what takes seconds to import.
+        ("from fastfill_ray.cli import main\nmain(['run', '--config', 'none.yaml'])", {"ray", "torch", "faiss"}),
     ],
 )
 def test_importing_brings_in_only_what_is_used(statement: str, not_loaded: set[str]) -> None:
