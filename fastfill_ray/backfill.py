@@ -189,6 +189,8 @@ class _Run:
         config, context, log = self.config, self.context, self.log
         files = context.files
         state = log.read()
+        if state.plan is not None and state.plan.request == self.request.fingerprint:
+            check_until(self.last_wave, state.plan.waves)
         step = self._next(state)
         logger.info("%s: %d versions so far, next: %s", config.output, len(state.versions), step)
         if step.do == "publish":

@@ -347,10 +347,13 @@ class BackfillConfig(Part):
         if relevance == "label" and not labels:
             where = "gallery.label_column" if self.gallery.label_column is None else "queries.label_column"
             raise ValueError(
-                f"objective.relevance is 'label' but {where} is not set; set it, or choose qrels or new_model"
+                f"objective.relevance is 'label' but {where} is not set; set it, or leave relevance out: it is then "
+                "what the columns allow"
             )
         if relevance == "qrels" and not qrels:
-            raise ValueError("objective.relevance is 'qrels' but queries.qrels_path is not set")
+            raise ValueError(
+                "objective.relevance is 'qrels' but queries.qrels_path is not set; set it, or leave relevance out"
+            )
         if (
             self.serving.stale_mode == "fused"
             and self.queries is not None

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Protocol, TextIO, TypeAlias, cast
+from typing import Any, NoReturn, Protocol, TextIO, TypeAlias
 
 from fastfill_ray.errors import FastfillError
 from fastfill_ray.sanitize import one_line, printable, redact
@@ -75,7 +75,9 @@ class _UntilClosed:
 
 def outlive_readers() -> None:
     """From here on nobody has to read what this process prints: it ends with the code that it would end with anyway."""
-    sys.stdout, sys.stderr = (cast("TextIO", _UntilClosed(stream)) for stream in (sys.stdout, sys.stderr))
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is not None:  # it is where the process was started without one
+            setattr(sys, name, _UntilClosed(stream))
 
 
 class _Process:

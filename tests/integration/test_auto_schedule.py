@@ -45,6 +45,8 @@ def test_a_gallery_that_grows_over_two_nights_keeps_its_order(tmp_path: Path) ->
         assert plan.thresholds[:-1] == root.thresholds[:-1]
         assert plan.settings["waves"] == "auto"
     living.check_all_new(living.state().versions[-1])
+    with pytest.raises(ConfigError, match=r"--until wave:3: .*K from 1 to 2 is expected"):
+        living.run(until="wave:3")
 
     # Written down, what `auto` became is the same order; another number is not.
     living.sections |= {"pairs": {"count": 84, "split": [0.48, 0.26, 0.26]}, "waves": [0.5, 1.0]}
