@@ -374,13 +374,11 @@ class _Run:
         """
         config, plan = self.config, self.log.state.plan
         with self.context.progress.timed("inspect"):
-            keeps_order = preflight.keeps_order(config.gallery, plan, self.request.fingerprint, kept)
+            ordered = preflight.ordered_by(config.gallery, plan, self.request.fingerprint, kept)
             # As they were listed when the request was named: looked for once, and by the same pins.
             listings, before = self.inputs.listings, self._snapshot_before()
-            scheduled = preflight.scheduled_by(plan, self.request.fingerprint, kept)
-            store = self.context.store
-            inspected = preflight.inspect(store, config, listings, before, scheduled, keeps_order=keeps_order)
-            self._schedule = preflight.schedule_of(config, inspected.rows, scheduled)
+            inspected = preflight.inspect(self.context.store, config, listings, before, ordered)
+            self._schedule = preflight.schedule_of(config, inspected.rows, ordered)
             check_until(self.last_wave, self._schedule.waves)
             _ = self._classifier  # one that cannot be read is refused here
         return inspected

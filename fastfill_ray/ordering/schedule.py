@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from fastfill_ray.config import Auto
 from fastfill_ray.errors import ConfigError
-from fastfill_ray.ordering.partition import MIN_SPLIT
+from fastfill_ray.ordering.partition import MIN_SPLIT, split_sizes
+from fastfill_ray.ordering.waves import is_worth_a_wave
 
 # Steps that waves end at: few versions, each worth looking at.
 LADDER = (0.05, 0.1, 0.25, 0.5, 1.0)
-# The first wave of `auto` ends at this multiple of the pairs' share at least; a given one below the other adds nothing
-# that a version of its own would show.
-_FIRST_AUTO, _FIRST_GIVEN = 1.25, 1.05
+# The first wave of `auto` ends at this multiple of the pairs' share at least.
+_FIRST = 1.25
 # More pairs than these do not make the map or the choice better by what they cost.
 _ENOUGH_PAIRS, _MOST_PAIRS = 1_000, 20_000
 # Of the least that can decide anything: some pairs have no usable vector.
@@ -56,9 +56,10 @@ def make_schedule(
     """The schedule of a gallery of `rows` rows, for the config's ``pairs.count``, ``pairs.split`` and ``waves``.
 
     Raises:
-        ConfigError: the gallery is too small for pairs, or the given waves end below the pairs' share.
+        ConfigError: there are too few rows, too few pairs to decide anything, or the given waves end below their share.
     """
     num_pairs = auto_pairs(rows, split) if count == "auto" else count
+    split_sizes(rows, num_pairs, split)
     if waves == "auto":
         return Schedule(num_pairs, auto_waves(num_pairs / rows), rows)
     return _without_idle_waves(rows, num_pairs, waves)
@@ -84,7 +85,7 @@ def auto_pairs(rows: int, split: tuple[float, float, float]) -> int:
 
 def auto_waves(pairs_share: float) -> tuple[float, ...]:
     """The ladder from the first step that is clearly above the pairs' share."""
-    return tuple(step for step in LADDER if step >= _FIRST_AUTO * pairs_share or step == LADDER[-1])
+    return tuple(step for step in LADDER if step >= _FIRST * pairs_share or step == LADDER[-1])
 
 
 def _without_idle_waves(rows: int, num_pairs: int, waves: Sequence[float]) -> Schedule:
@@ -94,7 +95,7 @@ def _without_idle_waves(rows: int, num_pairs: int, waves: Sequence[float]) -> Sc
             f"waves: the last is {waves[-1]} = {end} items, but the pairs alone are {num_pairs} of {rows} items; "
             f"raise it to at least {num_pairs / rows:.4f}, or lower pairs.count"
         )
-    kept = tuple(wave for wave in waves[:-1] if round(wave * rows) >= _FIRST_GIVEN * num_pairs)
+    kept = tuple(wave for wave in waves[:-1] if is_worth_a_wave(round(wave * rows), num_pairs))
     return Schedule(num_pairs, (*kept, waves[-1]), rows, tuple(waves[: len(waves) - 1 - len(kept)]))
 
 

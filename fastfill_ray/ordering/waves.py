@@ -39,10 +39,19 @@ def order_key(priority: NDArray[np.floating], id_hash: U64) -> U64:
 def wave_targets(fractions: Sequence[float], rows: int, first: int) -> list[int]:
     """Items that are in waves 1..k after each wave k: fractions count all items, also those that are new first.
 
+    A wave that would end below them, or add next to nothing to them, has no items; the next one has them.
+
     Args:
-        first: items that are new before wave 1, the pairs among them; a wave that ends below them has no items.
+        first: items that are new before wave 1, the pairs among them.
     """
-    return [max(0, round(fraction * rows) - first) for fraction in fractions]
+    ends = [round(fraction * rows) for fraction in fractions]
+    *early, last = [max(0, end - first) for end in ends]
+    return [*(target if is_worth_a_wave(end, first) else 0 for target, end in zip(early, ends, strict=False)), last]
+
+
+def is_worth_a_wave(end: int, first: int) -> bool:
+    """Whether a wave that ends at `end` items adds more than a twentieth to the `first` ones that are new before it."""
+    return end >= 1.05 * first
 
 
 Histogram = dict[int, tuple[I64, I64]]

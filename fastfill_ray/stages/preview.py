@@ -111,10 +111,9 @@ def _preview_plan(context: Context, config: BackfillConfig, inputs: Inputs, stat
 
 def _inspect(context: Context, config: BackfillConfig, inputs: Inputs, state: State, kept: Kept | None) -> Snapshot:
     """See ``preflight.inspect``."""
-    keeps_order = preflight.keeps_order(config.gallery, state.plan, inputs.request.fingerprint, kept)
+    ordered = preflight.ordered_by(config.gallery, state.plan, inputs.request.fingerprint, kept)
     before = None if state.plan is None else read_snapshot(context.files, state.plan.snapshot)
-    scheduled = preflight.scheduled_by(state.plan, inputs.request.fingerprint, kept)
-    inspected = preflight.inspect(context.store, config, inputs.listings, before, scheduled, keeps_order=keeps_order)
+    inspected = preflight.inspect(context.store, config, inputs.listings, before, ordered)
     if config.new_model.classifier is not None:  # one that cannot be read is refused
         read_classifier(context.store, config.new_model.classifier, dim=config.new_model.dim)
     return inspected

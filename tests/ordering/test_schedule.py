@@ -80,8 +80,16 @@ def test_a_schedule_is_said_with_where_it_is_from(schedule: Schedule, told: str)
 
 
 def test_waves_that_end_below_the_pairs_share_are_refused_naming_both() -> None:
-    with pytest.raises(ConfigError, match=r"the last is 0\.05 = 50 items, but the pairs alone are 51 of 1000.*0\.0510"):
-        make_schedule(1_000, 51, SPLIT, (0.01, 0.05))
+    told = r"the last is 0\.19 = 190 items, but the pairs alone are 191 of 1000.*0\.1910"
+    with pytest.raises(ConfigError, match=told):
+        make_schedule(1_000, 191, SPLIT, (0.01, 0.19))
+
+
+@pytest.mark.parametrize(("count", "told"), [(1_001, "found 1001, the gallery has 1000 rows"), (40, "28 train pairs")])
+def test_a_given_number_of_pairs_is_refused_where_it_cannot_be_drawn_or_decides_nothing(count: int, told: str) -> None:
+    for waves in ("auto", (0.01, 0.02)):
+        with pytest.raises(ConfigError, match=told):
+            make_schedule(1_000, count, SPLIT, waves)  # type: ignore[arg-type]
 
 
 def test_a_gallery_too_small_for_pairs_is_refused_with_the_number_that_is_needed() -> None:

@@ -238,5 +238,7 @@ def test_targets_count_the_pairs_in_the_fractions() -> None:
     assert wave_targets([0.3], 1000, 20) == [280]
 
 
-def test_a_wave_that_ends_below_what_is_new_first_has_no_items() -> None:
+def test_a_wave_that_adds_next_to_nothing_to_what_is_new_first_has_no_items() -> None:
     assert wave_targets([0.01, 0.05, 1.0], 1000, 20) == [0, 30, 980]
+    assert wave_targets([0.5, 0.52, 0.53, 1.0], 1000, 500) == [0, 0, 30, 500]
+    assert wave_targets([0.5, 0.51], 1000, 500) == [0, 10]  # the last one is made all the same
