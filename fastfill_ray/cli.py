@@ -28,11 +28,9 @@ class _Formatter(argparse.HelpFormatter):
     """Help with the defaults, where there is one that says something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = action.help
-        is_told = not isinstance(action.default, bool) and action.default not in (None, [], argparse.SUPPRESS)
-        if told and action.option_strings and is_told:
-            told += " (default: %(default)s)"
-        return told
+        text, default = action.help, action.default
+        says_something = not isinstance(default, bool) and default not in (None, [], argparse.SUPPRESS)
+        return f"{text} (default: %(default)s)" if text and action.option_strings and says_something else text
 
 
 class _PrintVersion(argparse.Action):
@@ -237,13 +235,13 @@ def _search(arguments: argparse.Namespace) -> int:
 
     names = [each.name for each in dataclasses.fields(SearchRequest)]
     request = SearchRequest(**{name: getattr(arguments, name) for name in names})
-    found = search(request, say=lambda text: print(printable(text), file=sys.stderr, flush=True))
+    result = search(request, say=lambda text: print(printable(text), file=sys.stderr, flush=True))
     if arguments.json:
-        hits = [[hit._asdict() for hit in ranked] for ranked in found.hits]
-        print(json.dumps({"version": found.version, "hits": hits}))
+        hits = [[hit._asdict() for hit in ranked] for ranked in result.hits]
+        print(json.dumps({"version": result.version, "hits": hits}))
     else:
         width = shutil.get_terminal_size((120, 24)).columns
-        print(hits_table(found.hits, found.columns, found.payload, width))
+        print(hits_table(result.hits, result.columns, result.payload, width))
     return 0
 
 

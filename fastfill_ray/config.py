@@ -387,8 +387,8 @@ def _value(section: Any, key: str) -> Any:
 
 def _has_labels(gallery: Any, queries: Any) -> bool:
     """Whether relevance `label` can be told; sections as in ``_value``."""
-    asked = gallery if queries is None else queries
-    return all(_value(section, "label_column") is not None for section in (gallery, asked))
+    sections = (gallery,) if queries is None else (gallery, queries)
+    return all(_value(section, "label_column") is not None for section in sections)
 
 
 # Settings that may change between runs of one plan: the run resumes.

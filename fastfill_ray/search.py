@@ -88,8 +88,8 @@ def search(request: SearchRequest, say: Say) -> Searched:
     ]
     if config is None or request.json:
         return Searched(index.version, hits)
-    found = _payload(files, state, config, index.version, hits, say)
-    return Searched(index.version, hits, config.gallery.payload_columns if found.values else (), found.values)
+    payloads = _payload(files, state, config, index.version, hits, say)
+    return Searched(index.version, hits, config.gallery.payload_columns if payloads.values else (), payloads.values)
 
 
 # Queries
@@ -171,9 +171,9 @@ def _payload(
         say(f"looking the hits up among {plan.rows:,} items ...")
     store = InputStore(config.storage.s3_endpoint, config.storage.anonymous)
     try:
-        found = look_up(files, store, config.gallery, read_snapshot(files, plan.snapshot), ids[:_LOOKED_UP])
+        payloads = look_up(files, store, config.gallery, read_snapshot(files, plan.snapshot), ids[:_LOOKED_UP])
     except FastfillError as error:  # of the snapshot
-        found = Payloads({}, str(error))
-    if found.note:
-        say(f"payload not shown: {found.note}")
-    return found
+        payloads = Payloads({}, str(error))
+    if payloads.note:
+        say(f"payload not shown: {payloads.note}")
+    return payloads

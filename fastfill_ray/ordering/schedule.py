@@ -112,24 +112,21 @@ def parse_until(until: str | None, waves: Sequence[float] | Auto) -> int | None:
         return None
     if until in {"plan", "version0"}:
         return -1 if until == "plan" else 0
-    match, most = re.fullmatch(r"wave:([1-9]\d*)", until), LADDER if waves == "auto" else waves
-    if match is None:
-        raise _no_such_wave(until, most)
-    check_until(int(match[1]), most)
+    num_waves = len(LADDER if waves == "auto" else waves)
+    match = re.fullmatch(r"wave:([1-9]\d*)", until)
+    if match is None or int(match[1]) > num_waves:
+        raise _no_such_wave(until, num_waves)
     return int(match[1])
 
 
 def check_until(last_wave: int | None, waves: Sequence[float]) -> None:
-    """Raises ConfigError: there are fewer waves than `last_wave`; it and the name as in ``parse_until``."""
+    """Raises ConfigError: there are fewer waves than `last_wave`, as ``parse_until`` gives it."""
     if last_wave is not None and last_wave > len(waves):
-        raise _no_such_wave(f"wave:{last_wave}", waves)
+        raise _no_such_wave(f"wave:{last_wave}", len(waves), f"; waves end at {_listed(waves)}")
 
 
-def _no_such_wave(until: str, waves: Sequence[float]) -> ConfigError:
-    return ConfigError(
-        f"--until {until}: plan, version0 or wave:K with K from 1 to {len(waves)} is expected; waves end at "
-        f"{_listed(waves)}"
-    )
+def _no_such_wave(until: str, num_waves: int, known: str = "") -> ConfigError:
+    return ConfigError(f"--until {until}: plan, version0 or wave:K with K from 1 to {num_waves} is expected{known}")
 
 
 def _listed(waves: Sequence[float]) -> str:

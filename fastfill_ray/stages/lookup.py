@@ -78,15 +78,15 @@ def _places(files: Files, parts: Sequence[LedgerPart], ids: Sequence[int | str])
     """Where the items lie that are in these parts, in the order of the ids."""
     keys = item_keys(ids)  # (N, 2)
     id_of = {tuple(key): value for key, value in zip(keys.tolist(), ids, strict=True)}
-    found: dict[int | str, _Place] = {}
+    places: dict[int | str, _Place] = {}
     for part in parts:
-        if len(found) == len(ids):
+        if len(places) == len(ids):
             break
         there = read_keys(files, part)
         for row in np.flatnonzero(np.isin(there[:, 0], keys[:, 0])).tolist():
             if (value := id_of.get(tuple(there[row].tolist()))) is not None:
-                found[value] = (part.file, part.start + row)
-    return {value: found[value] for value in ids if value in found}
+                places[value] = (part.file, part.start + row)
+    return {value: places[value] for value in ids if value in places}
 
 
 def _affordable(places: Mapping[int | str, _Place], most_bytes: int) -> tuple[dict[int | str, _Place], int]:
