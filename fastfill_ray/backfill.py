@@ -12,7 +12,6 @@ is done is known from the log and the receipts, and nothing else.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, cached_property
@@ -23,7 +22,6 @@ from fastfill_ray import process
 from fastfill_ray.config import BackfillConfig, StopConfig, load_config
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import (
-    ConfigError,
     CorruptFile,
     InputChanged,
     StorageError,
@@ -39,6 +37,7 @@ from fastfill_ray.log.records import Init, Plan, Publish
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import decide_stop
 from fastfill_ray.ordering.classifier import Classifier
+from fastfill_ray.ordering.schedule import Schedule, check_until, parse_until
 from fastfill_ray.report.result import BackfillResult
 from fastfill_ray.report.write import write_report
 from fastfill_ray.stages import preflight
@@ -119,7 +118,7 @@ def _run(
     stream: TextIO | None = None,
 ) -> BackfillResult:
     """``run_backfill`` on any engine."""
-    last_wave = parse_until(until, config)
+    last_wave = parse_until(until, config.waves)
     preflight.check_endpoint(config)
     endpoint = config.storage.s3_endpoint
     files, store = open_files(config.output, s3_endpoint=endpoint), InputStore(endpoint, config.storage.anonymous)
@@ -144,6 +143,13 @@ class _Run:
         self._mended: set[str] = set()  # the work whose outcome they were, whatever it is called the next time
         self.unfit: int | None = None  # a version that was committed, but cannot be published any more
         self.inputs = Inputs(config, context)
+        self._schedule: Schedule | None = None  # known once the rows are
+
+    @property
+    def schedule(self) -> Schedule:
+        """Pairs and waves of the plan to be made, or to go on with."""
+        assert self._schedule is not None
+        return self._schedule
 
     @property
     def request(self) -> Request:
@@ -187,6 +193,8 @@ class _Run:
         config, context, log = self.config, self.context, self.log
         files = context.files
         state = log.read()
+        if state.plan is not None and state.plan.request == self.request.fingerprint:
+            check_until(self.last_wave, state.plan.waves)
         step = self._next(state)
         logger.info("%s: %d versions so far, next: %s", config.output, len(state.versions), step)
         if step.do == "publish":
@@ -205,6 +213,9 @@ class _Run:
         inspected = self._preflight(kept)
         alone = take_place()
         context.progress.say(f"gallery: {inspected}")
+        objective = f"{config.objective.metric} by {config.objective.relevance}"
+        schedule = self.schedule.describe(config.pairs.count, config.waves)
+        context.progress.say(f"{schedule}; objective: {objective}")
         probe(files)  # before a cluster is waited for
         with context.engine.session(context.progress.say):
             if alone.take_over and state.init is not None:
@@ -300,7 +311,7 @@ class _Run:
         check_sources(unfinished or root, {"scores": (scores.digest, stage_folder("scores", scores.fingerprint))})
         return Basis(
             snapshot=snapshot,
-            num_sampled=config.pairs.count,
+            num_sampled=self.schedule.num_pairs,
             pair_offsets=sampled.offsets,
             known_pairs=sampled.known,
             pairs=sampled.pairs,
@@ -308,7 +319,7 @@ class _Run:
             decision=decision,
             scores=scores,
             objective=config.objective,
-            waves=config.waves,
+            waves=self.schedule.waves,
             index=config.index,
         )
 
@@ -331,8 +342,11 @@ class _Run:
     def _where(self) -> str:
         """What is done so far, for who ends the process now."""
         state, now = self.log.state, self.context.progress.now
-        of = len(self.config.waves) + 1 if state.plan is None else len(state.plan.version_waves)
-        return f"{self.config.output}: {len(state.plan_versions)} of {of} versions" + (f"; {now}" if now else "")
+        of = None if self._schedule is None else len(self._schedule.waves) + 1
+        if state.plan is not None:
+            of = len(state.plan.version_waves)
+        made = "no version yet" if of is None else f"{len(state.plan_versions)} of {of} versions"
+        return f"{self.config.output}: {made}" + (f"; {now}" if now else "")
 
     def _publish_late(self, state: State) -> State:
         """Publish what a driver committed before it died, unless files of it are gone since: the next version then
@@ -368,10 +382,12 @@ class _Run:
         """
         config, plan = self.config, self.log.state.plan
         with self.context.progress.timed("inspect"):
-            keeps_order = preflight.keeps_order(config.gallery, plan, self.request.fingerprint, kept)
+            ordered = preflight.ordered_by(config.gallery, plan, self.request.fingerprint, kept)
             # As they were listed when the request was named: looked for once, and by the same pins.
             listings, before = self.inputs.listings, self._snapshot_before()
-            inspected = preflight.inspect(self.context.store, config, listings, before, keeps_order=keeps_order)
+            inspected = preflight.inspect(self.context.store, config, listings, before, ordered)
+            self._schedule = preflight.schedule_of(config, inspected.rows, ordered)
+            check_until(self.last_wave, self._schedule.waves)
             _ = self._classifier  # one that cannot be read is refused here
         return inspected
 
@@ -386,7 +402,13 @@ class _Run:
         """Pairs and queries with their vectors."""
         config, context = self.config, self.context
         sampling = Sampling(
-            config.pairs, config.queries, self.models.fingerprints(), config.quarantine, config.resources, config.seed
+            self.schedule.num_pairs,
+            config.pairs.split,
+            config.queries,
+            self.models.fingerprints(),
+            config.quarantine,
+            config.resources,
+            config.seed,
         )
         if root is not None:
             return sample_again(context, job, source, sampling, root)
@@ -401,14 +423,14 @@ class _Run:
     def _order_config(self, snapshot: Snapshot) -> OrderConfig:
         config = self.config
         can_fuse = config.serving.stale_mode != "auto" or preflight.can_fuse(
-            config.index, config.queries, self.models, snapshot.old_dim, config.pairs.count
+            config.index, config.queries, self.models, snapshot.old_dim, self.schedule.num_pairs
         )
         return OrderConfig(
             alignment=config.alignment,
             policy=config.policy,
             serving=config.serving,
             objective=config.objective,
-            waves=config.waves,
+            waves=self.schedule.waves,
             can_fuse=can_fuse,
             classifier=self._classifier,
             use_gpu=config.resources.gpus_per_actor > 0,
@@ -501,15 +523,3 @@ class _Run:
                 stopped, overrun = decision.why, overrun_rows(self.context.files, plan, versions[-1].wave)
         seconds = dict(self.context.progress.seconds)
         return BackfillResult(self.config.output, state, state.finished, seconds, stopped, overrun, item_s)
-
-
-def parse_until(until: str | None, config: BackfillConfig) -> int | None:
-    """The last wave to make: -1 for "plan", 0 for "version0", K for "wave:K", None for all."""
-    if until is None:
-        return None
-    if until in {"plan", "version0"}:
-        return -1 if until == "plan" else 0
-    match = re.fullmatch(r"wave:(\d+)", until)
-    if match is None or not 1 <= int(match[1]) <= len(config.waves):
-        raise ConfigError(f"--until {until}: plan, version0 or wave:K with K from 1 to {len(config.waves)} is expected")
-    return int(match[1])

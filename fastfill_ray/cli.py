@@ -7,26 +7,51 @@ Exit codes: 0 done, 1 error, 2 refused or held, 74 commit state unknown, 75 fenc
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import os
 import shlex
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastfill_ray.errors import ConfigError
-from fastfill_ray.process import guarded, print_traceback
+from fastfill_ray.process import guarded, outlive_readers, print_traceback
 from fastfill_ray.sanitize import one_line, printable, redact
 
 if TYPE_CHECKING:
-    from fastfill_ray.index.reader import Index
     from fastfill_ray.log.preview import Preview
     from fastfill_ray.log.state import State
     from fastfill_ray.storage.files import Files
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Help with the defaults, where there is one that says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        says_something = not isinstance(default, bool) and default not in (None, [], argparse.SUPPRESS)
+        return f"{text} (default: %(default)s)" if text and action.option_strings and says_something else text
+
+
+class _PrintVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        """Looked up when it is asked for: it takes longer than some commands."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("fastfill_ray")
+        except PackageNotFoundError:
+            number = "(not installed: run from its sources)"
+        print(f"fastfill-ray {number}")
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, formatter_class=_Formatter)
+
     def error(self, message: str) -> NoReturn:
         """As the errors of the package: what is wrong with an argument is said without a secret that stands in it."""
         super().error(one_line(message))
@@ -34,8 +59,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``fastfill-ray``."""
-    sys.excepthook = print_traceback
+    _begin(argv)
     parser = _Parser(prog="fastfill-ray", description=__doc__)
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version of the package and exit")
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="run a backfill, or resume it")
@@ -54,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     search.add_argument(
         "--old-vectors", help=".npy file with the same queries' (Q, D) old vectors; read if the version is fused"
     )
-    search.add_argument("--config", help="YAML config that names the models, for --text")
-    search.add_argument("--column", default="text", help="payload column that --text stands for")
+    search.add_argument("--config", help="YAML file of the run: names the models for --text, and the hits' payload")
+    search.add_argument("--column", help="payload column that --text stands for, if the config has several")
     search.add_argument("-k", type=int, default=10, help="hits per query")
     search.add_argument("--version", type=int, help="version number; the published one if left out")
     search.set_defaults(act=_search)
@@ -89,44 +115,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     simulate.add_argument("--qrels", help="Parquet with query_id, item_id, optional score or relevance")
     simulate.add_argument("--classifier", help="the new model's own, an .npz with weight (C, E) and bias (C,)")
     simulate.add_argument("--protocol", choices=["authors"], help="the published evaluation: L2, nothing chosen")
-    simulate.add_argument("--metric", choices=["l2", "ip", "cosine"], default="cosine")
+    simulate.add_argument("--metric", choices=["l2", "ip", "cosine"], default="cosine", help="how vectors are compared")
     simulate.add_argument("--preset", choices=["default", "paper"], default="default", help="size of learnt maps")
-    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--seed", type=int, default=0, help="of every sample and of training")
     simulate.add_argument("--s3-endpoint", help="URL of an S3-compatible store")
     simulate.add_argument("--json", action="store_true", help="machine-readable output")
     simulate.set_defaults(act=_simulate)
 
     arguments = parser.parse_args(argv)
-    return guarded(lambda: _act(arguments), last=argv is None)
+    return guarded(lambda: int(arguments.act(arguments)), last=argv is None)
 
 
 def job(argv: Sequence[str] | None = None) -> int:
     """``python jobs/backfill.py``."""
-    sys.excepthook = print_traceback
+    _begin(argv)
     parser = _Parser(prog="jobs/backfill.py", description="Run a backfill, or resume it.")
     _add_run_arguments(parser)
     parser.set_defaults(command_words=("python", "jobs/backfill.py"))
     parser.set_defaults(act=_run)
     arguments = parser.parse_args(argv)
-    return guarded(lambda: _act(arguments), last=argv is None)
+    return guarded(lambda: int(arguments.act(arguments)), last=argv is None)
 
 
-def _act(arguments: argparse.Namespace) -> int:
-    code = 0
-    with _reader_may_leave():
-        code = int(arguments.act(arguments))
-    return code
-
-
-@contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """Who reads the results may have read enough (`... | head`): that is no error, and changes no exit code."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # what is left would be written when the process ends
+def _begin(argv: Sequence[str] | None) -> None:
+    """argv: None in a process of our own, which ends with the command."""
+    sys.excepthook = print_traceback
+    if argv is None:
+        outlive_readers()
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -149,23 +164,27 @@ def _root_command(commands: Any, name: str, about: str) -> argparse.ArgumentPars
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from fastfill_ray.config import load_config
+    from fastfill_ray.ordering.schedule import parse_until
+
+    config = load_config(arguments.config, arguments.set)
+    parse_until(arguments.until, config.waves)
+    # It takes seconds to import: a mistake in the config is told before.
     from fastfill_ray.backfill import run_backfill
     from fastfill_ray.report.metrics_json import report_json
 
     with redirect_stdout(sys.stderr):  # libraries may print; stdout is for results
         result = run_backfill(
-            arguments.config,
-            overrides=arguments.set,
+            config,
             until=arguments.until,
             take_over=arguments.take_over,
             allow_removals=arguments.allow_removals,
         )
     of_run = {"seconds": result.seconds, "overrun_rows": result.overrun_rows, "item_s": result.item_s}
-    with _reader_may_leave():
-        if arguments.json:
-            print(json.dumps({**report_json(result.state), **of_run}))
-        else:
-            print(result.text(_goes_on(arguments)))
+    if arguments.json:
+        print(json.dumps({**report_json(result.state), **of_run}))
+    else:
+        print(result.text(_goes_on(arguments)))
     return result.exit_code
 
 
@@ -214,76 +233,19 @@ def _preview(arguments: argparse.Namespace, files: Files, state: State) -> Previ
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    import numpy as np
+    from fastfill_ray.report.hits import hits_table
+    from fastfill_ray.search import SearchRequest, search
 
-    from fastfill_ray.index.reader import open_index
-
-    if arguments.k < 1:
-        raise ConfigError(f"-k {arguments.k}: at least 1 is expected")
-    index = open_index(arguments.root, arguments.version, s3_endpoint=arguments.s3_endpoint)
-    if arguments.vectors is not None:
-        queries = _load_vectors("--vectors", arguments.vectors, f"(Q, {index.dim})")
-    else:
-        queries = _embed_text(arguments)
-    old_queries = _old_queries(arguments, index) if index.needs_old_queries else None
-    try:
-        scores, ids = index.search(queries, k=arguments.k, old_queries=old_queries)
-    except ValueError as error:
-        raise ConfigError(f"{arguments.vectors or arguments.text}: {error}") from None
-    found = [
-        [{"id": item, "score": score} for item, score in zip(row, line, strict=True) if np.isfinite(score)]
-        for row, line in zip(ids.tolist(), scores.tolist(), strict=True)
-    ]
+    names = [each.name for each in dataclasses.fields(SearchRequest)]
+    request = SearchRequest(**{name: getattr(arguments, name) for name in names})
+    result = search(request, say=lambda text: print(printable(text), file=sys.stderr, flush=True))
     if arguments.json:
-        print(json.dumps({"version": index.version, "hits": found}))
+        hits = [[hit._asdict() for hit in ranked] for ranked in result.hits]
+        print(json.dumps({"version": result.version, "hits": hits}))
     else:
-        for number, hits in enumerate(found):
-            for rank, hit in enumerate(hits, 1):
-                print(f"{number}\t{rank}\t{hit['score']:.4f}\t{printable(str(hit['id']))}")
+        width = shutil.get_terminal_size((120, 24)).columns
+        print(hits_table(result.hits, result.columns, result.payload, width))
     return 0
-
-
-def _load_vectors(option: str, path: str, shape: str) -> Any:
-    import numpy as np
-
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"{option} {path}: a .npy array {shape} is expected: {error}") from None
-
-
-def _embed_text(arguments: argparse.Namespace) -> Any:
-    from fastfill_ray.config import load_config
-
-    if arguments.config is None:
-        raise ConfigError("--text needs --config: the model comes from your config, never from the stored index")
-    model = load_config(arguments.config).new_model
-    return _embed(arguments, model.embedder, model.kwargs, model.dim, model.metric)
-
-
-def _old_queries(arguments: argparse.Namespace, index: Index) -> Any:
-    """The queries' old vectors, for a version that is fused with old vectors."""
-    from fastfill_ray.config import load_config
-
-    if arguments.old_vectors is not None:
-        return _load_vectors("--old-vectors", arguments.old_vectors, f"(Q, {index.old_dim})")
-    needs = f"version {index.version} is fused: it is searched with the queries' old vectors, too"
-    if arguments.text is None:
-        raise ConfigError(f"{needs}; give them with --old-vectors FILE.npy, a (Q, {index.old_dim}) array")
-    model = load_config(arguments.config).old_model
-    if model.embedder is None:
-        raise ConfigError(f"{needs}; set old_model.embedder in {arguments.config}, or give them with --old-vectors")
-    return _embed(arguments, model.embedder, model.kwargs, index.old_dim, index.metric)
-
-
-def _embed(arguments: argparse.Namespace, spec: str, kwargs: dict[str, Any], dim: int, metric: str) -> Any:
-    from fastfill_ray.embedders.protocol import embed_rows, load_embedder
-
-    batch = {arguments.column: [arguments.text]}
-    vectors, unusable = embed_rows(load_embedder(spec, kwargs), batch, "query", dim, metric=metric)
-    if unusable:
-        raise ConfigError(f"--text {arguments.text!r} cannot be embedded with {spec}: {unusable[0]}")
-    return vectors
 
 
 def _verify(arguments: argparse.Namespace) -> int:

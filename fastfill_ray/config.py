@@ -10,32 +10,30 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     StrictBool,
+    Tag,
     ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from fastfill_ray.config_faults import GIVEN, explain
+from fastfill_ray.config_file import copied, read_yaml, set_value
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.sanitize import hide
 from fastfill_ray.types import Metric, Relevance, VectorDtype, fingerprint
-
-_MAX_CONFIG_BYTES = 1 << 20
-# The parser lets the last two out: for dates that do not exist, and for nesting without end.
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 def _plain_json(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +104,22 @@ Paths = Annotated[str | tuple[str, ...], BeforeValidator(_absolute_paths)]
 def shown_paths(paths: str | Sequence[str]) -> str:
     """A table's path for a message; of a list the first and how many follow."""
     return paths if isinstance(paths, str) else f"{paths[0]} and {len(paths) - 1} more"
+
+
+# What the run finds out itself, from the number of the gallery's rows.
+Auto = Literal["auto"]
+
+
+def _auto_or_given(value: Any) -> str:
+    """Which of the two a value is: so a fault is told of that one alone."""
+    return "auto" if isinstance(value, str) and value == "auto" else GIVEN
+
+
+_AUTO = Annotated[Auto, Tag("auto")]
+Count = Annotated[Annotated[int, Field(gt=0), Tag(GIVEN)] | _AUTO, Discriminator(_auto_or_given)]
+Fractions = Annotated[
+    Annotated[tuple[float, ...], Field(min_length=1), Tag(GIVEN)] | _AUTO, Discriminator(_auto_or_given)
+]
 
 
 class Part(BaseModel):
@@ -192,7 +206,7 @@ class OldModelConfig(Part):
 
 
 class PairsConfig(Part):
-    count: int = Field(20_000, gt=0, description="items that get new vectors first")
+    count: Count = Field("auto", description="items that get new vectors first; `auto`: by the number of rows")
     split: tuple[float, float, float] = Field((0.7, 0.15, 0.15), description="train, calibration, audit")
 
     @model_validator(mode="after")
@@ -203,7 +217,11 @@ class PairsConfig(Part):
 
 
 class ObjectiveConfig(Part):
-    """What every choice, the gate and the stop look at."""
+    """What every choice, the gate and the stop look at.
+
+    ``BackfillConfig`` says what a relevance that is left out, or `auto`, becomes. A request is named without what is at
+    its default, so the defaults here stay what they are.
+    """
 
     relevance: Relevance = "label"
     metric: Literal["cmc@1", "cmc@5", "map", "recall@1", "recall@10", "mrr", "ndcg@10"] = "map"
@@ -291,7 +309,7 @@ class BackfillConfig(Part):
     alignment: AlignmentConfig = AlignmentConfig()
     policy: PolicyConfig = PolicyConfig()
     serving: ServingConfig = ServingConfig()
-    waves: tuple[float, ...] = Field((0.05, 0.1, 0.25, 0.5, 1.0), min_length=1)
+    waves: Fractions = Field("auto", description="share of all items, new after each; `auto`: by the pairs' share")
     stop: StopConfig = StopConfig()
     index: IndexConfig = IndexConfig()
     resources: ResourcesConfig = ResourcesConfig()
@@ -300,25 +318,42 @@ class BackfillConfig(Part):
     output: Location = Field(min_length=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _relevance_by_what_is_there(cls, values: Any) -> Any:
+        """A relevance that is left out, or `auto`, is the best that there is: labels, judgements, or else the full new
+        model's own top k, by recall@10 if nothing is said of the metric.
+        """
+        objective = values.get("objective", {}) if isinstance(values, Mapping) else None
+        if not isinstance(objective, Mapping) or objective.get("relevance", "auto") != "auto":
+            return values
+        chosen = {"relevance": "new_model", "metric": "recall@10"}
+        if _has_labels(values.get("gallery"), values.get("queries")):
+            chosen = {"relevance": "label"}
+        elif _value(values.get("queries"), "qrels_path") is not None:
+            chosen = {"relevance": "qrels"}
+        return {**values, "objective": {**chosen, **objective, "relevance": chosen["relevance"]}}
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        waves = list(self.waves)
+        waves = [] if self.waves == "auto" else list(self.waves)
         if any(not 0 < wave <= 1 for wave in waves):
             raise ValueError(f"waves is {waves}; fractions above 0 and at most 1 are expected")
         if any(later <= earlier for earlier, later in itertools.pairwise(waves)):
             raise ValueError(f"waves is {waves}; strictly increasing fractions are expected")
-        labels = self.gallery.label_column is not None and (
-            self.queries is None or self.queries.label_column is not None
-        )
+        labels = _has_labels(self.gallery, self.queries)
         qrels = self.queries is not None and self.queries.qrels_path is not None
         relevance = self.objective.relevance
         if relevance == "label" and not labels:
             where = "gallery.label_column" if self.gallery.label_column is None else "queries.label_column"
             raise ValueError(
-                f"objective.relevance is 'label' but {where} is not set; set it, or choose qrels or new_model"
+                f"objective.relevance is 'label' but {where} is not set; set it, or leave relevance out: it is then "
+                "what the columns allow"
             )
         if relevance == "qrels" and not qrels:
-            raise ValueError("objective.relevance is 'qrels' but queries.qrels_path is not set")
+            raise ValueError(
+                "objective.relevance is 'qrels' but queries.qrels_path is not set; set it, or leave relevance out"
+            )
         if (
             self.serving.stale_mode == "fused"
             and self.queries is not None
@@ -343,6 +378,17 @@ class BackfillConfig(Part):
                 "new_model.classifier is set but gallery.label_column is not; the classifier's loss needs labels"
             )
         return self
+
+
+def _value(section: Any, key: str) -> Any:
+    """Of a section that may not be checked yet, or not be there."""
+    return section.get(key) if isinstance(section, Mapping) else getattr(section, key, None)
+
+
+def _has_labels(gallery: Any, queries: Any) -> bool:
+    """Whether relevance `label` can be told; sections as in ``_value``."""
+    sections = (gallery,) if queries is None else (gallery, queries)
+    return all(_value(section, "label_column") is not None for section in sections)
 
 
 # Settings that may change between runs of one plan: the run resumes.
@@ -399,107 +445,17 @@ def load_config(
         values: Any = source.model_dump()
         where = "config"
     elif isinstance(source, Mapping):
-        values, where = _copy(source), "config"
+        values, where = copied(source), "config"
     else:
-        values, where = _read_yaml(Path(source)), str(source)
+        values, where = read_yaml(Path(source)), str(source)
     for override in overrides:
-        _set(values, override)
+        set_value(values, override, BackfillConfig.model_fields)
     try:
         config = BackfillConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(fault) for fault in error.errors())) from None
+        raise ConfigError(
+            f"{where}: " + "; ".join(explain(fault, BackfillConfig) for fault in error.errors())
+        ) from None
     for model in (config.new_model, config.old_model):
         hide(model.kwargs)
     return config
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML config") from None
-    if len(data) > _MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path}: {len(data)} bytes; a config has at most {_MAX_CONFIG_BYTES}")
-    try:
-        values = yaml.safe_load(data)
-    except _NOT_YAML as error:
-        raise ConfigError(f"{path}: not YAML: {_yaml_fault(error)}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds {type(values).__name__}; a mapping of sections is expected")
-    return values
-
-
-def _yaml_fault(error: Exception) -> str:
-    """What the parser says and where, without the line and the words that it quotes: they may be secret."""
-    if isinstance(error, yaml.MarkedYAMLError):
-        mark = error.problem_mark or error.context_mark
-        words = re.sub(r"""(['"])(?!<[a-z ]+>\1).{2,}\1""", "...", error.problem or "", flags=re.DOTALL)
-        return words if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {words}"
-    if isinstance(error, yaml.reader.ReaderError):
-        return f"position {error.position}: {error.reason}"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    return "a value cannot be read, such as a date that does not exist"
-
-
-def _copy(value: Any) -> Any:
-    """Nested mappings as fresh dicts, so that overrides do not write into the caller's."""
-    return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
-
-
-def _set(values: dict[str, Any], override: str) -> None:
-    """Apply one ``a.b=c``. Messages name its key, if that begins with a section's name, and never its value."""
-    key, equals, text = override.partition("=")
-    keys = key.strip().split(".")
-    named = re.match(r"[\w.]*", key.strip())
-    shown = named[0] if named is not None and keys[0] in BackfillConfig.model_fields else "..."
-    if not equals or not key:
-        raise ConfigError(f"--set {shown}: a.b=c is expected, such as pairs.count=1000")
-    *parents, last = keys
-    for parent in parents:
-        inner = values.setdefault(parent, {})
-        if inner is None:
-            inner = values[parent] = {}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {shown}: {parent} holds {type(inner).__name__}, it is not a section")
-        values = inner
-    try:
-        values[last] = yaml.safe_load(text)
-    except _NOT_YAML:
-        raise ConfigError(f"--set {shown}: the value is not YAML") from None
-
-
-def _explain(fault: Any) -> str:
-    """One pydantic fault as `key: what was found; what is allowed`."""
-    key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        part: Any = BackfillConfig
-        for name in fault["loc"][:-1]:
-            annotation = part.model_fields[name].annotation
-            part = next((a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)), annotation)
-        return f"{key}: unknown key; allowed here: {', '.join(part.model_fields)}"
-    if fault["type"] == "missing":
-        return f"{key}: missing; it has no default"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "tuple_type":
-        message = "a list is expected, such as [a, b]"
-    if fault["type"] == "value_error":
-        return message
-    if fault["type"] in ("unsafe_url", "paths"):
-        return f"{key}: {message}"
-    return f"{key}: found {_shown(fault)}; {message}" if key else message
-
-
-# The value should have been a mapping: a section, or kwargs. What stands there instead may be one of its values.
-_NO_MAPPING = {"model_type", "model_attributes_type", "dict_type", "mapping_type"}
-
-
-def _shown(fault: Any) -> str:
-    """The value that a fault is about; only its type where that may be, or hold, a value of kwargs."""
-    value = fault["input"]
-    inside = isinstance(value, Mapping | list | tuple | set) and any(
-        isinstance(part, str | Mapping | list) for part in value
-    )
-    if value and (inside or fault["type"] in _NO_MAPPING or "kwargs" in fault["loc"]):
-        return f"{type(value).__name__} (not shown: it may hold secrets)"
-    return repr(value)

@@ -16,11 +16,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TextIO, TypeAlias
 
 from fastfill_ray.errors import FastfillError
 from fastfill_ray.sanitize import one_line, printable, redact
@@ -42,6 +42,42 @@ class Drainable(Protocol):
     def drain(self) -> None:
         """Begin nothing more; return when what has begun has ended. Called from a thread of its own."""
         ...
+
+
+class _UntilClosed:
+    """A stream whose reader may go before everything is written, as `head` does: the rest is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._dropping():
+            self._stream.flush()
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            # Its buffer still holds what nobody reads, and is flushed again when the process ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def outlive_readers() -> None:
+    """From here on nobody has to read what this process prints: it ends with the code that it would end with anyway."""
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is not None:  # it is where the process was started without one
+            setattr(sys, name, _UntilClosed(stream))
 
 
 class _Process:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from fastfill_ray import errors
 from fastfill_ray.cli import job, main
-from fastfill_ray.errors import FastfillError, Fenced
+from fastfill_ray.errors import EmbedderError, FastfillError, Fenced
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Publish
 from fastfill_ray.log.state import State
@@ -39,6 +40,13 @@ class FirstItem:
     def __call__(self, batch: dict[str, Sequence[Any]], role: str) -> NDArray[np.float32]:
         assert role == "query"
         return np.repeat(vectors(len(IDS))[:1], len(batch["text"]), axis=0)
+
+
+class ColumnName:
+    """A new model that says which column it was given."""
+
+    def __call__(self, batch: dict[str, Sequence[Any]], role: str) -> NDArray[np.float32]:
+        raise EmbedderError(" and ".join(batch))
 
 
 @pytest.fixture
@@ -120,7 +128,8 @@ def test_search_prints_query_rank_score_and_id_best_first(run: Run, tmp_path: Pa
     queries = save(tmp_path / "queries.npy", items[[2, 0]])
     code, out, err = run("search", "--vectors", queries, "-k", "3")
     assert (code, err) == (0, "")
-    rows = [line.split("\t") for line in out.splitlines()]
+    heading, *rows = [line.split() for line in out.splitlines()]
+    assert heading == ["query", "rank", "score", "id"]
     scores = items[[2, 0]] @ items.T
     best = np.argsort(-scores, axis=1)[:, :3]
     assert [row[:2] for row in rows] == [[str(q), str(rank)] for q in range(2) for rank in (1, 2, 3)]
@@ -128,6 +137,11 @@ def test_search_prints_query_rank_score_and_id_best_first(run: Run, tmp_path: Pa
     assert [float(row[2]) for row in rows] == pytest.approx(
         np.take_along_axis(scores, best, axis=1).reshape(-1), abs=1e-4
     )
+
+
+def test_search_of_one_query_numbers_no_query(run: Run, tmp_path: Path) -> None:
+    out = run("search", "--vectors", save(tmp_path / "queries.npy", vectors(1)), "-k", "1")[1]
+    assert [line.split()[:2] for line in out.splitlines()] == [["rank", "score"], ["1", out.split()[4]]]
 
 
 def test_search_as_json_holds_the_version_and_as_many_hits_as_there_are(run: Run, tmp_path: Path) -> None:
@@ -153,6 +167,33 @@ def test_search_embeds_a_text_with_the_new_model_of_the_config(run: Run, tmp_pat
     scores = vectors(len(IDS)) @ vectors(len(IDS))[0]
     assert code == 0
     assert [hit["id"] for hit in hits] == [IDS[i] for i in np.argsort(-scores)]
+
+
+@pytest.mark.parametrize(
+    ("sections", "arguments", "column"),
+    [
+        ({"gallery": {"payload_columns": ["body"]}}, [], "body"),
+        ({"gallery": {"payload_columns": ["title", "text"]}}, [], "text"),
+        ({"gallery": {"payload_columns": ["title", "body"]}}, ["--column", "body"], "body"),
+        ({"queries": {"path": "q", "payload_columns": ["question"]}}, [], "question"),
+        ({"gallery": {"payload_columns": ["title", "body"]}}, [], "--text: the payload columns are title, body; say"),
+        ({}, ["--column", "txt"], "--column txt: the payload columns are text; name one of them"),
+    ],
+)
+def test_a_text_stands_for_the_only_payload_column_or_the_one_that_is_named(
+    run: Run, tmp_path: Path, sections: dict[str, Any], arguments: list[str], column: str
+) -> None:
+    config: dict[str, Any] = {
+        "gallery": {"path": "g", "payload_columns": ["text"], **sections.get("gallery", {})},
+        "new_model": {"embedder": "tests.test_cli:ColumnName", "dim": DIM, "metric": "ip"},
+        "output": "out",
+    }
+    if "queries" in sections:
+        config["queries"] = sections["queries"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    code, _, err = run("search", "--text", "x", "--config", str(tmp_path / "config.yaml"), "--json", *arguments)
+    assert (code, column in err) == (2 if " " in column else 1, True)
+    assert " " in column or err.startswith("loading the new model, tests.test_cli:ColumnName ...\n")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +229,7 @@ def test_a_file_that_holds_no_queries_is_refused_by_name(run: Run, tmp_path: Pat
     [
         (["--text", "x"], "ConfigError: --text needs --config"),
         (["--text", "x", "-k", "0"], "ConfigError: -k 0: at least 1 is expected"),
-        (["--text", "x", "--version", "9"], "NotPublished: "),
+        (["--vectors", "missing.npy", "--version", "9"], "NotPublished: "),
         (["--text", "x", "--config", "missing.yaml"], "ConfigError: missing.yaml: cannot be read"),
     ],
 )
@@ -333,6 +374,29 @@ def test_a_delete_that_cannot_be_done_says_why_and_leaves_no_record(root: Root, 
     assert root.files.list("") == records
     assert main(["delete", str(tmp_path / "nothing"), "--ids", str(tmp_path / "ids")]) == 2
     assert not (tmp_path / "nothing").exists()
+
+
+# Help
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [("search", "hits per query (default: 10)"), ("simulate", "of every sample and of training (default: 0)")],
+)
+def test_help_says_the_defaults_that_say_something(command: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert told in out
+    assert "(default: None)" not in out
+    assert "(default: False)" not in out
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"fastfill-ray {metadata.version('fastfill_ray')}\n"
 
 
 # All

@@ -58,7 +58,14 @@ def test_a_config_cannot_be_changed_afterwards(part: str) -> None:
     [
         # Unknown keys: where they are, and what is allowed there.
         ({"gallry": {}}, ["gallry: unknown key", "allowed here: gallery, queries, new_model"]),
-        ({"gallery": {"id": "x"}}, ["gallery.id: unknown key", "allowed here: path, id_column"]),
+        (
+            {"gallery": {"id": "x"}},
+            ["gallery.id: unknown key (did you mean gallery.id_column?)", "allowed here: path, id_column"],
+        ),
+        ({"gallery": {"id_colum": "x"}}, ["gallery.id_colum: unknown key (did you mean gallery.id_column?)"]),
+        ({"id_column": "x"}, ["id_column: unknown key (did you mean gallery.id_column or queries.id_column?)"]),
+        ({"pairs": {"waves": [1.0]}}, ["pairs.waves: unknown key (did you mean waves?)"]),
+        ({"seed": 1, "zzz": 1}, ["zzz: unknown key; allowed here"]),
         (
             {"queries": {"path": "q", "payload_columns": ["t"], "qrels": "x"}},
             ["queries.qrels: unknown key", "qrels_path"],
@@ -85,7 +92,9 @@ def test_a_config_cannot_be_changed_afterwards(part: str) -> None:
         ({"new_model": {"embedder": "my_pkg.Embedder"}}, ["new_model.embedder: found 'my_pkg.Embedder'", "pattern"]),
         ({"new_model": {"embedder": "m:a b"}}, ["new_model.embedder: found 'm:a b'"]),
         ({"old_model": {"embedder": "os"}}, ["old_model.embedder: found 'os'"]),
-        ({"pairs": {"count": 2.5}}, ["pairs.count: found 2.5", "integer"]),
+        ({"pairs": {"count": 2.5}}, ["pairs.count: found 2.5", "integer", "or auto"]),
+        ({"pairs": {"count": "many"}}, ["pairs.count: found 'many'", "integer", "or auto"]),
+        ({"pairs": {"count": 0}}, ["pairs.count: found 0", "greater than 0"]),
         ({"pairs": {"split": [0.5, 0.5]}}, ["pairs.split.2: missing"]),
         ({"pairs": {"split": [0.5, 0.5, 0.5]}}, ["pairs.split is [0.5, 0.5, 0.5]", "sum to 1"]),
         ({"pairs": {"split": [1.2, -0.1, -0.1]}}, ["pairs.split is [1.2, -0.1, -0.1]", "above 0"]),
@@ -106,7 +115,7 @@ def test_a_config_cannot_be_changed_afterwards(part: str) -> None:
         ({"output": ""}, ["output: found ''"]),
         # Waves.
         ({"waves": []}, ["waves: found []", "at least 1"]),
-        ({"waves": 0.5}, ["waves: found 0.5"]),
+        ({"waves": 0.5}, ["waves: found 0.5", "a list is expected, such as [a, b], or auto"]),
         ({"waves": [0.0, 1.0]}, ["waves is [0.0, 1.0]", "above 0 and at most 1"]),
         ({"waves": [0.5, 1.1]}, ["waves is [0.5, 1.1]", "at most 1"]),
         ({"waves": [0.5, 0.2, 1.0]}, ["waves is [0.5, 0.2, 1.0]", "strictly increasing"]),
@@ -114,9 +123,12 @@ def test_a_config_cannot_be_changed_afterwards(part: str) -> None:
         ({"waves": ["half"]}, ["waves.0: found 'half'", "number"]),
         ({"waves": [float("nan")]}, ["waves.0: found nan", "finite"]),
         # Parts that do not fit together.
-        ({"gallery": {"label_column": None}}, ["objective.relevance is 'label' but gallery.label_column is not set"]),
         (
-            {"queries": {"path": "q", "payload_columns": ["t"]}},
+            {"gallery": {"label_column": None}, "objective": {"relevance": "label"}},
+            ["objective.relevance is 'label' but gallery.label_column is not set"],
+        ),
+        (
+            {"queries": {"path": "q", "payload_columns": ["t"]}, "objective": {"relevance": "label"}},
             ["objective.relevance is 'label' but queries.label_column is not set"],
         ),
         ({"objective": {"relevance": "qrels"}}, ["objective.relevance is 'qrels' but queries.qrels_path is not set"]),
@@ -179,6 +191,51 @@ def test_fused_is_accepted_where_queries_have_old_vectors() -> None:
         {"queries": {**queries, "old_vector_column": "old"}},
     ):
         assert load_config(values(**sections, **fused)).serving.stale_mode == "fused"
+
+
+def test_the_shortest_config_needs_no_guess() -> None:
+    shortest = {
+        "gallery": {"path": "items", "payload_columns": ["text"]},
+        "new_model": {"embedder": "my_pkg.models:Embedder", "dim": 384},
+        "output": "run",
+    }
+    config = load_config(shortest)
+    assert (config.pairs.count, config.waves) == ("auto", "auto")
+    assert (config.objective.relevance, config.objective.metric) == ("new_model", "recall@10")
+    assert plan_settings(config)["pairs"]["count"] == plan_settings(config)["waves"] == "auto"
+    assert load_config(config) == config
+    assert load_config(shortest, ["pairs.count=500", "waves=[0.5, 1]"]).waves == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("sections", "objective", "chosen"),
+    [
+        ({}, {}, ("label", "map")),
+        ({}, {"metric": "mrr"}, ("label", "mrr")),
+        ({"gallery": {"label_column": None}}, {}, ("new_model", "recall@10")),
+        ({"gallery": {"label_column": None}}, {"relevance": "auto", "metric": "mrr"}, ("new_model", "mrr")),
+        ({"queries": {"label_column": "l", "qrels_path": "r"}}, {}, ("label", "map")),
+        ({"queries": {"qrels_path": "r"}}, {}, ("qrels", "map")),
+        ({"queries": {}}, {"relevance": "auto"}, ("new_model", "recall@10")),
+        # What is given stays what it always was.
+        ({"queries": {"qrels_path": "r"}}, {"relevance": "new_model"}, ("new_model", "map")),
+        ({"queries": {"qrels_path": "r"}}, {"relevance": "qrels", "metric": "mrr"}, ("qrels", "mrr")),
+    ],
+)
+def test_the_objective_is_the_best_that_the_columns_allow(
+    sections: dict[str, Any], objective: dict[str, str], chosen: tuple[str, str]
+) -> None:
+    if "queries" in sections:
+        sections = {**sections, "queries": {"path": "q", "payload_columns": ["t"], **sections["queries"]}}
+    config = load_config(values(**sections, objective=objective))
+    assert (config.objective.relevance, config.objective.metric) == chosen
+
+
+def test_a_plan_of_an_older_release_knows_its_request_again() -> None:
+    """Its name is without what was a default then: 20,000 pairs, the whole ladder, mAP by label."""
+    without = {key: value for key, value in VALUES.items() if key != "waves"}
+    settings = plan_settings(load_config(without), exclude_defaults=True)
+    assert set(settings) == {"gallery", "new_model"}
 
 
 @pytest.mark.parametrize("relevance", ["label", "qrels", "new_model"])

@@ -23,7 +23,9 @@ LEVELS = {
     "wording": 0,
     "errors": 1,
     "types": 1,
-    "config": 2,
+    "config_faults": 1,
+    "config_file": 2,
+    "config": 3,
     "process": 2,
     "retrieval": 3,
     "ordering": 4,
@@ -38,6 +40,7 @@ LEVELS = {
     "stages": 10,
     "report": 10,
     "backfill": 11,
+    "search": 11,
     "simulation": 11,
     "cli": 12,
     "__init__": 13,
@@ -163,6 +166,9 @@ def in_fresh_process(code: str) -> str:
         ("from fastfill_ray import open_index", {"ray", "torch", "s3fs"}),
         ("from fastfill_ray import simulate", {"ray", "faiss", "s3fs"}),
         ("import fastfill_ray.backfill, fastfill_ray.engine.in_process", {"ray", "s3fs"}),
+        ("import fastfill_ray.search", {"ray", "torch", "s3fs"}),
+        # A mistake in a config is told before what takes seconds to import.
+        ("from fastfill_ray.cli import main\nmain(['run', '--config', 'none.yaml'])", {"ray", "torch", "faiss"}),
     ],
 )
 def test_importing_brings_in_only_what_is_used(statement: str, not_loaded: set[str]) -> None:

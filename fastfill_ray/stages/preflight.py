@@ -23,9 +23,8 @@ from fastfill_ray.inputs.locate import InputStore, Listing
 from fastfill_ray.inputs.table import dim_of
 from fastfill_ray.log.carry import Kept
 from fastfill_ray.log.records import Init, Plan
-from fastfill_ray.ordering.partition import split_sizes
 from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED
-from fastfill_ray.ordering.waves import wave_targets
+from fastfill_ray.ordering.schedule import Schedule, make_schedule
 from fastfill_ray.stages.embed import Models
 from fastfill_ray.stages.queries import (
     LABELS,
@@ -57,25 +56,22 @@ def inspect(
     config: BackfillConfig,
     listings: Mapping[str, Listing],
     before: Snapshot | None,
-    *,
-    keeps_order: bool,
+    ordered: Plan | None,
 ) -> Snapshot:
     """The gallery by its footers, once everything that can be refused before anything starts was looked at.
 
     Args:
         listings: as they were when the request was named. before: the gallery of the last plan.
-        keeps_order: see ``keeps_order``.
+        ordered: see ``ordered_by``.
 
     Raises:
         ConfigError, InputError: names the key or column, what was found and what is expected.
     """
-    gallery, pairs, new = config.gallery, config.pairs, config.new_model
+    gallery, new = config.gallery, config.new_model
     inspected = inspect_gallery(store, listings["gallery.path"].files, gallery, config.resources, before)
     check_output(config.output, listings)
-    if not keeps_order:
-        split_sizes(inspected.rows, pairs.count, pairs.split)
-        wave_targets(config.waves, inspected.rows, pairs.count)
-    check_index(config.index, new, inspected.old_dim, pairs.count, config.serving.stale_mode)
+    num_pairs = schedule_of(config, inspected.rows, ordered).num_pairs
+    check_index(config.index, new, inspected.old_dim, num_pairs, config.serving.stale_mode)
     check_labels(gallery, config.policy, new, inspected)
     if config.queries is not None:
         check_queries(store, config.queries, gallery, new, inspected)
@@ -83,8 +79,23 @@ def inspect(
     return inspected
 
 
-def keeps_order(gallery: GalleryConfig, plan: Plan | None, request: str, kept: Kept | None) -> bool:
-    """Whether pairs and order are those of a plan before.
+def schedule_of(config: BackfillConfig, rows: int, ordered: Plan | None) -> Schedule:
+    """Pairs and waves: of a plan before, or for a gallery of `rows` rows.
+
+    Args:
+        ordered: see ``ordered_by``.
+
+    Raises:
+        ConfigError: see ``make_schedule``.
+    """
+    if ordered is None:
+        return make_schedule(rows, config.pairs.count, config.pairs.split, config.waves)
+    return Schedule(ordered.num_sampled or ordered.settings["pairs"]["count"], ordered.waves)
+
+
+def ordered_by(gallery: GalleryConfig, plan: Plan | None, request: str, kept: Kept | None) -> Plan | None:
+    """The plan whose pairs, waves and order are kept, however many rows the gallery has by now; None where they are
+    made anew.
 
     Args:
         plan: the last one. request: what is asked for now.
@@ -94,7 +105,7 @@ def keeps_order(gallery: GalleryConfig, plan: Plan | None, request: str, kept: K
         ConfigError: there are no old vectors, and something would still be scored by them.
     """
     unfinished = kept is None and plan is not None and plan.request == request
-    follows = plan is not None and plan.follows is not None if unfinished else kept is not None and kept.follows
+    followed = kept.plan if kept is not None and kept.follows else None
     steady = unfinished or (kept is not None and kept.follows and kept.is_steady)
     if gallery.old_vector_column is None and not steady:
         if kept is not None and kept.is_steady:
@@ -106,7 +117,7 @@ def keeps_order(gallery: GalleryConfig, plan: Plan | None, request: str, kept: K
             "gallery.old_vector_column is null, but not every item is served by a new vector yet. Name the column "
             "of the old vectors until the backfill is finished."
         )
-    return follows
+    return plan if unfinished else followed
 
 
 def check_removed(gallery: GalleryConfig, removed: int, served: int) -> None:

@@ -12,7 +12,7 @@ from fastfill_ray.errors import InputError, RefusedError, TooManyRemoved
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile
-from fastfill_ray.log.carry import Kept, bound, what_is_kept
+from fastfill_ray.log.carry import Kept, as_planned, bound, what_is_kept
 from fastfill_ray.log.next_step import next_step
 from fastfill_ray.log.preview import FileChanges, ItemChanges, Preview, Work
 from fastfill_ray.log.records import Plan
@@ -114,9 +114,9 @@ def _preview_plan(context: Context, config: BackfillConfig, inputs: Inputs, stat
 
 def _inspect(context: Context, config: BackfillConfig, inputs: Inputs, state: State, kept: Kept | None) -> Snapshot:
     """See ``preflight.inspect``."""
-    keeps_order = preflight.keeps_order(config.gallery, state.plan, inputs.request.fingerprint, kept)
+    ordered = preflight.ordered_by(config.gallery, state.plan, inputs.request.fingerprint, kept)
     before = None if state.plan is None else read_snapshot(context.files, state.plan.snapshot)
-    inspected = preflight.inspect(context.store, config, inputs.listings, before, keeps_order=keeps_order)
+    inspected = preflight.inspect(context.store, config, inputs.listings, before, ordered)
     if config.new_model.classifier is not None:  # one that cannot be read is refused
         read_classifier(context.store, config.new_model.classifier, dim=config.new_model.dim)
     return inspected
@@ -125,7 +125,8 @@ def _inspect(context: Context, config: BackfillConfig, inputs: Inputs, state: St
 def _why_anew(kept: Kept | None, request: Request) -> str:
     if kept is None:
         return "no version is served yet"
-    now, then = bound(request.settings, kept.plan.settings), bound(kept.plan.settings, request.settings)
+    settings = as_planned(request.settings, kept.plan)
+    now, then = bound(settings, kept.plan.settings), bound(kept.plan.settings, settings)
     if now != then:
         return preflight.changed_settings(now, then)
     return "the files of queries, qrels or classifier are not those of the plan before"

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.config import GalleryConfig, PairsConfig, QuarantineConfig, QueriesConfig, ResourcesConfig
+from fastfill_ray.config import GalleryConfig, QuarantineConfig, QueriesConfig, ResourcesConfig
 from fastfill_ray.errors import ConfigError, CorruptFile, EmbedderError, QuarantineExceeded
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
 from fastfill_ray.inputs.encodings import take_rows
@@ -56,9 +56,13 @@ class PairPlan:
 
 @dataclass(frozen=True)
 class Sampling:
-    """The config's parts that say what is sampled and how it is embedded. spaces: fingerprints of the models."""
+    """What is sampled and how it is embedded.
 
-    pairs: PairsConfig
+    num_pairs: items to draw as pairs. split: ``pairs.split``. spaces: fingerprints of the models.
+    """
+
+    num_pairs: int
+    split: tuple[float, float, float]
     queries: QueriesConfig | None
     spaces: Mapping[str, str]
     quarantine: QuarantineConfig
@@ -88,7 +92,7 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
         before: what was known when the last plan was made.
     """
     files, new_dim, new_space = context.files, job.spaces["new"].dim, sampling.spaces["new"]
-    drawn = draw_pairs(context, snapshot, sampling.pairs, sampling.seed)
+    drawn = draw_pairs(context, snapshot, sampling.num_pairs, sampling.split, sampling.seed)
     plan = plan_pairs(drawn, source.config, snapshot, new_space)
     there = find_receipts(files, plan.folder)
     others = gather_known(context.engine, files, before, new_space, frozenset({plan.folder}))

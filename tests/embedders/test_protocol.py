@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastfill_ray.embedders.protocol import MAX_REASON_CHARS, Embedder, embed_rows, load_embedder
-from fastfill_ray.embedders.text import MiniLM, SentenceTransformerEmbedder, WordLlamaEmbedder
+from fastfill_ray.embedders.text import MiniLM, SentenceTransformerEmbedder, WordLlamaEmbedder, strings
 from fastfill_ray.errors import EmbedderError
 
 HERE = "tests.embedders.test_protocol"
@@ -224,6 +224,38 @@ TEXTS = [
     "Return the total of all items of the array along an axis.",
     "",
 ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "column", "read"),
+    [
+        (["body"], None, "body"),
+        (["text"], None, "text"),
+        (["title", "text"], None, "text"),  # as it was before the column could be left out
+        (["title", "body"], "body", "body"),
+    ],
+)
+def test_the_text_is_in_the_only_column_or_in_the_one_that_is_named(
+    columns: list[str], column: str | None, read: str
+) -> None:
+    assert strings({name: [f"of {name}"] for name in columns}, column) == [f"of {read}"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "column", "needs"),
+    [
+        (["title", "body"], None, "needs one payload column, or one that is called 'text', but .* 'title', 'body'"),
+        (["body"], "text", "needs the column 'text', but the payload columns are 'body'"),
+    ],
+)
+def test_where_nobody_knows_which_column_is_the_text_the_run_ends_with_the_key_to_set(
+    columns: list[str], column: str | None, needs: str
+) -> None:
+    def embedder(batch: dict[str, Any], role: str) -> list[str]:
+        return strings(batch, column)
+
+    with pytest.raises(EmbedderError, match=f"{needs}.*set `column` in its kwargs"):
+        embed_rows(embedder, {name: ["a", "b"] for name in columns}, "item", 4, metric="cosine")
 
 
 @pytest.fixture(scope="module")

@@ -190,6 +190,25 @@ def test_a_missing_column_names_the_config_key_and_what_is_there(folder: Path) -
         pinned(folder, (*COLUMNS, LABEL))
 
 
+def test_a_missing_id_or_vector_column_names_those_that_could_be_it_and_the_line_to_write(folder: Path) -> None:
+    columns = {"price": [1.5], "section": ["a"], "package_id": ["b"], "text": ["c"], "old": vectors([[1.0]])}
+    pq.write_table(pa.table(columns), folder / "a.parquet")
+    told = "These could hold ids: package_id, section, text. Write, in the section gallery, id_column: package_id"
+    with pytest.raises(ConfigError, match=rf"found price, section, package_id, text, old. {told}"):
+        pinned(folder, (Column("gallery.id_column", "id", "id"),))
+    with pytest.raises(ConfigError, match=r"These could hold vectors: old. .* gallery, old_vector_column: old"):
+        pinned(folder, (MAY_LACK,))
+    with pytest.raises(
+        ConfigError, match=r"These could hold ids: package_id, section, text. Call the right one 'item_id'"
+    ):
+        pinned(folder, (Column("item_id", "item_id", "id"),))
+    with pytest.raises(ConfigError, match=r"column 'txt' is not in .* Did you mean text?"):
+        pinned(folder, (Column("gallery.payload_columns[0]", "txt"),))
+    pq.write_table(pa.table({"price": [1.5]}), folder / "a.parquet")
+    with pytest.raises(ConfigError, match=r"found price. None of them can hold ids"):
+        pinned(folder, (Column("gallery.id_column", "id", "id"),))
+
+
 def test_an_empty_folder_and_a_path_to_nothing_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="holds no"):
         pinned(folder)

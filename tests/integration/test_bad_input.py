@@ -157,7 +157,7 @@ def test_too_few_pairs_with_an_old_vector_are_refused_before_any_embedding(tmp_p
             r"gallery\.label_column: column 'lable' is not in .*found id, x, label",
         ),
         ({"gallery": {"payload_columns": ["text"]}}, r"gallery\.payload_columns\[0\]: column 'text'"),
-        ({"waves": [0.1, 1.0]}, r"waves: the first is 0\.1 = 60 items, but the pairs alone are 120 of 600"),
+        ({"waves": [0.1, 0.15]}, r"waves: the last is 0\.15 = 90 items, but the pairs alone are 120 of 600"),
         ({"pairs": {"count": 700}}, r"pairs\.count: found 700, the gallery has 600 rows"),
         ({"pairs": {"count": 40}, "waves": [0.3, 1.0]}, r"pairs\.count 40 .* gives 28 train pairs; at least 32"),
         ({"index": {"factory": "Flatt"}}, r"index\.factory 'Flatt' cannot be used"),

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfill_ray.backfill import parse_until
 from fastfill_ray.config import BackfillConfig, StopConfig, input_paths, load_config, plan_settings
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.inputs.locate import InputStore
@@ -20,6 +19,7 @@ from fastfill_ray.log.envelope import seal, unseal
 from fastfill_ray.log.next_step import Step, next_step
 from fastfill_ray.log.records import Body, Claim, Plan, Publish, Verdict, Version
 from fastfill_ray.log.state import State, apply, fold
+from fastfill_ray.ordering.schedule import parse_until
 from fastfill_ray.report.result import BackfillResult
 from fastfill_ray.stages.preflight import input_pins, list_inputs
 from tests.log.test_records import INIT, chain, delete, plan, unchain, undelete, version
@@ -304,7 +304,7 @@ def test_a_models_kwargs_do_not_get_into_the_log() -> None:
     ("until", "last_wave"), [(None, None), ("plan", -1), ("version0", 0), ("wave:1", 1), ("wave:3", 3)]
 )
 def test_until_names_the_last_wave(until: str | None, last_wave: int | None) -> None:
-    assert parse_until(until, load_config(config())) == last_wave
+    assert parse_until(until, load_config(config()).waves) == last_wave
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_until_names_the_last_wave(until: str | None, last_wave: int | None) -> 
 )
 def test_an_until_that_names_no_point_of_this_run_is_refused(until: str) -> None:
     with pytest.raises(ConfigError, match=r"plan, version0 or wave:K with K from 1 to 3 is expected"):
-        parse_until(until, load_config(config()))
+        parse_until(until, load_config(config()).waves)
 
 
 def pins_of(config: BackfillConfig) -> list[Any]:

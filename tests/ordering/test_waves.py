@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fastfill_ray.errors import ConfigError
 from fastfill_ray.ordering import waves as plan
 from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest, seeded_hash
 from fastfill_ray.ordering.partition import Chunk, cut_buckets, cut_chunks
@@ -239,6 +238,7 @@ def test_targets_count_the_pairs_in_the_fractions() -> None:
     assert wave_targets([0.3], 1000, 20) == [280]
 
 
-def test_a_first_wave_below_the_pairs_share_is_refused_naming_both() -> None:
-    with pytest.raises(ConfigError, match=r"first is 0\.05 = 50 items, but the pairs alone are 51 of 1000.*0\.0510"):
-        wave_targets([0.05, 1.0], 1000, 51)
+def test_a_wave_that_adds_next_to_nothing_to_what_is_new_first_has_no_items() -> None:
+    assert wave_targets([0.01, 0.05, 1.0], 1000, 20) == [0, 30, 980]
+    assert wave_targets([0.5, 0.52, 0.53, 1.0], 1000, 500) == [0, 0, 30, 500]
+    assert wave_targets([0.5, 0.51], 1000, 500) == [0, 10]  # the last one is made all the same

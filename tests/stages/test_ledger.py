@@ -251,7 +251,7 @@ def test_files_that_are_pinned_as_before_are_cut_as_before(tmp_path: Path) -> No
 
 
 def drawn_of(root: Path, given: BackfillConfig, snapshot: Snapshot) -> Drawn:
-    return draw_pairs(context(root), snapshot, given.pairs, given.seed)
+    return draw_pairs(context(root), snapshot, given.pairs.count, given.pairs.split, given.seed)
 
 
 def keys_by_split(root: Path, snapshot: Snapshot, drawn: Drawn) -> dict[str, set[tuple[int, int]]]:
