@@ -88,7 +88,9 @@ def version(number: int, fraction: float, *, held: str = "", metrics: Sequence[M
         ids_digest="",
         metrics=tuple(metrics),
         query_metrics=None,
-        verdict=worse(held) if held else better(),
+        verdict=Verdict(
+            publish=not held, reason=held or "no worse than the version before", difference=-0.03 if held else None
+        ),
         seconds=12.5 + number,
         final=fraction == 1.0,
     )
@@ -137,6 +139,13 @@ def finished() -> State:
         next_seq=13, init=INIT, epoch=1, plans=(plan(),), versions=versions, published=(0, 2, 3, 4),
         publish_reasons=("gate",) * 4, served_before=(None, 0, 0, 2, 3),
     )  # fmt: skip
+
+
+def judged(state: State) -> State:
+    """The same with an interval in every verdict."""
+    verdicts = [better() if v.verdict.publish else worse(v.verdict.reason) for v in state.versions]
+    versions = [v.model_copy(update={"verdict": r}) for v, r in zip(state.versions, verdicts, strict=True)]
+    return state.model_copy(update={"versions": tuple(versions)})
 
 
 def flipped() -> State:

@@ -17,7 +17,7 @@ import pytest
 
 from fastfill_ray.log.state import State
 from fastfill_ray.report.html import report_html
-from tests.report.logs import finished, flipped, grouped, living, plan, predicted, rolled_back, running
+from tests.report.logs import finished, flipped, grouped, judged, living, plan, predicted, rolled_back, running
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -92,11 +92,11 @@ def states() -> dict[str, State]:
         "one version": running(1),
         "three versions": running(3),
         "rolled back": rolled_back(running(3), 1),
-        "finished": finished(),
+        "finished": judged(finished()),
         "with flips": flipped(),
         "with groups": grouped({"a group with a long name": 0.05, "a_name_without_any_blank_of_40_characters": -0.1}),
         "predicted": predicted(),
-        "living": living(),
+        "living": judged(living()),
     }
 
 

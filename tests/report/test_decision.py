@@ -17,6 +17,7 @@ from tests.report.logs import (
     better,
     finished,
     flipped,
+    judged,
     living,
     metric,
     plan,
@@ -252,7 +253,7 @@ def test_after_a_rollback_by_hand_nothing_is_advised_but_to_find_out_why() -> No
         "Stop until it is clear why somebody rolled back to version 1: version 2 is better than version 1, +0.030 "
         "(+0.010 to +0.050); the next start goes on and publishes what is not worse than version 1.",
     )
-    ended = rolled_back(finished(), 2)
+    ended = rolled_back(judged(finished()), 2)
     assert told(ended)[1].endswith("version 4 is better than version 3, +0.030 (+0.010 to +0.050).")
     assert decision(ended).gained.startswith("Version 2, which is served, has mAP ")
     again = rolled_back(ended, 4)

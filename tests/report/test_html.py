@@ -25,6 +25,7 @@ from tests.report.logs import (
     finished,
     flipped,
     grouped,
+    judged,
     living,
     metric,
     plan,
@@ -69,12 +70,12 @@ def test_the_page_leads_with_the_decision_and_what_it_rests_on() -> None:
 
 
 def test_every_version_has_its_verdict_with_the_interval_and_what_became_of_it() -> None:
-    page = Page(report_html(finished()))
+    page = Page(report_html(judged(finished())))
     assert page.row("version") == ["version", "verdict", "difference (95 % interval)", "outcome"]
     assert page.row("0")[1:] == ["better than old/old", "+0.030 (+0.010 to +0.050)", "published"]
     assert page.row("1")[1:] == ["worse than version 0", "-0.030 (-0.050 to -0.010)", "held"]
     assert page.row("4")[1:] == ["better than version 3", "+0.030 (+0.010 to +0.050)", "published, serving"]
-    changed = Page(report_html(living()))
+    changed = Page(report_html(judged(living())))
     assert changed.row("3")[1:] == ["follows the gallery: 61 items differ", "-", "published"]
     undecided = Verdict(publish=True, reason="undecided", difference=0.01, low=-0.01, high=0.03)
     state = State(plans=(plan(),), versions=(version(0, 0.1).model_copy(update={"verdict": undecided}),))
