@@ -20,7 +20,7 @@ from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch, TooManyR
 from fastfill_ray.index.factory import check_factory
 from fastfill_ray.inputs.labels import comparable_labels
 from fastfill_ray.inputs.locate import InputStore, Listing
-from fastfill_ray.inputs.table import dim_of
+from fastfill_ray.inputs.table import TableInput, dim_of
 from fastfill_ray.log.carry import Kept
 from fastfill_ray.log.records import Init, Plan
 from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED
@@ -74,8 +74,8 @@ def inspect(
     check_index(config.index, new, inspected.old_dim, num_pairs, config.serving.stale_mode)
     check_labels(gallery, config.policy, new, inspected)
     if config.queries is not None:
-        check_queries(store, config.queries, gallery, new, inspected)
-        check_answers(store, config, config.queries, inspected)
+        pinned = check_queries(store, config.queries, gallery, new, inspected)
+        check_answers(store, config, config.queries, pinned, inspected)
     return inspected
 
 
@@ -209,13 +209,16 @@ def check_labels(gallery: GalleryConfig, policy: PolicyConfig, new: NewModelConf
 
 def check_queries(
     store: InputStore, queries: QueriesConfig, gallery: GalleryConfig, new: NewModelConfig, inspected: Snapshot
-) -> None:
+) -> tuple[TableInput, TableInput | None]:
     """Refuse queries that do not fit the gallery: their labels' type, the dimensions of given vectors.
+
+    Returns:
+        See ``pin_queries``.
 
     Raises:
         ConfigError, InputError: names the key or column, what was found and what is expected.
     """
-    inputs, _ = pin_queries(store, queries, inspected.id_type)
+    inputs, judgements = pin_queries(store, queries, inspected.id_type)
     kind, expected = inputs.kinds.get(LABELS), inspected.label_kind
     if kind is not None and expected is not None and not comparable_labels(kind, expected):
         raise ConfigError(
@@ -230,15 +233,25 @@ def check_queries(
         if key in columns and (there := dim_of(store, inputs, columns[key])) != dim:
             name = columns[key].name
             raise ConfigError(f"{key}: column {name!r} holds vectors of {there} dims, expected {dim} as {source}")
+    return inputs, judgements
 
 
-def check_answers(store: InputStore, config: BackfillConfig, queries: QueriesConfig, inspected: Snapshot) -> None:
+def check_answers(
+    store: InputStore,
+    config: BackfillConfig,
+    queries: QueriesConfig,
+    pinned: tuple[TableInput, TableInput | None],
+    inspected: Snapshot,
+) -> None:
     """Read what is said of the queries that will be asked: nothing that is wrong with it waits for the gallery's rows.
+
+    Args:
+        pinned: see ``pin_queries``.
 
     Raises:
         InputError: see ``read_queries``.
     """
-    inputs, judgements = pin_queries(store, queries, inspected.id_type)
+    inputs, judgements = pinned
     spaces = Models(config.new_model, config.old_model).fingerprints()
     read_queries(plan_queries(queries, inputs, judgements, spaces, config.seed), source_of(store, config, inspected))
 

@@ -203,7 +203,7 @@ def test_an_output_inside_the_gallery_is_refused(workshop: Workshop) -> None:
 
 
 class NoCluster(InProcessEngine):
-    def session(self) -> AbstractContextManager[None]:
+    def session(self, *_: object) -> AbstractContextManager[None]:
         raise AssertionError("a cluster was waited for")
 
 
