@@ -484,8 +484,16 @@ def test_a_run_that_cannot_start_leaves_nothing_behind(
 
 @pytest.mark.parametrize("command", [lambda *a: main(["run", *a]), lambda *a: job(a)], ids=["fastfill-ray", "job"])
 def test_a_run_puts_nothing_but_its_results_on_stdout_and_says_what_goes_on(
-    command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    config = {
+        "gallery": {"path": str(tmp_path / "gallery"), "payload_columns": ["text"]},
+        "new_model": {"embedder": "tests.test_cli:FirstItem", "dim": DIM},
+        "output": str(tmp_path / "out"),
+    }
+    (tmp_path / "my config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+
     def run_backfill(*_: object, **__: object) -> BackfillResult:
         print("a library says hello")
         return BackfillResult("out", State(), finished=False, item_s=0.5)
