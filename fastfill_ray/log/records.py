@@ -177,8 +177,9 @@ class Claim(Model):
 
 
 class Prediction(Model):
-    """What the experiment promises of one version, on the audit items, before anything is spent."""
+    """What the experiment promises of one version before anything is spent."""
 
+    scope: Scope = Field(default="audit", description="where it is to be measured: the published index, or audit items")
     fraction: float = Field(description="share of the gallery that is new then, pairs included")
     relevance: Relevance
     metric: str
@@ -263,11 +264,6 @@ class Plan(Model):
     )
     known: FileRef | None = Field(default=None, description="all new vectors that there were when the plan was made")
     changes: Changes | None = Field(default=None, description="against `base`; null without one")
-
-    @property
-    def shares(self) -> tuple[float, float]:
-        """``first_share`` and ``carried_share``."""
-        return self.first_share, self.carried_share
 
     @property
     def root(self) -> str:
