@@ -17,12 +17,12 @@ import numpy as np
 from fastfill_ray.experiment.candidate import Candidate, Objective
 from fastfill_ray.experiment.curves import FittedCalibrations, backfill_order, cutoffs_at, stand_for_pairs
 from fastfill_ray.experiment.heldout import Evidence, HeldOut
-from fastfill_ray.experiment.items import MAX_QUERIES, Queries
+from fastfill_ray.experiment.items import MAX_QUERIES
 from fastfill_ray.ordering.policies import ItemColumns, priority_of
 from fastfill_ray.ordering.proxies import with_thresholds
 from fastfill_ray.retrieval.extrapolation import disjoint_parts, extrapolate
 from fastfill_ray.retrieval.intervals import Interval
-from fastfill_ray.retrieval.metrics import metrics_of
+from fastfill_ray.retrieval.metrics import ideal_gain, metrics_of
 from fastfill_ray.retrieval.ranking import complete_depth, ranks_of
 from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.types import F32, F64, I64, Bools
@@ -34,6 +34,10 @@ _BELOW_DEPTH = 1 << 40
 # Of the first relevant item: 0, and not unknown, for a query whose class a part of the pairs lacks. Else small parts
 # would be asked by the frequent classes alone, which find their like more often.
 _OF_THE_FIRST = ("cmc@1", "cmc@5", "mrr", "ndcg@10")
+# Maps that learn from labels, too: where these are what is right, the items that they were fitted to are served better
+# than any others. On the ranks of all relevant items that weighs more than the larger number of items: of mAP under
+# this map 100 % of the measured values lie inside without them, 75 % with them; of CMC@1 68 % and 93 %.
+_TAUGHT_LABELS = ("fastfill",)
 # Mean average precision of classes has a limit, since a larger gallery has more of each class, too: every doubling
 # moves it by this share of the one before. Everything else goes on almost as before. Best over the galleries of
 # benchmarks/predictions.py: error of mAP 0.012, 0.016 without it.
@@ -57,10 +61,16 @@ def as_unseen(aligned: F32, new: F32, seen: Bools) -> F32:
     return np.where(seen[:, None], new + np.float32(factor) * errors, aligned)
 
 
-def all_pairs(evidence: Evidence, candidate: Candidate) -> HeldOut:
-    """The pairs of all splits as one shadow gallery, for one candidate; asked by the users, or by the audit items."""
+def all_pairs(evidence: Evidence, candidate: Candidate, objective: Objective) -> HeldOut:
+    """The pairs as one shadow gallery, for one candidate; asked by the users, or by the audit items.
+
+    All splits, but for the items that have taught the map the very labels that it is measured by.
+    """
     view, policy = candidate.view, candidate.policy
-    items = evidence.pairs.sample(MAX_PAIRS, evidence.seed)
+    pairs = evidence.pairs
+    if view.method in _TAUGHT_LABELS and objective.relevance == "label" and objective.metric not in _OF_THE_FIRST:
+        pairs = pairs.take(np.flatnonzero(pairs.split != "train"))
+    items = pairs.sample(MAX_PAIRS, evidence.seed)
     seen: Bools = items.split == "train"
     as_mapped, log_variance = evidence.maps[view.method](items.old, items.side)
     aligned = evidence.as_indexed(view, as_unseen(evidence.as_indexed(view, as_mapped), items.new, seen))
@@ -96,18 +106,18 @@ def predict_gallery(
     Returns:
         One interval per fraction; its `queries` are those that have an answer among the pairs, 0 for none.
     """
-    split = all_pairs(evidence, candidate)
+    split = all_pairs(evidence, candidate, objective)
     rows = round(len(evidence.pairs.ids) / fractions[0])
-    asking = _labelled(split.queries) if objective.relevance == "label" else split.answered(objective.relevance)
+    asking = split.answered(objective.relevance)
     shadow = split.shadow(asking)
-    if objective.relevance not in shadow.relevant or not shadow.answered(objective.relevance).any():
+    if not shadow.answered(objective.relevance).any():
         return (Interval(np.nan, np.nan, np.nan, 0),) * len(fractions)
     backfill = split.backfill(candidate, asking, shadow)
     sampled = stand_for_pairs(split.items.id_hash, fractions[0], evidence.seed)
-    by_part = _ByPart(
-        shadow.relevant[objective.relevance], objective, complete_depth(rows, len(split.queries.ids)) / rows
-    )
-    doublings = max(0.0, float(np.log2(rows / len(split.items.ids))))
+    growth = max(1.0, rows / len(split.items.ids))
+    depth = complete_depth(rows, len(split.queries.ids)) / rows
+    by_part = _ByPart(shadow.relevant[objective.relevance], objective, growth, depth)
+    doublings = float(np.log2(growth))
     damping = _MAP_DAMPING if objective == Objective("label", "map") else _DAMPING
     predicted = []
     for cutoff in cutoffs_at(backfill.order, sampled, fractions):
@@ -116,22 +126,17 @@ def predict_gallery(
     return tuple(predicted)
 
 
-def _labelled(queries: Queries) -> Queries:
-    """Those whose label is known."""
-    if queries.labels is None:
-        return queries.first(0)
-    return queries.take(np.flatnonzero([label is not None for label in queries.labels.tolist()]))
-
-
 @dataclass(frozen=True)
 class _ByPart:
     """How a state of the pairs is measured on parts of them.
 
-    relevant: among all pairs, of the Q queries. depth: share of a ranking that is judged, as in the gallery.
+    relevant: among all pairs, of the Q queries. growth: items of the gallery per pair. depth: share of a ranking that
+    is judged, as in the gallery.
     """
 
     relevant: RelevantItems
     objective: Objective
+    growth: float
     depth: float
 
     def levels(self, scores: F32) -> list[F64]:
@@ -150,6 +155,9 @@ class _ByPart:
         ranks = ranks_of(scores, {"": relevant})[""]
         ranks = np.where(ranks > self.depth * len(part), _BELOW_DEPTH, ranks)
         values = metrics_of(relevant, ranks)[self.objective.metric]
-        if self.objective.relevance == "label" and self.objective.metric in _OF_THE_FIRST:
-            values = np.nan_to_num(values)
-        return values
+        if self.objective.relevance != "label" or self.objective.metric not in _OF_THE_FIRST:
+            return values
+        if self.objective.metric == "ndcg@10":  # against the best that is possible in the gallery, with more of a class
+            in_gallery = np.rint(self.relevant.counts * self.growth).astype(np.int64)
+            values = values * ideal_gain(relevant.counts) / ideal_gain(in_gallery)
+        return np.nan_to_num(values)

@@ -63,8 +63,8 @@ def extrapolate(levels: Sequence[F64], doublings: float, damping: float = 1.0, *
     steps = doublings if damping == 1 else damping * (1 - damping**doublings) / (1 - damping)
     ends = odds[0] + slopes * steps
     off_line = _SLOPE_ERROR * abs(slopes[0]) * doublings + _DOUBLING_ERROR * np.sqrt(doublings)
-    half = np.hypot(1.96 * ends[1:].std(), off_line)
-    value, low, high = (_mean_of(ends[0] + shift, count) for shift in (0.0, -half, half))
+    below, above = np.hypot(np.quantile(ends[1:], [0.025, 0.975]) - ends[0], off_line)
+    value, low, high = (_mean_of(ends[0] + shift, count) for shift in (0.0, -below, above))
     return Interval(value, low, high, count)
 
 
