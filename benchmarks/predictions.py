@@ -35,7 +35,7 @@ from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.experiment.experiment import Findings, Question, Report, run_experiment
 from fastfill_ray.experiment.heldout import Evidence, hold_out
 from fastfill_ray.report.prediction import promises
-from fastfill_ray.retrieval.intervals import Interval
+from fastfill_ray.retrieval.intervals import Interval, mean_interval
 from fastfill_ray.stages import choose
 from fastfill_ray.types import F32
 
@@ -137,7 +137,8 @@ def uncorrected(evidence: Evidence, question: Question, findings: Findings) -> t
     winner = findings.choice.winner
     calibration, audit = (hold_out(evidence, split, [winner.policy]) for split in ("calibration", "audit"))
     report = Report(calibration, audit, findings.chosen_by, findings.predicted_by)
-    return report.predict(winner, question.fractions, evidence.seed)
+    values = report.at(winner, question.fractions, question.fractions[0], evidence.seed)
+    return tuple(mean_interval(of_version, seed=evidence.seed) for of_version in values)
 
 
 def measure(name: str, seed: int, cache: Path) -> Result:

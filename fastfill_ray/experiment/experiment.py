@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from fastfill_ray.experiment.candidate import Allowed, Candidate, Objective, policies_allowed
 from fastfill_ray.experiment.curves import Curve, FittedCalibrations, cutoffs_at, published_cutoffs, stand_for_pairs
 from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
@@ -20,7 +22,7 @@ from fastfill_ray.experiment.shadow import Measured
 from fastfill_ray.ordering.policies import Policy
 from fastfill_ray.retrieval.calibration import FORMS, Form, fit_queries
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
-from fastfill_ray.types import Objects, Relevance, Scope
+from fastfill_ray.types import F64, Objects, Relevance, Scope
 
 # Below this many queries with an answer, choosing and fitting by that relevance would be choosing by chance.
 MIN_QUERIES = 60
@@ -166,18 +168,48 @@ class Report:
     def predict(self, candidate: Candidate, fractions: Sequence[float], seed: int) -> tuple[Interval, ...]:
         """The candidate at the fractions of a run's versions, as they will be measured on the audit items.
 
+        Thresholds are those of the gallery, so that it is chance how many audit items a wave has. The intervals hold
+        that, too: the curve is looked at where the share of new items is as small and as large as it may be.
+
         Args:
             fractions: shares of the gallery that are new, the pairs included; the first is the pairs' share.
         """
         if not fractions:
             return ()
+        errors = share_errors(fractions, len(self.shadow.new[0]))
+        fewer, more = (np.clip(np.array(fractions) + side * errors, fractions[0], 1).tolist() for side in (-1, 1))
+        intervals = []
+        for values, few, many in zip(
+            *(self.at(candidate, shares, fractions[0], seed) for shares in (fractions, fewer, more)), strict=True
+        ):
+            value, low, high, count = mean_interval(values, seed=seed)
+            down, up = (float(np.nanmean(other)) - value if count else np.nan for other in (few, many))
+            intervals.append(
+                Interval(value, value - np.hypot(value - low, down), value + np.hypot(high - value, up), count)
+            )
+        return tuple(intervals)
+
+    def at(self, candidate: Candidate, fractions: Sequence[float], first: float, seed: int) -> F64:
+        """The values (F, Q) of a candidate at some fractions; first: the share that is new from version 0 on."""
         backfill = self._audit.backfill(candidate, self._queries, self.shadow)
-        sampled = stand_for_pairs(self._audit.items.id_hash, fractions[0], seed)
+        sampled = stand_for_pairs(self._audit.items.id_hash, first, seed)
         cutoffs = cutoffs_at(backfill.order, sampled, fractions)
         relevances: list[Relevance] = [self.shown_by.relevance]
         curve = backfill.trace(self.fit(candidate), cutoffs, relevances=relevances, sampled=sampled)
-        by_version = curve.values[self.shown_by.relevance, self.shown_by.metric]
-        return tuple(mean_interval(values, seed=seed) for values in by_version)
+        return curve.values[self.shown_by.relevance, self.shown_by.metric]
+
+
+def share_errors(fractions: Sequence[float], size: int) -> F64:
+    """How far the share of new items in a random sample of a gallery may be from the gallery's: half of 95 %, (F,).
+
+    Args:
+        fractions: of the gallery; the first is new whatever the order, and as large in the sample.
+        size: items of the sample.
+    """
+    first = fractions[0]
+    of_order = (np.array(fractions) - first) / max(1 - first, 1e-9)
+    errors: F64 = 1.96 * np.sqrt(np.clip(of_order * (1 - of_order), 0, None) * (1 - first) / size)
+    return errors
 
 
 def _answerable(split: HeldOut, objective: Objective) -> Objective:

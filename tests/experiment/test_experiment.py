@@ -12,7 +12,7 @@ import pytest
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.experiment.candidate import Candidate, MapView, Objective, policies_allowed
 from fastfill_ray.experiment.curves import Backfill, FittedCalibrations, published_cutoffs, stand_for_pairs
-from fastfill_ray.experiment.experiment import MIN_QUERIES, Findings, Question, run_experiment
+from fastfill_ray.experiment.experiment import MIN_QUERIES, Findings, Question, run_experiment, share_errors
 from fastfill_ray.experiment.heldout import Evidence, hold_out
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.experiment.published import published_curve
@@ -318,7 +318,16 @@ def test_of_the_audit_items_the_curve_at_the_runs_own_fractions_is_predicted(sha
             is_new[item] = True
         scores = np.where(is_new[None, :], shadow.new, stale)
         plain = measure(scores, {"new_model": shadow.relevant["new_model"]})["new_model"]["map"]
-        assert interval == pytest.approx(mean_interval(plain, seed=0), abs=1e-6)
+        expected = mean_interval(plain, seed=0)
+        assert (interval.value, interval.queries) == (pytest.approx(expected.value, abs=1e-6), expected.queries)
+        assert interval.low <= expected.low + 1e-6
+        assert interval.high >= expected.high - 1e-6
+        assert (interval.high - interval.low > expected.high - expected.low + 1e-6) == (share < fraction < 1)
+
+
+def test_a_samples_share_of_new_items_is_surest_where_the_order_has_given_it_none_or_all() -> None:
+    errors = share_errors((0.2, 0.6, 1.0), 200)
+    np.testing.assert_allclose(errors, [0, 1.96 * np.sqrt(0.5 * 0.5 * 0.8 / 200), 0], atol=1e-12)
 
 
 def test_labels_are_predicted_for_the_gallery_and_for_the_audit_items_where_too_few_queries_have_one() -> None:
