@@ -176,17 +176,17 @@ class Report:
         """
         if not fractions:
             return ()
-        errors = share_errors(fractions, len(self.shadow.new[0]))
+        errors = share_errors(fractions, self.shadow.new.shape[1])
         fewer, more = (np.clip(np.array(fractions) + side * errors, fractions[0], 1).tolist() for side in (-1, 1))
         intervals = []
         for values, few, many in zip(
             *(self.at(candidate, shares, fractions[0], seed) for shares in (fractions, fewer, more)), strict=True
         ):
             value, low, high, count = mean_interval(values, seed=seed)
-            down, up = (float(np.nanmean(other)) - value if count else np.nan for other in (few, many))
-            intervals.append(
-                Interval(value, value - np.hypot(value - low, down), value + np.hypot(high - value, up), count)
-            )
+            fewest, most = (mean_interval(other, seed=seed).value for other in (few, many))
+            low = max(0.0, value - float(np.hypot(value - low, value - fewest)))
+            high = min(1.0, value + float(np.hypot(high - value, most - value)))
+            intervals.append(Interval(value, low, high, count))
         return tuple(intervals)
 
     def at(self, candidate: Candidate, fractions: Sequence[float], first: float, seed: int) -> F64:
