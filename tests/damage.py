@@ -20,7 +20,7 @@ from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.index.verify import verify
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.log.records import Version
-from fastfill_ray.stages import evaluate
+from fastfill_ray.retrieval import ranking
 from fastfill_ray.stages.delete import delete
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files, open_files
@@ -117,8 +117,8 @@ class Bench:
         """The same command, without Ray. Returns what it said."""
         stream = io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluate, "_COMPLETE_SCORES", 0)  # as large galleries are measured: hits are kept
-            patch.setattr(evaluate, "_DEPTH", 50)
+            patch.setattr(ranking, "_COMPLETE_SCORES", 0)  # as large galleries are measured: hits are kept
+            patch.setattr(ranking, "_DEPTH", 50)
             _run(load_config(self.config(state, root)), InProcessEngine(), until=until, stream=stream)
         return stream.getvalue()
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from fastfill_ray.experiment.candidate import Objective
 from fastfill_ray.experiment.shadow import Measured, Shadow
+from fastfill_ray.ordering.policies import random_priority
+from fastfill_ray.ordering.streams import HashSeed
 from fastfill_ray.ordering.waves import order_key
 from fastfill_ray.retrieval.calibration import Form, MixedScores, OrderCalibration, fit_calibration
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
@@ -33,6 +35,18 @@ def backfill_order(priority: F32, id_hash: U64) -> I64:
 def published_cutoffs(size: int, points: int = POINTS) -> list[int]:
     """floor(i N / (points - 1)) for i = 0..points - 1 (FastFill's evaluation code)."""
     return [size * i // (points - 1) for i in range(points)]
+
+
+def stand_for_pairs(id_hash: U64, share: float, seed: int) -> Bools:
+    """Items (N,) of a shadow gallery that count as new from the start, as the pairs do in a real index."""
+    return random_priority(id_hash, seed + HashSeed.STAND_FOR_PAIRS) < share
+
+
+def cutoffs_at(order: I64, sampled: Bools, fractions: Sequence[float]) -> list[int]:
+    """How many items of an order (N,) are to be new so that these shares of all are; `sampled` (N,) are anyway."""
+    size = len(order)
+    new_after = np.concatenate([[0], np.cumsum(~sampled[order])]) + sampled.sum()  # new after each cutoff
+    return [min(int(np.searchsorted(new_after, round(fraction * size))), size) for fraction in fractions]
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,17 @@ class Backfill:
         """The state in which some of the items (N,) are new."""
         return MixedScores(self.stale, self.shadow.new, is_new, self.positions)
 
+    def served(self, fitted: FittedCalibrations, cutoff: int, sampled: Bools | None = None) -> F32:
+        """Scores (Q, N) when the first `cutoff` items of the order are new.
+
+        Args:
+            sampled: (N,) items that are new from the start, as the pairs are in a real index.
+        """
+        size = len(self.order)
+        is_new = np.zeros(size, bool) if sampled is None else sampled.copy()
+        is_new[self.order[:cutoff]] = True
+        return self.state(is_new).under(fitted.at(cutoff / size))
+
     def fit(self, objective: Objective, form: Form, knots: Sequence[float] = KNOTS) -> FittedCalibrations:
         """The calibration at each knot, for the objective, under this very order; each starts from the one before."""
         fitted: list[OrderCalibration] = []
@@ -132,17 +157,15 @@ class Backfill:
         Args:
             cutoffs: how many items of the order are new at each point.
             relevances: those to measure; None for all.
-            sampled: (N,) items that are new from the start, as the pairs are in a real index.
+            sampled: see ``served``.
         """
         size = len(self.order)
         shadow = self.shadow if relevances is None else self.shadow.only(relevances)
         points: list[Measured] = []
         fractions = []
         for cutoff in cutoffs:
-            is_new = np.zeros(size, bool) if sampled is None else sampled.copy()
-            is_new[self.order[:cutoff]] = True
             fractions.append(cutoff / size)
-            points.append(shadow.measure(self.state(is_new).under(fitted.at(cutoff / size))))
+            points.append(shadow.measure(self.served(fitted, cutoff, sampled)))
         return Curve(np.array(fractions), {key: np.stack([point[key] for point in points]) for key in points[0]})
 
 

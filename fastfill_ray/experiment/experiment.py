@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fastfill_ray.experiment.candidate import Allowed, Candidate, Objective, policies_allowed
-from fastfill_ray.experiment.curves import Curve, FittedCalibrations, published_cutoffs
+from fastfill_ray.experiment.curves import Curve, FittedCalibrations, cutoffs_at, published_cutoffs, stand_for_pairs
 from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
 from fastfill_ray.experiment.items import MAX_QUERIES
+from fastfill_ray.experiment.prediction import predict_gallery
 from fastfill_ray.experiment.search import Choice, Watcher, choose
 from fastfill_ray.experiment.shadow import Measured
-from fastfill_ray.ordering.policies import Policy, random_priority
-from fastfill_ray.ordering.streams import HashSeed
+from fastfill_ray.ordering.policies import Policy
 from fastfill_ray.retrieval.calibration import FORMS, Form, fit_queries
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
-from fastfill_ray.types import U64, Bools, Objects, Relevance
+from fastfill_ray.types import F64, Objects, Relevance, Scope
 
 # Below this many queries with an answer, choosing and fitting by that relevance would be choosing by chance.
 MIN_QUERIES = 60
@@ -63,7 +63,7 @@ class Findings:
     answer by that. old_scale: brings old scores to the spread of new ones. reported: winner and runner-up first.
     arms: {"old/old" where queries have old vectors, "new/new"} on the audit split. groups: (Q,) of the audit queries.
     margin: area of the winner minus that of the runner-up, paired over the audit queries. predicted: the winner's
-    objective at the versions' fractions; predicted_by: its objective, which has enough answers on the audit split.
+    objective at the versions' fractions, by the objective `predicted_by` in the scope `predicted_in`.
     """
 
     choice: Choice
@@ -75,6 +75,7 @@ class Findings:
     margin: Interval | None
     predicted: tuple[Interval, ...]
     predicted_by: Objective
+    predicted_in: Scope
 
     def curve(self, candidate: Candidate) -> Curve:
         """The reported curve of a candidate."""
@@ -111,7 +112,7 @@ def run_experiment(evidence: Evidence, question: Question, watcher: Watcher | No
     if choice.runner_up is not None:
         first, second = (r.curve.area_per_query(report.shown_by) for r in reported[:2])
         margin = mean_interval(first - second, seed=evidence.seed)
-    predicted = report.predict(choice.winner, question.fractions, evidence.seed) if question.fractions else ()
+    predicted, predicted_by, predicted_in = _predict(evidence, report, choice.winner, question)
     return Findings(
         choice=choice,
         chosen_by=chosen_by,
@@ -121,8 +122,25 @@ def run_experiment(evidence: Evidence, question: Question, watcher: Watcher | No
         groups=report.shadow.groups,
         margin=margin,
         predicted=predicted,
-        predicted_by=report.shown_by,
+        predicted_by=predicted_by,
+        predicted_in=predicted_in,
     )
+
+
+def _predict(
+    evidence: Evidence, report: Report, winner: Candidate, question: Question
+) -> tuple[tuple[Interval, ...], Objective, Scope]:
+    """What is promised of every version, by which objective and of which scope.
+
+    The published index is measured by labels and judgements; what the new model alone would return is known of the
+    audit items only. Where the objective has too few answers among the pairs, that is promised.
+    """
+    objective, fractions = question.objective, question.fractions
+    if objective.relevance != "new_model" and fractions and fractions[0] > 0:
+        predicted = predict_gallery(evidence, winner, report.fit(winner), objective, fractions)
+        if predicted[0].queries >= MIN_QUERIES:
+            return predicted, objective, "gallery"
+    return report.predict(winner, fractions, evidence.seed), report.shown_by, "audit"
 
 
 class Report:
@@ -151,25 +169,50 @@ class Report:
         return backfill.trace(self.fit(candidate), cutoffs)
 
     def predict(self, candidate: Candidate, fractions: Sequence[float], seed: int) -> tuple[Interval, ...]:
-        """The candidate at the fractions of a run's versions: what PLAN promises.
+        """The candidate at the fractions of a run's versions, as they will be measured on the audit items.
+
+        Thresholds are those of the gallery, so that it is chance how many audit items a wave has. The intervals hold
+        that, too: the curve is looked at where the share of new items is as small and as large as it may be.
 
         Args:
             fractions: shares of the gallery that are new, the pairs included; the first is the pairs' share.
         """
+        if not fractions:
+            return ()
+        errors = share_errors(fractions, self.shadow.new.shape[1])
+        fewer, more = (np.clip(np.array(fractions) + side * errors, fractions[0], 1).tolist() for side in (-1, 1))
+        intervals = []
+        for values, few, many in zip(
+            *(self.at(candidate, shares, fractions[0], seed) for shares in (fractions, fewer, more)), strict=True
+        ):
+            value, low, high, count = mean_interval(values, seed=seed)
+            fewest, most = (mean_interval(other, seed=seed).value for other in (few, many))
+            low = max(0.0, value - float(np.hypot(value - low, value - fewest)))
+            high = min(1.0, value + float(np.hypot(high - value, most - value)))
+            intervals.append(Interval(value, low, high, count))
+        return tuple(intervals)
+
+    def at(self, candidate: Candidate, fractions: Sequence[float], first: float, seed: int) -> F64:
+        """The values (F, Q) of a candidate at some fractions; first: the share that is new from version 0 on."""
         backfill = self._audit.backfill(candidate, self._queries, self.shadow)
-        sampled = stand_for_pairs(self._audit.items.id_hash, fractions[0], seed)
-        size = len(backfill.order)
-        new_after = np.concatenate([[0], np.cumsum(~sampled[backfill.order])]) + sampled.sum()  # new after each cutoff
-        cutoffs = [min(int(np.searchsorted(new_after, round(fraction * size))), size) for fraction in fractions]
+        sampled = stand_for_pairs(self._audit.items.id_hash, first, seed)
+        cutoffs = cutoffs_at(backfill.order, sampled, fractions)
         relevances: list[Relevance] = [self.shown_by.relevance]
         curve = backfill.trace(self.fit(candidate), cutoffs, relevances=relevances, sampled=sampled)
-        by_version = curve.values[self.shown_by.relevance, self.shown_by.metric]
-        return tuple(mean_interval(values, seed=seed) for values in by_version)
+        return curve.values[self.shown_by.relevance, self.shown_by.metric]
 
 
-def stand_for_pairs(id_hash: U64, share: float, seed: int) -> Bools:
-    """Items (N,) of a shadow gallery that count as new from the start, as the pairs do in a real index."""
-    return random_priority(id_hash, seed + HashSeed.STAND_FOR_PAIRS) < share
+def share_errors(fractions: Sequence[float], size: int) -> F64:
+    """How far the share of new items in a random sample of a gallery may be from the gallery's: half of 95 %, (F,).
+
+    Args:
+        fractions: of the gallery; the first is new whatever the order, and as large in the sample.
+        size: items of the sample.
+    """
+    first = fractions[0]
+    of_order = (np.array(fractions) - first) / max(1 - first, 1e-9)
+    errors: F64 = 1.96 * np.sqrt(np.clip(of_order * (1 - of_order), 0, None) * (1 - first) / size)
+    return errors
 
 
 def _answerable(split: HeldOut, objective: Objective) -> Objective:

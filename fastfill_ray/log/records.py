@@ -271,11 +271,6 @@ class Plan(Model):
     changes: Changes | None = Field(default=None, description="against `base`; null without one")
 
     @property
-    def shares(self) -> tuple[float, float]:
-        """``first_share`` and ``carried_share``."""
-        return self.first_share, self.carried_share
-
-    @property
     def root(self) -> str:
         """The plan that pairs, map and thresholds are from."""
         return self.follows or self.plan

@@ -1,8 +1,11 @@
 """What PLAN promised beside what was measured: values, shares of the gain, and how far off the promise was.
 
+A prediction says in which scope it is to be measured. What was predicted for the published index was corrected for its
+size; earlier releases predicted for the audit items alone.
+
 The share of the gain is (value - start) / (end - start). On the audit items start and end are old/old and new/new; on
-the published index they are old/old and the last version, once everything is re-embedded. Where old/old is not known, a
-series starts at its own version 0, whose share then is 0.
+the published index they are old/old and the last version, predicted or measured, where everything is re-embedded.
+Where old/old is not known, a series starts at its own version 0, whose share then is 0.
 """
 
 from __future__ import annotations
@@ -96,8 +99,8 @@ def prediction_error(state: State) -> dict[Scope, float | None]:
 def drawn_prediction(state: State, relevance: str, metric: str, scope: Scope) -> tuple[Prediction, ...]:
     """The predicted curve on the scale of a chart in `scope`; empty where it has no place there.
 
-    The audit items are a small gallery: their values are not those of the published index. There the predicted shares
-    of the gain are drawn, between that scope's own start and end.
+    The audit items are a small gallery: their values are not those of the published index. In the scope that was not
+    predicted the predicted shares of the gain are drawn, between that scope's own start and end.
     """
     plan = state.plan
     if plan is None or not plan.prediction:
@@ -105,7 +108,7 @@ def drawn_prediction(state: State, relevance: str, metric: str, scope: Scope) ->
     first = plan.prediction[0]
     if (first.relevance, first.metric) != (relevance, metric):
         return ()
-    if scope == "audit":
+    if scope == first.scope:
         return plan.prediction
     promised, measured = _promised_gain(plan), _measured_gain(state, plan, [p.measured for p in promises(state)], scope)
     if promised is None or measured is None:
@@ -148,9 +151,13 @@ def _by_scope(metrics: Iterable[MetricValue], prediction: Prediction) -> dict[Sc
 
 
 def _promised_gain(plan: Plan) -> Gain | None:
-    first = plan.prediction[0]
-    old, new = (_by_scope(plan.baselines.get(arm, ()), first).get("audit") for arm in ("old/old", "new/new"))
-    return gain(first.value if old is None else old.value, None if new is None else new.value)
+    """From where to where the predicted values rise, in their own scope; of the index only up to where all is new."""
+    first, last = plan.prediction[0], plan.prediction[-1]
+    old, new = (_by_scope(plan.baselines.get(arm, ()), first).get(first.scope) for arm in ("old/old", "new/new"))
+    end = None if new is None else new.value
+    if first.scope == "gallery":
+        end = last.value if last.fraction == 1 else None
+    return gain(first.value if old is None else old.value, end)
 
 
 def _measured_gain(state: State, plan: Plan, measured: Sequence[dict[Scope, MetricValue]], scope: Scope) -> Gain | None:

@@ -28,7 +28,7 @@ class Interval(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def _resampling(count: int, seed: int) -> F64:
+def resampling(count: int, seed: int) -> F64:
     """How often each of `count` values is drawn in each resample, (resamples, count): drawing with replacement."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES).astype(np.float64)
 
@@ -38,7 +38,7 @@ def mean_interval(values: F64, *, seed: int = 0) -> Interval:
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
-    means = _resampling(len(values), seed) @ values / len(values)
+    means = resampling(len(values), seed) @ values / len(values)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high), len(values))
 

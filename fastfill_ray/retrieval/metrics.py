@@ -56,11 +56,11 @@ def per_query(hits: Bools | F64, num_relevant: I64, best_grades: F64 | None = No
             "recall@1": recall(1),
             "recall@10": recall(10),
             "mrr": answerable / first,
-            "ndcg@10": (gains * _DISCOUNT[: min(10, depth)]).sum(axis=1) / _ideal_gain(num_relevant, best_grades),
+            "ndcg@10": (gains * _DISCOUNT[: min(10, depth)]).sum(axis=1) / ideal_gain(num_relevant, best_grades),
         }
 
 
-def _ideal_gain(num_relevant: I64, best_grades: F64 | None) -> F64:
+def ideal_gain(num_relevant: I64, best_grades: F64 | None = None) -> F64:
     """The discounted gain (Q,) of the best possible first ten ranks; NaN where nothing is relevant."""
     if best_grades is None:
         gain: F64 = np.concatenate([[np.nan], np.cumsum(_DISCOUNT)])[np.minimum(num_relevant, 10)]
@@ -129,7 +129,7 @@ def metrics_of(relevant: RelevantItems, ranks: I64, metrics: Sequence[str] = MET
     def ndcg(depth: int) -> F64:
         gains = 1.0 if relevant.grades is None else relevant.grades
         found = total(np.where(ranks <= depth, gains / np.log2(ranks + 1), 0.0))
-        return found / _ideal_gain(counts, relevant.best_grades)
+        return found / ideal_gain(counts, relevant.best_grades)
 
     formulas: dict[str, Callable[[], F64]] = {
         "cmc@1": lambda: cmc(1),

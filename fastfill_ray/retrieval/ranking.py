@@ -20,6 +20,15 @@ from fastfill_ray.types import F32, I64, Bools
 
 Name = TypeVar("Name", bound=str)
 
+# A ranking of a gallery is complete up to this many scores; beyond, it is judged by its first _DEPTH ranks.
+_COMPLETE_SCORES = 1 << 25
+_DEPTH = 1000
+
+
+def complete_depth(rows: int, num_queries: int) -> int:
+    """Ranks of a gallery that are judged: all, while the scores of a version fit into memory; else the first ones."""
+    return rows if rows * num_queries <= _COMPLETE_SCORES else min(rows, _DEPTH)
+
 
 def rank(scores: NDArray[np.floating]) -> I64:
     """Columns (Q, N) of each query's scores, best first; equal scores keep the order of their columns."""

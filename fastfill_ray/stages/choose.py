@@ -1,6 +1,6 @@
 """What every `auto` becomes: the experiment on the user's own pairs, run once, kept with its figures.
 
-Chosen on the calibration split by the objective; reported, and predicted, on the audit split.
+Chosen on the calibration split by the objective, reported on the audit split, predicted for the gallery.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Decision(Model):
 
     @property
     def digest(self) -> str:
-        """Equal for equal decisions."""
-        return fingerprint(self.model_dump(mode="json"))
+        """Equal for equal decisions. A prediction's scope is left out: plans of releases that had none go on."""
+        return fingerprint(self.model_dump(mode="json", exclude={"prediction": {"__all__": {"scope"}}}))
 
     @property
     def view(self) -> MapView:
@@ -130,7 +130,15 @@ def decide(
 def _decision(findings: Findings, question: Question, request: ChoiceRequest, new_norm: float) -> Decision:
     winner, by = findings.choice.winner, findings.predicted_by
     prediction = tuple(
-        Prediction(fraction=at, relevance=by.relevance, metric=by.metric, value=v.value, low=v.low, high=v.high)
+        Prediction(
+            scope=findings.predicted_in,
+            fraction=at,
+            relevance=by.relevance,
+            metric=by.metric,
+            value=v.value,
+            low=v.low,
+            high=v.high,
+        )
         for at, v in zip(question.fractions, findings.predicted, strict=True)
         if v.queries
     )

@@ -41,9 +41,6 @@ from fastfill_ray.storage.paths import hits_unit, stage_folder
 from fastfill_ray.storage.refs import get_verified
 from fastfill_ray.types import F32, F64, I64, Bools, Metric, Objects, fingerprint
 
-# A ranking is complete up to this many scores per version; beyond, it is judged by its first _DEPTH ranks.
-_COMPLETE_SCORES = 1 << 25
-_DEPTH = 1000
 # Scores that are merged and judged at a time: the queries' rankings do not depend on one another.
 _BLOCK_SCORES = 1 << 22
 # Old vectors that are searched at a time.
@@ -75,11 +72,6 @@ class GallerySearch:
     def num_hits(self) -> int:
         """Hits kept per query: one more than is judged where a query's own item may be among them."""
         return self.depth + self.queries.are_items
-
-
-def complete_depth(rows: int, num_queries: int) -> int:
-    """Ranks that are judged: all, while the scores of a version fit into memory; else the first ones."""
-    return rows if rows * num_queries <= _COMPLETE_SCORES else min(rows, _DEPTH)
 
 
 def _unwatched(_: int) -> None:

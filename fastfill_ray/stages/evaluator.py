@@ -16,13 +16,14 @@ from fastfill_ray.log.gate import judge
 from fastfill_ray.log.records import FileRef, FlipValue, MetricValue, Plan, Segment, Verdict, Version
 from fastfill_ray.retrieval.calibration import OrderCalibration
 from fastfill_ray.retrieval.metrics import measure as measure_scores
+from fastfill_ray.retrieval.ranking import complete_depth
 from fastfill_ray.retrieval.relevance import label_matches
 from fastfill_ray.stages import measure
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.build import Bucket
 from fastfill_ray.stages.common import common_items
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.evaluate import GallerySearch, PerRelevance, Place, complete_depth, search_old, search_segments
+from fastfill_ray.stages.evaluate import GallerySearch, PerRelevance, Place, search_old, search_segments
 from fastfill_ray.stages.keys import read_pair_keys
 from fastfill_ray.stages.measure import PerQuery
 from fastfill_ray.stages.progress import Work
@@ -44,11 +45,11 @@ class Evaluator:
 
     Args:
         cuts: the keys at which waves end.
-        shares: of the items that are new from version 0 on, and of those that were before; see ``Plan``.
+        first_share: of the items that are new from version 0 on; see ``Plan``.
     """
 
-    def __init__(self, context: Context, basis: Basis, cuts: Sequence[int], shares: tuple[float, float]) -> None:
-        self._context, self._basis, self._cuts, self._shares = context, basis, cuts, shares
+    def __init__(self, context: Context, basis: Basis, cuts: Sequence[int], first_share: float) -> None:
+        self._context, self._basis, self._cuts, self._first_share = context, basis, cuts, first_share
         num_audit = int((basis.pairs.split == "audit").sum())
         in_gallery = complete_depth(basis.snapshot.rows, len(basis.queries.ids))
         self._depth = {"audit": num_audit, "gallery": in_gallery}
@@ -66,8 +67,7 @@ class Evaluator:
     def _plan(self) -> ShadowPlan:
         basis = self._basis
         keys = read_pair_keys(self._context.files, basis.scores.pair_keys)
-        first, carried = self._shares
-        return ShadowPlan(self._cuts, basis.waves, first, keys, basis.fusion, carried)
+        return ShadowPlan(self._cuts, basis.waves, self._first_share, keys, basis.fusion)
 
     def _shadow(self, split: Split) -> ShadowVersions:
         basis = self._basis

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastfill_ray.experiment.experiment import stand_for_pairs
+from fastfill_ray.experiment.curves import stand_for_pairs
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
 from fastfill_ray.experiment.shadow import make_shadow, own_items, scores_of
 from fastfill_ray.experiment.versions import ShadowVersions
@@ -26,7 +26,7 @@ class ShadowPlan:
 
     thresholds: order keys at which waves end. fractions: at which they end, of all items. first_share: of the gallery,
     new from version 0 on. keys: {id: order key} of the pairs, as the score files hold them. fusion: of fused stale
-    vectors, else None. carried_share: of the gallery that was new before the order was made.
+    vectors, else None.
     """
 
     thresholds: Sequence[int]
@@ -34,7 +34,6 @@ class ShadowPlan:
     first_share: float
     keys: Mapping[int | str, int]
     fusion: Fusion | None
-    carried_share: float = 0.0
 
 
 def shadow_versions(
@@ -59,5 +58,4 @@ def shadow_versions(
         waves=order_wave(keys, plan.thresholds),
         middles=wave_middles(plan.fractions, plan.first_share),
         sampled=stand_for_pairs(part.id_hash, plan.first_share, scorer.seed),
-        carried=stand_for_pairs(part.id_hash, plan.carried_share, scorer.seed) if plan.carried_share else None,
     )

@@ -11,8 +11,8 @@ import pytest
 
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.experiment.candidate import Candidate, MapView, Objective, policies_allowed
-from fastfill_ray.experiment.curves import Backfill, FittedCalibrations, published_cutoffs
-from fastfill_ray.experiment.experiment import MIN_QUERIES, Findings, Question, run_experiment, stand_for_pairs
+from fastfill_ray.experiment.curves import Backfill, FittedCalibrations, published_cutoffs, stand_for_pairs
+from fastfill_ray.experiment.experiment import MIN_QUERIES, Findings, Question, run_experiment, share_errors
 from fastfill_ray.experiment.heldout import Evidence, hold_out
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.experiment.published import published_curve
@@ -298,12 +298,13 @@ def test_without_an_old_arm_the_gain_starts_at_nothing_re_embedded() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.1])
 @pytest.mark.parametrize("with_users", [True, False])
-def test_a_prediction_is_the_curve_at_the_runs_own_fractions_pairs_included(share: float, with_users: bool) -> None:
+def test_of_the_audit_items_the_curve_at_the_runs_own_fractions_is_predicted(share: float, with_users: bool) -> None:
     evidence = evidence_of(users_of() if with_users else None)
-    question = Question(LABEL_MAP, (1.0,), ("uncertainty",), ("identity",), fractions=(share, 0.25, 0.5, 1.0))
+    question = Question(NEW_MODEL_MAP, (1.0,), ("uncertainty",), ("identity",), fractions=(share, 0.25, 0.5, 1.0))
     findings = run_experiment(evidence, question)
+    assert (findings.predicted_by, findings.predicted_in) == (NEW_MODEL_MAP, "audit")
     audit = hold_out(evidence, "audit", BOTH)
-    queries = audit.answered("label")
+    queries = audit.answered("new_model")
     shadow, winner = audit.shadow(queries), findings.choice.winner
     stale, size = audit.stale_scores(queries, shadow, winner.view, 1.0), COUNTS["audit"]
     sampled = stand_for_pairs(audit.items.id_hash, share, evidence.seed)
@@ -316,8 +317,25 @@ def test_a_prediction_is_the_curve_at_the_runs_own_fractions_pairs_included(shar
                 break
             is_new[item] = True
         scores = np.where(is_new[None, :], shadow.new, stale)
-        plain = measure(scores, {"label": shadow.relevant["label"]})["label"]["map"]
-        assert interval == pytest.approx(mean_interval(plain, seed=0), abs=1e-6)
+        plain = measure(scores, {"new_model": shadow.relevant["new_model"]})["new_model"]["map"]
+        expected = mean_interval(plain, seed=0)
+        assert (interval.value, interval.queries) == (pytest.approx(expected.value, abs=1e-6), expected.queries)
+        assert interval.low <= expected.low + 1e-6
+        assert interval.high >= expected.high - 1e-6
+        assert (interval.high - interval.low > expected.high - expected.low + 1e-6) == (share < fraction < 1)
+
+
+def test_a_samples_share_of_new_items_is_surest_where_the_order_has_given_it_none_or_all() -> None:
+    errors = share_errors((0.2, 0.6, 1.0), 200)
+    np.testing.assert_allclose(errors, [0, 1.96 * np.sqrt(0.5 * 0.5 * 0.8 / 200), 0], atol=1e-12)
+
+
+def test_labels_are_predicted_for_the_gallery_and_for_the_audit_items_where_too_few_queries_have_one() -> None:
+    question = Question(LABEL_MAP, (1.0,), ("random",), ("identity",), fractions=(0.1, 1.0))
+    findings = run_experiment(evidence_of(users_of()), question)
+    assert (findings.predicted_by, findings.predicted_in) == (LABEL_MAP, "gallery")
+    few = run_experiment(evidence_of(with_answers(users_of(), MIN_QUERIES - 1)), question)
+    assert (few.predicted_by, few.predicted_in) == (NEW_MODEL_MAP, "audit")
 
 
 def test_nothing_is_predicted_where_no_fractions_are_given(findings: Findings) -> None:

@@ -20,6 +20,7 @@ from fastfill_ray.experiment.heldout import Evidence
 from fastfill_ray.experiment.summary import choice_result
 from fastfill_ray.ordering.policies import expected_gain
 from fastfill_ray.ordering.proxies import with_thresholds
+from fastfill_ray.report.prediction import promises
 from fastfill_ray.simulation import simulate
 from fastfill_ray.stages import choose
 from fastfill_ray.stages.sample import _from_table
@@ -58,12 +59,20 @@ def test_plan_says_what_was_chosen_why_by_how_much_and_what_it_promises(decided:
     assert set(plan.choices) == {"alignment.method", "policy.name", "serving.stale_mode", "runner-up"}
     assert [round(p.fraction, 3) for p in plan.prediction] == [0.198, 0.3, 0.6, 1.0]
     assert all(p.low <= p.value <= p.high for p in plan.prediction)
-    arms = {
-        arm: {(m.relevance, m.metric): m.value for m in values if m.scope == "audit" and m.group is None}
-        for arm, values in plan.baselines.items()
-    }
-    last = plan.prediction[-1]
-    assert last.value == pytest.approx(arms["new/new"][last.relevance, last.metric], abs=1e-6)
+    assert {(p.scope, p.relevance, p.metric) for p in plan.prediction} == {("gallery", "label", "map")}
+
+
+@pytest.mark.parametrize("objective", ["label/map", "new_model/recall@10"])
+def test_what_is_measured_of_a_version_lies_inside_what_was_predicted(
+    workshop: Workshop, tmp_path: Path, objective: str
+) -> None:
+    relevance, metric = objective.split("/")
+    config = workshop.config(tmp_path / "root", objective={"relevance": relevance, "metric": metric})
+    made = promises(in_process(config).state)
+    assert [p.version for p in made] == [0, 1, 2, 3]
+    for promise in made:
+        measured = promise.measured[promise.prediction.scope]
+        assert promise.prediction.low <= measured.value <= promise.prediction.high
 
 
 def test_simulate_on_the_pairs_queries_maps_and_waves_of_a_run_makes_the_runs_choice(

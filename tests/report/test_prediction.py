@@ -135,3 +135,34 @@ def test_a_plan_without_a_prediction_has_none() -> None:
         assert prediction_error(empty) == {"audit": None, "gallery": None}
         assert prediction_note(empty) == ""
         assert drawn_prediction(empty, "label", "map", "audit") == ()
+
+
+def for_the_index(values: tuple[float, ...], *, end: float = 1.0) -> State:
+    """The state whose prediction is for the published index."""
+    was = state(end=end)
+    assert was.plan is not None
+    made = tuple(
+        p.model_copy(update={"scope": "gallery", "fraction": f})
+        for p, f in zip(promised(values), (*FRACTIONS[:-1], end), strict=True)
+    )
+    return was.model_copy(update={"plans": (was.plan.model_copy(update={"prediction": made}),)})
+
+
+def test_what_was_predicted_for_the_index_goes_from_its_old_old_to_its_own_end() -> None:
+    # predicted: 0.04, 0.16, 0.2 of 0.2, from old/old 0.1 of the gallery; measured there: 0.05, 0.15, 0.2 of 0.2
+    predicted = for_the_index((0.14, 0.26, 0.3))
+    assert shares(predicted, "predicted") == pytest.approx([0.2, 0.8, 1.0])
+    assert shares(predicted, "gallery") == pytest.approx([0.25, 0.75, 1.0])
+    assert prediction_error(predicted)["gallery"] == pytest.approx(0.1 / 3)
+    assert shares(for_the_index((0.14, 0.26, 0.29), end=0.9), "predicted") == [None, None, None]
+
+
+def test_what_was_predicted_for_the_index_is_drawn_in_its_chart_as_it_is() -> None:
+    predicted = for_the_index((0.14, 0.26, 0.3))
+    assert [p.value for p in drawn_prediction(predicted, "label", "map", "gallery")] == [0.14, 0.26, 0.3]
+    on_audit = drawn_prediction(predicted, "label", "map", "audit")
+    assert [p.value for p in on_audit] == pytest.approx([0.4 + 0.4 * share for share in (0.2, 0.8, 1.0)])
+
+
+def test_predictions_of_earlier_releases_are_of_the_audit_items() -> None:
+    assert {p.scope for p in promised((0.1, 0.2, 0.3))} == {"audit"}

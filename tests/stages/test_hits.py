@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastfill_ray.retrieval import ranking
 from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.stages import evaluate
 from fastfill_ray.stages.hits import SegmentHits, kept_hits
@@ -70,8 +71,8 @@ def test_each_segment_is_searched_once_and_the_old_vectors_once(
     ids, x, classes = synthetic.write_gallery(tmp_path / "gallery")
     synthetic.write_queries(tmp_path / "queries", ids, x, classes)
     config = synthetic.config(tmp_path, **synthetic.with_queries(tmp_path), index={"segment_rows": 200})
-    monkeypatch.setattr(evaluate, "_COMPLETE_SCORES", 0)  # as a large gallery is measured
-    monkeypatch.setattr(evaluate, "_DEPTH", 50)
+    monkeypatch.setattr(ranking, "_COMPLETE_SCORES", 0)  # as a large gallery is measured
+    monkeypatch.setattr(ranking, "_DEPTH", 50)
     searched: list[Any] = []
     search, search_old = evaluate._search_segment, evaluate._search_old_bucket
     monkeypatch.setattr(evaluate, "_search_segment", lambda *given: searched.append(given[2]) or search(*given))

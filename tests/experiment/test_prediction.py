@@ -1,0 +1,137 @@
+"""What is promised of the published index: the pairs as one gallery, and its size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fastfill_ray.experiment.candidate import Candidate, MapView, Objective
+from fastfill_ray.experiment.curves import FittedCalibrations, stand_for_pairs
+from fastfill_ray.experiment.heldout import Evidence
+from fastfill_ray.experiment.items import PairedItems, Queries
+from fastfill_ray.experiment.prediction import all_pairs, as_unseen, predict_gallery
+from fastfill_ray.retrieval.intervals import Interval
+from fastfill_ray.retrieval.metrics import measure
+from fastfill_ray.retrieval.relevance import Judgement
+from fastfill_ray.retrieval.similarity import similarity
+from fastfill_ray.types import F32
+from tests.experiment.evidence import COUNTS, evidence_of, objects, pairs_of, users_of
+
+RIDGE = Candidate(MapView("ridge"), 1.0, "uncertainty", "identity")
+LABEL_MAP, KNOWN_ITEM = Objective("label", "map"), Objective("qrels", "recall@1")
+PAIRS = sum(COUNTS.values())
+
+
+def predict(evidence: Evidence, objective: Objective, *fractions: float) -> tuple[Interval, ...]:
+    return predict_gallery(evidence, RIDGE, FittedCalibrations(), objective, fractions)
+
+
+def test_errors_of_seen_items_get_the_size_of_the_others_and_keep_their_direction() -> None:
+    rng = np.random.default_rng(0)
+    new = rng.normal(size=(300, 8)).astype(np.float32)
+    seen = np.arange(300) < 200
+    errors = rng.normal(size=new.shape).astype(np.float32) * np.where(seen, 0.1, 0.4)[:, None].astype(np.float32)
+    made = as_unseen(new + errors, new, seen)
+    np.testing.assert_array_equal(made[~seen], (new + errors)[~seen])
+    changed, size = (made - new)[seen], np.square(errors).sum(axis=1)
+    np.testing.assert_allclose(np.square(changed).sum(axis=1).mean(), size[~seen].mean(), rtol=1e-4)
+    directions = (changed * errors[seen]).sum(axis=1) / np.linalg.norm(changed, axis=1) / np.sqrt(size[seen])
+    np.testing.assert_allclose(directions, 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("seen", [[True, True], [False, False], [True, False]])
+def test_where_nothing_tells_the_size_of_errors_aligned_vectors_are_as_they_are(seen: list[bool]) -> None:
+    new = np.ones((2, 3), np.float32)
+    aligned = new + np.array([[0], [1]], np.float32)  # the first one is met exactly
+    np.testing.assert_array_equal(as_unseen(aligned, new, np.array(seen)), aligned)
+
+
+def test_the_pairs_of_all_splits_are_searched_each_part_in_an_order_of_its_own() -> None:
+    evidence = evidence_of(users_of())
+    split = all_pairs(evidence, RIDGE, LABEL_MAP)
+    assert sorted(split.items.ids) == sorted(evidence.pairs.ids)
+    order = split.order(RIDGE)
+    first = split.items.split[order[: PAIRS // 2]] == "train"
+    assert first.sum() == pytest.approx(COUNTS["train"] / 2, abs=1)
+    held_out = split.items.split != "train"
+    _, log_variance = evidence.maps["ridge"](split.items.old, None)
+    place = np.argsort(order)
+    np.testing.assert_array_equal(np.argsort(place[held_out]), np.argsort(-log_variance[held_out], kind="stable"))
+
+
+def test_items_that_taught_a_map_their_labels_are_left_out_where_ranks_of_all_of_a_class_count() -> None:
+    evidence = evidence_of(users_of())
+    taught = replace(evidence, maps={"fastfill": evidence.maps["ridge"]})
+    fastfill = replace(RIDGE, view=MapView("fastfill"))
+    parts = all_pairs(taught, fastfill, LABEL_MAP).items.split
+    assert set(parts) == {"calibration", "audit"}
+    for objective in (Objective("label", "cmc@1"), KNOWN_ITEM):
+        assert len(all_pairs(taught, fastfill, objective).items.ids) == PAIRS
+
+
+@pytest.mark.parametrize("with_users", [True, False])
+def test_where_the_pairs_are_the_gallery_the_value_is_what_they_measure(with_users: bool) -> None:
+    evidence = evidence_of(users_of() if with_users else None)
+    [predicted] = predict(evidence, LABEL_MAP, 1.0)
+    split = all_pairs(evidence, RIDGE, LABEL_MAP)
+    shadow = split.shadow(split.answered("label"))
+    plain = measure(shadow.new, {"label": shadow.relevant["label"]})["label"]["map"]
+    assert predicted.value == pytest.approx(np.nanmean(plain), abs=1e-6)
+    assert predicted.low < predicted.value < predicted.high
+
+
+def test_the_states_are_those_of_the_runs_fractions() -> None:
+    evidence = evidence_of(users_of())
+    share = 0.2
+    sampled = stand_for_pairs(evidence.pairs.id_hash, share, evidence.seed)
+    assert sampled.mean() == pytest.approx(share, abs=0.08)
+    values = [interval.value for interval in predict(evidence, LABEL_MAP, share, 0.5, 1.0)]
+    assert values == sorted(values)
+    assert len(set(values)) == 3
+
+
+def known_items(size: int, queries: int = 150, *, of: int | None = None) -> tuple[F32, Queries]:
+    """Items on a sphere, and queries near some of the first `of`: the more items, the harder to find."""
+    rng = np.random.default_rng(0)
+    new = rng.normal(size=(size, 6)).astype(np.float32)
+    new /= np.linalg.norm(new, axis=1, keepdims=True)
+    sought = np.arange(queries) * ((of or size) // queries)
+    asking = new[sought] + 0.35 * rng.normal(size=(queries, 6)).astype(np.float32)
+    judged = tuple(Judgement(query, f"item-{item}") for query, item in enumerate(sought.tolist()))
+    return new, Queries(objects([f"q{i}" for i in range(queries)]), asking, judged=judged)
+
+
+def test_a_known_item_is_harder_to_find_in_a_gallery_than_among_its_pairs() -> None:
+    gallery, queries = known_items(4800, of=600)
+    pairs = 600
+    items = PairedItems(
+        ids=objects([f"item-{i}" for i in range(pairs)]),
+        old=gallery[:pairs],
+        new=gallery[:pairs],
+        split=objects(["train"] * 200 + ["calibration"] * 200 + ["audit"] * 200),
+    )
+    evidence = evidence_of(queries, pairs=items, maps={"ridge": lambda old, side=None: (old, old[:, 0])})
+    predicted = predict(evidence, KNOWN_ITEM, pairs / len(gallery), 1.0)[-1]
+
+    def found(size: int) -> float:
+        scores = similarity(queries.new, gallery[:size], "cosine")
+        sought = [int(str(each.item).removeprefix("item-")) for each in queries.judged or ()]
+        return float((scores.argmax(axis=1) == sought).mean())
+
+    assert found(pairs) > predicted.high > found(4800) > predicted.low
+    assert predicted.queries == len(queries.ids)
+
+
+def test_what_no_query_has_an_answer_for_is_not_predicted() -> None:
+    unlabelled = evidence_of(replace(users_of(), labels=None))
+    for objective in (LABEL_MAP, KNOWN_ITEM):
+        assert [interval.queries for interval in predict(unlabelled, objective, 0.1, 1.0)] == [0, 0]
+
+
+def test_nothing_depends_on_the_order_of_the_pairs() -> None:
+    evidence = evidence_of(users_of())
+    turned = replace(evidence, pairs=pairs_of().take(np.arange(PAIRS)[::-1]))
+    for one, other in zip(predict(evidence, LABEL_MAP, 0.1, 0.5), predict(turned, LABEL_MAP, 0.1, 0.5), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
