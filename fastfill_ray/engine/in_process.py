@@ -48,6 +48,9 @@ class InProcessEngine:
     def run_units(self, function: Callable[[Sequence[U]], Iterator[Receipt]], groups: Groups[U]) -> Iterator[Receipt]:
         return itertools.chain.from_iterable(map(function, groups))
 
+    def num_actors(self, resources: ResourcesConfig) -> int:
+        return 1
+
     def run_pool(self, work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig) -> Pool[U]:
         return _InProcessPool(work, groups)
 

@@ -129,6 +129,10 @@ class Engine(Protocol):
         """One streaming pass over units: the receipts as they come; `function` gives those of one group."""
         ...
 
+    def num_actors(self, resources: ResourcesConfig) -> int:
+        """Actors of a pool that the nodes there are now have room for: within ``embed_actors``."""
+        ...
+
     def run_pool(self, work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig) -> Pool[U]:
         """Units through a pool of actors, begun in their order as far as their payloads come in it."""
         ...

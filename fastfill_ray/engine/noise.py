@@ -43,6 +43,8 @@ _NOISE: Mapping[str, tuple[str, ...]] = {
 # How a node's messages begin on the driver's stdout; ANSI colours may stand around it.
 _RAYLET = re.compile(r"(?:\x1b\[\d+m)?\(raylet[^)]*\)(?:\x1b\[\d+m)? *")
 _WORKER_DIED = re.compile(r"A worker died or was killed .* Worker PID: (\d+)", re.DOTALL)
+# A pool that is stopped ends its actors so.
+_WE_KILLED = "killed by `ray.kill`"
 _NO_TOKEN = (
     "Ray on this machine asks for no token: who reaches its ports can run code in it. `ray get-auth-token --generate` "
     "makes one."
@@ -120,7 +122,9 @@ class _WithoutRaylet(io.TextIOBase):
 
     def write(self, text: str) -> int:
         if beginning := _RAYLET.match(text):
-            self._say(_in_our_words(text[beginning.end() :]))
+            message = text[beginning.end() :]
+            if _WE_KILLED not in message:
+                self._say(_in_our_words(message))
             self._line_ends = not text.endswith("\n")
             return len(text)
         is_left_out, self._line_ends = self._line_ends and text == "\n", False

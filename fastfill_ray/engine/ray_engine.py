@@ -11,7 +11,7 @@ from fastfill_ray.engine import dataset, session, tasks, trainer
 from fastfill_ray.engine.drain import DrainablePool
 from fastfill_ray.engine.interface import Attempt, Checkpoints, Groups, Pool, PoolWork, TrainSetup
 from fastfill_ray.engine.pool import RayPool
-from fastfill_ray.engine.resources import require
+from fastfill_ray.engine.resources import num_that_fit, require
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
 
@@ -52,6 +52,10 @@ class RayEngine:
         if groups:
             require(_ONE_CPU, _ADD_A_CPU)
         return dataset.run_units(function, groups)
+
+    def num_actors(self, resources: ResourcesConfig) -> int:
+        low, high = resources.embed_actors
+        return max(low, min(high, num_that_fit(_an_actor(resources)[0])))
 
     def run_pool(self, work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig) -> Pool[U]:
         if groups:

@@ -91,6 +91,14 @@ def _fits(wanted: Mapping[str, float]) -> bool:
     return any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in _nodes())
 
 
+def num_that_fit(wanted: Mapping[str, float]) -> int:
+    """How many of these the nodes there are have room for, if nothing else runs on them."""
+    asked = {name: amount for name, amount in wanted.items() if amount > 0}
+    if not asked:
+        return len(_nodes())
+    return sum(min(int(node.get(name, 0) // amount) for name, amount in asked.items()) for node in _nodes())
+
+
 def _can_start(wanted: Mapping[str, float]) -> bool:
     """Whether the autoscaler can start a node that is large enough; True where it does not say what it can start."""
     groups = _node_groups()

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.config import NewModelConfig, OldModelConfig, QueriesConfig, ResourcesConfig
+from fastfill_ray.config import NewModelConfig, OldModelConfig, QueriesConfig
 from fastfill_ray.embedders.isolated import IsolatedEmbedder
 from fastfill_ray.embedders.protocol import MAX_REASON_CHARS, Embedder, Role, embed_rows, load_embedder, may_pass
 from fastfill_ray.embedders.watchdog import Watched, build_limit_s, ends_process_after
@@ -186,13 +186,10 @@ class UnitEmbedder:
             sys.modules["torch"].cuda.empty_cache()
 
 
-def loads(job: Job, units: Sequence[Unit], resources: ResourcesConfig) -> str:
+def loads(job: Job, units: Sequence[Unit], actors: int) -> str:
     """What a pool does before the first of `units` can come back, for people."""
     models = dict.fromkeys(job.spaces[unit.model].embedder for unit in units)
-    low, high = resources.embed_actors
-    high = max(low, min(high, len(units)))
-    actors = f"{high} actor{'' if high == 1 else 's'}"
-    return f"loading {' and '.join(models)} in {'up to ' if low < high else ''}{actors} ..."
+    return f"loading {' and '.join(models)} in {actors} actor{'' if actors == 1 else 's'} ..."
 
 
 def build_model(job: Job, space: Space, call_timeout_s: float | None) -> Embedder:

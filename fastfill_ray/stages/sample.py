@@ -220,9 +220,10 @@ def embed_first(context: Context, job: Job, units: Sequence[UnitGroup], resource
         return
     rows = sum(group.rows for group in groups.values())
     done = rows - sum(unit.rows for unit in missing)
+    waits_for = loads(job, missing, min(context.engine.num_actors(resources), len(missing)))
     try:
         with (
-            context.progress.stage("pairs", rows, "items", done, loads(job, missing, resources)) as bar,
+            context.progress.stage("pairs", rows, "items", done, waits_for) as bar,
             closing(context.engine.run_pool(pool_work(job), grouped(missing), resources)) as pool,
         ):
             for unit, receipt in pool:

@@ -61,17 +61,17 @@ class Waves:
         # A pool that has nothing to do would load its models all the same.
         self._pool = context.engine.run_pool(pool_work(job), grouped(missing), resources) if missing else None
         self._at_the_end = ExitStack()
-        self._bar = self._shown(job, missing, resources) if missing else None
+        self._bar = self._shown(job, missing, context.engine.num_actors(resources)) if missing else None
 
-    def _shown(self, job: Job, missing: Sequence[Unit], resources: ResourcesConfig) -> Bar:
+    def _shown(self, job: Job, missing: Sequence[Unit], actors: int) -> Bar:
         """The line of all waves, from here to ``close``."""
         standing = self._standing
-        actors = min(max(resources.embed_actors), len(missing))
+        actors = min(actors, len(missing))
         work = WavesWork(
             name="waves",
             total=sum(unit.rows for unit in missing),
             unit="items",
-            waits_for=loads(job, missing, resources),
+            waits_for=loads(job, missing, actors),
             before_s=None if standing.item_s is None else standing.item_s / actors,
             items=standing.items,
             new=standing.new,

@@ -27,6 +27,7 @@ def test_what_a_node_prints_on_stdout_becomes_a_line_of_ours(prefix: str) -> Non
             print("a result")
             print(f"{prefix}{DIED}")
             print(f"{prefix}The node is low on disk.\nWrite less.")
+            print(f"{prefix}Task submit failed. Error: The actor is dead because it was killed by `ray.kill`.")
             print("another")
         print("after")
     assert stdout.getvalue() == "a result\nanother\nafter\n"

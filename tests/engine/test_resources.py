@@ -106,3 +106,10 @@ def test_a_session_does_not_try_for_minutes(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ClusterError), connected(print):
         pass
+
+
+def test_as_many_actors_as_the_nodes_there_are_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "_nodes", lambda: [{"CPU": 5.0, "GPU": 1.0}, {"CPU": 3.0}, {}])
+    assert resources.num_that_fit({"CPU": 2.0, "GPU": 0.0}) == 2 + 1
+    assert resources.num_that_fit({"CPU": 1.0, "GPU": 0.5}) == 2
+    assert resources.num_that_fit({"CPU": 0.0, "GPU": 0.0}) == 3
