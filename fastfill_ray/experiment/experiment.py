@@ -140,7 +140,8 @@ def _predict(
         predicted = predict_gallery(evidence, winner, report.fit(winner), objective, fractions)
         if predicted[0].queries >= MIN_QUERIES:
             return predicted, objective, "gallery"
-    return report.predict(winner, fractions, evidence.seed), report.shown_by, "audit"
+    ordered = report.in_gallery(evidence, winner, fractions)
+    return ordered.predict(winner, fractions, evidence.seed), report.shown_by, "audit"
 
 
 class Report:
@@ -167,6 +168,17 @@ class Report:
         backfill = self._audit.backfill(candidate, self._queries, self.shadow)
         cutoffs = published_cutoffs(len(backfill.order)) if cutoffs is None else cutoffs
         return backfill.trace(self.fit(candidate), cutoffs)
+
+    def in_gallery(self, evidence: Evidence, candidate: Candidate, fractions: Sequence[float]) -> Report:
+        """The same for one candidate, the audit items in the order that they have in the gallery."""
+        if not fractions:
+            return self
+        maps = {candidate.view.method: evidence.maps[candidate.view.method]}
+        share = fractions[0] * len(self._audit.items.ids) / len(evidence.pairs.ids)
+        audit = hold_out(replace(evidence, maps=maps), "audit", [candidate.policy], share)
+        report = Report(self._calibration, audit, self.fitted_by, self.shown_by)
+        report._fitted = self._fitted  # by the same calibration queries
+        return report
 
     def predict(self, candidate: Candidate, fractions: Sequence[float], seed: int) -> tuple[Interval, ...]:
         """The candidate at the fractions of a run's versions, as they will be measured on the audit items.

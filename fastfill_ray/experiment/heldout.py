@@ -178,8 +178,12 @@ def answered(queries: Queries, items: PairedItems, relevance: Relevance) -> Quer
     return queries.take(np.flatnonzero(has_answer))
 
 
-def hold_out(evidence: Evidence, split: Split, policies: Sequence[Policy]) -> HeldOut:
-    """One split under every view of the maps, with the priorities of `policies` and of `random`."""
+def hold_out(evidence: Evidence, split: Split, policies: Sequence[Policy], share: float = 1.0) -> HeldOut:
+    """One split under every view of the maps, with the priorities of `policies` and of `random`.
+
+    Args:
+        share: of the gallery that the items are: they are ordered as in it. By default they are a gallery of their own.
+    """
     items = evidence.pairs.part(split)
     queries = items.as_queries() if evidence.queries is None else evidence.queries
     wanted: tuple[Policy, ...] = tuple(dict.fromkeys((*policies, "random")))
@@ -190,7 +194,7 @@ def hold_out(evidence: Evidence, split: Split, policies: Sequence[Policy]) -> He
             aligned[view] = evidence.as_indexed(view, as_mapped)
             reference = evidence.reference(view, wanted)
             if reference.proxies is not None:
-                measured = with_thresholds(reference.proxies, items.old, aligned[view])
+                measured = with_thresholds(reference.proxies, items.old, aligned[view], share)
                 reference = replace(reference, proxies=measured)
             columns = ItemColumns(items.id_hash, items.old, aligned[view], log_variance, items.classes, items.weights)
             priorities[view] = {p: priority_of(p, columns, reference, seed=evidence.seed) for p in wanted}

@@ -55,9 +55,13 @@ def make_proxies(new: F32, old: F32, metric: Metric, *, items_new: F32, items_ol
     return replace(made, spread=max(float(error.std()), 1e-12))
 
 
-def with_thresholds(proxies: Proxies, old: F32, aligned: F32) -> Proxies:
-    """The proxies with the thresholds of a gallery that is at hand in full: old (N, D), aligned (N, E)."""
-    return replace(proxies, thresholds=top_scores(proxies.evidence(old, aligned))[:, -1])
+def with_thresholds(proxies: Proxies, old: F32, aligned: F32, share: float = 1.0) -> Proxies:
+    """The proxies with the thresholds of a gallery, from items that are this share of it: old (N, D), aligned (N, E).
+
+    The first ten of the gallery reach as far as so much fewer of a part of it.
+    """
+    depth = max(1, round(GAIN_DEPTH * share))
+    return replace(proxies, thresholds=top_scores(proxies.evidence(old, aligned))[:, :depth][:, -1])
 
 
 def top_scores(evidence: F32, depth: int = GAIN_DEPTH) -> F32:

@@ -50,7 +50,7 @@ def test_where_nothing_tells_the_size_of_errors_aligned_vectors_are_as_they_are(
 
 def test_the_pairs_of_all_splits_are_searched_each_part_in_an_order_of_its_own() -> None:
     evidence = evidence_of(users_of())
-    split = all_pairs(evidence, RIDGE, LABEL_MAP)
+    split = all_pairs(evidence, RIDGE, LABEL_MAP, PAIRS)
     assert sorted(split.items.ids) == sorted(evidence.pairs.ids)
     order = split.order(RIDGE)
     first = split.items.split[order[: PAIRS // 2]] == "train"
@@ -65,17 +65,17 @@ def test_items_that_taught_a_map_their_labels_are_left_out_where_ranks_of_all_of
     evidence = evidence_of(users_of())
     taught = replace(evidence, maps={"fastfill": evidence.maps["ridge"]})
     fastfill = replace(RIDGE, view=MapView("fastfill"))
-    parts = all_pairs(taught, fastfill, LABEL_MAP).items.split
+    parts = all_pairs(taught, fastfill, LABEL_MAP, PAIRS).items.split
     assert set(parts) == {"calibration", "audit"}
     for objective in (Objective("label", "cmc@1"), KNOWN_ITEM):
-        assert len(all_pairs(taught, fastfill, objective).items.ids) == PAIRS
+        assert len(all_pairs(taught, fastfill, objective, PAIRS).items.ids) == PAIRS
 
 
 @pytest.mark.parametrize("with_users", [True, False])
 def test_where_the_pairs_are_the_gallery_the_value_is_what_they_measure(with_users: bool) -> None:
     evidence = evidence_of(users_of() if with_users else None)
     [predicted] = predict(evidence, LABEL_MAP, 1.0)
-    split = all_pairs(evidence, RIDGE, LABEL_MAP)
+    split = all_pairs(evidence, RIDGE, LABEL_MAP, PAIRS)
     shadow = split.shadow(split.answered("label"))
     plain = measure(shadow.new, {"label": shadow.relevant["label"]})["label"]["map"]
     assert predicted.value == pytest.approx(np.nanmean(plain), abs=1e-6)

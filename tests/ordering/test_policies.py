@@ -416,3 +416,11 @@ def test_expected_gain_without_thresholds_is_an_error() -> None:
     bare = replace(reference, proxies=replace(reference.proxies, thresholds=None))
     with pytest.raises(ValueError, match="expected_gain needs thresholds of its proxy queries"):
         priority_of("expected_gain", columns, bare, seed=5)
+
+
+@pytest.mark.parametrize(("share", "depth"), [(1.0, 10), (0.5, 5), (0.34, 3), (0.01, 1)])
+def test_the_first_ten_of_a_gallery_reach_as_far_as_fewer_of_a_part_of_it(share: float, depth: int) -> None:
+    old, _, aligned = vectors(1)
+    proxies = with_thresholds(proxies_of("ip"), old, aligned, share)
+    expected = np.sort(proxies.evidence(old, aligned), axis=1)[:, -depth]
+    np.testing.assert_array_equal(proxies.thresholds, expected)
