@@ -25,7 +25,7 @@ from fastfill_ray.storage.reach import fault_of
 logger = logging.getLogger(__name__)
 
 # With Ray's start, an error is there within half a minute. A cluster that has just come up may still get nodes.
-CONNECT_S, PATIENCE_S = 20.0, 12.0
+CONNECT_S, PATIENCE_S = 20.0, 9.0
 _SAY_EVERY_S, _LOOK_EVERY_S = 30.0, 3.0
 _STATUS_OF_V1 = "__autoscaling_status"  # the older autoscaler writes its report here, the newer one answers a request
 _BY_HAND = re.compile(r"(node_[0-9a-f]{56})?")
