@@ -62,6 +62,11 @@ def merge_hits(
     return _best(parts, k)[0]
 
 
+def best_hits(parts: Sequence[Hits], k: int) -> Hits:
+    """The k best of hits that are calibrated already: equal scores in the order of segments, then rows."""
+    return _best(parts, k)[0]
+
+
 def calibrated_scores(raw: F32, calibration: Calibration) -> F32:
     """Raw scores as they are merged, rounded once."""
     return (calibration.scale * raw.astype(np.float64) + calibration.offset).astype(np.float32)
