@@ -23,9 +23,10 @@ from fastfill_ray.index.ivf import (
     inverted_part,
     join_lists,
     swap_lists,
+    template_key,
 )
 from fastfill_ray.index.segment import HiddenRows, deserialise, search_segment, serialise
-from fastfill_ray.retrieval.calibration import Calibration
+from fastfill_ray.log.records import Segment
 from fastfill_ray.retrieval.merging import Hits, best_hits, calibrated_scores
 from fastfill_ray.types import F32, I64, Metric
 
@@ -44,13 +45,14 @@ class Block:
     """Rows of M segments in one index, which nobody changes.
 
     keys: of the segments. starts: (M + 1,) the row at which each begins, and N. template: the index without rows,
-    serialised; None where it can be joined with no other.
+    serialised; None where it can be joined with no other. coarse_key: ``template_key``.
     """
 
     index: faiss.Index
     keys: tuple[Key, ...]
     starts: I64
     template: bytes | None
+    coarse_key: str | None
 
     @property
     def row_bytes(self) -> int:
@@ -123,7 +125,7 @@ def _packed(members: Sequence[Member], known: Sequence[Block]) -> Iterator[Block
 
 def _single(member: Member) -> Block:
     index = member.read()
-    return Block(index, (member.key,), np.array([0, index.ntotal]), _template(index))
+    return Block(index, (member.key,), np.array([0, index.ntotal]), _template(index), template_key(index))
 
 
 def _count(member: Member, source: Block) -> int:
@@ -150,7 +152,7 @@ def _block(pile: Sequence[tuple[Member, Block]], same: dict[tuple[Key, ...], Blo
             for (member, source), start in zip(pile, starts.tolist(), strict=False)
         )
         swap_lists(index, join_lists(index, parts), int(starts[-1]))
-    return Block(index, keys, starts, template)
+    return Block(index, keys, starts, template, pile[0][1].coarse_key)
 
 
 def _template(index: faiss.Index) -> bytes | None:
@@ -185,16 +187,17 @@ def _most_bytes(index: faiss.Index) -> int:
 class BlockSearch:
     """A block as one version searches it.
 
-    numbers: (M,) of its segments in the version, ascending. hidden: rows of the block that are not returned.
+    numbers: (M,) of its segments in the version, ascending. segment: one of them; all have its space and calibration.
+    hidden: rows of the block that are not returned.
     """
 
     block: Block
     numbers: I64
-    calibration: Calibration
+    segment: Segment
     hidden: HiddenRows | None
 
     def search(self, queries: F32, k: int, metric: Metric, assignment: Assignment | None) -> Hits:
-        """The k best hits of queries (Q, d), at least; equal scores in the order of segments, then rows.
+        """Hits of queries (Q, d), the k best of each among them, in any order: what ``best_hits`` of all blocks takes.
 
         FAISS does not say which of equal scores it keeps. Within one segment any will do; between segments the first
         ones count, so a query whose k-th score goes on behind it is searched for more.
@@ -202,14 +205,14 @@ class BlockSearch:
         if len(self.numbers) == 1:
             return self._hits(*search_segment(self.block.index, queries, k, metric, assignment, self.hidden))
         hits = self._hits(*search_segment(self.block.index, queries, k + 1, metric, assignment, self.hidden))
-        best, last = best_hits([hits], k), hits.scores[:, k]
+        last = hits.scores[:, k]
         for query in np.flatnonzero((last == hits.scores[:, k - 1]) & (last > -np.inf)):
             row = slice(query, query + 1)
-            mine = None if assignment is None else Assignment(assignment.distances[row], assignment.lists[row])
-            first = self._first_of_equals(queries[row], k, metric, mine)
-            for column, values in zip(best, first, strict=True):
-                column[row] = values
-        return best
+            its_lists = None if assignment is None else Assignment(assignment.distances[row], assignment.lists[row])
+            first = self._first_of_equals(queries[row], k, metric, its_lists)
+            hits.scores[row, :k], hits.segments[row, :k], hits.rows[row, :k] = first
+            hits.scores[row, k], hits.segments[row, k], hits.rows[row, k] = -np.inf, -1, -1
+        return hits
 
     def _first_of_equals(self, query: F32, k: int, metric: Metric, assignment: Assignment | None) -> Hits:
         """The k best hits of one query (1, d), searched for more until a lower score follows or nothing does."""
@@ -221,11 +224,10 @@ class BlockSearch:
                 return best_hits([hits], k)
 
     def _hits(self, raw: F32, rows: I64) -> Hits:
-        missing = rows < 0
-        scores = np.where(missing, np.float32(-np.inf), calibrated_scores(raw, self.calibration))
+        """Hits as the version numbers them, of scores and rows (Q, K) of the block."""
+        scores = calibrated_scores(raw, self.segment.calibration)
         place = np.searchsorted(self.block.starts, rows, side="right") - 1
-        return Hits(
-            scores,
-            np.where(missing, -1, self.numbers[place]),
-            np.where(missing, -1, rows - self.block.starts[place]),
-        )
+        hits = Hits(scores, self.numbers[place], rows - self.block.starts[place])
+        if (missing := rows < 0).any():
+            hits.scores[missing], hits.segments[missing], hits.rows[missing] = -np.inf, -1, -1
+        return hits

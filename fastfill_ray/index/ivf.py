@@ -154,7 +154,7 @@ def swap_lists(index: faiss.Index, lists: Any, rows: int) -> Any:
     """
     inverted = inverted_part(index)
     assert inverted is not None
-    ivf, before = inverted.ivf, faiss.downcast_InvertedLists(inverted.ivf.invlists)
+    ivf, before = inverted.ivf, _library.downcast_InvertedLists(inverted.ivf.invlists)
     ivf.own_invlists = False  # or FAISS frees what it is to return
     before.this.own(True)
     lists.this.disown()
@@ -176,10 +176,10 @@ def cut_lists(index: faiss.Index, rows: slice) -> Any:
     assert inverted is not None
     cut, lists = empty_lists(index), inverted.ivf.invlists
     if rows == slice(0, index.ntotal):
-        lists.copy_subset_to(cut, faiss.InvertedLists.SUBSET_TYPE_INVLIST, 0, lists.nlist)
+        lists.copy_subset_to(cut, _library.InvertedLists.SUBSET_TYPE_INVLIST, 0, lists.nlist)
         return cut
     counted = empty_lists(index)
-    lists.copy_subset_to(cut, faiss.InvertedLists.SUBSET_TYPE_ID_RANGE, rows.start, rows.stop)
+    lists.copy_subset_to(cut, _library.InvertedLists.SUBSET_TYPE_ID_RANGE, rows.start, rows.stop)
     counted.merge_from(cut, (_WRAP - rows.start) % _WRAP)
     return counted
 
@@ -190,7 +190,7 @@ def join_lists(index: faiss.Index, parts: Iterable[tuple[Any, int]]) -> Any:
     Args:
         index: one of the template of all parts. parts: the lists of each, and the number that its first row gets.
     """
-    moved, pointers = [], faiss.InvertedListsPtrVector()
+    moved, pointers = [], _library.InvertedListsPtrVector()
     for lists, start in parts:
         moved.append(empty_lists(index))
         moved[-1].merge_from(lists, start)
@@ -198,5 +198,5 @@ def join_lists(index: faiss.Index, parts: Iterable[tuple[Any, int]]) -> Any:
     # Each list is added whole: added part by part it would be left with room for up to twice its rows.
     side_by_side = _library.HStackInvertedLists(pointers.size(), pointers.data())
     joined = empty_lists(index)
-    side_by_side.copy_subset_to(joined, faiss.InvertedLists.SUBSET_TYPE_INVLIST, 0, joined.nlist)
+    side_by_side.copy_subset_to(joined, _library.InvertedLists.SUBSET_TYPE_INVLIST, 0, joined.nlist)
     return joined

@@ -20,7 +20,7 @@ from fastfill_ray.errors import CorruptFile, NotPublished
 from fastfill_ray.index.block import Block, BlockSearch, Key, Member, arrange
 from fastfill_ray.index.deletion_vector import NO_ROWS, DeletionVector, read_deletion
 from fastfill_ray.index.deletions import Deleted
-from fastfill_ray.index.ivf import Assignment, coarse, template_key
+from fastfill_ray.index.ivf import Assignment, coarse
 from fastfill_ray.index.parallel import run_searches
 from fastfill_ray.index.segment import HiddenRows, load_index, prepare_queries, segment_dim, segment_queries
 from fastfill_ray.index.segment_list import segments_of
@@ -54,15 +54,6 @@ class _Loaded:
 
 
 @dataclass(frozen=True)
-class _Search:
-    """A block of the version: one of its segments for its space, and the key of the assignment that it shares."""
-
-    search: BlockSearch
-    segment: Segment
-    coarse_key: str | None
-
-
-@dataclass(frozen=True)
 class _Snapshot:
     """One version, whole, and what is deleted by the deletions of the log."""
 
@@ -71,7 +62,7 @@ class _Snapshot:
     deletions: tuple[Delete | Undelete, ...]
     deleted: Deleted
     segments: tuple[_Loaded, ...]
-    searches: tuple[_Search, ...]
+    blocks: tuple[BlockSearch, ...]
 
     @property
     def needs_old_queries(self) -> bool:
@@ -152,14 +143,14 @@ class Index:
         assignments: dict[tuple[str | None, Fusion | None], Assignment | None] = {}
         searches: list[Callable[[], Hits]] = []
         scanned = 0
-        for each in snapshot.searches:
-            block, fusion = each.search.block, each.segment.fusion
+        for each in snapshot.blocks:
+            block, fusion = each.block, each.segment.fusion
             if fusion not in vectors:
                 vectors[fusion] = segment_queries(each.segment, new, old, self.metric)
-            shared = each.coarse_key, fusion
+            shared = block.coarse_key, fusion
             if shared not in assignments:
-                assignments[shared] = None if each.coarse_key is None else coarse(block.index, vectors[fusion], nprobe)
-            searches.append(partial(each.search.search, vectors[fusion], k, self.metric, assignments[shared]))
+                assignments[shared] = None if block.coarse_key is None else coarse(block.index, vectors[fusion], nprobe)
+            searches.append(partial(each.search, vectors[fusion], k, self.metric, assignments[shared]))
             scanned += block.scanned_bytes(assignments[shared])
         hits = best_hits(run_searches(searches, len(new), scanned), k)
         return hits.scores, self._ids(snapshot, hits)
@@ -213,7 +204,7 @@ class Index:
             Member(_key(segment), (segment.calibration, segment.fusion), partial(self._read_index, segment))
             for segment in records
         ]
-        blocks = arrange(members, () if before is None else [each.search.block for each in before.searches])
+        blocks = arrange(members, () if before is None else [each.block for each in before.blocks])
         segments = tuple(
             self._hiding(kept.get(_key(segment)) or self._read_ids(segment), segment, version, deleted)
             for segment in records
@@ -272,8 +263,11 @@ class Index:
             ids = np.full(hits.rows.shape, None, object)
         for number in np.unique(hits.segments[hits.segments >= 0]):
             of_segment = hits.segments == number
-            rows = pa.array(hits.rows[of_segment])
-            ids[of_segment] = snapshot.segments[number].ids.take(rows).to_numpy(zero_copy_only=False)
+            rows, of_all = hits.rows[of_segment], snapshot.segments[number].ids
+            if self._init.id_type == "int64":
+                ids[of_segment] = of_all.to_numpy()[rows]
+            else:
+                ids[of_segment] = of_all.take(pa.array(rows)).to_numpy(zero_copy_only=False)
         return ids
 
 
@@ -297,19 +291,14 @@ def open_index(root: str, version: int | None = None, *, s3_endpoint: str | None
     return Index(files, read_state(files), version)
 
 
-def _search(block: Block, numbers: list[int], records: Sequence[Segment], segments: Sequence[_Loaded]) -> _Search:
+def _search(block: Block, numbers: list[int], records: Sequence[Segment], segments: Sequence[_Loaded]) -> BlockSearch:
     """What a version that has these segments searches a block with."""
     hidden = [segments[number].hidden + start for number, start in zip(numbers, block.starts, strict=False)]
-    first = records[numbers[0]]
-    return _Search(
-        BlockSearch(
-            block,
-            np.array(numbers, np.int64),
-            first.calibration,
-            HiddenRows.of(np.concatenate(hidden), block.index.ntotal),
-        ),
-        first,
-        template_key(block.index),
+    return BlockSearch(
+        block,
+        np.array(numbers, np.int64),
+        records[numbers[0]],
+        HiddenRows.of(np.concatenate(hidden), block.index.ntotal),
     )
 
 
