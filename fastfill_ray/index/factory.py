@@ -14,10 +14,10 @@ import faiss
 import numpy as np
 
 from fastfill_ray.errors import ConfigError, CorruptFile
+from fastfill_ray.index.ivf import coarse
 from fastfill_ray.index.segment import (
     FAISS_METRIC,
     build_index,
-    coarse,
     faiss_reason,
     load_index,
     one_thread,

@@ -6,7 +6,9 @@ Q queries, N rows of a segment, H hidden ones, K hits, D old dim, E new dim.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import faiss
@@ -15,48 +17,39 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastfill_ray.errors import CorruptFile, NotPublished
+from fastfill_ray.index.block import Block, BlockSearch, Key, Member, arrange
 from fastfill_ray.index.deletion_vector import NO_ROWS, DeletionVector, read_deletion
 from fastfill_ray.index.deletions import Deleted
-from fastfill_ray.index.segment import (
-    Assignment,
-    HiddenRows,
-    coarse,
-    load_index,
-    prepare_queries,
-    search_segment,
-    segment_dim,
-    segment_queries,
-    template_key,
-)
+from fastfill_ray.index.ivf import Assignment, coarse
+from fastfill_ray.index.parallel import run_searches
+from fastfill_ray.index.segment import HiddenRows, load_index, prepare_queries, segment_dim, segment_queries
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Delete, Init, Segment, Undelete, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.retrieval.fusion import Fusion
-from fastfill_ray.retrieval.merging import Hits, merge_hits
+from fastfill_ray.retrieval.merging import Hits, best_hits
 from fastfill_ray.storage.arrow import id_array, read_table
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.refs import get_verified
-from fastfill_ray.types import F32, U64, Metric
+from fastfill_ray.types import F32, I64, U64, Metric
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """One segment in memory; what it was read from is its identity. What it hides may change while that stays.
+    """A segment but for its index; what it was read from is its identity. What it hides may change while that stays.
 
     vector: of the file vector_key, None without one. deletions: fingerprint of those in force, None before anything is
-    hidden. hidden: the rows that these two hide. prefixes: (N,) ``Deleted.prefixes_of`` the ids, once they were hashed:
-    8 bytes per id spare a second for each million of them at the next DELETE.
+    hidden. hidden: (H,) the rows that these two hide. prefixes: (N,) ``Deleted.prefixes_of`` the ids, once they were
+    hashed: 8 bytes per id spare a second for each million of them at the next DELETE.
     """
 
-    key: tuple[str, str]
-    index: faiss.Index
+    key: Key
     ids: pa.Array
-    template: str | None
     vector_key: str | None = None
     vector: DeletionVector = NO_ROWS
     deletions: str | None = None
-    hidden: HiddenRows | None = None
+    hidden: I64 = field(default_factory=lambda: NO_ROWS.rows)
     prefixes: U64 | None = None
 
 
@@ -69,6 +62,7 @@ class _Snapshot:
     deletions: tuple[Delete | Undelete, ...]
     deleted: Deleted
     segments: tuple[_Loaded, ...]
+    blocks: tuple[BlockSearch, ...]
 
     @property
     def needs_old_queries(self) -> bool:
@@ -76,7 +70,7 @@ class _Snapshot:
 
     @property
     def live_rows(self) -> int:
-        return sum(loaded.index.ntotal - (loaded.hidden.count if loaded.hidden else 0) for loaded in self.segments)
+        return sum(len(loaded.ids) - len(loaded.hidden) for loaded in self.segments)
 
 
 class Index:
@@ -88,7 +82,7 @@ class Index:
         self._init = _init(files, state)
         self._refreshing = threading.Lock()
         deleted = Deleted.read(files, state.deletions)
-        self._snapshot = self._load(_choose(files, state, version), state.deletions, deleted, ())
+        self._snapshot = self._load(_choose(files, state, version), state.deletions, deleted, None)
 
     @property
     def version(self) -> int:
@@ -146,24 +140,19 @@ class Index:
         new = prepare_queries(queries, self.dim, self.metric)
         old = self._old_queries(snapshot, old_queries, len(new)) if snapshot.needs_old_queries else None
         vectors: dict[Fusion | None, F32] = {}  # the queries in each space that segments are in
-        assignments: dict[tuple[str, Fusion | None], Assignment | None] = {}
-        scores, rows = [], []
-        for segment, loaded in zip(snapshot.records, snapshot.segments, strict=True):
-            if segment.fusion not in vectors:
-                vectors[segment.fusion] = segment_queries(segment, new, old, self.metric)
-            in_space, assignment = vectors[segment.fusion], None
-            if loaded.template is not None:
-                shared = loaded.template, segment.fusion
-                if shared not in assignments:
-                    assignments[shared] = coarse(loaded.index, in_space, nprobe)
-                assignment = assignments[shared]
-            segment_scores, segment_rows = search_segment(
-                loaded.index, in_space, k, self.metric, assignment, loaded.hidden
-            )
-            scores.append(segment_scores)
-            rows.append(segment_rows)
-        calibrations = [segment.calibration for segment in snapshot.records]
-        hits = merge_hits(scores, rows, calibrations, k)
+        assignments: dict[tuple[str | None, Fusion | None], Assignment | None] = {}
+        searches: list[Callable[[], Hits]] = []
+        scanned = 0
+        for each in snapshot.blocks:
+            block, fusion = each.block, each.segment.fusion
+            if fusion not in vectors:
+                vectors[fusion] = segment_queries(each.segment, new, old, self.metric)
+            shared = block.coarse_key, fusion
+            if shared not in assignments:
+                assignments[shared] = None if block.coarse_key is None else coarse(block.index, vectors[fusion], nprobe)
+            searches.append(partial(each.search, vectors[fusion], k, self.metric, assignments[shared]))
+            scanned += block.scanned_bytes(assignments[shared])
+        hits = best_hits(run_searches(searches, len(new), scanned), k)
         return hits.scores, self._ids(snapshot, hits)
 
     def _old_queries(self, snapshot: _Snapshot, old_queries: NDArray[Any] | None, count: int) -> F32:
@@ -198,7 +187,7 @@ class Index:
             if (version.version, deleted.fingerprint) == (self.version, before.deleted.fingerprint):
                 self._snapshot = replace(before, deletions=state.deletions)  # another way to delete the same
                 return False
-            self._snapshot = self._load(version, state.deletions, deleted, before.segments)
+            self._snapshot = self._load(version, state.deletions, deleted, before)
         return True
 
     def _load(
@@ -206,15 +195,29 @@ class Index:
         version: Version,
         deletions: tuple[Delete | Undelete, ...],
         deleted: Deleted,
-        known: tuple[_Loaded, ...],
+        before: _Snapshot | None,
     ) -> _Snapshot:
+        known = () if before is None else before.segments
         kept = {loaded.key: loaded for loaded in known}
         records = segments_of(self._files, version)
-        segments = (
-            self._hiding(kept.get(_key(segment)) or self._read(segment), segment, version, deleted)
+        members = [
+            Member(_key(segment), (segment.calibration, segment.fusion), partial(self._read_index, segment))
+            for segment in records
+        ]
+        blocks = arrange(members, () if before is None else [each.block for each in before.blocks])
+        segments = tuple(
+            self._hiding(kept.get(_key(segment)) or self._read_ids(segment), segment, version, deleted)
             for segment in records
         )
-        return _Snapshot(version, records, deletions, deleted, tuple(segments))
+        numbers = {_key(segment): number for number, segment in enumerate(records)}
+        return _Snapshot(
+            version,
+            records,
+            deletions,
+            deleted,
+            segments,
+            tuple(_search(block, [numbers[key] for key in block.keys], records, segments) for block in blocks),
+        )
 
     def _hiding(self, loaded: _Loaded, segment: Segment, version: Version, deleted: Deleted) -> _Loaded:
         """A segment in memory with what is hidden of it: superseded rows for good, others while their id is deleted."""
@@ -234,22 +237,23 @@ class Index:
             vector_key=key,
             vector=vector,
             deletions=deleted.fingerprint,
-            hidden=HiddenRows.of(rows, len(loaded.ids)),
+            hidden=rows,
             prefixes=prefixes,
         )
 
-    def _read(self, segment: Segment) -> _Loaded:
+    def _read_index(self, segment: Segment) -> faiss.Index:
         name = f"{self._files.root}/{segment.index.path}"
         if segment.dim != (bound := segment_dim(segment, self._init)):
             raise CorruptFile(f"{name}: recorded with dim {segment.dim}, the output root is bound to {bound}.")
         data = get_verified(self._files, segment.index)
-        index = load_index(data, dim=segment.dim, metric=self.metric, rows=segment.rows, name=name)
+        return load_index(data, dim=segment.dim, metric=self.metric, rows=segment.rows, name=name)
+
+    def _read_ids(self, segment: Segment) -> _Loaded:
         name = f"{self._files.root}/{segment.ids.path}"
         column = read_table(get_verified(self._files, segment.ids), name=name, columns=["id"]).column("id")
         if len(column) != segment.rows:
             raise CorruptFile(f"{name}: holds {len(column):,} ids, the record says {segment.rows:,} rows.")
-        ids = id_array(column, self._init.id_type)
-        return _Loaded(_key(segment), index, ids, template_key(index))
+        return _Loaded(_key(segment), id_array(column, self._init.id_type))
 
     def _ids(self, snapshot: _Snapshot, hits: Hits) -> NDArray[Any]:
         """The ids of hits (Q, K)."""
@@ -259,8 +263,11 @@ class Index:
             ids = np.full(hits.rows.shape, None, object)
         for number in np.unique(hits.segments[hits.segments >= 0]):
             of_segment = hits.segments == number
-            rows = pa.array(hits.rows[of_segment])
-            ids[of_segment] = snapshot.segments[number].ids.take(rows).to_numpy(zero_copy_only=False)
+            rows, of_all = hits.rows[of_segment], snapshot.segments[number].ids
+            if self._init.id_type == "int64":
+                ids[of_segment] = of_all.to_numpy()[rows]
+            else:
+                ids[of_segment] = of_all.take(pa.array(rows)).to_numpy(zero_copy_only=False)
         return ids
 
 
@@ -284,7 +291,18 @@ def open_index(root: str, version: int | None = None, *, s3_endpoint: str | None
     return Index(files, read_state(files), version)
 
 
-def _key(segment: Segment) -> tuple[str, str]:
+def _search(block: Block, numbers: list[int], records: Sequence[Segment], segments: Sequence[_Loaded]) -> BlockSearch:
+    """What a version that has these segments searches a block with."""
+    hidden = [segments[number].hidden + start for number, start in zip(numbers, block.starts, strict=False)]
+    return BlockSearch(
+        block,
+        np.array(numbers, np.int64),
+        records[numbers[0]],
+        HiddenRows.of(np.concatenate(hidden), block.index.ntotal),
+    )
+
+
+def _key(segment: Segment) -> Key:
     return segment.index.sha256, segment.ids.sha256
 
 

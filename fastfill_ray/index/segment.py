@@ -1,18 +1,16 @@
 """One segment: FAISS bytes in, FAISS bytes out, and a search whose scores are larger-is-better.
 
 FAISS ids are row numbers 0..N-1. Bytes come from ``serialize_index``: ``write_index`` does not notice a full disk.
-N vectors, Q queries, d dims, K hits, P probes, L inverted lists, H hidden rows.
+N vectors, Q queries, d dims, K hits, H hidden rows.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import faiss
@@ -20,6 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfill_ray.errors import ConfigError, CorruptFile, SpaceMismatch
+from fastfill_ray.index.ivf import (
+    Assignment,
+    behind_transforms,
+    coarse,
+    inverted_part,
+    search_lists,
+    selects_in_lists,
+    transformed,
+)
 from fastfill_ray.log.records import Init, Segment
 from fastfill_ray.retrieval.fusion import fuse, fused_dim
 from fastfill_ray.retrieval.similarity import unit_rows
@@ -76,7 +83,7 @@ def build_index(template: bytes, vectors: F32, metric: Metric) -> bytes:
     one call to the next: nothing may compare them but with what is recorded of them.
     """
     with one_thread():
-        index = _deserialise(template, "index template")
+        index = deserialise(template, "index template")
         index.add(_prepared(vectors, index.d, metric))
         return serialise(index)
 
@@ -90,7 +97,7 @@ def load_index(data: bytes, *, dim: int, metric: Metric, rows: int, name: str) -
     Raises:
         CorruptFile: not a FAISS index, bytes left over, or another dim, metric or number of rows.
     """
-    index = _deserialise(data, name)
+    index = deserialise(data, name)
     found = (index.d, index.metric_type, index.ntotal)
     expected = (dim, FAISS_METRIC[metric], rows)
     if found != expected or not index.is_trained:
@@ -134,51 +141,6 @@ def prepare_queries(queries: NDArray[Any], dim: int, metric: Metric, model: Lite
             f"{name} have dim {array.shape[1]}, the index has {dim}: embed them with the {model} model."
         )
     return _prepared(array, dim, metric, "old vector" if model == "old" else "vector")
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """Coarse distances (Q, P) float32 and lists (Q, P) int64 of a batch of queries, for every segment of a template."""
-
-    distances: F32
-    lists: I64
-
-
-@dataclass(frozen=True)
-class _Inverted:
-    """The IVF part of an index, and the transforms (OPQ, PCA, ...) that vectors pass through before it."""
-
-    ivf: Any  # faiss.IndexIVF, with methods that its stubs do not know
-    transforms: tuple[faiss.VectorTransform, ...]
-
-    def transform(self, vectors: F32) -> F32:
-        return _transformed(vectors, self.transforms)
-
-
-def template_key(index: faiss.Index) -> str | None:
-    """Equal for IVF indexes with the same coarse quantiser and transforms: they can share an assignment. Else None."""
-    inverted = _inverted(index)
-    if inverted is None:
-        return None
-    digest = hashlib.sha256(serialise(inverted.ivf.quantizer))
-    for transform in inverted.transforms:
-        writer: Any = faiss.VectorIOWriter()
-        faiss.write_VectorTransform(transform, writer)
-        digest.update(faiss.vector_to_array(writer.data).data)
-    return digest.hexdigest()
-
-
-def coarse(index: faiss.Index, queries: F32, nprobe: int | None = None) -> Assignment | None:
-    """The lists to probe for prepared queries (Q, d); None if the index is not an IVF one.
-
-    Args:
-        nprobe: lists per query, None for the number stored in the template.
-    """
-    inverted = _inverted(index)
-    if inverted is None:
-        return None
-    probes = min(nprobe or inverted.ivf.nprobe, inverted.ivf.nlist)
-    return Assignment(*inverted.ivf.quantizer.search(inverted.transform(queries), probes))
 
 
 class HiddenRows:
@@ -236,7 +198,7 @@ def search_segment(
     elif assignment is None:
         distances, labels = index.search(queries, found)
     else:
-        distances, labels = _search_lists(index, queries, found, assignment)
+        distances, labels = search_lists(index, queries, found, assignment)
     values = -distances if metric == "l2" else distances
     rows[:, :found] = labels
     scores[:, :found] = np.where(labels >= 0, values, -np.inf)
@@ -258,35 +220,27 @@ def _search_live(
     Indexes that scan codes leave hidden rows out as they scan, where FAISS lets them; others are searched for k + H
     rows. Both see the same live rows.
     """
-    inverted = _inverted(index)
+    inverted = inverted_part(index)
     if inverted is not None:
         shared = assignment or coarse(index, queries)
         assert shared is not None
-        if _selects_in_lists(inverted.ivf):
-            return _search_lists(index, queries, k, shared, hidden.live)
+        if selects_in_lists(inverted.ivf):
+            return search_lists(index, queries, k, shared, hidden.live)
         # One query's lists do not depend on the others': queries are cut together with their lists.
         return _over_fetch(
-            lambda part, fetched: _search_lists(
+            lambda part, fetched: search_lists(
                 index, queries[part], fetched, Assignment(shared.distances[part], shared.lists[part])
             ),
             len(queries), k, hidden,
         )  # fmt: skip
     if isinstance(index, faiss.IndexPreTransform):
-        inner, transforms = _behind_transforms(index)
-        return _search_live(inner, _transformed(queries, transforms), k, None, hidden)
+        inner, transforms = behind_transforms(index)
+        return _search_live(inner, transformed(queries, transforms), k, None, hidden)
     if isinstance(index, faiss.IndexHNSW):
         return _search_graph(index, queries, k, hidden)
     if isinstance(index, faiss.IndexFlat | faiss.IndexScalarQuantizer):
         return index.search(queries, k, params=_library.SearchParameters(sel=hidden.live))
     return _over_fetch(lambda part, fetched: index.search(queries[part], fetched), len(queries), k, hidden)
-
-
-def _selects_in_lists(ivf: Any) -> bool:
-    """Whether the lists are scanned by a selector with the results of an over-fetch. Fast scan rounds by what it
-    collects, and the refined PQ and additive codes refuse selectors.
-    """
-    kinds = faiss.IndexIVFFlat | faiss.IndexIVFScalarQuantizer | faiss.IndexIVFPQ
-    return isinstance(ivf, kinds) and not isinstance(ivf, faiss.IndexIVFPQR)
 
 
 def _search_graph(index: Any, queries: F32, k: int, hidden: HiddenRows) -> tuple[F32, I64]:
@@ -330,58 +284,6 @@ def _over_fetch(
     return distances, rows
 
 
-def _search_lists(
-    index: faiss.Index, queries: F32, k: int, assignment: Assignment, selector: Any = None
-) -> tuple[F32, I64]:
-    inverted = _inverted(index)
-    if inverted is None:
-        raise ValueError("a coarse assignment was given for an index without inverted lists")
-    vectors = np.ascontiguousarray(inverted.transform(queries))
-    distances = np.empty((len(queries), k), np.float32)
-    labels = np.empty((len(queries), k), np.int64)
-    parameters = faiss.SearchParametersIVF()
-    parameters.nprobe = assignment.lists.shape[1]
-    if selector is not None:
-        parameters.sel = selector
-    # The wrapped search_preassigned insists on the stored nprobe; the C++ one takes the number of lists as a parameter,
-    # which unlike setting it on the index leaves other threads alone.
-    inverted.ivf.search_preassigned_c(
-        len(queries),
-        faiss.swig_ptr(vectors),
-        k,
-        faiss.swig_ptr(assignment.lists),
-        faiss.swig_ptr(assignment.distances),
-        faiss.swig_ptr(distances),
-        faiss.swig_ptr(labels),
-        False,
-        parameters,
-    )
-    return distances, labels
-
-
-def _inverted(index: faiss.Index) -> _Inverted | None:
-    if isinstance(index, faiss.IndexIVF):
-        return _Inverted(index, ())
-    if isinstance(index, faiss.IndexPreTransform):
-        inner, transforms = _behind_transforms(index)
-        if isinstance(inner, faiss.IndexIVF):
-            return _Inverted(inner, transforms)
-    return None
-
-
-def _behind_transforms(index: faiss.IndexPreTransform) -> tuple[faiss.Index, tuple[faiss.VectorTransform, ...]]:
-    """The index behind the transforms, and these in order."""
-    chain: Any = index.chain
-    transforms = tuple(faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size()))
-    return faiss.downcast_index(index.index), transforms
-
-
-def _transformed(vectors: F32, transforms: tuple[faiss.VectorTransform, ...]) -> F32:
-    for transform in transforms:
-        vectors = transform.apply(vectors)
-    return vectors
-
-
 def _prepared(vectors: NDArray[Any], dim: int, metric: Metric, name: str = "vector") -> F32:
     """C-contiguous float32 (N, dim), finite, normalised for cosine. FAISS reads memory without asking what it is."""
     array = np.ascontiguousarray(vectors, dtype=np.float32)
@@ -397,7 +299,7 @@ def serialise(index: faiss.Index) -> bytes:
     return bytes(faiss.serialize_index(index).tobytes())
 
 
-def _deserialise(data: bytes, name: str) -> faiss.Index:
+def deserialise(data: bytes, name: str) -> faiss.Index:
     reader: Any = faiss.VectorIOReader()
     faiss.copy_array_to_vector(np.frombuffer(data, np.uint8), reader.data)
     # A damaged length must not become a huge allocation. The limit is global in FAISS, hence the lock.

@@ -62,6 +62,11 @@ def merge_hits(
     return _best(parts, k)[0]
 
 
+def best_hits(parts: Sequence[Hits], k: int) -> Hits:
+    """The k best of hits that are calibrated already: equal scores in the order of segments, then rows."""
+    return _best(parts, k)[0]
+
+
 def calibrated_scores(raw: F32, calibration: Calibration) -> F32:
     """Raw scores as they are merged, rounded once."""
     return (calibration.scale * raw.astype(np.float64) + calibration.offset).astype(np.float32)
@@ -107,7 +112,10 @@ def _in_order(score: F32, segment: I64, row: I64) -> I64:
 
 def _taken(column: NDArray[Number], place: I64, k: int, missing: float) -> NDArray[Number]:
     """The entries of a column (Q, L) at `place` (Q, <= k), filled up to (Q, k)."""
-    return np.pad(np.take_along_axis(column, place, axis=1), [(0, 0), (0, k - place.shape[1])], constant_values=missing)
+    taken = np.take_along_axis(column, place, axis=1)
+    if place.shape[1] == k:  # padding takes longer than all else for a single query
+        return taken
+    return np.pad(taken, [(0, 0), (0, k - place.shape[1])], constant_values=missing)
 
 
 class HitMerger:

@@ -8,14 +8,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastfill_ray.errors import ConfigError, CorruptFile, SpaceMismatch
+from fastfill_ray.index.ivf import coarse, template_key
 from fastfill_ray.index.segment import (
     HiddenRows,
     build_index,
-    coarse,
     load_index,
     prepare_queries,
     search_segment,
-    template_key,
     train_template,
 )
 from fastfill_ray.types import Metric

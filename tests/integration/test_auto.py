@@ -17,6 +17,7 @@ from fastfill_ray.errors import InputError
 from fastfill_ray.experiment.candidate import WEIGHTS, MapView
 from fastfill_ray.experiment.experiment import Findings, Question, run_experiment
 from fastfill_ray.experiment.heldout import Evidence
+from fastfill_ray.experiment.search import Watcher
 from fastfill_ray.experiment.summary import choice_result
 from fastfill_ray.ordering.policies import expected_gain
 from fastfill_ray.ordering.proxies import with_thresholds
@@ -80,9 +81,9 @@ def test_simulate_on_the_pairs_queries_maps_and_waves_of_a_run_makes_the_runs_ch
 ) -> None:
     seen: list[tuple[Evidence, Question]] = []
 
-    def spy(evidence: Evidence, question: Question) -> Findings:
+    def spy(evidence: Evidence, question: Question, watcher: Watcher) -> Findings:
         seen.append((evidence, question))
-        return run_experiment(evidence, question)
+        return run_experiment(evidence, question, watcher)
 
     monkeypatch.setattr(choose, "run_experiment", spy)
     plan = in_process(workshop.config(tmp_path / "root", **AUTO), until="plan").state.plan

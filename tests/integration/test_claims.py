@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastfill_ray.cli import main
-from fastfill_ray.errors import Fenced, QuarantineExceeded
+from fastfill_ray.errors import EmbedderError, Fenced
 from fastfill_ray.stages.waves import Waves
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
@@ -40,7 +40,7 @@ def test_each_start_that_appends_claims_once_and_no_other_start_does(root: Root,
     in_process(config, until="version0")
     begun = [*planned, "claim", "version", "publish"]
     assert records(target) == begun
-    with pytest.raises(QuarantineExceeded):
+    with pytest.raises(EmbedderError):
         in_process(config)
     assert records(target) == begun, "it embedded, and had nothing to append"
 

@@ -73,7 +73,8 @@ def test_a_run_that_stops_at_the_plan_has_written_the_report_and_status_prints_t
     assert (planned / "reports" / "report.html").exists()
     assert main(["status", str(planned)]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("Plan ")
+    assert printed.startswith("Wait for version 0 and decide then: ")
+    assert "\nPlan " in printed
     assert "Predicted " in printed
     assert re.search(r"To embed: 480 items at \S+ s each, as measured at the pairs", printed.replace("\n", " "))
 
