@@ -122,6 +122,7 @@ def test_a_result_that_exists_is_not_measured_again(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits-seed0.json", "digits-seed1.json"]
 
 
+@pytest.mark.slow
 def test_the_choice_is_the_one_of_simulate_and_the_run(grouped: Material, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.quality.autos.MODES", {"aligned only": (1.0,)})
     rows = auto_rows(grouped, audit_curves(grouped, MAP))

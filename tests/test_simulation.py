@@ -244,6 +244,7 @@ def test_labels_that_name_single_items_leave_entropy_out(items: PairedItems, use
     assert "entropy" not in {curve["policy"] for curve in data["curves"]}
 
 
+@pytest.mark.slow
 def test_lists_of_labels_are_an_objective_and_no_classes(
     pairs: str, tmp_path: Path, items: PairedItems, users: Queries
 ) -> None:

@@ -103,7 +103,10 @@ def test_without_old_query_vectors_there_is_no_old_arm_and_nothing_is_fused() ->
     assert {r.candidate.weight for r in findings.reported} == {1.0}
 
 
-@pytest.mark.parametrize(("kind", "with_users"), [("pairs", False), ("pairs", True), ("queries", True)])
+@pytest.mark.parametrize(
+    ("kind", "with_users"),
+    [("pairs", True), *(pytest.param(*each, marks=pytest.mark.slow) for each in [("pairs", False), ("queries", True)])],
+)
 def test_the_order_of_the_rows_changes_nothing(kind: str, with_users: bool) -> None:
     question = Question(LABEL_MAP, (1.0, 0.5), ("random", "expected_gain", "class_margin"), fractions=(0.1, 0.5, 1.0))
     queries = users_of() if with_users else None

@@ -243,6 +243,7 @@ def test_an_object_on_s3_is_read_by_its_pin_and_a_new_one_under_its_name_is_told
         read_rows(store, file, ["id"])
 
 
+@pytest.mark.slow  # seconds of silence
 def test_a_gallery_on_s3_is_read_through_faults_and_a_store_that_stays_silent_is_named(
     folder: Path, bucket: str, moto_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,7 +49,7 @@ def _training(request: pytest.FixtureRequest) -> Iterator[None]:
             yield
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _no_waits() -> Iterator[None]:
     """Rows that raise always are tried again without a wait: the workers are told with their job."""
     with pytest.MonkeyPatch.context() as patch:

@@ -81,6 +81,7 @@ def test_rows_that_kill_hang_or_raise_are_quarantined_and_no_others(
     assert {text.split()[1] for text in said} == {"c00000000", "c00000004"}
 
 
+@pytest.mark.slow
 def test_an_actor_that_cannot_be_built_three_times_ends_the_run(ray_session: None, tmp_path: Path) -> None:
     job, units = make_work(tmp_path, ["0", "1", "2", "3"], 4, old_build="exit")
     query = units[0].model_copy(update={"folder": "queries/f", "role": "query", "model": "old"})
@@ -92,6 +93,7 @@ def test_an_actor_that_cannot_be_built_three_times_ends_the_run(ray_session: Non
     assert len(notes(tmp_path / "notes", "built")) == 3
 
 
+@pytest.mark.slow
 def test_a_pool_that_stops_gives_up_what_is_suspect_and_leaves_no_process(ray_session: None, tmp_path: Path) -> None:
     job, units = make_work(tmp_path, ["0", "exit"] * 60, 120)
     with pool_of(job, units) as pool, ThreadPoolExecutor(1) as thread:

@@ -198,7 +198,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("gallery", some_slow(["payloads changed", "nothing"], 2))
 @pytest.mark.parametrize("until", some_slow(["wave:1", None], 2))
-@pytest.mark.parametrize("setting", sorted(SETTINGS))
+@pytest.mark.parametrize("setting", some_slow(sorted(SETTINGS), 3))
 def test_other_settings_embed_nothing_again(
     begun: Callable[..., Living], setting: str, until: str | None, gallery: str
 ) -> None:
@@ -306,7 +306,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("until", some_slow(["wave:1", None], 2))
-@pytest.mark.parametrize("variant", sorted(VARIANTS))
+@pytest.mark.parametrize("variant", some_slow(sorted(VARIANTS), 2))
 def test_other_kinds_of_plans_follow_too(tmp_path: Path, variant: str, until: str | None) -> None:
     living = small_gallery(tmp_path / "here", **VARIANTS[variant])
     everything_changes(living, until)

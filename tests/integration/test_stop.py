@@ -18,6 +18,9 @@ from fastfill_ray.storage.files import open_files
 from tests.integration.conftest import Workshop, in_process
 from tests.integration.test_kill import _markers
 
+# With Ray, so that the pool is at work when the rule ends the run; tests/log/test_stop.py has the rules themselves.
+pytestmark = pytest.mark.slow
+
 WAVES = [0.25, 0.5, 0.7, 1.0]
 TARGET = 0.88
 
