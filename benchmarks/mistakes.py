@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def mistakes() -> list[Mistake]:
         Mistake("unknown key", {"gallery.format": "parquet"}),
         Mistake("misspelt key", {"gallery.payload_column": ["text"]}),
         Mistake("waves descending", {"waves": [0.5, 0.3, 1.0]}),
-        Mistake("waves below the pairs", {"waves": [0.1, 1.0]}),
+        Mistake("waves end below the pairs", {"waves": [0.05, 0.1]}),
         Mistake("pairs more than items", {"pairs.count": 20_000}),
         Mistake("qrels with int ids", judged),
         Mistake("label column missing", {"gallery.label_column": "lable", "queries.label_column": "label"}),
@@ -172,7 +173,8 @@ def write_config(path: Path, folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def make(mistake: Mistake, folder: Path) -> Outcome:
-    """Make a mistake."""
+    """Make a mistake, on a root of its own."""
+    shutil.rmtree(folder / "run", ignore_errors=True)
     write_config(folder / "backfill.yaml", folder, mistake.settings)
     command = [sys.executable, str(JOB), "--config", str(folder / "backfill.yaml"), *mistake.more]
     if mistake.command:
