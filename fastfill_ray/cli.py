@@ -198,7 +198,7 @@ def _goes_on(arguments: argparse.Namespace) -> str:
 
 def _status(arguments: argparse.Namespace) -> int:
     from fastfill_ray.log.preview import serving
-    from fastfill_ray.report.preview import preview_words
+    from fastfill_ray.report.preview import preview_lead, preview_words
     from fastfill_ray.report.status import read_status, status_json, status_text
     from fastfill_ray.stages.waves import item_seconds
     from fastfill_ray.storage.files import open_files
@@ -213,7 +213,8 @@ def _status(arguments: argparse.Namespace) -> int:
         next_start = {"next": found.model_dump(mode="json"), "now": now.model_dump(mode="json")} if found else {}
         print(json.dumps({**status_json(status), **next_start}))
     else:
-        print("\n".join([status_text(status, item_s), *([preview_words(found, now)] if found else [])]))
+        first = "" if found is None else preview_lead(found)
+        print("\n".join([status_text(status, item_s, first), *([preview_words(found, now)] if found else [])]))
     return 0
 
 
@@ -238,7 +239,8 @@ def _search(arguments: argparse.Namespace) -> int:
 
     names = [each.name for each in dataclasses.fields(SearchRequest)]
     request = SearchRequest(**{name: getattr(arguments, name) for name in names})
-    result = search(request, say=lambda text: print(printable(text), file=sys.stderr, flush=True))
+    with redirect_stdout(sys.stderr):  # an embedder may print; stdout is for results
+        result = search(request, say=lambda text: print(printable(text), file=sys.stderr, flush=True))
     if arguments.json:
         hits = [[hit._asdict() for hit in ranked] for ranked in result.hits]
         print(json.dumps({"version": result.version, "hits": hits}))

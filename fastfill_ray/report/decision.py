@@ -113,7 +113,7 @@ def _before_first_version(state: State, plan: Plan) -> Answer:
     elif new is not None:
         known.append(f"the full new model has {name} {score(new.value)}")
     why = ", ".join(known) if known else "nothing is predicted or measured yet"
-    return Answer("wait", f"Wait for version {len(state.versions)} and decide then: {why}.")
+    return Answer("wait", f"Make version {len(state.versions)} and decide then: {why}.")
 
 
 def _worse_than_before(state: State, plan: Plan) -> Answer | None:
@@ -154,7 +154,8 @@ def _after_rollback(state: State, newest: Version) -> Answer:
         "worse": f"is worse than {against(state, newest)}, {difference(newest)}",
         "undecided": f"is neither better nor worse than {against(state, newest)}, {difference(newest)}",
     }.get(finding(newest), "is newer")
-    why = f"version {newest.version} {words}"
+    again = f"`fastfill-ray rollback ROOT --to {newest.version}` publishes that one again"
+    why = f"version {newest.version} {words}; {again}"
     return Answer("stop", f"Stop until it is clear why somebody rolled back to version {back}: {why}{goes_on}.")
 
 

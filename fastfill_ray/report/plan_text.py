@@ -6,10 +6,10 @@ from fastfill_ray.experiment.results import ChoiceResult
 from fastfill_ray.log.records import MetricValue, Plan, Prediction
 from fastfill_ray.log.state import State
 from fastfill_ray.report.choice import choice_words
-from fastfill_ray.report.model import metric_value
 from fastfill_ray.report.prediction import Promise, promises
+from fastfill_ray.report.rest import arm_of_prediction, predicted_scope
 from fastfill_ray.report.text import Column, table_lines, wrapped
-from fastfill_ray.report.wording import MISSING, metric_name, percent, score_interval
+from fastfill_ray.report.wording import MISSING, SCOPE_PLACES, metric_name, percent, score_interval
 from fastfill_ray.wording import duration
 
 
@@ -71,9 +71,7 @@ def _versions(state: State, plan: Plan) -> list[str]:
     relevance, _, metric = plan.objective.partition("/")
     if plan.prediction:
         relevance, metric = plan.prediction[0].relevance, plan.prediction[0].metric
-    arms = {
-        arm: metric_value(plan.baselines.get(arm, ()), relevance, metric, "audit") for arm in ("old/old", "new/new")
-    }
+    arms = {arm: arm_of_prediction(plan, arm) for arm in ("old/old", "new/new")}
     rows = {
         arm: (arm, *[MISSING] * 3, _interval(value), share)
         for (arm, value), share in zip(arms.items(), (percent(0), percent(1)), strict=True)
@@ -86,7 +84,9 @@ def _versions(state: State, plan: Plan) -> list[str]:
         Column(heading, cells, is_left=heading == "version")
         for heading, cells in zip(headings, zip(*table, strict=True), strict=True)
     ]
-    title = f"Predicted {metric_name(metric)} by {relevance}, on the audit items, with 95 % intervals:"
+    title = (
+        f"Predicted {metric_name(metric)} by {relevance}, {SCOPE_PLACES[predicted_scope(plan)]}, with 95 % intervals:"
+    )
     return [title, *table_lines(columns)]
 
 

@@ -14,6 +14,16 @@ _ACTIONS: dict[Action, str] = {
 }
 
 
+def preview_lead(found: Preview) -> str:
+    """What to do now, where that is not what the log alone says: the gallery has changed, or the start is refused."""
+    if found.error is not None:
+        return f"Settle first what the next start would be refused for: {printable(found.error)}"
+    if found.action == "follow" and found.changes is not None:
+        items = found.changes.added + (found.changes.changed or 0) + found.changes.removed
+        return f"Start the run again: the gallery has changed, {items:,} items differ."
+    return ""
+
+
 def preview_words(found: Preview, now: Serving) -> str:
     """Some lines; the last one says what is served now."""
     lines = [f"At work: {driver}. A start now would end with exit code 75." for driver in found.drivers]

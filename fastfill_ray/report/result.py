@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fastfill_ray.log.state import State
+from fastfill_ray.report.decision import decision
 from fastfill_ray.report.plan_text import plan_text
 from fastfill_ray.report.text import lead, seconds_table, version_table
 from fastfill_ray.sanitize import printable
@@ -85,5 +86,6 @@ class BackfillResult:
         shown = self.table() if self.state.plan_versions else self.plan_text()
         parts = [shown, self.closing_words(), lead(self.state), printable(f"Report: {self.output}/{REPORT_HTML}")]
         if not self.finished:
-            parts.append(printable(f"Go on: {goes_on}"))
+            stops = decision(self.state).answer.action == "stop"
+            parts.append(printable(f"{'To go on all the same' if stops else 'Go on'}: {goes_on}"))
         return "\n".join(filter(None, parts))

@@ -39,11 +39,12 @@ def read_status(files: Files) -> Status:
     return Status(files.root, state, Deleted.read(files, state.deletions), tuple(find_drivers(files)), beginning)
 
 
-def status_text(status: Status, item_s: float | None) -> str:
+def status_text(status: Status, item_s: float | None, first: str = "") -> str:
     """For people; the decision is the first line.
 
     Args:
         item_s: see ``plan_text``.
+        first: said in its place, where the next start has something else to do.
     """
     state = status.state
     if status.beginning is not None:
@@ -53,7 +54,7 @@ def status_text(status: Status, item_s: float | None) -> str:
     else:
         standing = version_table(state)
     drivers = map(progress_words, status.drivers)
-    return "\n".join(filter(None, [lead(state), *drivers, standing, deletions_note(state, status.deleted)]))
+    return "\n".join(filter(None, [first or lead(state), *drivers, standing, deletions_note(state, status.deleted)]))
 
 
 def status_json(status: Status) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class WavesWork(Work):
     new: int = 0
 
     def counted(self, done: int) -> str:
-        return f"{100 * (self.new + done) / max(self.items, 1):.0f} % of the items new"
+        return f"{100 * (self.new + done) / max(self.items, 1):.0f} % of the items embedded"
 
 
 class Bar:

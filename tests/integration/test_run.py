@@ -62,8 +62,8 @@ def finished(planned: Path, workshop: Workshop, tmp_path_factory: pytest.TempPat
     counts = Counter(workshop.journal(journal))
     assert set(counts.values()) == {1}, "an item was embedded twice"
     assert len(counts) == 600 - 120, "every item but the pairs is embedded after PLAN"
-    assert "waves: 20 % of the items new, loading " in log.getvalue()
-    assert "wave 1 of 3: 30 % of the items new, " in log.getvalue()
+    assert "waves: 20 % of the items embedded, loading " in log.getvalue()
+    assert "wave 1 of 3: 30 % of the items embedded, " in log.getvalue()
     return target
 
 
@@ -73,7 +73,7 @@ def test_a_run_that_stops_at_the_plan_has_written_the_report_and_status_prints_t
     assert (planned / "reports" / "report.html").exists()
     assert main(["status", str(planned)]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("Wait for version 0 and decide then: ")
+    assert printed.startswith("Make version 0 and decide then: ")
     assert "\nPlan " in printed
     assert "Predicted " in printed
     assert re.search(r"To embed: 480 items at \S+ s each, as measured at the pairs", printed.replace("\n", " "))

@@ -52,7 +52,7 @@ def test_a_plan_says_what_version_0_is_predicted_to_have_against_the_old_system_
     state = running(0)
     assert told(state) == (
         "wait",
-        "Wait for version 0 and decide then: on the audit items it is predicted to have mAP 0.430 (0.380 to 0.480), "
+        "Make version 0 and decide then: on the audit items it is predicted to have mAP 0.430 (0.380 to 0.480), "
         "the old system has 0.360, the last version is predicted to have 0.630 (0.580 to 0.680).",
     )
     made = decision(state)
@@ -85,7 +85,7 @@ def test_a_plan_without_a_prediction_says_what_is_known() -> None:
     audit = {"new/new": (metric("label", "map", 0.6, scope="audit"),)}
     assert told(running(0, promised(prediction=(), baselines=audit))) == (
         "wait",
-        "Wait for version 0 and decide then: the full new model has mAP 0.600.",
+        "Make version 0 and decide then: the full new model has mAP 0.600.",
     )
     assert told(running(0, plan(baselines={})))[1].endswith("decide then: nothing is predicted or measured yet.")
 
@@ -116,7 +116,7 @@ def test_a_prediction_by_another_relevance_than_the_objectives_is_named_and_not_
 def test_a_plan_of_another_order_names_the_version_that_comes_next() -> None:
     anew = promised().model_copy(update={"plan": "other"})
     state = living().model_copy(update={"plans": (*living().plans, anew)})
-    assert told(state)[1].startswith("Wait for version 7 and decide then: ")
+    assert told(state)[1].startswith("Make version 7 and decide then: ")
     assert decision(state).gained == "Version 6, of an earlier order, is served meanwhile."
 
 
@@ -251,17 +251,24 @@ def test_after_a_rollback_by_hand_nothing_is_advised_but_to_find_out_why() -> No
     assert told(rolled_back(running(3), 1)) == (
         "stop",
         "Stop until it is clear why somebody rolled back to version 1: version 2 is better than version 1, +0.030 "
-        "(+0.010 to +0.050); the next start goes on and publishes what is not worse than version 1.",
+        "(+0.010 to +0.050); `fastfill-ray rollback ROOT --to 2` publishes that one again; the next start goes on and "
+        "publishes what is not worse than version 1.",
     )
     ended = rolled_back(judged(finished()), 2)
-    assert told(ended)[1].endswith("version 4 is better than version 3, +0.030 (+0.010 to +0.050).")
+    assert told(ended)[1].endswith(
+        "version 4 is better than version 3, +0.030 (+0.010 to +0.050); `fastfill-ray rollback ROOT --to 4` publishes "
+        "that one again."
+    )
     assert decision(ended).gained.startswith("Version 2, which is served, has mAP ")
     again = rolled_back(ended, 4)
     assert told(again) == told(finished())
 
 
 def test_after_a_rollback_from_a_change_no_difference_is_claimed() -> None:
-    assert told(rolled_back(living(), 5))[1].endswith("somebody rolled back to version 5: version 6 is newer.")
+    assert told(rolled_back(living(), 5))[1].endswith(
+        "somebody rolled back to version 5: version 6 is newer; `fastfill-ray rollback ROOT --to 6` publishes that one "
+        "again."
+    )
 
 
 def test_a_held_version_that_somebody_published_is_to_be_rolled_back_unless_there_was_a_reason() -> None:
@@ -372,5 +379,5 @@ def test_every_state_has_one_sentence_that_begins_with_what_to_do(
         }
     )
     words = decision(changed(state, **of_newest) if made else state).words
-    assert re.match(r"(Wait for|Go on|Stop|Roll back to|Done)\b.*[^.]\.$", words), words
+    assert re.match(r"(Make version|Go on|Stop|Roll back to|Done)\b.*[^.]\.$", words), words
     assert not re.search(r"\. |\.\.|  |None", words), words

@@ -7,7 +7,7 @@ import re
 from fastfill_ray.log.state import State
 from fastfill_ray.report.plan_text import plan_text
 from fastfill_ray.report.result import BackfillResult
-from tests.report.logs import finished, plan, predicted
+from tests.report.logs import finished, metric, plan, predicted
 
 WAVES = (301, 451, 751, 1503, 3006, 0)
 
@@ -45,6 +45,16 @@ def test_a_plan_says_what_is_predicted_of_every_version_between_the_arms_with_it
     assert table[7] == ["new/new", "-", "-", "-", "0.660 (0.640 to 0.680)", "100 %"]
 
 
+def test_what_is_predicted_of_the_published_index_stands_between_the_arms_of_that() -> None:
+    state = planned()
+    promise = [each.model_copy(update={"scope": "gallery"}) for each in state.plans[0].prediction]
+    of_gallery = state.plans[0].model_copy(update={"prediction": tuple(promise)})
+    lines = plan_text(state.model_copy(update={"plans": (of_gallery,)}), None).splitlines()
+    first = lines.index("Predicted mAP by label, in the published index, with 95 % intervals:")
+    table = [cells(line) for line in lines[first + 1 : first + 9]]
+    assert [row[4].split()[0] for row in table[1:]] == ["0.380", "0.430", "0.480", "0.530", "0.580", "0.630", "0.630"]
+
+
 def test_the_work_is_said_in_actor_hours_from_the_measured_rate() -> None:
     due = "To embed: 5,711 items"
     told = plan_text(planned(), 2.5).replace("\n", " ")
@@ -69,6 +79,10 @@ def test_the_text_of_a_run_ends_with_the_command_that_goes_on_unless_it_is_finis
     assert lines[0].startswith("Plan ab12")
     assert lines[-2:] == ["Report: out/reports/report.html", "Go on: fastfill-ray run --config c.yaml"]
     assert "out: the plan is made; of its waves nothing is embedded; nothing is published yet." in lines
+    nothing_to_gain = planned(baselines={"old/old": (metric("label", "map", 0.9, scope="audit"),)})
+    stops = BackfillResult("out", nothing_to_gain, finished=False).text("again").splitlines()
+    assert any(line.startswith("Stop here, there is nothing to gain") for line in stops)
+    assert stops[-1] == "To go on all the same: again"
     done = BackfillResult("out", finished(), finished=True, seconds={"pairs": 8.0}).text("again")
     assert done.startswith("Metrics: ")
     assert "Go on" not in done

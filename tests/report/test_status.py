@@ -42,13 +42,13 @@ def test_before_the_first_record_it_says_what_is_done(files: LocalFiles) -> None
 
 
 def test_a_driver_at_work_is_shown_with_what_it_does(files: LocalFiles) -> None:
-    with Heartbeat(files, doing=lambda: "wave 3 of 5: 41 % of the items new"):
+    with Heartbeat(files, doing=lambda: "wave 3 of 5: 41 % of the items embedded"):
         status = read_status(files)
         first = status_text(status, None).splitlines()[0]
         assert first.startswith(f"At work: process {os.getpid()} on ")
-        assert first.endswith("last sign of life 0 s ago: wave 3 of 5: 41 % of the items new.")
+        assert first.endswith("last sign of life 0 s ago: wave 3 of 5: 41 % of the items embedded.")
         [told] = status_json(status)["at_work"]
-        assert (told["is_at_work"], told["doing"]) == (True, "wave 3 of 5: 41 % of the items new")
+        assert (told["is_at_work"], told["doing"]) == (True, "wave 3 of 5: 41 % of the items embedded")
         assert len(status_json(status)["drivers"]) == 1
 
 

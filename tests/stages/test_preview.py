@@ -13,7 +13,7 @@ from fastfill_ray.cli import main
 from fastfill_ray.config import load_config
 from fastfill_ray.errors import TooManyRemoved
 from fastfill_ray.log.preview import FileChanges, ItemChanges, Preview, Serving, Work, serving
-from fastfill_ray.report.preview import preview_words
+from fastfill_ray.report.preview import preview_lead, preview_words
 from fastfill_ray.stages.preview import preview
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.storage.files import open_files
@@ -158,7 +158,11 @@ def test_the_words_say_each_thing_in_a_line_of_its_own() -> None:
         "at most.",
         "Served now: version 3; items still stale: 8; absent: 9.",
     ]
+    assert preview_lead(found).startswith("Settle first what the next start would be refused for: TooManyRemoved: ")
+    follows = found.model_copy(update={"error": None})
+    assert preview_lead(follows) == "Start the run again: the gallery has changed, 18 items differ."
     nothing = Preview(action="nothing", publishes=2)
+    assert preview_lead(nothing) == ""
     assert preview_words(nothing, Serving(version=None, stale=None, absent=None)).splitlines() == [
         "Next start: publishes version 2 first.",
         "Next start: nothing, all is done.",

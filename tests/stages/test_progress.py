@@ -102,20 +102,23 @@ def test_the_waves_have_one_line_that_stays_while_versions_are_built(wait: Calla
     work = WavesWork("waves", 800, "items", waits_for="loading m:E in 1 actor ...", before_s=0.01, items=1000, new=200)
     with shown.shown(work) as bar:
         bar.rename("wave 1 of 2")
-        assert shown.now == "wave 1 of 2: 20 % of the items new, loading m:E in 1 actor ..."
+        assert shown.now == "wave 1 of 2: 20 % of the items embedded, loading m:E in 1 actor ..."
         bar.advance(400)
-        assert shown.now == "wave 1 of 2: 60 % of the items new, 100 items/s, 4 s left"
+        assert shown.now == "wave 1 of 2: 60 % of the items embedded, 100 items/s, 4 s left"
         with shown.stage("build 1", 1000, "rows") as build:
             build.advance(500)
-            assert shown.now == "wave 1 of 2: 60 % of the items new, 100 items/s, 4 s left; build 1: 500 of 1,000 rows"
+            assert (
+                shown.now
+                == "wave 1 of 2: 60 % of the items embedded, 100 items/s, 4 s left; build 1: 500 of 1,000 rows"
+            )
             wait(2)
             build.advance(500)
         bar.rename("wave 2 of 2")
         wait(4)
         bar.advance(400)
     assert said.getvalue().splitlines() == [
-        "waves: 20 % of the items new, loading m:E in 1 actor ...",
-        "wave 2 of 2: 100 % of the items new, 6 s",
+        "waves: 20 % of the items embedded, loading m:E in 1 actor ...",
+        "wave 2 of 2: 100 % of the items embedded, 6 s",
     ]
     assert shown.seconds == {"build 1": 2.0}, "work that goes on beside others is not counted twice"
 
