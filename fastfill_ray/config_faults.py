@@ -28,6 +28,8 @@ def explain(fault: Any, model: type[BaseModel]) -> str:
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "tuple_type":
         message = "a list is expected, such as [a, b]"
+    if fault["type"] == "too_short":
+        message = f"a list of at least {fault['ctx']['min_length']} is expected"
     if fault["type"] == "value_error":
         return message
     if fault["type"] in ("unsafe_url", "paths"):

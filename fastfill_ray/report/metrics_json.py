@@ -17,10 +17,10 @@ def report_json(state: State) -> dict[str, Any]:
     """Everything a notebook would plot, as plain JSON values.
 
     Keys: ``finished``, ``stopped`` (why, null if not), ``serving``, ``init``, ``plan`` (without its file references,
-    and without arms and prediction, which have keys of their own), ``objective`` (the last version's value, both arms
-    and ``gain_share``), ``versions`` (of the plan and of those that it follows, with ``status``,
-    ``finding`` (the gate's verdict as a word), ``gain`` (the objective over that of the version before), all
-    ``metrics``, ``flips``, ``segments``, ``index_bytes``, and ``changes`` where the gallery changed),
+    and without arms and prediction, which have keys of their own), ``objective`` (``value`` of the last version,
+    ``serving_value`` of the served one, both arms and ``gain_share``), ``versions`` (of the plan and of those that it
+    follows, with ``status``, ``finding`` (the gate's verdict as a word), ``gain`` (the objective over that of the
+    version before), all ``metrics``, ``flips``, ``segments``, ``index_bytes``, and ``changes`` where the gallery changed),
     ``baselines``, ``curves`` (each with its points, both areas and both arms), ``group_gap`` (per scope, relevance and
     metric: the gap between the groups in each version, beside the overall value), ``prediction`` (per version:
     ``predicted``, ``audit`` and ``gallery``, each with value, interval and share of the gain), ``prediction_error``
@@ -42,6 +42,7 @@ def report_json(state: State) -> dict[str, Any]:
             "name": plan.objective,
             "scope": best.scope if best else None,
             "value": best.points[-1].value if best else None,
+            "serving_value": next((p.value for p in best.points if p.version == state.serving), None) if best else None,
             "old/old": best.old.value if best and best.old else None,
             "new/new": best.new.value if best and best.new else None,
             "gain_share": best.gain_share if best else None,

@@ -16,6 +16,9 @@ def test_the_json_survives_json_and_holds_curves_areas_and_the_share_of_the_gain
     assert report["serving"] == 4
     assert report["finished"] is True
     assert report["objective"]["gain_share"] == pytest.approx(1.0)
+    assert report["objective"]["serving_value"] == report["objective"]["value"]
+    back = report_json(finished().model_copy(update={"published": (0, 2, 3, 4, 2)}))["objective"]
+    assert back["serving_value"] < back["value"], "of the version that was rolled back to"
     assert [f"{c['relevance']}/{c['metric']}" for c in report["curves"]] == [
         *("label/map", "label/cmc@1", "qrels/recall@1", "qrels/recall@10", "new_model/recall@10")
     ]
