@@ -20,7 +20,8 @@ def report_json(state: State) -> dict[str, Any]:
     and without arms and prediction, which have keys of their own), ``objective`` (``value`` of the last version,
     ``serving_value`` of the served one, both arms and ``gain_share``), ``versions`` (of the plan and of those that it
     follows, with ``status``, ``finding`` (the gate's verdict as a word), ``gain`` (the objective over that of the
-    version before), all ``metrics``, ``flips``, ``segments``, ``index_bytes``, and ``changes`` where the gallery changed),
+    version before), all ``metrics``, ``flips``, ``segments``, ``index_bytes``, and ``changes`` where the gallery
+    changed),
     ``baselines``, ``curves`` (each with its points, both areas and both arms), ``group_gap`` (per scope, relevance and
     metric: the gap between the groups in each version, beside the overall value), ``prediction`` (per version:
     ``predicted``, ``audit`` and ``gallery``, each with value, interval and share of the gain), ``prediction_error``
