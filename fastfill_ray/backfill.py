@@ -242,17 +242,18 @@ class _Run:
         job = make_job(source, context.files, self.config.queries, self.models)
         try_models(context, job, inspected.gallery.files, self.config, state.plan)
         # Once there is something to compare with, what came is read once: for its ids and for its digests.
-        digests = Digests(source, payloads=self._known_before(state).unversioned > 0) if state.plan else None
+        before = self._known_before(state)
+        digests = Digests(source, payloads=before.unversioned > 0) if state.plan else None
         snapshot = take_snapshot(context, inspected, source, limit=limit, cut=cut, beside=digests)
         if state.plan is not None and step.do == "plan":
             changes = preflight.changed_settings(self.request.settings, state.plan.settings)
             context.progress.say(f"a new plan, {snapshot.rows:,} items: {changes}")
-        sampled = self._sample(snapshot, source, job, state, root)
+        sampled = self._sample(snapshot, source, job, before, root)
         basis = self._basis(snapshot, source, sampled, init, unfinished, root)
         # Only now is anything bound: a model that cannot be built, or returns another dim, leaves no trace.
         preflight.check_bound(self.config.output, log.initialise(init).init, init)
         if self._next(log.state).do == "plan":
-            log.append(self._plan(basis, source, kept))
+            log.append(self._plan(basis, source, kept, before))
             write_report(context.files, log.state)  # people decide by it before the waves are paid for
         if (plan := log.state.plan) is not None:
             mend_named(context, basis, log.state, self.damaged)
@@ -268,11 +269,10 @@ class _Run:
             name = kept.plan.root
         return None if name is None else next(plan for plan in state.plans if plan.plan == name)
 
-    def _plan(self, basis: Basis, source: Source, kept: Kept | None) -> Plan:
+    def _plan(self, basis: Basis, source: Source, kept: Kept | None, before: Known) -> Plan:
         """The plan for the gallery as it is now: what is new already is carried over."""
         context, log, number = self.context, self.log, len(self.log.state.plans)
         as_it_is = kept if kept is not None and kept.is_indexed_as(self.request.settings) else None
-        before = self._known_before(log.state)
         wanted = Wanted(self.request.settings, basis.pairs.fingerprint)
         carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, before, wanted)
         if carried is not None and kept is not None and not self.allow_removals:
@@ -398,7 +398,7 @@ class _Run:
             return None
         return read_snapshot(self.context.files, plan.snapshot)
 
-    def _sample(self, snapshot: Snapshot, source: Source, job: Job, state: State, root: Plan | None) -> Sample:
+    def _sample(self, snapshot: Snapshot, source: Source, job: Job, before: Known, root: Plan | None) -> Sample:
         """Pairs and queries with their vectors."""
         config, context = self.config, self.context
         sampling = Sampling(
@@ -412,7 +412,7 @@ class _Run:
         )
         if root is not None:
             return sample_again(context, job, source, sampling, root)
-        return sample(context, job, source, snapshot, sampling, self._known_before(state))
+        return sample(context, job, source, snapshot, sampling, before)
 
     def _known_before(self, state: State) -> Known:
         """What was known when the last plan was made; nothing where that is damaged: receipts are read again then."""

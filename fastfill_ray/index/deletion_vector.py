@@ -71,6 +71,12 @@ def put_deletion(files: Files, path: str, vector: DeletionVector, ids: pa.Array)
     )
 
 
+def superseding(files: Files, segment: Segment, rows: I64, path: str) -> Segment:
+    """The segment with a new deletion vector over `rows` (H,), none of which a DELETE hides; see ``put_deletion``."""
+    vector = DeletionVector(rows, np.zeros(len(rows), bool))
+    return segment.model_copy(update={"deletion": put_deletion(files, path, vector, read_ids(files, segment))})
+
+
 def read_deletion(files: Files, segment: Segment) -> DeletionVector:
     """What a segment hides; empty where it has no deletion vector.
 

@@ -18,6 +18,8 @@ from fastfill_ray.types import F32, I64
 _library: Any = faiss  # for what its stubs lack
 # Ids are unsigned where FAISS adds to them: this many more is none more.
 _WRAP = 1 << 64
+# Whose lists hold a code per row and nothing else.
+_PLAIN = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,7 @@ def selects_in_lists(ivf: Any) -> bool:
     """Whether the lists are scanned by a selector with the results of an over-fetch. Fast scan rounds by what it
     collects, and the refined PQ and additive codes refuse selectors.
     """
-    kinds = faiss.IndexIVFFlat | faiss.IndexIVFScalarQuantizer | faiss.IndexIVFPQ
-    return isinstance(ivf, kinds) and not isinstance(ivf, faiss.IndexIVFPQR)
+    return isinstance(ivf, _PLAIN) and not isinstance(ivf, faiss.IndexIVFPQR)
 
 
 def search_lists(
@@ -138,10 +139,9 @@ def can_join_lists(index: faiss.Index) -> bool:
     blocks; other kinds keep more beside the codes.
     """
     inverted = inverted_part(index)
-    kinds = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
     return (
         inverted is not None
-        and type(inverted.ivf) in kinds
+        and type(inverted.ivf) in _PLAIN
         and isinstance(faiss.downcast_InvertedLists(inverted.ivf.invlists), faiss.ArrayInvertedLists)
     )
 

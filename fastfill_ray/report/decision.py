@@ -23,7 +23,8 @@ from fastfill_ray.report.rest import (
     predicts_objective,
     rest_of,
 )
-from fastfill_ray.report.wording import SCOPE_PLACES, change, duration, metric_name, percent, score, score_interval
+from fastfill_ray.report.wording import SCOPE_PLACES, change, metric_name, percent, score, score_interval
+from fastfill_ray.wording import duration
 
 Action = Literal["wait", "go on", "stop", "roll back", "done", "unknown"]
 

@@ -7,7 +7,7 @@ from fastfill_ray.log.records import MetricValue, Plan, Prediction
 from fastfill_ray.log.state import State
 from fastfill_ray.report.choice import choice_words
 from fastfill_ray.report.prediction import Promise, promises
-from fastfill_ray.report.rest import arm_of_prediction, predicted_scope
+from fastfill_ray.report.rest import arm_of_prediction, predicted_objective, predicted_scope
 from fastfill_ray.report.text import Column, table_lines, wrapped
 from fastfill_ray.report.wording import MISSING, SCOPE_PLACES, metric_name, percent, score_interval
 from fastfill_ray.wording import duration
@@ -68,9 +68,7 @@ def _runner_up(choice: ChoiceResult | None) -> str:
 def _versions(state: State, plan: Plan) -> list[str]:
     """A row per version: the rows that become new in it, and what is predicted of it; the arms around them."""
     promised = dict(enumerate(promises(state)))
-    relevance, _, metric = plan.objective.partition("/")
-    if plan.prediction:
-        relevance, metric = plan.prediction[0].relevance, plan.prediction[0].metric
+    relevance, _, metric = predicted_objective(plan).partition("/")
     arms = {arm: arm_of_prediction(plan, arm) for arm in ("old/old", "new/new")}
     rows = {
         arm: (arm, *[MISSING] * 3, _interval(value), share)

@@ -13,8 +13,9 @@ from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import work_ahead_s
 from fastfill_ray.report.findings import held_against
 from fastfill_ray.report.model import metric_value
-from fastfill_ray.report.wording import change, duration, metric_name, percent
+from fastfill_ray.report.wording import change, metric_name, percent
 from fastfill_ray.types import Scope
+from fastfill_ray.wording import duration
 
 # What is left is not worth its price where it is predicted to bring less than this share of the whole gain.
 LITTLE = 0.05
@@ -142,12 +143,12 @@ def objective_name(plan: Plan) -> str:
 
 def predicts_objective(plan: Plan) -> bool:
     """Whether the prediction is of the objective; it is not where too few audit queries have an answer by that."""
-    return _predicted(plan) == plan.objective
+    return predicted_objective(plan) == plan.objective
 
 
 def predicted_name(plan: Plan) -> str:
     """The metric that is predicted, with its relevance where that is not the objective's."""
-    relevance, _, metric = _predicted(plan).partition("/")
+    relevance, _, metric = predicted_objective(plan).partition("/")
     return metric_name(metric) if predicts_objective(plan) else f"{metric_name(metric)} by {relevance}"
 
 
@@ -158,11 +159,11 @@ def predicted_scope(plan: Plan) -> Scope:
 
 def arm_of_prediction(plan: Plan, arm: str) -> MetricValue | None:
     """What is predicted, of an arm, on the scale of the prediction."""
-    relevance, _, metric = _predicted(plan).partition("/")
+    relevance, _, metric = predicted_objective(plan).partition("/")
     return metric_value(plan.baselines.get(arm, ()), relevance, metric, predicted_scope(plan))
 
 
-def _predicted(plan: Plan) -> str:
+def predicted_objective(plan: Plan) -> str:
     """In the form of an objective; the objective itself where nothing is predicted."""
     first = next(iter(plan.prediction), None)
     return plan.objective if first is None else f"{first.relevance}/{first.metric}"

@@ -41,10 +41,3 @@ def change(value: float) -> str:
 
 def change_interval(value: float, low: float | None, high: float | None) -> str:
     return change(value) if low is None or high is None else f"{change(value)} ({change(low)} to {change(high)})"
-
-
-def duration(seconds: float) -> str:
-    """Work time in the unit that people would take."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"

@@ -11,16 +11,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
-from fastfill_ray.index.deletion_vector import DeletionVector, fresh_path, put_deletion, read_deletion, read_ids
+from fastfill_ray.index.deletion_vector import fresh_path, read_deletion, superseding
 from fastfill_ray.index.segment_list import put_segments, segments_of
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.log.carry import Kept, is_same_item
 from fastfill_ray.log.records import Changes, FileRef, Plan, Segment
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.waves import order_wave
-from fastfill_ray.stages.compare import compare
+from fastfill_ray.stages.compare import compare, rows_of_segment
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.keys import ScoredChunk, in_groups, read_chunk_keys
 from fastfill_ray.stages.known import Known, gather_known, put_known
@@ -36,11 +35,9 @@ from fastfill_ray.stages.work import (
     put_rows,
     read_work_list,
 )
-from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import parse_unit_receipt, stage_folder, wave_folder
 from fastfill_ray.storage.receipts import Receipt, find_receipts
-from fastfill_ray.storage.refs import get_verified
 
 # What there is when a plan is made
 
@@ -240,19 +237,11 @@ class Inheritance:
         number, segment = numbered
         wave = 0 if segment.state == "new" else max(segment.wave, self.catch_up)
         segment = segment.model_copy(update={"wave": wave})
-        dead = np.concatenate([np.empty(0, np.int64), *(self._dead_rows(reference, number) for reference in self.dead)])
         before = read_deletion(self.files, segment)
         superseded = before.rows[~before.deleted]
-        rows = np.union1d(superseded, dead)
+        rows = np.union1d(superseded, rows_of_segment(self.files, self.dead, number))
         if len(rows) == segment.rows:
             return None
         if len(rows) == len(superseded):  # rows that a DELETE hides are looked at when the version is made
             return segment
-        path = fresh_path(self.plan, self.epoch, segment)
-        vector = DeletionVector(rows, np.zeros(len(rows), bool))
-        deletion = put_deletion(self.files, path, vector, read_ids(self.files, segment))
-        return segment.model_copy(update={"deletion": deletion})
-
-    def _dead_rows(self, reference: FileRef, number: int) -> np.ndarray:
-        table = read_table(get_verified(self.files, reference), name=reference.path)
-        return table.filter(pc.equal(table.column("segment"), number)).column("row").to_numpy().astype(np.int64)
+        return superseding(self.files, segment, rows, fresh_path(self.plan, self.epoch, segment))

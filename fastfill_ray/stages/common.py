@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fastfill_ray.index.deletion_vector import DeletionVector, hidden_rows, put_deletion, read_ids
+from fastfill_ray.index.deletion_vector import hidden_rows, superseding
 from fastfill_ray.log.records import FileRef, Segment
 from fastfill_ray.ordering.ids import item_keys
-from fastfill_ray.stages.compare import same_payload
+from fastfill_ray.stages.compare import rows_of_segment, same_payload
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.known import cut_by_key, num_partitions
 from fastfill_ray.storage.arrow import keys_column, read_table, table_bytes
@@ -116,15 +116,10 @@ class _HideDiffering:
     def __call__(self, numbered: tuple[int, Segment]) -> Segment | None:
         """The segment without the rows that differ; None where no row is left."""
         number, segment = numbered
-        hidden = hidden_rows(self.files, segment)
-        for reference in self.differing:
-            table = read_table(get_verified(self.files, reference), name=reference.path)
-            here = table.filter(pc.equal(table.column("segment"), number)).column("row").to_numpy()
-            hidden = np.union1d(hidden, here.astype(np.int64))
+        before = hidden_rows(self.files, segment)
+        hidden = np.union1d(before, rows_of_segment(self.files, self.differing, number))
         if len(hidden) == segment.rows:
             return None
-        if (segment.deletion is not None and len(hidden) == segment.deletion.rows) or not len(hidden):
+        if len(hidden) == len(before):
             return segment
-        vector = DeletionVector(hidden, np.zeros(len(hidden), bool))
-        deletion = put_deletion(self.files, self.path_of(segment), vector, read_ids(self.files, segment))
-        return segment.model_copy(update={"deletion": deletion})
+        return superseding(self.files, segment, hidden, self.path_of(segment))

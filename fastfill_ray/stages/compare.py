@@ -29,7 +29,7 @@ from fastfill_ray.storage.arrow import keys_column, keys_of, read_table, table_b
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import compared_path
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import U64, Bools
+from fastfill_ray.types import I64, U64, Bools
 
 _BINARY = pa.binary(16)
 
@@ -259,6 +259,15 @@ def same_payload(table: pa.Table, prefix: str) -> pa.ChunkedArray:
     by_version = pc.equal(table.column("version"), table.column(f"{prefix}version"))
     by_payload = pc.equal(table.column("payload"), table.column(f"{prefix}payload"))
     return pc.coalesce(by_version, by_payload)
+
+
+def rows_of_segment(files: Files, references: Sequence[FileRef], number: int) -> I64:
+    """The rows (H,) that files with columns segment and row, such as ``Compared.dead``, name of one segment."""
+    found = [np.empty(0, np.int64)]
+    for reference in references:
+        table = read_table(get_verified(files, reference), name=reference.path)
+        found.append(table.filter(pc.equal(table.column("segment"), number)).column("row").to_numpy().astype(np.int64))
+    return np.concatenate(found)
 
 
 def find_known(items: pa.Table, known: pa.Table) -> pa.Table:

@@ -40,28 +40,31 @@ class Digests:
     source: Source
     payloads: bool
 
+    @property
+    def reads_payloads(self) -> bool:
+        """Whether payloads are read for every row; else for those without a version."""
+        return self.payloads or self.source.config.version_column is None
+
     @cached_property
     def columns(self) -> list[str]:
         """The columns that are read for them."""
         config = self.source.config
         beside = [config.version_column, config.label_column, config.group_column]
-        reads_payloads = self.payloads or config.version_column is None
-        payloads = config.payload_columns if reads_payloads else ()
+        payloads = config.payload_columns if self.reads_payloads else ()
         return [*(name for name in beside if name is not None), *payloads]
 
     @cached_property
     def folder(self) -> str:
         config = self.source.config
         named = [config.payload_columns, config.version_column, config.label_column, config.group_column]
-        reads_payloads = self.payloads or config.version_column is None
-        return stage_folder("changes", fingerprint([*named, self.source.label_kind, reads_payloads]))
+        return stage_folder("changes", fingerprint([*named, self.source.label_kind, self.reads_payloads]))
 
     def of_chunk(self, span: Span, table: pa.Table) -> pa.Table:
         """Columns payload, version, beside of the rows of a chunk, from a table that has ``columns``."""
         config = self.source.config
         nothing = pa.nulls(table.num_rows, pa.binary(16))
         version = nothing if config.version_column is None else version_digests(table, config.version_column)
-        beside = beside_digests(self.source, span, table)
+        beside = _beside_digests(self.source, span, table)
         if set(config.payload_columns) <= set(self.columns):
             payload = payload_digests(table, config.payload_columns)
         elif version.null_count:  # a row without a version goes by its payload
@@ -108,7 +111,7 @@ def _digest_parts(files: Files, digests: Digests, parts: Sequence[LedgerPart]) -
         yield digests.put(files, part, of_part, time.monotonic() - start)
 
 
-def beside_digests(source: Source, span: Span, table: pa.Table) -> pa.FixedSizeBinaryArray:
+def _beside_digests(source: Source, span: Span, table: pa.Table) -> pa.FixedSizeBinaryArray:
     """Of label and group, as they are stored beside the ids of a segment."""
     stored: dict[str, pa.Array] = {}
     if (labels := item_labels(table, source, span)) is not None:
