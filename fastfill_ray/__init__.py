@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastfill_ray.config import BackfillConfig as BackfillConfig
     from fastfill_ray.config import load_config as load_config
     from fastfill_ray.errors import FastfillError as FastfillError
+    from fastfill_ray.export import bake_queries as bake_queries
     from fastfill_ray.index.reader import Index as Index
     from fastfill_ray.index.reader import open_index as open_index
     from fastfill_ray.report.result import BackfillResult as BackfillResult
@@ -25,6 +26,7 @@ _HOMES = {
     "FastfillError": "fastfill_ray.errors",
     "Index": "fastfill_ray.index.reader",
     "Simulation": "fastfill_ray.simulation",
+    "bake_queries": "fastfill_ray.export",
     "load_config": "fastfill_ray.config",
     "open_index": "fastfill_ray.index.reader",
     "run_backfill": "fastfill_ray.backfill",

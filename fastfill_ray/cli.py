@@ -94,6 +94,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     rollback.add_argument("--to", type=int, required=True, help="version number")
     rollback.set_defaults(act=_rollback)
 
+    export = _root_command(commands, "export", "write a version as Parquet files that vector stores load")
+    export.add_argument("--to", required=True, metavar="FOLDER", help="a folder of its own, or an s3:// URL")
+    export.add_argument("--version", type=int, help="version number; the published one if left out")
+    export.add_argument(
+        "--baked", action="store_true", help="write the calibration into the vectors: any store then serves it by ip"
+    )
+    export.set_defaults(act=_export)
+
     for name, about in (
         ("delete", "searches return these ids no more; may be called while a driver is running"),
         ("undelete", "undo the deletion of these ids"),
@@ -285,6 +293,25 @@ def _rollback(arguments: argparse.Namespace) -> int:
     write_report(files, log.append(Publish(version=arguments.to, reason=ROLLBACK)))
     answer = {"published": arguments.to, "before": before}
     print(json.dumps(answer) if arguments.json else f"version {arguments.to} is published (before: {before})")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from fastfill_ray.export import export_version
+    from fastfill_ray.stages.export import ExportRequest
+
+    request = ExportRequest(arguments.version, arguments.baked)
+    with redirect_stdout(sys.stderr):  # libraries may print; stdout is for results
+        manifest = export_version(arguments.root, arguments.to, request, s3_endpoint=arguments.s3_endpoint)
+    if arguments.json:
+        print(json.dumps({"to": arguments.to, **manifest.model_dump(mode="json", exclude={"files", "baking"})}))
+    else:
+        exact = "" if manifest.is_exact else " The index keeps vectors compressed: these are what it keeps."
+        print(
+            f"version {manifest.version}: {manifest.rows:,} items ({manifest.new_rows:,} new, "
+            f"{manifest.stale_rows:,} stale) of {manifest.dim} dims in {len(manifest.files)} files under "
+            f"{printable(arguments.to)}/data. Search them by {manifest.metric}.{exact}"
+        )
     return 0
 
 

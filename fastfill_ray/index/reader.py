@@ -82,7 +82,7 @@ class Index:
         self._init = _init(files, state)
         self._refreshing = threading.Lock()
         deleted = Deleted.read(files, state.deletions)
-        self._snapshot = self._load(_choose(files, state, version), state.deletions, deleted, None)
+        self._snapshot = self._load(choose_version(files, state, version), state.deletions, deleted, None)
 
     @property
     def version(self) -> int:
@@ -180,7 +180,7 @@ class Index:
         """
         with self._refreshing:  # of two at once, the one that read the log first must not have the last word
             state, before = read_state(self._files), self._snapshot
-            version = before.version if self._pinned is not None else _choose(self._files, state, None)
+            version = before.version if self._pinned is not None else choose_version(self._files, state, None)
             deleted = before.deleted
             if state.deletions != before.deletions:
                 deleted = Deleted.read(self._files, state.deletions)
@@ -318,7 +318,12 @@ def _init(files: Files, state: State) -> Init:
     return state.init
 
 
-def _choose(files: Files, state: State, number: int | None) -> Version:
+def choose_version(files: Files, state: State, number: int | None) -> Version:
+    """The version of that number; None for the one that readers open.
+
+    Raises:
+        NotPublished: there is none, or it is expired; says which ones can be opened.
+    """
     wanted = state.serving if number is None else number
     version = None if wanted is None or wanted in state.expired else state.version(wanted)
     if version is None:

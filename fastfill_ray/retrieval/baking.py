@@ -85,9 +85,8 @@ class Baking(Model):
         Raises:
             ValueError: vectors of other dims, or `old` is missing.
         """
-        halves = [("new", new, self.new_dim, self.new_centre)]
-        if self.old_dim:
-            halves.insert(0, ("old", old, self.old_dim, self.old_centre))
+        of_old = [("old", old, self.old_dim, self.old_centre)] if self.old_dim else []
+        halves = [*of_old, ("new", new, self.new_dim, self.new_centre)]
         parts, squares = [], []
         for model, vectors, dim, centre in halves:
             if vectors is None:
@@ -105,7 +104,8 @@ class Baking(Model):
 
 def _squares(vectors: np.ndarray) -> np.ndarray:
     """Squared norms (N, 1)."""
-    return np.einsum("nd,nd->n", vectors, vectors)[:, None]
+    squared: np.ndarray = np.einsum("nd,nd->n", vectors, vectors)
+    return squared[:, None]
 
 
 def _joined(*parts: np.ndarray) -> F32:

@@ -1,0 +1,90 @@
+"""Exports, as `fastfill-ray export` and ``fastfill_ray.bake_queries`` use them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastfill_ray.engine.interface import Engine
+from fastfill_ray.errors import ConfigError, CorruptFile
+from fastfill_ray.retrieval.baking import Baking
+from fastfill_ray.stages.export import MANIFEST, ExportRequest, Manifest, export
+from fastfill_ray.stages.progress import Progress
+from fastfill_ray.storage.files import open_files
+from fastfill_ray.types import F32
+
+
+def export_version(
+    root: str,
+    to: str,
+    request: ExportRequest,
+    *,
+    s3_endpoint: str | None = None,
+    engine: Engine | None = None,
+    stream: TextIO | None = None,
+) -> Manifest:
+    """Write one version of an output root to a folder, see ``stages.export``.
+
+    Args:
+        to: a local folder or s3:// URL that holds nothing else, not under the root.
+        engine: by default Ray, for as long as this takes.
+
+    Raises:
+        ConfigError: the folder is the root, or lies in it.
+        FastfillError: see ``stages.export.export``.
+    """
+    files, target = open_files(root, s3_endpoint=s3_endpoint), open_files(to, s3_endpoint=s3_endpoint)
+    if f"{target.root}/".startswith(f"{files.root.rstrip('/')}/"):
+        raise ConfigError(f"--to {to}: lies in the output root {files.root}. Give a folder of its own.")
+    if engine is None:
+        from fastfill_ray.engine.ray_engine import RayEngine
+
+        engine = RayEngine()
+    progress = Progress(stream or sys.stderr)
+    with engine.session(progress.say):
+        return export(engine, files, target, request, progress)
+
+
+def bake_queries(
+    manifest: Mapping[str, Any] | str | Path, queries: ArrayLike, old_queries: ArrayLike | None = None
+) -> F32:
+    """Queries for a baked export: their inner product with its vectors is the score that ``open_index`` gives.
+
+    Args:
+        manifest: the ``manifest.json`` of the export, as a path or parsed.
+        queries: (Q, E) of the new model. old_queries: (Q, D) of the old one; read only if stale items are fused.
+
+    Returns:
+        (Q, B) float32, B the export's dims.
+
+    Raises:
+        ConfigError: the export is not baked.
+        CorruptFile: not a manifest.
+        ValueError: vectors of other dims, or old queries are needed and missing.
+    """
+    fields: Any = manifest
+    name = MANIFEST
+    if not isinstance(manifest, Mapping):
+        name = str(manifest)
+        try:
+            fields = json.loads(Path(manifest).read_bytes())
+        except ValueError as error:
+            raise CorruptFile(f"{name}: not a manifest ({error})") from None
+    if not isinstance(fields, Mapping) or "baking" not in fields:
+        raise CorruptFile(f"{name}: not a manifest of an export")
+    if (baking := fields["baking"]) is None:
+        raise ConfigError(f"{name}: this export is not baked, so queries are searched as they are; metric "
+                          f"{fields.get('metric')}")  # fmt: skip
+    try:
+        parsed = Baking.model_validate(baking)
+    except ValueError as error:
+        raise CorruptFile(f"{name}: not a manifest of an export: {error}") from None
+
+    old = None if old_queries is None else np.asarray(old_queries, np.float32)
+    return parsed.queries(np.asarray(queries, np.float32), old)

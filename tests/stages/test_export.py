@@ -1,0 +1,172 @@
+"""Exports of hand-made roots: what a store finds in them is what ``open_index`` finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import fastfill_ray as ff
+from fastfill_ray.engine.in_process import InProcessEngine
+from fastfill_ray.errors import ConfigError, CorruptFile, NotPublished, RefusedError
+from fastfill_ray.export import bake_queries, export_version
+from fastfill_ray.retrieval.calibration import Calibration
+from fastfill_ray.retrieval.fusion import fusion_of
+from fastfill_ray.stages import export as stage
+from fastfill_ray.stages.export import ExportRequest, Manifest
+from fastfill_ray.types import F32, Metric
+from tests.index.test_reader import DIM, OLD_DIM, Root
+from tests.index.test_segment import vectors
+
+K = 10
+CALIBRATIONS = Calibration(scale=1.3, offset=-0.2), Calibration(scale=0.8, offset=0.1)
+
+
+def exported(root: Path, to: Path, **request: Any) -> Manifest:
+    return export_version(str(root), str(to), ExportRequest(**request), engine=InProcessEngine())
+
+
+def mixed_root(
+    path: Path,
+    metric: Metric,
+    weight: float | None,
+    id_type: Literal["int64", "string"] = "int64",
+    factory: str = "Flat",
+) -> Root:
+    """30 new items, 40 and 50 stale ones of two waves; three rows are superseded and two ids deleted."""
+    fusion = None if weight is None else fusion_of(weight, metric, old_scale=0.5)
+    root = Root(path, metric, id_type, factory, fusion)
+    names = [f"item {i}" for i in range(120)] if id_type == "string" else list(range(120))
+    parts = [root.segment(vectors(30, seed=1), names[:30])]
+    for first, rows, calibration in ((30, 40, CALIBRATIONS[0]), (70, 50, CALIBRATIONS[1])):
+        aligned, ids = vectors(rows, seed=first), names[first : first + rows]
+        if fusion is None:
+            parts.append(root.segment(aligned, ids, calibration))
+        else:
+            parts.append(root.fused(vectors(rows, OLD_DIM, seed=first + 1), aligned, ids, calibration))
+    root.commit(parts[0], root.hiding(parts[1], [0, 7, 39]), parts[2])
+    root.delete([names[3], names[75]])
+    return root
+
+
+def table_in(to: Path) -> tuple[list[Any], F32, list[str]]:
+    """Ids (N,), vectors (N, B) and states (N,) as a loader reads them: all files of the folder."""
+    table = pq.read_table(to / "data")
+    return (
+        table.column("id").to_pylist(),
+        np.stack(table.column("vector").to_pylist()),
+        table.column("state").to_pylist(),
+    )
+
+
+def test_what_is_exported_is_what_a_search_can_return(tmp_path: Path) -> None:
+    mixed_root(tmp_path / "root", "cosine", None, "string")
+    manifest = exported(tmp_path / "root", tmp_path / "to")
+    ids, stored, states = table_in(tmp_path / "to")
+    index = ff.open_index(str(tmp_path / "root"))
+    assert sorted(ids) == sorted(index.search(vectors(1, seed=5), index.rows)[1][0])
+    assert (manifest.rows, manifest.new_rows, manifest.stale_rows) == (115, 29, 86)
+    assert states.count("new") == 29
+    assert (manifest.metric, manifest.dim, manifest.is_exact) == ("cosine", DIM, True)
+    assert stored.shape == (115, DIM)
+    np.testing.assert_allclose(np.linalg.norm(stored, axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+@pytest.mark.parametrize("weight", [None, 0.0, 0.4, 1.0])
+@pytest.mark.parametrize("id_type", ["int64", "string"])
+def test_a_baked_export_serves_the_mixed_state_by_inner_product_alone(
+    tmp_path: Path, metric: Metric, weight: float | None, id_type: Literal["int64", "string"]
+) -> None:
+    mixed_root(tmp_path / "root", metric, weight, id_type)
+    manifest = exported(tmp_path / "root", tmp_path / "to", baked=True)
+    ids, stored, _ = table_in(tmp_path / "to")
+    assert (manifest.metric, manifest.dim) == ("ip", stored.shape[1])
+    index = ff.open_index(str(tmp_path / "root"))
+    queries, old_queries = vectors(6, seed=99), vectors(6, OLD_DIM, seed=98)
+    scores, found = index.search(queries, K, old_queries=old_queries)
+    asked = bake_queries(tmp_path / "to" / "manifest.json", queries, old_queries)
+    flat = faiss.IndexFlatIP(manifest.dim)
+    flat.add(stored)
+    by_faiss, rows = flat.search(asked, K)
+    products = asked @ stored.T
+    by_numpy = np.argsort(-products, axis=1)[:, :K]
+    near = 1e-5 * ((asked**2).sum(axis=1)[:, None] + (stored**2).sum(axis=1).max())
+    for of_store, their_scores in ((rows, by_faiss), (by_numpy, np.take_along_axis(products, by_numpy, axis=1))):
+        assert [[ids[row] for row in line] for line in of_store.tolist()] == found.tolist()
+        assert (np.abs(their_scores - scores) <= near).all()
+
+
+def test_an_index_that_compresses_says_that_its_vectors_are_not_exact(tmp_path: Path) -> None:
+    mixed_root(tmp_path / "root", "l2", None, factory="SQ8")
+    assert not exported(tmp_path / "root", tmp_path / "to").is_exact
+    mixed_root(tmp_path / "other", "l2", None, factory="IVF4,Flat")
+    assert exported(tmp_path / "other", tmp_path / "there").is_exact
+
+
+def test_a_fused_version_is_exported_baked_only(tmp_path: Path) -> None:
+    mixed_root(tmp_path / "root", "ip", 0.4)
+    with pytest.raises(RefusedError, match="version 0 is fused: .* Export it with --baked"):
+        exported(tmp_path / "root", tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_an_interrupted_export_goes_on_and_a_whole_one_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, to = tmp_path / "root", tmp_path / "to"
+    mixed_root(root, "ip", None)
+    monkeypatch.setattr(stage, "_PART_ROWS", 20)
+    loads: list[str] = []
+    load = stage.load_index
+
+    def dies(data: bytes, **options: Any) -> Any:
+        if len(loads) == 2:
+            raise KeyboardInterrupt
+        loads.append(options["name"])
+        return load(data, **options)
+
+    monkeypatch.setattr(stage, "load_index", dies)
+    with pytest.raises(KeyboardInterrupt):
+        exported(root, to)
+    assert not (to / "manifest.json").exists()
+    monkeypatch.setattr(stage, "load_index", load)
+    there = set((to / "data").iterdir())
+    assert there
+    manifest = exported(root, to)
+    assert there < set((to / "data").iterdir())
+    assert len(table_in(to)[0]) == manifest.rows == 115
+    assert {str(file.path) for file in manifest.files} == {f"data/{path.name}" for path in (to / "data").iterdir()}
+    monkeypatch.setattr(stage, "load_index", None)  # nothing is read again
+    assert exported(root, to) == manifest
+
+
+def test_a_folder_holds_one_export(tmp_path: Path) -> None:
+    root, to = tmp_path / "root", tmp_path / "to"
+    made = mixed_root(root, "ip", None)
+    exported(root, to)
+    with pytest.raises(RefusedError, match="holds an export of version 0 .*not baked"):
+        exported(root, to, baked=True)
+    made.delete([1])
+    with pytest.raises(RefusedError, match="or of other deletions"):
+        exported(root, to)
+    with pytest.raises(ConfigError, match="lies in the output root"):
+        exported(root, root / "to")
+    with pytest.raises(NotPublished, match="version 7 does not exist"):
+        exported(root, tmp_path / "other", version=7)
+
+
+def test_queries_are_baked_from_a_manifest_of_a_baked_export_alone(tmp_path: Path) -> None:
+    mixed_root(tmp_path / "root", "ip", None)
+    exported(tmp_path / "root", tmp_path / "plain")
+    with pytest.raises(ConfigError, match="this export is not baked"):
+        bake_queries(tmp_path / "plain" / "manifest.json", vectors(1, seed=1))
+    (tmp_path / "torn.json").write_text('{"baking": {"metric"')
+    with pytest.raises(CorruptFile, match="torn.json: not a manifest"):
+        bake_queries(tmp_path / "torn.json", vectors(1, seed=1))
+    with pytest.raises(CorruptFile, match="not a manifest of an export"):
+        bake_queries({"baking": {"metric": "dot"}}, vectors(1, seed=1))
