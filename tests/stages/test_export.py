@@ -110,7 +110,7 @@ def test_an_index_that_compresses_says_that_its_vectors_are_not_exact(tmp_path: 
 
 def test_a_fused_version_is_exported_baked_only(tmp_path: Path) -> None:
     mixed_root(tmp_path / "root", "ip", 0.4)
-    with pytest.raises(RefusedError, match="version 0 is fused: .* Export it with --baked"):
+    with pytest.raises(RefusedError, match=r"version 0 is fused: .* Export it with --baked"):
         exported(tmp_path / "root", tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
@@ -149,7 +149,7 @@ def test_a_folder_holds_one_export(tmp_path: Path) -> None:
     root, to = tmp_path / "root", tmp_path / "to"
     made = mixed_root(root, "ip", None)
     exported(root, to)
-    with pytest.raises(RefusedError, match="holds an export of version 0 .*not baked"):
+    with pytest.raises(RefusedError, match=r"holds an export of version 0 .*not baked"):
         exported(root, to, baked=True)
     made.delete([1])
     with pytest.raises(RefusedError, match="or of other deletions"):
@@ -166,7 +166,7 @@ def test_queries_are_baked_from_a_manifest_of_a_baked_export_alone(tmp_path: Pat
     with pytest.raises(ConfigError, match="this export is not baked"):
         bake_queries(tmp_path / "plain" / "manifest.json", vectors(1, seed=1))
     (tmp_path / "torn.json").write_text('{"baking": {"metric"')
-    with pytest.raises(CorruptFile, match="torn.json: not a manifest"):
+    with pytest.raises(CorruptFile, match=r"torn\.json: not a manifest"):
         bake_queries(tmp_path / "torn.json", vectors(1, seed=1))
     with pytest.raises(CorruptFile, match="not a manifest of an export"):
         bake_queries({"baking": {"metric": "dot"}}, vectors(1, seed=1))
