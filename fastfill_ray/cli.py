@@ -100,6 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     export.add_argument(
         "--baked", action="store_true", help="write the calibration into the vectors: any store then serves it by ip"
     )
+    export.add_argument(
+        "--since", metavar="FOLDER", help="only what changed since the export in this folder, and the ids to delete"
+    )
     export.set_defaults(act=_export)
 
     for name, about in (
@@ -297,14 +300,17 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from fastfill_ray.export import export_version
-    from fastfill_ray.stages.export import ExportRequest
+    from fastfill_ray.export import export_version, read_export
+    from fastfill_ray.stages.export_manifest import ExportRequest
 
-    request = ExportRequest(arguments.version, arguments.baked)
+    since = None if arguments.since is None else read_export(arguments.since, arguments.s3_endpoint)
+    request = ExportRequest(arguments.version, arguments.baked, since)
     with redirect_stdout(sys.stderr):  # libraries may print; stdout is for results
         manifest = export_version(arguments.root, arguments.to, request, s3_endpoint=arguments.s3_endpoint)
     if arguments.json:
-        print(json.dumps({"to": arguments.to, **manifest.model_dump(mode="json", exclude={"files", "baking"})}))
+        print(
+            json.dumps({"to": arguments.to, **manifest.model_dump(mode="json", exclude={"files", "deleted", "baking"})})
+        )
     else:
         exact = "" if manifest.is_exact else " The index keeps vectors compressed: these are what it keeps."
         print(
@@ -312,6 +318,11 @@ def _export(arguments: argparse.Namespace) -> int:
             f"{manifest.stale_rows:,} stale) of {manifest.dim} dims in {len(manifest.files)} files under "
             f"{printable(arguments.to)}/data. Search them by {manifest.metric}.{exact}"
         )
+        if manifest.since is not None:
+            print(
+                f"They are what changed since version {manifest.since.version}; {manifest.deleted_rows:,} ids to take "
+                f"out are under {printable(arguments.to)}/deleted."
+            )
     return 0
 
 

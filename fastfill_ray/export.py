@@ -12,12 +12,28 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastfill_ray.engine.interface import Engine
-from fastfill_ray.errors import ConfigError, CorruptFile
+from fastfill_ray.errors import ConfigError, CorruptFile, FileMissing
 from fastfill_ray.retrieval.baking import Baking
-from fastfill_ray.stages.export import MANIFEST, ExportRequest, Manifest, export
+from fastfill_ray.stages.export import export
+from fastfill_ray.stages.export_manifest import MANIFEST, ExportRequest, Manifest, read_manifest
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.storage.files import open_files
 from fastfill_ray.types import F32
+
+
+def read_export(folder: str, s3_endpoint: str | None = None) -> Manifest:
+    """The manifest of the finished export in a folder.
+
+    Raises:
+        ConfigError: there is none.
+        CorruptFile: it is damaged.
+    """
+    try:
+        return read_manifest(open_files(folder, s3_endpoint=s3_endpoint))
+    except FileMissing:
+        raise ConfigError(
+            f"--since {folder}: there is no {MANIFEST}. Give the folder of the finished export that the store holds."
+        ) from None
 
 
 def export_version(

@@ -1,89 +1,68 @@
-"""A version as files that any vector store loads: ids, vectors and states, one Parquet file per part of a segment.
+"""A version as files that any vector store loads: ids, vectors and states; or what changed since an earlier export.
 
-What is made lies under a folder of its own: ``export.json`` says of what, put first; ``data/`` holds the parts, and
-``parts/`` their receipts; ``manifest.json``, put last, names every part. The same call completes what was interrupted.
+What is made lies under a folder of its own: ``export.json`` says of what, put first; ``data/`` and ``deleted/`` hold
+the files, ``parts/`` the receipts; ``manifest.json``, put last, names every file. The same call completes what was
+interrupted.
 
-Legend: N items of a segment, E new dim, B dims of what is exported.
+Legend: N rows of a segment, E new dim, B dims of what is exported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from fastfill_ray.engine.interface import Engine
-from fastfill_ray.errors import FileMissing, NotPublished, RefusedError
-from fastfill_ray.index.deletion_vector import read_deletion, read_ids
-from fastfill_ray.index.deletions import Deleted
+from fastfill_ray.errors import NotPublished
 from fastfill_ray.index.reader import choose_version
-from fastfill_ray.index.segment import load_index
+from fastfill_ray.index.segment import load_index, search_segment, segment_queries
 from fastfill_ray.index.segment_list import segments_of
-from fastfill_ray.log.records import FileRef, Init, Segment, Version
-from fastfill_ray.retrieval.baking import Baking
+from fastfill_ray.log.records import Delete, Segment, Undelete, Version
+from fastfill_ray.log.state import State
+from fastfill_ray.ordering.proxies import GAIN_DEPTH, merge_top
+from fastfill_ray.stages.export_changes import Portion, PortionReader, portions_since
+from fastfill_ray.stages.export_manifest import (
+    MANIFEST,
+    Exported,
+    ExportRequest,
+    Manifest,
+    begin_export,
+    finished_export,
+    is_same_export,
+    plan_of,
+    wanted_export,
+)
 from fastfill_ray.stages.progress import Progress
+from fastfill_ray.storage.arrow import matrix_of, read_table
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import chunk_unit
-from fastfill_ray.storage.receipts import Receipt, find_receipts, put_receipt
+from fastfill_ray.storage.paths import chunk_unit, stage_receipt
+from fastfill_ray.storage.receipts import Receipt, find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.storage.sealed import seal_file, unseal_file
-from fastfill_ray.types import F32, I64, IdType, Metric, Model, fingerprint
+from fastfill_ray.storage.sealed import seal_file
+from fastfill_ray.types import F32, Metric, Model
 
-FORMAT = 1
-REQUEST, MANIFEST, RECEIPTS = "export.json", "manifest.json", "parts"
-# Rows of a part: what a worker holds beside the index of one segment. Rows of a row group: what loaders read at a time.
-_PART_ROWS, _GROUP_ROWS = 1 << 17, 1 << 14
-# Items that say where the middle of a space is.
-_CENTRE_ROWS = 1 << 14
-
-
-class Exported(Model):
-    """What an export is of. baking: null where vectors are as the index has them."""
-
-    format: int = FORMAT
-    root: str
-    version: int = Field(ge=0)
-    plan: str
-    deletions: str = Field(description='fingerprint of the deletions in force, "" for none')
-    old_space: str
-    new_space: str
-    id_type: IdType
-    metric: Metric = Field(description="that a store is to use on the column `vector`")
-    dim: int = Field(gt=0)
-    baking: Baking | None = None
-
-
-class Manifest(Exported):
-    """An export that is whole. `rows` are the items in `files`, `new_rows` and `stale_rows` sum to it."""
-
-    rows: int = Field(ge=0)
-    new_rows: int = Field(ge=0)
-    stale_rows: int = Field(ge=0)
-    is_exact: bool = Field(description="false: the index keeps vectors compressed, and these are what it keeps")
-    files: tuple[FileRef, ...]
+RECEIPTS = "parts"
+# Rows of a file: what a worker holds beside the index of one segment. Rows of a row group: what loaders read at a time.
+_FILE_ROWS, _GROUP_ROWS = 1 << 17, 1 << 14
+# Items that say where the middle of a space is, and queries that say how high the scores are that matter.
+_CENTRE_ROWS, _LEVEL_QUERIES = 1 << 14, 64
+# The score of a hit that a segment is too small to have; JSON knows no infinity.
+_MISSING = np.finfo(np.float32).min
 
 
 class _Part(Model):
-    """One segment's work."""
+    """Some rows of one segment, which one worker exports."""
 
     unit: str
-    segment: Segment
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """version: None for the published one. baked: calibration in the vectors, see ``retrieval.baking``."""
-
-    version: int | None = None
-    baked: bool = False
+    portion: Portion
+    place: float | None
 
 
 def export(engine: Engine, files: Files, target: Files, request: ExportRequest, progress: Progress) -> Manifest:
@@ -91,132 +70,73 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
 
     Raises:
         NotPublished: nothing is published, or there is no such version.
-        RefusedError: `target` holds another export, or the version is fused and is to be exported as it is.
+        RefusedError: `target` holds another export; the version is fused and is to be exported as it is; or it cannot
+            be reached from `request.since`.
         CorruptFile, FileMissing: a file of the version is not the one that the log names.
     """
     state = read_state(files)
     if state.init is None:
         raise NotPublished(f"{files.root}: there is no log here, so nothing to export. Mend the path.")
     version = choose_version(files, state, request.version)
-    segments = segments_of(files, version)
-    deleted = Deleted.read(files, state.deletions)
-    if (whole := _finished(target)) is not None and _is_of(whole, files, version, deleted, request):
+    wanted = wanted_export(files, state, state.init, version, request)
+    if (whole := finished_export(target)) is not None and is_same_export(whole, wanted):
         return whole
-    exported = _begin(files, target, state.init, version, segments, deleted, request)
-    parts = [_Part(unit=chunk_unit(_name(segment, deleted)), segment=segment) for segment in segments]
+    exported = begin_export(target, wanted, partial(_centred, files, state))
+    portions = portions_since(files, state, version, None if request.since is None else request.since.held)
+    parts = [
+        _Part(
+            unit=chunk_unit(portion.digest),
+            portion=portion,
+            place=exported.places[portion.segment.wave] if portion.segment.state == "stale" else None,
+        )
+        for portion in portions.upserted
+    ]
     receipts = find_receipts(target, RECEIPTS, {part.unit for part in parts})
     missing = [part for part in parts if part.unit not in receipts]
-    work = partial(_export_parts, files, target, exported, version, deleted)
-    rows = sum(part.segment.live_rows for part in parts)
+    samples = _samples(files, state, version) if exported.baking is not None and request.since is None else None
+    work = partial(_export_parts, files, target, exported, state.deletions, samples)
+    rows = sum(part.portion.rows for part in parts)
     done = sum(receipts[part.unit].rows for part in parts if part.unit in receipts)
     with progress.stage("export", rows, "items", done=done) as bar:
         for receipt in engine.run_units(work, [[part] for part in missing]):
             receipts[receipt.unit] = receipt
             bar.advance(receipt.rows)
     ordered = [receipts[part.unit] for part in parts]
-    counts = {state: sum(r.rows for p, r in zip(parts, ordered, strict=True) if p.segment.state == state)
-              for state in ("new", "stale")}  # fmt: skip
+    new_rows = sum(r.rows for part, r in zip(parts, ordered, strict=True) if part.place is None)
+    gone = [put_content(target, lambda digest: f"deleted/ids-{digest[:16]}.parquet", _table_bytes({"id": ids}))
+            for ids in portions.deleted if len(ids)]  # fmt: skip
     manifest = Manifest(
-        **exported.model_dump(),
+        **{**exported.model_dump(), "level": _level(ordered) if request.since is None else exported.level},
         rows=sum(receipt.rows for receipt in ordered),
-        new_rows=counts["new"],
-        stale_rows=counts["stale"],
-        is_exact=all(receipt.details.get("exact", True) for receipt in ordered),
+        new_rows=new_rows,
+        stale_rows=sum(receipt.rows for receipt in ordered) - new_rows,
+        deleted_rows=sum(len(ids) for ids in portions.deleted),
+        is_exact=all(receipt.details["exact"] for receipt in ordered),
         files=tuple(output for receipt in ordered for output in receipt.outputs),
+        deleted=tuple(gone),
     )
     target.put_data(MANIFEST, seal_file(MANIFEST, manifest))
     return manifest
 
 
-def read_manifest(target: Files) -> Manifest:
-    """The manifest of a finished export.
-
-    Raises:
-        FileMissing: there is none, or it is not finished.
-        CorruptFile: it is damaged.
-    """
-    return unseal_file(MANIFEST, target.get(MANIFEST), Manifest)
-
-
-def _finished(target: Files) -> Manifest | None:
-    try:
-        return read_manifest(target)
-    except FileMissing:
-        return None
-
-
-def _is_of(found: Exported, files: Files, version: Version, deleted: Deleted, request: ExportRequest) -> bool:
-    """Whether an export is of this version, under these deletions, and baked or not as requested."""
-    theirs = found.root, found.version, found.plan, found.deletions, found.baking is not None
-    return theirs == (files.root, version.version, version.plan, deleted.fingerprint, request.baked)
-
-
-def _begin(
-    files: Files,
-    target: Files,
-    init: Init,
-    version: Version,
-    segments: Sequence[Segment],
-    deleted: Deleted,
-    request: ExportRequest,
-) -> Exported:
-    """What is exported, bound to the folder: a later call goes on with what an earlier one put down."""
-    try:
-        found = unseal_file(REQUEST, target.get(REQUEST), Exported)
-    except FileMissing:
-        found = None
-    if found is not None:
-        if not _is_of(found, files, version, deleted, request):
-            baked = "baked" if found.baking is not None else "not baked"
-            raise RefusedError(
-                f"{target.root}: holds an export of version {found.version} of {found.root}, {baked}, or of other "
-                f"deletions; this one is of version {version.version} of {files.root}. Give --to another folder, or "
-                "remove that one."
-            )
-        return found
-    fused = next((segment for segment in segments if segment.fusion is not None), None)
-    if fused is not None and not request.baked:
-        raise RefusedError(
-            f"{files.root}: version {version.version} is fused: its stale vectors have {fused.dim} dims and its new "
-            f"ones {init.new_dim}, so no store can hold both in one column. Export it with --baked."
-        )
-    baking = _bake(files, init, segments) if request.baked else None
-    exported = Exported(
-        root=files.root,
-        version=version.version,
-        plan=version.plan,
-        deletions=deleted.fingerprint,
-        old_space=init.old_space,
-        new_space=init.new_space,
-        id_type=init.id_type,
-        metric=init.metric if baking is None else "ip",
-        dim=init.new_dim if baking is None else baking.dim,
-        baking=baking,
-    )
-    target.put_data(REQUEST, seal_file(REQUEST, exported))
-    return exported
-
-
-def _bake(files: Files, init: Init, segments: Sequence[Segment]) -> Baking:
-    """How this version's items are baked; under l2 about the centre of some of them."""
+def _centred(files: Files, state: State, wanted: Exported) -> Exported:
+    """With the centres of both spaces, where the metric is l2: the means of some of the vectors."""
+    baking, version = wanted.baking, state.version(wanted.version)
+    if baking is None or baking.metric != "l2" or version is None or wanted.since is not None:
+        return wanted
+    segments, centres = segments_of(files, version), {}
     fused = next((segment for segment in segments if segment.needs_old_queries), None)
-    old_dim = 0 if fused is None else init.old_dim
-    old_centre: tuple[float, ...] = ()
-    new_centre: tuple[float, ...] = ()
-    if init.metric == "l2":
-        if fused is not None and fused.fusion is not None:
-            halves = _first_vectors(files, init, fused)[:, :old_dim]
-            old_centre = _mean(halves / np.float32(fused.fusion.old))
-        plain = next((segment for segment in segments if segment.fusion is None), None)
-        if plain is not None:
-            new_centre = _mean(_first_vectors(files, init, plain))
-    return Baking(
-        metric=init.metric, new_dim=init.new_dim, old_dim=old_dim, old_centre=old_centre, new_centre=new_centre
-    )
+    plain = next((segment for segment in segments if segment.fusion is None), None)
+    if fused is not None and fused.fusion is not None:
+        halves = _first_vectors(files, baking.metric, fused)[:, : baking.old_dim]
+        centres["old_centre"] = _mean(halves / np.float32(fused.fusion.old))
+    if plain is not None:
+        centres["new_centre"] = _mean(_first_vectors(files, baking.metric, plain))
+    return wanted.model_copy(update={"baking": baking.model_copy(update=centres)})
 
 
-def _first_vectors(files: Files, init: Init, segment: Segment) -> F32:
-    index = _load(files, init.metric, segment)
+def _first_vectors(files: Files, metric: Metric, segment: Segment) -> F32:
+    index = _load(files, metric, segment)
     vectors: F32 = index.reconstruct_n(0, min(index.ntotal, _CENTRE_ROWS))
     return vectors
 
@@ -230,67 +150,79 @@ def _load(files: Files, metric: Metric, segment: Segment) -> Any:
     return load_index(get_verified(files, segment.index), dim=segment.dim, metric=metric, rows=segment.rows, name=name)
 
 
-def _name(segment: Segment, deleted: Deleted) -> str:
-    """What a segment's part follows from, within one export."""
-    vector = "" if segment.deletion is None else segment.deletion.file.sha256
-    return fingerprint([segment.index.sha256, segment.ids.sha256, vector, deleted.fingerprint,
-                        segment.calibration.model_dump()])  # fmt: skip
+def _samples(files: Files, state: State, version: Version) -> tuple[F32, F32] | None:
+    """New (Q, E) and old (Q, D) vectors of some pairs, as queries; None where they are gone."""
+    receipt = read_receipt(files, stage_receipt("pairs", plan_of(state, version).pairs))
+    if receipt is None or not receipt.outputs:
+        return None
+    output = receipt.outputs[0]
+    table = read_table(get_verified(files, output), name=output.path, columns=["new", "old"]).slice(0, _LEVEL_QUERIES)
+    return matrix_of(table, "new"), matrix_of(table, "old")
+
+
+def _level(receipts: Sequence[Receipt]) -> float | None:
+    """The mean over the sampled queries of the last of their ten best stale scores; None where there are none."""
+    best = [np.array(receipt.details["best"], np.float32) for receipt in receipts if receipt.details.get("best")]
+    if not best:
+        return None
+    last = merge_top(best)[:, -1]
+    return float(last[last > _MISSING].mean()) if (last > _MISSING).any() else None
 
 
 def _export_parts(
-    files: Files, target: Files, exported: Exported, version: Version, deleted: Deleted, parts: Sequence[_Part]
+    files: Files,
+    target: Files,
+    exported: Exported,
+    deletions: Sequence[Delete | Undelete],
+    samples: tuple[F32, F32] | None,
+    parts: Sequence[_Part],
 ) -> Iterator[Receipt]:
+    baking, reader = exported.baking, PortionReader(files, deletions)
     for part in parts:
-        segment = part.segment
-        metric = exported.metric if exported.baking is None else exported.baking.metric
-        index = _load(files, metric, segment)
-        ids, live = _live(files, segment, version, deleted)
+        segment = part.portion.segment
+        index = _load(files, exported.metric if baking is None else baking.metric, segment)
+        ids, rows = reader.rows(part.portion)
         outputs = []
-        for start in range(0, segment.rows, _PART_ROWS):
-            rows = live[(live >= start) & (live < start + _PART_ROWS)]
-            if len(rows) == 0:
+        for start in range(0, segment.rows, _FILE_ROWS):
+            chosen = rows[(rows >= start) & (rows < start + _FILE_ROWS)]
+            if len(chosen) == 0:
                 continue
-            stored: F32 = index.reconstruct_n(start, min(_PART_ROWS, segment.rows - start))[rows - start]
-            vectors = stored
-            if exported.baking is not None:
-                vectors = exported.baking.items(stored, segment.calibration, segment.fusion)
-            data = _part_bytes(ids.take(pa.array(rows)), vectors, segment.state)
+            vectors: F32 = index.reconstruct_n(start, min(_FILE_ROWS, segment.rows - start))[chosen - start]
+            if baking is not None:
+                vectors = baking.items(vectors, part.place, segment.fusion)
+            data = _table_bytes(_columns(ids.take(pa.array(chosen)), vectors, segment.state))
             outputs.append(put_content(target, lambda digest: f"data/part-{digest[:16]}.parquet", data))
-        receipt = Receipt(
-            unit=part.unit, outputs=tuple(outputs), rows=len(live), details={"exact": _keeps_vectors(index)}
-        )
+        details: dict[str, Any] = {"exact": _keeps_vectors(index)}
+        if baking is not None and part.place is not None and samples is not None:
+            queries = segment_queries(segment, *samples, baking.metric)
+            scores, _ = search_segment(index, queries, GAIN_DEPTH, baking.metric)
+            details["best"] = np.where(np.isfinite(scores), scores, _MISSING).tolist()
+        receipt = Receipt(unit=part.unit, outputs=tuple(outputs), rows=len(rows), details=details)
         yield put_receipt(target, f"{RECEIPTS}/{part.unit}.receipt.json", receipt)
 
 
-def _live(files: Files, segment: Segment, version: Version, deleted: Deleted) -> tuple[pa.Array, I64]:
-    """The ids (N,) of a segment, and the ascending rows that a search can return: as ``open_index`` has them."""
-    ids, vector = read_ids(files, segment), read_deletion(files, segment)
-    hidden = vector.rows
-    if not deleted.are_flagged_in(version):
-        hidden = np.union1d(vector.rows[~vector.deleted], deleted.rows_of(ids))
-    return ids, np.setdiff1d(np.arange(segment.rows), hidden)
-
-
-def _part_bytes(ids: pa.Array, vectors: F32, state: Literal["stale", "new"]) -> bytes:
-    """Parquet with columns id, vector (list<float>) and state."""
+def _columns(ids: pa.Array, vectors: F32, state: str) -> dict[str, pa.Array]:
+    """id, vector (list<float>) and state of items, as loaders take them."""
     count, dim = vectors.shape
-    offsets = pa.array(np.arange(0, (count + 1) * dim, dim, dtype=np.int32))
-    table = pa.table(
-        {
-            "id": ids,
-            "vector": pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1))),
-            "state": pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int8)), pa.array([state])),
-        }
-    )
+    offsets = pa.array(np.arange(0, count * dim + 1, dim, dtype=np.int32))
+    return {
+        "id": ids,
+        "vector": pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1))),
+        "state": pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int8)), pa.array([state])),
+    }
+
+
+def _table_bytes(columns: dict[str, pa.Array]) -> bytes:
     sink = pa.BufferOutputStream()
     # Floats of vectors do not compress: nothing is gained but time lost.
+    compression = {"id": "zstd", "vector.list.element": "none", "state": "zstd"}
     pq.write_table(
-        table,
+        pa.table(columns),
         sink,
         row_group_size=_GROUP_ROWS,
-        compression={"id": "zstd", "vector.list.element": "none", "state": "zstd"},
-        use_dictionary=["state"],
-        write_statistics=["id", "state"],
+        compression=compression if "vector" in columns else "zstd",
+        use_dictionary=["state"] if "state" in columns else False,
+        write_statistics=[name for name in columns if name != "vector"],
         write_page_checksum=True,
     )
     return bytes(sink.getvalue())

@@ -42,6 +42,7 @@ class Root:
     id_type: Literal["int64", "string"] = "int64"
     factory: str = "Flat"
     fusion: Fusion | None = None
+    waves: tuple[float, ...] = (1.0,)
     count: int = 0
     segments: list[Segment] = field(default_factory=list)
 
@@ -62,7 +63,7 @@ class Root:
         self.log.append(
             Plan(
                 plan="p", request="r", settings={}, ids_digest=digest, snapshot="s", pairs="p", alignment="a",
-                scores="s", method="ridge", policy="random", waves=(1.0,), thresholds=(0,), fusion=self.fusion,
+                scores="s", method="ridge", policy="random", waves=self.waves, thresholds=(0,), fusion=self.fusion,
                 version_waves=tuple(range(10)),                stale_mode="aligned" if self.fusion is None else "fused",
                 wave_rows=(0, rows), rows=rows, unusable_rows=0, factory=self.factory, stale_factory=self.factory,
                 segment_rows=100, units=nothing, templates={}, objective="o", baselines={}, baseline_queries=None,

@@ -8,13 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastfill_ray.retrieval.baking import Baking
-from fastfill_ray.retrieval.calibration import Calibration
+from fastfill_ray.retrieval.calibration import OrderCalibration
 from fastfill_ray.retrieval.fusion import fuse, fusion_of
 from fastfill_ray.retrieval.similarity import similarity, unit_rows
 from fastfill_ray.types import F32, Metric
 
 OLD, NEW = 5, 7
-CALIBRATION = Calibration(scale=1.4, offset=-0.3)
+ORDER, PLACE = OrderCalibration(scale=1.4, offset=-0.3, slope=0.2), 0.6
+SERVED = ORDER.at(PLACE)
+IN_BAKING = {"scale": ORDER.scale, "offset": ORDER.offset, "slope": ORDER.slope}
 
 
 def drawn(rows: int, dim: int, seed: int, shift: float = 0.0) -> F32:
@@ -35,14 +37,14 @@ def test_of_new_and_aligned_items_the_inner_product_is_the_calibrated_score(
     items, queries = drawn(20, NEW, seed, shift), drawn(4, NEW, seed + 1, shift)
     indexed = unit_rows(items) if metric == "cosine" else items
     centre = tuple(items.mean(axis=0).tolist()) if metric == "l2" else ()
-    baking = Baking(metric=metric, new_dim=NEW, new_centre=centre)
+    baking = Baking(metric=metric, new_dim=NEW, new_centre=centre, **IN_BAKING)
     scores = similarity(queries, items, metric)
     asked = baking.queries(queries)
     assert asked.shape == (4, baking.dim)
     near = tolerance(metric, queries, items)
     assert (np.abs(asked @ baking.items(indexed).T - scores) <= near).all()
-    served = CALIBRATION.scale * scores + CALIBRATION.offset
-    assert (np.abs(asked @ baking.items(indexed, CALIBRATION).T - served) <= 2 * near).all()
+    served = SERVED.scale * scores + SERVED.offset
+    assert (np.abs(asked @ baking.items(indexed, PLACE).T - served) <= 2 * near).all()
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
@@ -52,12 +54,12 @@ def test_of_fused_items_it_is_the_sum_of_both_halves_scores(metric: Metric, weig
     old, aligned = drawn(20, OLD, 1, 2.0), drawn(20, NEW, 2, 2.0)
     queries, old_queries = drawn(4, NEW, 3, 2.0), drawn(4, OLD, 4, 2.0)
     centres = {"old_centre": (2.0,) * OLD, "new_centre": (2.0,) * NEW} if metric == "l2" else {}
-    baking = Baking(metric=metric, new_dim=NEW, old_dim=OLD, **centres)
-    stale = baking.items(fuse(old, aligned, fusion, metric), CALIBRATION, fusion)
+    baking = Baking(metric=metric, new_dim=NEW, old_dim=OLD, **centres, **IN_BAKING)
+    stale = baking.items(fuse(old, aligned, fusion, metric), PLACE, fusion)
     asked = baking.queries(queries, old_queries)
     assert stale.shape[1] == asked.shape[1] == baking.dim
     of_old, of_new = similarity(old_queries, old, metric), similarity(queries, aligned, metric)
-    expected = CALIBRATION.scale * (fusion.old**2 * of_old + fusion.new**2 * of_new) + CALIBRATION.offset
+    expected = SERVED.scale * (fusion.old**2 * of_old + fusion.new**2 * of_new) + SERVED.offset
     near = tolerance(metric, queries, aligned) + tolerance(metric, old_queries, old)
     assert (np.abs(asked @ stale.T - expected) <= 2 * near).all()
     indexed = unit_rows(aligned) if metric == "cosine" else aligned

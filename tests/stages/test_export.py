@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,20 +15,60 @@ import fastfill_ray as ff
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.errors import ConfigError, CorruptFile, NotPublished, RefusedError
 from fastfill_ray.export import bake_queries, export_version
-from fastfill_ray.retrieval.calibration import Calibration
+from fastfill_ray.log.records import Publish, Segment
+from fastfill_ray.retrieval.calibration import OrderCalibration
 from fastfill_ray.retrieval.fusion import fusion_of
 from fastfill_ray.stages import export as stage
-from fastfill_ray.stages.export import ExportRequest, Manifest
+from fastfill_ray.stages.export_manifest import ExportRequest, Manifest
 from fastfill_ray.types import F32, Metric
 from tests.index.test_reader import DIM, OLD_DIM, Root
 from tests.index.test_segment import vectors
 
 K = 10
-CALIBRATIONS = Calibration(scale=1.3, offset=-0.2), Calibration(scale=0.8, offset=0.1)
+PLACES = 0.0, 0.25, 0.75, 1.0  # of waves 0 to 3, two of which end at half of the items and at all
+ORDER = OrderCalibration(scale=1.3, offset=-0.2, slope=0.5)
 
 
 def exported(root: Path, to: Path, **request: Any) -> Manifest:
     return export_version(str(root), str(to), ExportRequest(**request), engine=InProcessEngine())
+
+
+@dataclass
+class Mixed:
+    """A root of 120 items in three waves of 30, 40 and 50: the first is new, the others are stale."""
+
+    root: Root
+    names: list[Any]
+    new: Segment
+    stale: dict[int, Segment]
+
+    def at(self, order: OrderCalibration) -> dict[int, Segment]:
+        """The stale segments under another calibration."""
+        return {
+            wave: segment.model_copy(update={"calibration": order.at(PLACES[wave])})
+            for wave, segment in self.stale.items()
+        }
+
+
+def mixed(
+    path: Path,
+    metric: Metric,
+    weight: float | None,
+    id_type: Literal["int64", "string"] = "int64",
+    factory: str = "Flat",
+) -> Mixed:
+    fusion = None if weight is None else fusion_of(weight, metric, old_scale=0.5)
+    root = Root(path, metric, id_type, factory, fusion, waves=(0.5, 1.0))
+    names: list[Any] = [f"item {i}" for i in range(120)] if id_type == "string" else list(range(120))
+    new, stale = root.segment(vectors(30, seed=1), names[:30]), {}
+    for wave, first, rows in ((1, 30, 40), (2, 70, 50)):
+        aligned, ids, calibration = vectors(rows, seed=first), names[first : first + rows], ORDER.at(PLACES[wave])
+        if fusion is None:
+            segment = root.segment(aligned, ids, calibration)
+        else:
+            segment = root.fused(vectors(rows, OLD_DIM, seed=first + 1), aligned, ids, calibration)
+        stale[wave] = segment.model_copy(update={"wave": wave})
+    return Mixed(root, names, new, stale)
 
 
 def mixed_root(
@@ -37,20 +78,11 @@ def mixed_root(
     id_type: Literal["int64", "string"] = "int64",
     factory: str = "Flat",
 ) -> Root:
-    """30 new items, 40 and 50 stale ones of two waves; three rows are superseded and two ids deleted."""
-    fusion = None if weight is None else fusion_of(weight, metric, old_scale=0.5)
-    root = Root(path, metric, id_type, factory, fusion)
-    names = [f"item {i}" for i in range(120)] if id_type == "string" else list(range(120))
-    parts = [root.segment(vectors(30, seed=1), names[:30])]
-    for first, rows, calibration in ((30, 40, CALIBRATIONS[0]), (70, 50, CALIBRATIONS[1])):
-        aligned, ids = vectors(rows, seed=first), names[first : first + rows]
-        if fusion is None:
-            parts.append(root.segment(aligned, ids, calibration))
-        else:
-            parts.append(root.fused(vectors(rows, OLD_DIM, seed=first + 1), aligned, ids, calibration))
-    root.commit(parts[0], root.hiding(parts[1], [0, 7, 39]), parts[2])
-    root.delete([names[3], names[75]])
-    return root
+    """Its version 0, of which three rows are superseded and two ids deleted."""
+    made = mixed(path, metric, weight, id_type, factory)
+    made.root.commit(made.new, made.root.hiding(made.stale[1], [0, 7, 39]), made.stale[2])
+    made.root.delete([made.names[3], made.names[75]])
+    return made.root
 
 
 def table_in(to: Path) -> tuple[list[Any], F32, list[str]]:
@@ -120,7 +152,7 @@ def test_an_interrupted_export_goes_on_and_a_whole_one_is_left_alone(
 ) -> None:
     root, to = tmp_path / "root", tmp_path / "to"
     mixed_root(root, "ip", None)
-    monkeypatch.setattr(stage, "_PART_ROWS", 20)
+    monkeypatch.setattr(stage, "_FILE_ROWS", 20)
     loads: list[str] = []
     load = stage.load_index
 
@@ -149,10 +181,10 @@ def test_a_folder_holds_one_export(tmp_path: Path) -> None:
     root, to = tmp_path / "root", tmp_path / "to"
     made = mixed_root(root, "ip", None)
     exported(root, to)
-    with pytest.raises(RefusedError, match=r"holds an export of version 0 .*not baked"):
+    with pytest.raises(RefusedError, match=r"holds another export, .*, not baked, after 1 deletions; .* baked"):
         exported(root, to, baked=True)
     made.delete([1])
-    with pytest.raises(RefusedError, match="or of other deletions"):
+    with pytest.raises(RefusedError, match="after 2 deletions"):
         exported(root, to)
     with pytest.raises(ConfigError, match="lies in the output root"):
         exported(root, root / "to")
@@ -170,3 +202,81 @@ def test_queries_are_baked_from_a_manifest_of_a_baked_export_alone(tmp_path: Pat
         bake_queries(tmp_path / "torn.json", vectors(1, seed=1))
     with pytest.raises(CorruptFile, match="not a manifest of an export"):
         bake_queries({"baking": {"metric": "dot"}}, vectors(1, seed=1))
+
+
+@dataclass
+class Store:
+    """What a vector store holds once it has taken in exports."""
+
+    held: dict[Any, tuple[str, F32]] = field(default_factory=dict)
+    manifest: Manifest | None = None
+
+    def take(self, root: Path, to: Path, **request: Any) -> Manifest:
+        """A full export at first, then what changed."""
+        self.manifest = exported(root, to, since=self.manifest, **request)
+        for ids in [pq.read_table(path) for path in sorted((to / "deleted").glob("*"))]:
+            for each in ids.column("id").to_pylist():
+                del self.held[each]
+        if self.manifest.files:
+            for each, vector, state in zip(*table_in(to), strict=True):
+                self.held[each] = state, vector
+        return self.manifest
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("weight", [None, 0.4])
+def test_a_chain_of_exports_gives_what_a_full_one_gives(tmp_path: Path, metric: Metric, weight: float | None) -> None:
+    """Waves, a quarantined row, deletions, an undeletion, a rollback; the scale stays, offset and slope do not."""
+    made = mixed(tmp_path / "root", metric, weight)
+    root, store, names = made.root, Store(), made.names
+    queries, old_queries = vectors(6, seed=99), vectors(6, OLD_DIM, seed=98)
+
+    def step(name: str) -> Manifest:
+        manifest = store.take(tmp_path / "root", tmp_path / f"since {name}", baked=True)
+        whole = exported(tmp_path / "root", tmp_path / f"whole {name}", baked=True)
+        assert whole.baking is not None
+        assert manifest.baking is not None
+        ids, stored, states = table_in(tmp_path / f"whole {name}")
+        assert {each: state for each, (state, _) in store.held.items()} == dict(zip(ids, states, strict=True))
+        theirs = np.stack([store.held[each][1] for each in ids])
+        asked = manifest.baking.queries(queries, old_queries if manifest.baking.old_dim else None)
+        expected = whole.baking.queries(queries, old_queries if whole.baking.old_dim else None) @ stored.T
+        np.testing.assert_allclose(asked @ theirs.T, expected, rtol=1e-4, atol=1e-3)
+        return manifest
+
+    root.commit(made.new, *made.at(ORDER).values())
+    assert step("at first").rows == 120
+    root.delete(names[40:44])
+    deleted = step("deleted")
+    assert (deleted.rows, deleted.deleted_rows) == (0, 4)
+    later = made.at(OrderCalibration(ORDER.scale, 0.1, -0.3))
+    embedded = root.segment(vectors(39, seed=5), names[30:69])
+    root.commit(made.new, embedded, root.hiding(later[1], range(39)), later[2])
+    wave = step("wave 1")
+    assert (wave.rows, wave.new_rows, wave.deleted_rows) == (35, 35, 0)
+    root.undelete(names[41:43])
+    undeleted = step("undeleted")
+    assert (undeleted.rows, undeleted.deleted_rows) == (2, 0)
+    root.commit(made.new, embedded, root.segment(vectors(51, seed=6), names[69:]))
+    assert step("the end").rows == 51
+    root.log.append(Publish(version=0, reason="rollback"))
+    assert step("rolled back").rows == 88
+    root.log.append(Publish(version=1))
+    assert step("forward again").rows == 37
+
+
+def test_a_version_of_another_scale_keeps_the_scores_at_the_level_where_the_first_ten_end(tmp_path: Path) -> None:
+    made = mixed(tmp_path / "root", "ip", None)
+    made.root.commit(made.new, *made.at(ORDER).values())
+    store = Store()
+    first = store.take(tmp_path / "root", tmp_path / "first", baked=True)
+    assert first.level is None  # this root has no pairs to ask with
+    made.root.commit(made.new, *made.at(OrderCalibration(1.5, 0.1, 0.2)).values())
+    with pytest.raises(RefusedError, match="another scale, and that export does not say how high scores are"):
+        exported(tmp_path / "root", tmp_path / "second", since=first, baked=True)
+    then = exported(tmp_path / "root", tmp_path / "second", since=first.model_copy(update={"level": 2.0}), baked=True)
+    assert then.baking is not None
+    assert (then.rows, then.baking.scale) == (0, 1.3)
+    served, kept = 1.5 * 2.0 + 0.1, 1.3 * 2.0 + then.baking.offset
+    assert kept == pytest.approx(served)
+    assert then.baking.slope == pytest.approx(0.2)

@@ -1,0 +1,172 @@
+"""Which rows of which segments a store lacks that holds an earlier version, and which ids it has too many.
+
+Legend: N rows of a segment, C rows that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from fastfill_ray.errors import CorruptFile
+from fastfill_ray.index.deletion_vector import read_deletion, read_ids
+from fastfill_ray.index.deletions import Deleted
+from fastfill_ray.index.segment_list import segments_of
+from fastfill_ray.log.records import Delete, Segment, Undelete, Version
+from fastfill_ray.log.state import State
+from fastfill_ray.storage.files import Files
+from fastfill_ray.types import I64, Model, fingerprint
+
+# A segment by its files: its rows, whatever is hidden of them.
+Key: TypeAlias = tuple[str, str]
+
+
+class Held(Model):
+    """What a store holds: a version, without what the first so many deletions of the log delete."""
+
+    version: int = Field(ge=0)
+    num_deletions: int = Field(ge=0)
+
+
+class Portion(Model):
+    """Rows of one segment: those that can be found after so many deletions of the log, less those of `earlier`.
+
+    are_flagged: the segment's deletion vector says what is deleted, no id has to be looked up. rows: how many, as far
+    as is known without reading. earlier: what a store has of the same files; None where it has none.
+    """
+
+    segment: Segment
+    num_deletions: int
+    are_flagged: bool
+    rows: int
+    earlier: Portion | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.segment.index.sha256, self.segment.ids.sha256
+
+    @property
+    def digest(self) -> str:
+        """Names the rows."""
+        return fingerprint(self.model_dump(mode="json", exclude={"rows": True, "earlier": {"rows"}}))
+
+
+@dataclass
+class Portions:
+    """upserted: what a store is to take in. deleted: ids that it is to take out."""
+
+    upserted: list[Portion]
+    deleted: list[pa.Array] = field(default_factory=list)
+
+
+class PortionReader:
+    """Reads portions.
+
+    Args:
+        files: the output root.
+        deletions: of the log, as many as any portion counts.
+    """
+
+    def __init__(self, files: Files, deletions: Sequence[Delete | Undelete]) -> None:
+        self._files, self._deletions = files, deletions
+        self._known: dict[int, Deleted] = {}
+
+    def deleted(self, num_deletions: int) -> Deleted:
+        """What the first so many deletions of the log delete."""
+        if num_deletions not in self._known:
+            self._known[num_deletions] = Deleted.read(self._files, self._deletions[:num_deletions])
+        return self._known[num_deletions]
+
+    def portions(self, version: Version, num_deletions: int) -> dict[Key, Portion]:
+        """All of a version that can be found, by segment."""
+        are_flagged = self.deleted(num_deletions).are_flagged_in(version)
+        found = [
+            Portion(segment=segment, num_deletions=num_deletions, are_flagged=are_flagged, rows=segment.live_rows)
+            for segment in segments_of(self._files, version)
+        ]
+        return {portion.key: portion for portion in found}
+
+    def rows(self, portion: Portion) -> tuple[pa.Array, I64]:
+        """The ids (N,) of the portion's segment, and its rows (C,), ascending."""
+        ids = read_ids(self._files, portion.segment)
+        rows = self._findable(portion, ids)
+        if portion.earlier is not None:
+            rows = np.setdiff1d(rows, self._findable(portion.earlier, ids))
+        return ids, rows
+
+    def ids(self, portion: Portion) -> pa.Array:
+        """The ids (C,) of its rows."""
+        ids, rows = self.rows(portion)
+        return ids.take(pa.array(rows))
+
+    def is_same(self, one: Portion, other: Portion) -> bool:
+        """Whether two portions of the same files cannot differ: the same deletion vector, and the same ids deleted."""
+        vectors = [
+            None if each.segment.deletion is None else each.segment.deletion.file.sha256 for each in (one, other)
+        ]
+        in_force = [self.deleted(each.num_deletions).fingerprint for each in (one, other)]
+        return vectors[0] == vectors[1] and in_force[0] == in_force[1] and one.are_flagged == other.are_flagged
+
+    def _findable(self, portion: Portion, ids: pa.Array) -> I64:
+        """The rows that ``open_index`` would find."""
+        vector = read_deletion(self._files, portion.segment)
+        hidden = vector.rows
+        if not portion.are_flagged:
+            hidden = np.union1d(vector.rows[~vector.deleted], self.deleted(portion.num_deletions).rows_of(ids))
+        return np.setdiff1d(np.arange(portion.segment.rows), hidden)
+
+
+def portions_since(files: Files, state: State, version: Version, held: Held | None) -> Portions:
+    """What takes a store from what it holds to a version without all that the log deletes.
+
+    Segments of which the same rows are hidden as before are not read. Of the others the ids are: memory grows with
+    what changed.
+
+    Args:
+        held: None for an empty store.
+
+    Raises:
+        CorruptFile, FileMissing: a file of either version is damaged or gone.
+    """
+    reader = PortionReader(files, state.deletions)
+    now = reader.portions(version, len(state.deletions))
+    if held is None:
+        return Portions(list(now.values()))
+    earlier = state.version(held.version)
+    if earlier is None:
+        raise CorruptFile(f"{files.root}: there is no version {held.version} in the log")
+    then = reader.portions(earlier, held.num_deletions)
+    upserted = []
+    for key, portion in now.items():
+        theirs = then.get(key)
+        if theirs is None:
+            upserted.append(portion)
+        elif not reader.is_same(portion, theirs):
+            changed = portion.model_copy(update={"earlier": theirs})
+            if count := len(reader.ids(changed)):
+                upserted.append(changed.model_copy(update={"rows": count}))
+    taken_in = [reader.ids(portion) for portion in upserted]
+    return Portions(upserted, [_without(gone, taken_in) for gone in _gone(reader, now, then)])
+
+
+def _gone(reader: PortionReader, now: dict[Key, Portion], then: dict[Key, Portion]) -> Iterator[pa.Array]:
+    """Ids of rows that could be found in a segment then, and cannot now."""
+    for key, theirs in then.items():
+        portion = now.get(key)
+        if portion is None:
+            yield reader.ids(theirs)
+        elif not reader.is_same(portion, theirs):
+            yield reader.ids(theirs.model_copy(update={"earlier": portion}))
+
+
+def _without(ids: pa.Array, others: Sequence[pa.Array]) -> pa.Array:
+    """Those of `ids` that are in none of the others."""
+    if not others:
+        return ids
+    return ids.filter(pc.invert(pc.is_in(ids, value_set=pa.chunked_array(others))))

@@ -1,0 +1,233 @@
+"""What an export is of: asked for, bound to its folder, and named in the manifest once it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+
+from fastfill_ray.errors import FileMissing, RefusedError
+from fastfill_ray.index.deletions import Deleted
+from fastfill_ray.index.segment_list import segments_of
+from fastfill_ray.log.records import FileRef, Init, Plan, Segment, Version
+from fastfill_ray.log.state import State
+from fastfill_ray.ordering.waves import wave_middles
+from fastfill_ray.retrieval.baking import Baking
+from fastfill_ray.stages.export_changes import Held
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.sealed import seal_file, unseal_file
+from fastfill_ray.types import IdType, Metric, Model
+
+REQUEST, MANIFEST = "export.json", "manifest.json"
+
+
+class Exported(Model):
+    """What an export is of."""
+
+    format: int = 1
+    root: str
+    version: int = Field(ge=0)
+    plan: str
+    since: Held | None = Field(default=None, description="what a store holds already; null: nothing")
+    num_deletions: int = Field(ge=0, description="records of deletions in the log that were applied")
+    deletions: str = Field(description='fingerprint of the deletions in force, "" for none')
+    old_space: str
+    new_space: str
+    id_type: IdType
+    metric: Metric = Field(description="that a store is to use on the column `vector`")
+    dim: int = Field(gt=0, description="of the column `vector`")
+    baking: Baking | None = Field(default=None, description="null: vectors are as the index has them")
+    places: tuple[float, ...] = Field(default=(), description="u of each wave's stale items")
+    level: float | None = Field(
+        default=None, description="mean stale score, uncalibrated, at which the first ten of a query end"
+    )
+
+
+class Manifest(Exported):
+    """An export that is whole. `rows` items are in `files`, `new_rows` and `stale_rows` of them sum to it."""
+
+    rows: int = Field(ge=0)
+    new_rows: int = Field(ge=0)
+    stale_rows: int = Field(ge=0)
+    deleted_rows: int = Field(default=0, ge=0, description="ids in `deleted`, which a store is to take out")
+    is_exact: bool = Field(description="false: the index keeps vectors compressed, and these are what it keeps")
+    files: tuple[FileRef, ...]
+    deleted: tuple[FileRef, ...] = ()
+
+    @property
+    def held(self) -> Held:
+        """What a store has once it has applied this."""
+        return Held(version=self.version, num_deletions=self.num_deletions)
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """version: None for the published one. baked: see ``retrieval.baking``. since: the export that a store holds."""
+
+    version: int | None = None
+    baked: bool = False
+    since: Manifest | None = None
+
+
+def read_manifest(target: Files) -> Manifest:
+    """The manifest of a finished export.
+
+    Raises:
+        FileMissing: there is none, or it is not finished.
+        CorruptFile: it is damaged.
+    """
+    return unseal_file(MANIFEST, target.get(MANIFEST), Manifest)
+
+
+def finished_export(target: Files) -> Manifest | None:
+    """The manifest; None where nothing is finished yet."""
+    try:
+        return read_manifest(target)
+    except FileMissing:
+        return None
+
+
+def is_same_export(found: Exported, wanted: Exported) -> bool:
+    """Whether both are of the same version, under the same deletions, baked or not, since the same version."""
+    first, second = (
+        (each.root, each.version, each.plan, each.since, each.deletions, each.baking is None)
+        for each in (found, wanted)
+    )
+    return first == second
+
+
+def wanted_export(files: Files, state: State, init: Init, version: Version, request: ExportRequest) -> Exported:
+    """What is to be exported; its centres are not known yet."""
+    segments, plan = segments_of(files, version), plan_of(state, version)
+    fused = next((segment for segment in segments if segment.fusion is not None), None)
+    if fused is not None and not request.baked and request.since is None:
+        raise RefusedError(
+            f"{files.root}: version {version.version} is fused: its stale vectors have {fused.dim} dims and its new "
+            f"ones {init.new_dim}, so no store can hold both in one column. Export it with --baked."
+        )
+    places = tuple(float(place) for place in wave_middles(plan.waves, plan.first_share))
+    baking = None
+    if request.since is not None:
+        baking = _rebaked(files, state, version, segments, request.since, places)
+    elif request.baked:
+        needs_old = any(segment.needs_old_queries for segment in segments)
+        order = _order_calibration(version, segments, places)
+        baking = Baking(metric=init.metric, new_dim=init.new_dim, old_dim=init.old_dim if needs_old else 0, **order)
+    return Exported(
+        root=files.root,
+        version=version.version,
+        plan=version.plan,
+        since=None if request.since is None else request.since.held,
+        num_deletions=len(state.deletions),
+        deletions=Deleted.read(files, state.deletions).fingerprint,
+        old_space=init.old_space,
+        new_space=init.new_space,
+        id_type=init.id_type,
+        metric=init.metric if baking is None else "ip",
+        dim=init.new_dim if baking is None else baking.dim,
+        baking=baking,
+        places=places,
+        level=None if request.since is None else request.since.level,
+    )
+
+
+def plan_of(state: State, version: Version) -> Plan:
+    """The plan that a version is of."""
+    return next(plan for plan in state.plans if plan.plan == version.plan)
+
+
+def _order_calibration(version: Version, segments: Sequence[Segment], places: Sequence[float]) -> dict[str, float]:
+    """scale, offset and slope that all stale segments of a version are served with.
+
+    Raises:
+        RefusedError: there are no such three.
+    """
+    stale = [segment for segment in segments if segment.state == "stale"]
+    if not stale:
+        return {}
+    scale = stale[0].calibration.scale
+    u = np.array([places[segment.wave] for segment in stale])
+    offsets = np.array([segment.calibration.offset for segment in stale])
+    first, last = int(u.argmin()), int(u.argmax())
+    slope = float((offsets[last] - offsets[first]) / (u[last] - u[first])) if u[last] > u[first] else 0.0
+    offset = float(offsets[first] - slope * u[first])
+    error = np.abs(offset + slope * u - offsets).max()
+    if error > 1e-5 * max(1.0, float(np.abs(offsets).max())) or any(s.calibration.scale != scale for s in stale):
+        raise RefusedError(
+            f"version {version.version}: its stale segments are not calibrated as one order, so that it cannot be "
+            "baked. Export it without --baked, or the next version."
+        )
+    return {"scale": scale, "offset": offset, "slope": slope}
+
+
+def _rebaked(
+    files: Files, state: State, version: Version, segments: Sequence[Segment], since: Manifest, places: Sequence[float]
+) -> Baking | None:
+    """The baking of a store that holds `since`, for another version: other queries, the same items.
+
+    The scale is in the items and stays. Where the version has another one, its scores at the level at which the first
+    ten of a query end are kept: o' = o + (s' - s) level.
+
+    Raises:
+        RefusedError: the same items would not be baked alike.
+    """
+    before = state.version(since.version)
+    full = "Export the version as a whole, without --since, to another folder."
+    if since.root != files.root or before is None or before.plan != since.plan or before.version in state.expired:
+        raise RefusedError(
+            f"--since: that export is of version {since.version} of {since.root}, which {files.root} does not have "
+            f"any more. {full}"
+        )
+    plan, theirs = plan_of(state, version), plan_of(state, before)
+    for name in ("alignment", "fusion"):
+        if (now := getattr(plan, name)) != (then := getattr(theirs, name)):
+            raise RefusedError(f"--since: {name} is {now} in version {version.version}, and {then} in version "
+                               f"{before.version}: every stale vector changed. {full}")  # fmt: skip
+    if since.baking is None:
+        if any(segment.fusion is not None for segment in segments):
+            raise RefusedError(f"--since: version {version.version} is fused, and that export is not baked. {full}")
+        return None
+    if tuple(places) != since.places:
+        raise RefusedError(f"--since: version {version.version} has other waves than version {before.version}. {full}")
+    order = _order_calibration(version, segments, places)
+    if not order:
+        return since.baking
+    change = order["scale"] - since.baking.scale
+    if change and since.level is None:
+        raise RefusedError(f"--since: version {version.version} has another scale, and that export does not say how "
+                           f"high scores are. {full}")  # fmt: skip
+    offset = order["offset"] + change * (since.level or 0.0)
+    return since.baking.model_copy(update={"offset": offset, "slope": order["slope"]})
+
+
+def begin_export(target: Files, wanted: Exported, complete: Callable[[Exported], Exported]) -> Exported:
+    """What is exported, bound to the folder: a later call goes on with what an earlier one put down.
+
+    Args:
+        complete: called once, by the first call.
+
+    Raises:
+        RefusedError: the folder holds another export.
+    """
+    try:
+        found = unseal_file(REQUEST, target.get(REQUEST), Exported)
+    except FileMissing:
+        found = None
+    if found is None:
+        exported = complete(wanted)
+        target.put_data(REQUEST, seal_file(REQUEST, exported))
+        return exported
+    if not is_same_export(found, wanted):
+        raise RefusedError(
+            f"{target.root}: holds another export, {_words(found)}; this one is {_words(wanted)}. Give --to another "
+            "folder, or remove that one."
+        )
+    return found
+
+
+def _words(exported: Exported) -> str:
+    since = "" if exported.since is None else f" since version {exported.since.version}"
+    baked = "not baked" if exported.baking is None else "baked"
+    return f"version {exported.version}{since} of {exported.root}, {baked}, after {exported.num_deletions} deletions"
