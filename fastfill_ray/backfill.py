@@ -47,6 +47,7 @@ from fastfill_ray.stages.carry import Wanted, carry_over
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.digests import Digests
 from fastfill_ray.stages.embed import Job, Models, make_job
+from fastfill_ray.stages.hook import tell
 from fastfill_ray.stages.known import Known, read_known
 from fastfill_ray.stages.ledger import take_snapshot
 from fastfill_ray.stages.mend import can_be_made_again, check_sources, mend_named, set_aside
@@ -204,6 +205,7 @@ class _Run:
         if step.do == "stop":
             if state.plan is not None:
                 write_report(files, state)
+            self._tell(state)
             return self._result(state)
         while self.inputs.unsaid:
             context.progress.say(self.inputs.unsaid.pop(0))
@@ -212,6 +214,7 @@ class _Run:
             kept = what_is_kept(state, self.request.settings, self.request.inputs)
         inspected = self._preflight(kept)
         alone = take_place()
+        self._tell(state)
         context.progress.say(f"gallery: {inspected}")
         objective = f"{config.objective.metric} by {config.objective.relevance}"
         schedule = self.schedule.describe(config.pairs.count, config.waves)
@@ -360,6 +363,7 @@ class _Run:
             self._claim()
             state = log.append(Publish(version=version.version))
             write_report(files, state)
+            self._tell(state)
             return state
         self.unfit = version.version
         what = f"version {version.version} is not published: {gone[0]} is damaged or gone"
@@ -471,6 +475,7 @@ class _Run:
                     self._claim()
                     log.append(Publish(version=log.state.plan_versions[-1].version))
                 write_report(self.context.files, log.state)
+                self._tell(log.state)
                 if step.do == "publish" and self._is_time_to_look(plan) and self.inputs.has_changed(basis.snapshot):
                     if waves is not None:
                         waves.drain(always=True)
@@ -481,6 +486,10 @@ class _Run:
         finally:
             if waves is not None:
                 waves.close()
+
+    def _tell(self, state: State) -> None:
+        """The user's command is told of what readers see."""
+        tell(self.context.files, state, self.config.serving.on_publish, self.context.progress.say)
 
     def _is_time_to_look(self, plan: Plan) -> bool:
         """Whether a changed gallery is adopted now: not once the last wave has begun."""

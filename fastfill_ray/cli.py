@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     rollback = _root_command(commands, "rollback", "publish an earlier version; fences a driver that is running")
     rollback.add_argument("--to", type=int, required=True, help="version number")
+    _add_hook_arguments(rollback)
     rollback.set_defaults(act=_rollback)
 
     export = _root_command(commands, "export", "write a version as Parquet files that vector stores load")
@@ -116,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             metavar="FILE|-",
             help="text with one id per line, or Parquet; - reads standard input",
         )
+        _add_hook_arguments(delete)
         delete.set_defaults(act=_delete, kind=name.upper())
 
     simulate = commands.add_parser("simulate", help="which map, order and calibration suit your pairs; no Ray, no run")
@@ -172,6 +174,22 @@ def _root_command(commands: Any, name: str, about: str) -> argparse.ArgumentPars
     parser.add_argument("--s3-endpoint", help="URL of an S3-compatible store")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     return parser
+
+
+def _add_hook_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="YAML file of the run: its serving.on_publish is told at once")
+
+
+def _tell(arguments: argparse.Namespace, files: Files) -> None:
+    """What readers see has changed: without a config the next run tells it."""
+    if arguments.config is None:
+        return
+    from fastfill_ray.config import load_config
+    from fastfill_ray.stages.hook import tell
+    from fastfill_ray.storage.commit_log import read_state
+
+    command = load_config(arguments.config).serving.on_publish
+    tell(files, read_state(files), command, lambda text: print(printable(text), file=sys.stderr, flush=True))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -294,6 +312,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
     before = log.read().serving
     log.claim()
     write_report(files, log.append(Publish(version=arguments.to, reason=ROLLBACK)))
+    _tell(arguments, files)
     answer = {"published": arguments.to, "before": before}
     print(json.dumps(answer) if arguments.json else f"version {arguments.to} is published (before: {before})")
     return 0
@@ -333,6 +352,7 @@ def _delete(arguments: argparse.Namespace) -> int:
 
     files = open_files(arguments.root, s3_endpoint=arguments.s3_endpoint)
     recorded = delete(files, InputStore(arguments.s3_endpoint), arguments.ids, arguments.kind)
+    _tell(arguments, files)
     if arguments.json:
         print(json.dumps({"kind": recorded.kind, "ids": recorded.ids, "record": recorded.record}))
     elif recorded.record is None:

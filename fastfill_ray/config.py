@@ -243,6 +243,11 @@ class ServingConfig(Part):
         ge=0,
         description="a version is published if its objective is at most this much lower than the published one's",
     )
+    on_publish: tuple[str, ...] = Field(
+        (),
+        description="program and arguments, run after what readers see has changed; FASTFILL_ROOT, FASTFILL_VERSION "
+        "and FASTFILL_SEQUENCE are set",
+    )
 
 
 class StopConfig(Part):
@@ -399,7 +404,7 @@ _OUTSIDE_THE_PLAN: Any = {
     "output": True,
     "gallery": {"follow", "max_removed"},
     "new_model": {"batch_size"},
-    "serving": {"max_regression"},
+    "serving": {"max_regression", "on_publish"},
     "stop": True,
 }
 

@@ -26,6 +26,9 @@ class State(Model):
     served_before: tuple[int | None, ...] = Field(
         default=(), description="per version: what was served when it was committed, against which the gate held it"
     )
+    readers_seq: int | None = Field(
+        default=None, description="number of the last record that changed what readers see; None before the first"
+    )
     expired: frozenset[int] = frozenset()
     deletions: tuple[Delete | Undelete, ...] = Field(
         default=(), description="in the order of the log; which ids are deleted by them, index.deletions reads"
@@ -129,6 +132,8 @@ def apply(state: State, record: Record) -> State:
     expect(record.seq == state.next_seq, f"expected number {state.next_seq}")
     expect((state.init is None) == isinstance(body, Init), "the first record, and only it, is INIT")
     change: dict[str, Any] = {"next_seq": record.seq + 1}
+    if isinstance(body, Publish | Expire | Delete | Undelete):
+        change["readers_seq"] = record.seq
     if isinstance(body, Init):
         change["init"] = body
     elif isinstance(body, Claim):

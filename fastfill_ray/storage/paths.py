@@ -12,6 +12,7 @@ LOG = "log"
 # What is looked up when a plan is made, and follows from receipts and snapshots.
 DERIVED = frozenset({"known", "compared"})
 DRIVERS = "drivers"
+HOOK = "hooks/on_publish.json"
 REPORT_HTML = "reports/report.html"
 REPORT_METRICS = "reports/metrics.json"
 _RECORD = re.compile(r"^log/(\d{20})\.json$")

@@ -23,7 +23,7 @@ from fastfill_ray.retrieval.ranking import rank_hits
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
 from tests import synthetic
-from tests.integration.conftest import ABSENT, OTHERS, Run, Workshop, mostly_in_process
+from tests.integration.conftest import ABSENT, OTHERS, Run, Workshop, in_process, mostly_in_process
 from tests.segments import segments_in
 from tests.synthetic import marker, new_vectors, receipt_at
 
@@ -299,3 +299,22 @@ def test_strings_l2_ivf_and_no_queries(tmp_path: Path, run: Run) -> None:
     hits = sum(found[row, 0] == ids[row] for row in range(20))
     assert hits >= 16, "an item that is new is its own nearest neighbour"
     assert (scores <= 1e-3).all()
+
+
+@mostly_in_process
+def test_the_hook_is_told_of_every_published_version_and_what_it_missed_at_the_next_start(
+    root: Callable[[], Path], workshop: Workshop, tmp_path: Path
+) -> None:
+    output, calls = root(), tmp_path / "calls"
+    script = tmp_path / "hook.sh"
+    script.write_text(f'#!/bin/sh\ntest -e {tmp_path}/up || exit 3\necho "$FASTFILL_VERSION" >> {calls}\n')
+    script.chmod(0o755)
+    config = workshop.config(output, serving={"max_regression": 1.0, "on_publish": [str(script)]})
+    stream = io.StringIO()
+    assert in_process(config, until="version0", stream=stream).state.serving == 0
+    assert "ended with code 3" in stream.getvalue()
+    (tmp_path / "up").touch()
+    in_process(config, until="version0")
+    assert calls.read_text().split() == ["0"]
+    result = in_process(config)
+    assert calls.read_text().split() == [str(number) for number in result.state.published]

@@ -1,0 +1,98 @@
+"""The user's command that is run when what readers see has changed: at least once per change, never undoing it.
+
+What was told last is an object of its own; the log says what there is to tell. A command that fails or is killed is run
+again at the next change, or at the next start. It can be run twice for one change: its sequence number is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+
+from pydantic import Field, ValidationError
+
+from fastfill_ray.errors import FileMissing
+from fastfill_ray.log.state import State
+from fastfill_ray.sanitize import one_line
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.paths import HOOK
+from fastfill_ray.types import Model
+
+logger = logging.getLogger(__name__)
+
+# A loader of a store may take minutes; what takes longer should start something and end.
+TIMEOUT_S = 600.0
+_OUTPUT_BYTES = 2000
+
+
+class _Told(Model):
+    sequence: int = Field(ge=0)
+
+
+def tell(files: Files, state: State, command: Sequence[str], say: Callable[[str], None]) -> bool:
+    """Run the command if something is to be told, with FASTFILL_ROOT, FASTFILL_VERSION and FASTFILL_SEQUENCE set.
+
+    FASTFILL_VERSION is what readers open now; the sequence is the number of the record that changed it.
+
+    Args:
+        command: program and arguments, run without a shell; empty for none.
+        say: takes a line for people.
+
+    Returns:
+        Whether there is nothing to be told any more.
+    """
+    sequence, version = state.readers_seq, state.serving
+    if not command or sequence is None or version is None or sequence <= _told(files):
+        return True
+    environment = {
+        **os.environ,
+        "FASTFILL_ROOT": files.root,
+        "FASTFILL_VERSION": str(version),
+        "FASTFILL_SEQUENCE": str(sequence),
+    }
+    logger.debug("%s: record %d is told to %s", files.root, sequence, command[0])
+    fault = _run(command, environment)
+    if fault is not None:
+        say(
+            f"serving.on_publish: {shlex.join(command)} {fault}. Version {version} stays published; the command is "
+            "run again at the next change, or when the run is started again."
+        )
+        return False
+    files.put_data(HOOK, _Told(sequence=sequence).model_dump_json().encode())
+    return True
+
+
+def _told(files: Files) -> int:
+    """The sequence that was told last, -1 for none. A damaged one is as none: the command can take it twice."""
+    try:
+        return _Told.model_validate_json(files.get(HOOK)).sequence
+    except (FileMissing, ValidationError):
+        return -1
+
+
+def _run(command: Sequence[str], environment: dict[str, str]) -> str | None:
+    """What is wrong, for people; None if the command ended with code 0."""
+    with tempfile.TemporaryFile() as output:
+        try:
+            # A group of its own: a Ctrl-C ends the run, and lets a loader of a store come to its end.
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        except OSError as error:
+            return f"cannot be started: {error.strerror}"
+        try:
+            code = process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return f"took longer than {TIMEOUT_S:.0f} s and was ended"
+        if code == 0:
+            return None
+        output.seek(max(0, output.seek(0, os.SEEK_END) - _OUTPUT_BYTES))
+        last = output.read().decode(errors="replace").strip().rpartition("\n")[2]
+        return f"ended with code {code}" + (f": {one_line(last)}" if last else "")

@@ -1,0 +1,111 @@
+"""The user's command: once per change that readers see, again where it failed, never in a version's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastfill_ray.cli import main
+from fastfill_ray.log.records import Publish
+from fastfill_ray.stages import hook
+from fastfill_ray.stages.hook import tell
+from tests.index.test_reader import Root
+from tests.index.test_segment import vectors
+
+WRITES = "import os, sys; open(sys.argv[1], 'a').write(' '.join(os.environ['FASTFILL_' + n] for n in " \
+         "('VERSION', 'SEQUENCE')) + '\\n')"  # fmt: skip
+
+
+def told(path: Path) -> list[tuple[int, int]]:
+    """(version, sequence) of each call of the command that succeeded."""
+    return [(int(line.split()[0]), int(line.split()[1])) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    made = Root(tmp_path / "root")
+    made.commit(made.segment(vectors(20, seed=1), range(20)))
+    return made
+
+
+def test_each_change_that_readers_see_is_told_once_with_its_sequence(root: Root, tmp_path: Path) -> None:
+    command, said = (sys.executable, "-c", WRITES, str(tmp_path / "told")), []
+    assert tell(root.files, root.log.read(), command, said.append)
+    assert tell(root.files, root.log.read(), command, said.append)
+    root.commit(root.segment(vectors(20, seed=2), range(20)))
+    assert tell(root.files, root.log.read(), command, said.append)
+    root.delete([3])
+    root.log.claim()  # readers see nothing of it
+    assert tell(root.files, root.log.read(), command, said.append)
+    root.log.append(Publish(version=0, reason="rollback"))
+    assert tell(root.files, root.log.read(), command, said.append)
+    calls = told(tmp_path / "told")
+    assert [version for version, _ in calls] == [0, 1, 1, 0]
+    assert sorted({sequence for _, sequence in calls}) == [sequence for _, sequence in calls]
+    assert not said
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ((sys.executable, "-c", "import sys; sys.exit('no connection')"), "ended with code 1: no connection"),
+        (("/no/such/program",), "cannot be started: No such file or directory"),
+        ((sys.executable, "-c", "import time; time.sleep(60)"), "took longer than 1 s and was ended"),
+    ],
+)
+def test_a_failure_is_said_and_told_again(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], expected: str
+) -> None:
+    monkeypatch.setattr(hook, "TIMEOUT_S", 1.0)
+    said: list[str] = []
+    assert not tell(root.files, root.log.read(), command, said.append)
+    assert expected in said[0]
+    assert "Version 0 stays published" in said[0]
+    monkeypatch.setattr(hook, "TIMEOUT_S", 60.0)
+    assert tell(root.files, root.log.read(), (sys.executable, "-c", WRITES, str(tmp_path / "told")), said.append)
+    assert [version for version, _ in told(tmp_path / "told")] == [0]
+
+
+def test_nothing_is_told_where_nothing_is_published(tmp_path: Path) -> None:
+    root = Root(tmp_path / "root")
+    assert tell(root.files, root.log.read(), ("/no/such/program",), pytest.fail)
+
+
+def test_a_process_that_is_killed_in_the_command_tells_again_at_the_next_start(root: Root, tmp_path: Path) -> None:
+    slow = f"import time; open({str(tmp_path / 'begun')!r}, 'w'); time.sleep(60)"
+    code = (
+        "import sys; from fastfill_ray.storage.files import open_files; from fastfill_ray.stages.hook import tell; "
+        "from fastfill_ray.storage.commit_log import read_state; files = open_files(sys.argv[1]); "
+        f"tell(files, read_state(files), [sys.executable, '-c', {slow!r}], print)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, root.files.root])
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert tell(root.files, root.log.read(), (sys.executable, "-c", WRITES, str(tmp_path / "told")), pytest.fail)
+    assert len(told(tmp_path / "told")) == 1
+
+
+def test_rollback_and_delete_tell_the_hook_of_the_config_that_they_are_given(root: Root, tmp_path: Path) -> None:
+    root.commit(root.segment(vectors(20, seed=2), range(20)))
+    config = {
+        "gallery": {"path": "gallery", "payload_columns": ["x"]},
+        "new_model": {"embedder": "m:E", "dim": 8},
+        "serving": {"on_publish": [sys.executable, "-c", WRITES, str(tmp_path / "told")]},
+        "output": root.files.root,
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    (tmp_path / "ids.txt").write_text("3\n")
+    assert main(["delete", root.files.root, "--ids", str(tmp_path / "ids.txt")]) == 0
+    assert not (tmp_path / "told").exists()
+    assert main(["rollback", root.files.root, "--to", "0", "--config", str(tmp_path / "config.yaml")]) == 0
+    assert [version for version, _ in told(tmp_path / "told")] == [0]
