@@ -11,8 +11,9 @@ from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.errors import EmbedderError, QuarantineExceeded
 from fastfill_ray.log.records import Plan, Version
 from fastfill_ray.log.stop import embed_seconds_per_row
+from fastfill_ray.stages.blocks import BlockLimits, in_blocks
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.embed import Job, Unit, grouped, loads, pool_work
+from fastfill_ray.stages.embed import Job, Unit, loads, pool_work
 from fastfill_ray.stages.progress import Bar, WavesWork
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.storage.files import Files
@@ -59,7 +60,8 @@ class Waves:
         logger.debug("waves %s: %d units have no receipt yet", sorted(groups), len(missing))
         self._may_stop = may_stop
         # A pool that has nothing to do would load its models all the same.
-        self._pool = context.engine.run_pool(pool_work(job), grouped(missing), resources) if missing else None
+        blocks = in_blocks(missing, BlockLimits.of(resources, standing.item_s))
+        self._pool = context.engine.run_pool(pool_work(job), blocks, resources) if missing else None
         self._at_the_end = ExitStack()
         self._bar = self._shown(job, missing, context.engine.num_actors(resources)) if missing else None
 

@@ -20,9 +20,9 @@ from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.inputs.table import Column, pin
 from fastfill_ray.ordering.ids import ids_digest, item_keys
 from fastfill_ray.stages import embed as stage
+from fastfill_ray.stages.batches import Space
 from fastfill_ray.stages.embed import (
     Job,
-    Space,
     Unit,
     UnitEmbedder,
     embed_unit,
@@ -138,11 +138,12 @@ def test_a_constructor_that_raises_is_called_three_times(
 ) -> None:
     monkeypatch.setattr(BuiltAt, "tries", 0)
     worker = UnitEmbedder(job(4, "tests.stages.test_embed:BuiltAt", number=number))
+    whole, table = unit(["0"])
     if number > 3:
         with pytest.raises(EmbedderError, match=r"called with kwargs \['number'\], raised ConnectionError: too many"):
-            worker(*unit(["0"]), Attempt())
+            worker([whole], [table], Attempt())
     else:
-        assert worker(*unit(["0"]), Attempt()).rows == 1
+        assert worker([whole], [table], Attempt())()[0].rows == 1
     assert BuiltAt.tries == min(number, 3)
     assert waits == [0.5, 2][: min(number, 3) - 1]
 
