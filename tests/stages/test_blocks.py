@@ -63,10 +63,8 @@ def test_small_units_travel_together_and_blocks_get_smaller_towards_the_end() ->
     assert sizes[0] == 100
     assert all(after <= before for before, after in itertools.pairwise(sizes))
     assert sizes[-1] == 2
-    most = [
-        len(block) for group in in_blocks(units_of([1] * 5000), BlockLimits(1 << 20, 1 << 30, 1)) for block in group
-    ]
-    assert max(most) == MOST_UNITS
+    small = in_blocks(units_of([1] * 5000), BlockLimits(1 << 20, 1 << 30, 1))
+    assert max(len(block) for group in small for block in group) == MOST_UNITS
 
 
 def test_a_block_takes_a_known_time_where_the_cost_of_an_item_is_known() -> None:
