@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import pickle
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
@@ -35,6 +36,8 @@ _READERS = 2
 # Of the blocks that an actor has, one is computed while another one is unpacked, or written. No more than these two:
 # their payloads wait in memory.
 _BLOCKS_PER_ACTOR = 2
+# What came of suspect units is to be with the driver before the actor begins what may end it.
+_REPLY_S = 0.5
 
 
 class RayPool(Generic[U]):
@@ -161,6 +164,7 @@ class _Actor:
         self._computing = ThreadPoolExecutor(1)
         self._worker = self._computing.submit(worker).result()
         self._intake, self._call_timeout_s = intake, call_timeout_s
+        self._quiet_until = 0.0
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         first, units = batch.column("first")[0].as_py(), pickle.loads(batch.column("units")[0].as_py())
@@ -197,18 +201,20 @@ class _Actor:
         """
         if not units:
             return tuple
+        time.sleep(max(0.0, self._quiet_until - time.monotonic()))
         began = admit(self._intake, range(first, first + len(units)))
         if began == 0:
             return tuple
-        if began == 1 or len(units) == 1:
+        if began == 1:
             attempts += [began] * len(units)
             return self._begin(units, tables, began)
         for place, unit in enumerate(units):
-            began = admit(self._intake, [first + place])
+            began = began if len(units) == 1 else admit(self._intake, [first + place])
             if began == 0:
                 break
             attempts.append(began)
             receipts += self._begin([unit], [tables[place]], began)()
+        self._quiet_until = time.monotonic() + _REPLY_S
         return tuple
 
     def _begin(self, units: Sequence[Any], tables: Sequence[pa.Table], began: int) -> Finish:

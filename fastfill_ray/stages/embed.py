@@ -256,12 +256,6 @@ def _payload_table(rows: pa.Array, ids: pa.Array, table: pa.Table, columns: Sequ
     )
 
 
-def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receipt:
-    """See ``embed_units``."""
-    [receipt] = embed_units(job, [unit], [table], model)()
-    return receipt
-
-
 def embed_units(job: Job, units: Sequence[Unit], tables: Sequence[pa.Table], model: Embedder) -> Finish:
     """Embed the rows of units of one model and role together. What it returns writes each unit's vectors, of items also
     what is known of them, then its receipt unless it has bad rows. Rows in = rows out + bad.
