@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -68,12 +69,15 @@ def idle_share(calls: Sequence[Call]) -> float:
 
 
 def texts(rows: int) -> list[str]:
-    """So many docstrings without their first sentences, each once, in the order of their names.
+    """So many docstrings without their first sentences, each once, of source files drawn at random.
 
     Raises:
         ValueError: fewer are installed.
     """
-    items = select_items(read_docstrings(find_sources(SPEC)), SPEC)
+    sources = list(find_sources(SPEC))
+    drawn = [sources[place] for place in np.random.default_rng(0).permutation(len(sources))]
+    # Some texts stand in several places.
+    items = select_items(itertools.islice(read_docstrings(drawn), 2 * rows), SPEC)
     if len(items) < rows:
         raise ValueError(f"--rows {rows}: the installed packages have {len(items)} docstrings; ask for fewer")
     return [items[place].text for place in np.linspace(0, len(items) - 1, rows).astype(int)]

@@ -34,6 +34,7 @@ from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_arou
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import item_keys, keys_digest
 from fastfill_ray.stages.batches import Space, embed_tables
+from fastfill_ray.stages.busy import Embedding
 from fastfill_ray.stages.work import rows_in
 from fastfill_ray.storage.arrow import id_array, keys_column, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
@@ -260,17 +261,17 @@ def embed_units(job: Job, units: Sequence[Unit], tables: Sequence[pa.Table], mod
     """Embed the rows of units of one model and role together. What it returns writes each unit's vectors, of items also
     what is known of them, then its receipt unless it has bad rows. Rows in = rows out + bad.
     """
-    start = time.monotonic()
+    start, began_s = time.monotonic(), time.time()
     unit = units[0]
     embedded = embed_tables(
         tables, job.payload(unit.role), job.spaces[unit.model], unit.role, model, retry_delays_s=job.retry_delays_s
     )
-    row_s = (time.monotonic() - start) / max(1, sum(table.num_rows for table in tables))
-    return lambda: [_write(job, *each, row_s) for each in zip(units, tables, embedded, strict=True)]
+    took_s, rows = time.monotonic() - start, sum(table.num_rows for table in tables)
+    times = [Embedding.here(began_s, began_s + took_s, table.num_rows / max(1, rows)) for table in tables]
+    return lambda: list(map(partial(_write, job), units, tables, embedded, times))
 
 
-def _write(job: Job, unit: Unit, table: pa.Table, embedded: tuple[F32, dict[int, str]], row_s: float) -> Receipt:
-    """The receipt of a unit whose rows took the model `row_s` seconds each."""
+def _write(job: Job, unit: Unit, table: pa.Table, embedded: tuple[F32, dict[int, str]], times: Embedding) -> Receipt:
     start = time.monotonic()
     vectors, unusable = embedded
     ids, rows = table.column("__id").to_pylist(), table.column("__row").to_pylist()
@@ -289,8 +290,8 @@ def _write(job: Job, unit: Unit, table: pa.Table, embedded: tuple[F32, dict[int,
         rows=len(kept),
         ids_digest=keys_digest(keys),
         quarantined=tuple(Quarantined(id=ids[i], row=rows[i], reason=reason) for i, reason in sorted(unusable.items())),
-        seconds=row_s * table.num_rows + time.monotonic() - start,
-        details={"space": job.new_space} if unit.role == "item" else {},
+        seconds=times.busy_s + time.monotonic() - start,
+        details=times.details() | ({"space": job.new_space} if unit.role == "item" else {}),
     )
     if receipt.rows + len(receipt.quarantined) != unit.rows:
         raise EmbedderError(f"{unit.folder}/{unit.unit}: {unit.rows} rows in, {receipt.rows} out, {len(unusable)} bad")
