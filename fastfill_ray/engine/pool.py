@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import pickle
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import ray.data
+from pydantic import TypeAdapter
 
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine.intake import Intake, Journal, Withdrawn, admit, way_of
@@ -81,15 +81,15 @@ def _run(
         enable_true_multi_threading=True,
     )
     firsts = itertools.accumulate((sum(map(len, group)) for group in groups), initial=0)
+    unit_type = type(units[0])
+    as_json = TypeAdapter(list[list[unit_type]])  # type: ignore[valid-type]  # known only here
     descriptors = [
-        # Units of a file share its pin: pickled together, they carry it once.
-        {"first": first, "blocks": pickle.dumps(group)}
-        for first, group in zip(firsts, groups, strict=False)
+        {"first": first, "blocks": as_json.dump_json(group)} for first, group in zip(firsts, groups, strict=False)
     ]
     dataset = (
         ray.data.from_items(descriptors, override_num_blocks=len(descriptors))
         .map_batches(
-            _Read(work.read),
+            _Read(work.read, unit_type),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.TaskPoolStrategy(size=min(len(groups), max(_READERS, high))),
@@ -97,7 +97,7 @@ def _run(
         )
         .map_batches(
             _Actor,
-            fn_constructor_args=(work.worker, intake.handle, resources.call_timeout_s),
+            fn_constructor_args=(work.worker, unit_type, intake.handle, resources.call_timeout_s),
             batch_size=1,
             batch_format="pyarrow",
             compute=pool,
@@ -119,30 +119,35 @@ def _run(
 
 
 def _say_deaths(units: Sequence[Any], attempts: Sequence[int]) -> None:
-    """Of a block's units, which ended processes; those that only were in one with them are not named."""
+    """Of a block's units, which were in most processes when they ended; the others only were beside them."""
     most = max(attempts, default=1)
-    for unit, attempt in zip(units, attempts, strict=False):
-        if attempt == most > 1:
-            logger.warning(
-                "unit %s ended %d processes (crash, no answer, no memory, or a lost node)", unit.unit, attempt - 1
-            )
+    guilty = [unit.unit for unit, attempt in zip(units, attempts, strict=False) if attempt == most]
+    if most > 1:
+        logger.warning(
+            "unit %s%s ended %d processes (crash, no answer, no memory, or a lost node)",
+            guilty[0],
+            f" or one of the {len(guilty) - 1} that were embedded with it" if len(guilty) > 1 else "",
+            most - 1,
+        )
 
 
 class _Read:
     """A group in, its blocks out, a row each, with their payloads as Arrow IPC; the first error ends it."""
 
-    def __init__(self, read: Callable[[Sequence[Any]], Iterator[pa.Table]]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[Sequence[Any]], Iterator[pa.Table]], unit_type: type[Model]) -> None:
+        self._read, self._unit_type = read, unit_type
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        first, groups = batch.column("first")[0].as_py(), pickle.loads(batch.column("blocks")[0].as_py())
-        payloads = self._read([unit for block in groups for unit in block])
-        for block in groups:
+        as_json = TypeAdapter(list[list[self._unit_type]])  # type: ignore[name-defined]  # known only here
+        first, blocks = batch.column("first")[0].as_py(), as_json.validate_json(batch.column("blocks")[0].as_py())
+        payloads = self._read([unit for block in blocks for unit in block])
+        for block in blocks:
             read: list[bytes] = []
             try:
-                read += (_ipc(next(payloads)) for _ in block)
+                for _ in block:
+                    read.append(_ipc(next(payloads)))
             except FastfillError as fault:
-                yield _payload_row(first, block[: len(read)], read, None)
+                yield _payload_row(first, block[: len(read)], read, None)  # what could be read is embedded
                 yield _payload_row(first + len(read), block[len(read) :], [], pack_error(fault))
                 return
             yield _payload_row(first, block, read, None)
@@ -154,20 +159,23 @@ def _payload_row(first: int, units: Sequence[Any], payloads: Sequence[bytes], er
         "payloads": pa.array([payloads], pa.list_(pa.large_binary())),
         "error": pa.array([error], pa.string()),
     }
-    return pa.table({"first": [first], "units": [pickle.dumps(units)], **columns})
+    units_json = pa.array([[unit.model_dump_json() for unit in units]], pa.list_(pa.string()))
+    return pa.table({"first": [first], "units": units_json, **columns})
 
 
 class _Actor:
     """An actor of the pool. One thread computes, block after block; Ray's own unpack and write beside it."""
 
-    def __init__(self, worker: Callable[[], Any], intake: Any, call_timeout_s: float) -> None:
+    def __init__(self, worker: Callable[[], Any], unit_type: type[Model], intake: Any, call_timeout_s: float) -> None:
+        self._unit_type = unit_type
         self._computing = ThreadPoolExecutor(1)
         self._worker = self._computing.submit(worker).result()
         self._intake, self._call_timeout_s = intake, call_timeout_s
         self._quiet_until = 0.0
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        first, units = batch.column("first")[0].as_py(), pickle.loads(batch.column("units")[0].as_py())
+        first, texts = batch.column("first")[0].as_py(), batch.column("units")[0].as_py()
+        units = [self._unit_type.model_validate_json(text) for text in texts]
         receipts: list[Receipt] = []
         attempts: list[int] = []
         error = batch.column("error")[0].as_py()

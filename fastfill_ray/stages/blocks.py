@@ -15,27 +15,35 @@ from fastfill_ray.stages.embed import Unit, grouped
 
 # What one actor works on together: long beside what a block costs, short beside what a lost node costs.
 BLOCK_S = 30.0
-# Where nothing was measured yet.
+# The last ones, which are small so that all actors end at about the same time: long beside a batch and a call.
+LEAST_S = 1.0
+# Where nothing was measured yet: most rows, and those of the last ones.
 UNMEASURED_ROWS = 512
+UNMEASURED_LEAST_ROWS = 32
 # Receipts, and what is known of a block's units, must stay small beside its rows.
 MOST_UNITS = 256
-# A block has at most this share of the rows that are left per actor: so all actors end at about the same time.
+# A block has at most this share of the rows that are left per actor.
 _LEFT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class BlockLimits:
-    """rows, bytes: most of a block; a single unit may exceed them. actors: at most, of the pool."""
+    """rows, bytes: most of a block; a single unit may exceed them. least_rows: of the last blocks. actors: at most, of
+    the pool.
+    """
 
     rows: int
     bytes: int
     actors: int
+    least_rows: int = 1
 
     @classmethod
     def of(cls, resources: ResourcesConfig, item_s: float | None) -> BlockLimits:
         """Blocks of ``BLOCK_S`` seconds. item_s: seconds of one actor per item; None where nothing was measured."""
-        rows = UNMEASURED_ROWS if item_s is None else max(1, int(BLOCK_S / max(item_s, 1e-9)))
-        return cls(rows, resources.chunk_bytes, resources.embed_actors[1])
+        rows, least_rows = UNMEASURED_ROWS, UNMEASURED_LEAST_ROWS
+        if item_s is not None:
+            rows, least_rows = (max(1, int(seconds / max(item_s, 1e-9))) for seconds in (BLOCK_S, LEAST_S))
+        return cls(rows, resources.chunk_bytes, resources.embed_actors[1], least_rows)
 
 
 def in_blocks(units: Sequence[Unit], limits: BlockLimits) -> list[list[list[Unit]]]:
@@ -105,7 +113,7 @@ def _kind(unit: Unit) -> tuple[str, str, str]:
 
 
 def _most_rows(left: int, limits: BlockLimits) -> int:
-    return min(limits.rows, max(1, int(_LEFT_SHARE * left / limits.actors)))
+    return min(limits.rows, max(limits.least_rows, int(_LEFT_SHARE * left / limits.actors)))
 
 
 def _bytes_of(unit: Unit) -> int:

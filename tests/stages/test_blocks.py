@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.inputs.parquet import PinnedFile
-from fastfill_ray.stages.blocks import BLOCK_S, MOST_UNITS, UNMEASURED_ROWS, BlockLimits, in_blocks
+from fastfill_ray.stages.blocks import BLOCK_S, LEAST_S, MOST_UNITS, UNMEASURED_ROWS, BlockLimits, in_blocks
 from fastfill_ray.stages.embed import Unit, grouped
 
 CHUNK_ROWS = 100
@@ -63,12 +63,14 @@ def test_small_units_travel_together_and_blocks_get_smaller_towards_the_end() ->
     assert sizes[0] == 100
     assert all(after <= before for before, after in itertools.pairwise(sizes))
     assert sizes[-1] == 2
+    blocks = [block for group in in_blocks(units_of([2] * 1000), BlockLimits(100, 1 << 30, 2, 10)) for block in group]
+    assert {len(block) for block in blocks[-3:-1]} == {5}
     small = in_blocks(units_of([1] * 5000), BlockLimits(1 << 20, 1 << 30, 1))
     assert max(len(block) for group in small for block in group) == MOST_UNITS
 
 
 def test_a_block_takes_a_known_time_where_the_cost_of_an_item_is_known() -> None:
     resources = ResourcesConfig(embed_actors=(1, 3), chunk_bytes=7)
-    assert BlockLimits.of(resources, 0.01) == BlockLimits(int(BLOCK_S / 0.01), 7, 3)
+    assert BlockLimits.of(resources, 0.01) == BlockLimits(int(BLOCK_S / 0.01), 7, 3, least_rows=int(LEAST_S / 0.01))
     assert BlockLimits.of(resources, 1000.0).rows == 1
     assert BlockLimits.of(resources, None).rows == UNMEASURED_ROWS
