@@ -49,7 +49,8 @@ def measure(folder: Path, rows: int, actors: int, chunk_rows: int) -> None:
     everything = texts(rows)
     write_gallery(folder / "gallery", everything)
     queries = MiniLM()({"text": everything[:: max(1, rows // QUERIES)]}, "query")
-    ray.init(num_cpus=actors, include_dashboard=False, log_to_driver=False)
+    # One more than the embedders hold: beside them plain Ray Data would never get to read, or to write.
+    ray.init(num_cpus=actors + 1, include_dashboard=False, log_to_driver=False)
     try:
         plain_s, index = plain(folder, actors)
         run_s, published = run(folder, actors, chunk_rows)

@@ -84,7 +84,8 @@ def _run(
     unit_type = type(units[0])
     as_json = TypeAdapter(list[list[unit_type]])  # type: ignore[valid-type]  # known only here
     descriptors = [
-        {"first": first, "blocks": as_json.dump_json(group)} for first, group in zip(firsts, groups, strict=False)
+        {"first": first, "blocks": as_json.dump_json([list(block) for block in group])}
+        for first, group in zip(firsts, groups, strict=False)
     ]
     dataset = (
         ray.data.from_items(descriptors, override_num_blocks=len(descriptors))

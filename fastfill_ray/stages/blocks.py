@@ -21,7 +21,7 @@ LEAST_S = 1.0
 UNMEASURED_ROWS = 512
 UNMEASURED_LEAST_ROWS = 32
 # Receipts, and what is known of a block's units, must stay small beside its rows.
-MOST_UNITS = 256
+MOST_UNITS = 512
 # A block has at most this share of the rows that are left per actor.
 _LEFT_SHARE = 0.5
 
