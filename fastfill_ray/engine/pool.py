@@ -110,19 +110,19 @@ def _run(
     with original_errors():
         for row in dataset.iter_rows():
             raise_packed(row["error"])
-            first, receipts = row["first"], row["receipts"]
+            first, receipts = row["first"], list(map(Receipt.model_validate_json, row["receipts"]))
             intake.seen(range(first, first + row["count"]))
-            _say_deaths(units[first : first + len(receipts)], row["attempts"])
-            for unit, receipt in zip(units[first:], receipts, strict=False):
-                yield unit, Receipt.model_validate_json(receipt)
+            _say_deaths(receipts, row["attempts"])
+            yield from zip(units[first : first + len(receipts)], receipts, strict=True)
             if intake.drained:
                 return
 
 
-def _say_deaths(units: Sequence[Any], attempts: Sequence[int]) -> None:
+def _say_deaths(receipts: Sequence[Receipt], attempts: Sequence[int]) -> None:
     """Of a block's units, which were in most processes when they ended; the others only were beside them."""
-    most = max(attempts, default=1)
-    guilty = [unit.unit for unit, attempt in zip(units, attempts, strict=False) if attempt == most]
+    tries = {receipt.unit: attempt for receipt, attempt in zip(receipts, attempts, strict=False)}
+    most = max(tries.values(), default=1)
+    guilty = [unit for unit, attempt in tries.items() if attempt == most]
     if most > 1:
         logger.warning(
             "unit %s%s ended %d processes (crash, no answer, no memory, or a lost node)",
