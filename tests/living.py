@@ -25,6 +25,7 @@ import pytest
 import fastfill_ray as ff
 from fastfill_ray import backfill
 from fastfill_ray.alignment.maps import Alignment
+from fastfill_ray.engine.interface import Finish
 from fastfill_ray.index.deletion_vector import read_deletion
 from fastfill_ray.index.segment import load_index
 from fastfill_ray.index.segment_list import segments_of
@@ -40,7 +41,7 @@ from fastfill_ray.stages.embed import items_file
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.paths import parse_unit_receipt, stage_receipt
-from fastfill_ray.storage.receipts import Receipt, find_receipts, read_receipt
+from fastfill_ray.storage.receipts import find_receipts, read_receipt
 from tests import synthetic
 from tests.integration.conftest import in_process
 
@@ -476,21 +477,21 @@ class _DyingFiles:
 @contextmanager
 def _dies(units: int | None, puts: int | None) -> Iterator[None]:
     """Runs in this process end when so many units are embedded, or at such a write."""
-    embed_unit, left = embed.embed_unit, units
+    embed_units, left = embed.embed_units, units
 
-    def one_more(*arguments: Any) -> Receipt:
+    def one_more(*arguments: Any) -> Finish:
         nonlocal left
         if left == 0:
             raise Killed
         left = None if left is None else left - 1
-        return embed_unit(*arguments)
+        return embed_units(*arguments)
 
     def opened(root: str, **options: Any) -> Any:
         files = open_files(root, **options)
         return files if puts is None else _DyingFiles(files, puts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embed, "embed_unit", one_more)
+        patch.setattr(embed, "embed_units", one_more)
         patch.setattr(backfill, "open_files", opened)
         yield
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
 from fastfill_ray.config import ResourcesConfig
-from fastfill_ray.engine.interface import Attempt, Checkpoints, Groups, Pool, PoolWork, TrainSetup
+from fastfill_ray.engine.interface import Attempt, Blocks, Checkpoints, Groups, Pool, PoolWork, TrainSetup
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
 
@@ -51,7 +51,7 @@ class InProcessEngine:
     def num_actors(self, resources: ResourcesConfig) -> int:
         return 1
 
-    def run_pool(self, work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig) -> Pool[U]:
+    def run_pool(self, work: PoolWork[U], groups: Blocks[U], resources: ResourcesConfig) -> Pool[U]:
         return _InProcessPool(work, groups)
 
     def train(self, loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
@@ -61,18 +61,20 @@ class InProcessEngine:
 class _InProcessPool(Generic[U]):
     """A pool of one actor, which begins a unit when its receipt is asked for."""
 
-    def __init__(self, work: PoolWork[U], groups: Groups[U]) -> None:
+    def __init__(self, work: PoolWork[U], groups: Blocks[U]) -> None:
         self._stopped = False
         self._stream = self._run(work, groups)
 
-    def _run(self, work: PoolWork[U], groups: Groups[U]) -> Generator[tuple[U, Receipt]]:
+    def _run(self, work: PoolWork[U], groups: Blocks[U]) -> Generator[tuple[U, Receipt]]:
         worker = None
-        for group in groups:
-            for unit, payload in zip(group, work.read(group), strict=True):
+        for blocks in groups:
+            units = [unit for block in blocks for unit in block]
+            for unit, payload in zip(units, work.read(units), strict=True):
                 if self._stopped:
                     return
                 worker = worker or work.worker()
-                yield unit, worker(unit, payload, Attempt())
+                for receipt in worker([unit], [payload], Attempt())():
+                    yield unit, receipt
 
     def __iter__(self) -> Iterator[tuple[U, Receipt]]:
         return self

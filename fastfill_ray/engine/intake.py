@@ -5,6 +5,7 @@ units and calls were begun by processes that are no more.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import ray
@@ -35,9 +36,9 @@ class Intake:
         """From here on no unit begins."""
         self._begun = set(ray.get(self.handle.close.remote()))
 
-    def seen(self, unit: int) -> None:
-        """A unit, by its number, came back from the pool, done or not begun."""
-        self._seen.add(unit)
+    def seen(self, units: Iterable[int]) -> None:
+        """Units, by their numbers, came back from the pool, done or not begun."""
+        self._seen.update(units)
 
     @property
     def drained(self) -> bool:
@@ -49,9 +50,13 @@ class Withdrawn(EmbedderError):
     """The run has stopped while the unit was embedded call by call: it comes back undone."""
 
 
-def admit(handle: Any, unit: int) -> int:
-    """In a worker: which attempt at `unit` may begin, from 1; 0 if none may."""
-    return int(_ask(handle.begin.remote(unit)))
+def admit(handle: Any, units: Sequence[int]) -> int:
+    """In a worker: which attempt at `units` may begin, from 1; 0 if none may.
+
+    Units that no process has begun begin together. Of several, of which one may have ended a process, none has begun
+    when the answer is above 1: ask again for each of them alone, so that the guilty one stands alone when it is begun.
+    """
+    return int(_ask(handle.begin.remote(list(units))))
 
 
 def _ask(answer: ray.ObjectRef) -> Any:
@@ -94,11 +99,13 @@ class _Intake:
         self._attempts: Counter[int] = Counter()
         self._calls: Counter[str] = Counter()
 
-    def begin(self, unit: int) -> int:
+    def begin(self, units: Sequence[int]) -> int:
         if not self._open:
             return 0
-        self._attempts[unit] += 1
-        return self._attempts[unit]
+        if len(units) > 1 and not self._attempts.keys().isdisjoint(units):
+            return 2
+        self._attempts.update(units)
+        return self._attempts[units[0]]
 
     def begin_call(self, call: str) -> int | None:
         self._calls[call] += 1

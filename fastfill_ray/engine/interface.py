@@ -27,18 +27,26 @@ U_co = TypeVar("U_co", bound=Model, covariant=True)
 
 # Units in order; those of one group are read by one task, in one pass.
 Groups: TypeAlias = Sequence[Sequence[U]]
+# The same, each group cut into blocks: units that travel together, and that one actor works on together.
+Blocks: TypeAlias = Sequence[Sequence[Sequence[U]]]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a unit.
+    """One attempt at units.
 
     call_timeout_s: end the process if one call of a model takes longer; None where the process must not end.
     journal: given where the unit has ended processes before; then models must run in a process of their own.
+    again: whether another process has begun the units, and may have finished some, before it ended.
     """
 
     call_timeout_s: float | None = None
     journal: CallJournal | None = None
+    again: bool = False
+
+
+Finish: TypeAlias = Callable[[], Sequence[Receipt]]
+"""The second half of work on units: writes what the first half has computed, and gives their receipts in order."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,12 @@ class PoolWork(Generic[U]):
     """What a pool does with units.
 
     read: the payloads of a group, one after the other, done ahead of the actors. worker: builds what an actor calls
-    with (unit, payload, attempt); it is called once per actor, so that a model loads once.
+    with (units, their payloads, attempt); it is called once per actor, so that a model loads once. It and its calls run
+    in one thread; what a call returns runs in another one, beside the next call.
     """
 
     read: Callable[[Sequence[U]], Iterator[pa.Table]]
-    worker: Callable[[], Callable[[U, pa.Table, Attempt], Receipt]]
+    worker: Callable[[], Callable[[Sequence[U], Sequence[pa.Table], Attempt], Finish]]
 
 
 class Pool(Protocol[U_co]):
@@ -133,7 +142,7 @@ class Engine(Protocol):
         """Actors of a pool that the nodes there are now have room for: within ``embed_actors``."""
         ...
 
-    def run_pool(self, work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig) -> Pool[U]:
+    def run_pool(self, work: PoolWork[U], groups: Blocks[U], resources: ResourcesConfig) -> Pool[U]:
         """Units through a pool of actors, begun in their order as far as their payloads come in it."""
         ...
 

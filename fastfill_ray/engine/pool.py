@@ -1,6 +1,6 @@
 """A pool of actors as one Ray Data execution.
 
-A unit travels as one row that carries its payload, and leaves as its receipt: what a worker
+Units travel in blocks: a block is one row that carries their payloads, and leaves as their receipts. What a worker
 computes is written by the worker and never comes back to the driver.
 """
 
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import ray.data
+from pydantic import TypeAdapter
 
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine.intake import Intake, Journal, Withdrawn, admit, way_of
-from fastfill_ray.engine.interface import Attempt, Groups, PoolWork
+from fastfill_ray.engine.interface import Attempt, Blocks, Finish, PoolWork
 from fastfill_ray.engine.units import original_errors, pack_error, raise_packed
 from fastfill_ray.errors import EmbedderError, FastfillError
 from fastfill_ray.storage.receipts import Receipt
@@ -30,14 +33,17 @@ U = TypeVar("U", bound=Model)
 # beside actors that hold every core the pipeline starved, and at the actors' own resources Ray fuses them into the
 # actor and nothing overlaps.
 _READERS = 2
-# Payload waits in the object store, so the pool is kept two units ahead and no more.
-_UNITS_PER_ACTOR = 2
+# Of the blocks that an actor has, one is computed while another one is unpacked, or written. No more than these two:
+# their payloads wait in memory.
+_BLOCKS_PER_ACTOR = 2
+# What came of suspect units is to be with the driver before the actor begins what may end it.
+_REPLY_S = 0.5
 
 
 class RayPool(Generic[U]):
     """See ``engine.interface.Pool``."""
 
-    def __init__(self, work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig) -> None:
+    def __init__(self, work: PoolWork[U], groups: Blocks[U], resources: ResourcesConfig) -> None:
         self._intake = Intake() if groups else None
         self._stream = _run(work, groups, resources, self._intake)
 
@@ -61,21 +67,26 @@ class RayPool(Generic[U]):
 
 
 def _run(
-    work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig, intake: Intake | None
+    work: PoolWork[U], groups: Blocks[U], resources: ResourcesConfig, intake: Intake | None
 ) -> Generator[tuple[U, Receipt]]:
     if intake is None or intake.drained:
         return
     low, high = resources.embed_actors
-    units = [unit for group in groups for unit in group]
+    units = [unit for group in groups for block in group for unit in block]
+    num_blocks = sum(map(len, groups))
     pool = ray.data.ActorPoolStrategy(
-        min_size=low, max_size=max(low, min(high, len(units))), max_tasks_in_flight_per_actor=_UNITS_PER_ACTOR
+        min_size=low,
+        max_size=max(low, min(high, num_blocks)),
+        max_tasks_in_flight_per_actor=_BLOCKS_PER_ACTOR,
+        enable_true_multi_threading=True,
     )
-    first = itertools.accumulate((len(group) for group in groups), initial=0)
-    descriptors = [
-        {"first": number, "units": [unit.model_dump_json() for unit in group]}
-        for number, group in zip(first, groups, strict=False)
-    ]
+    firsts = itertools.accumulate((sum(map(len, group)) for group in groups), initial=0)
     unit_type = type(units[0])
+    as_json = TypeAdapter(list[list[unit_type]])  # type: ignore[valid-type]  # known only here
+    descriptors = [
+        {"first": first, "blocks": as_json.dump_json([list(block) for block in group])}
+        for first, group in zip(firsts, groups, strict=False)
+    ]
     dataset = (
         ray.data.from_items(descriptors, override_num_blocks=len(descriptors))
         .map_batches(
@@ -93,82 +104,138 @@ def _run(
             compute=pool,
             num_cpus=resources.cpus_per_actor,
             num_gpus=resources.gpus_per_actor,
+            max_concurrency=_BLOCKS_PER_ACTOR,
         )
     )
     with original_errors():
         for row in dataset.iter_rows():
             raise_packed(row["error"])
-            intake.seen(row["number"])
-            if row["receipt"] is not None:
-                receipt = Receipt.model_validate_json(row["receipt"])
-                if row["attempt"] > 1:
-                    logger.warning(
-                        "unit %s ended %d processes (crash, no answer, no memory, or a lost node)",
-                        receipt.unit,
-                        row["attempt"] - 1,
-                    )
-                yield units[row["number"]], receipt
+            first, receipts = row["first"], list(map(Receipt.model_validate_json, row["receipts"]))
+            intake.seen(range(first, first + row["count"]))
+            _say_deaths(receipts, row["attempts"])
+            yield from zip(units[first : first + len(receipts)], receipts, strict=True)
             if intake.drained:
                 return
 
 
+def _say_deaths(receipts: Sequence[Receipt], attempts: Sequence[int]) -> None:
+    """Of a block's units, which were in most processes when they ended; the others only were beside them."""
+    tries = {receipt.unit: attempt for receipt, attempt in zip(receipts, attempts, strict=False)}
+    most = max(tries.values(), default=1)
+    guilty = [unit for unit, attempt in tries.items() if attempt == most]
+    if most > 1:
+        logger.warning(
+            "unit %s%s ended %d processes (crash, no answer, no memory, or a lost node)",
+            guilty[0],
+            f" or one of the {len(guilty) - 1} that were embedded with it" if len(guilty) > 1 else "",
+            most - 1,
+        )
+
+
 class _Read:
-    """A group in, its units out, a row each, with their payloads as Arrow IPC; the first error ends it."""
+    """A group in, its blocks out, a row each, with their payloads as Arrow IPC; the first error ends it."""
 
     def __init__(self, read: Callable[[Sequence[Any]], Iterator[pa.Table]], unit_type: type[Model]) -> None:
         self._read, self._unit_type = read, unit_type
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        number, texts = batch.column("first")[0].as_py(), batch.column("units")[0].as_py()
-        units = [self._unit_type.model_validate_json(text) for text in texts]
-        done = 0
-        try:
-            for payload in self._read(units):
-                yield _payload_row(number + done, texts[done], _ipc(payload), None)
-                done += 1
-        except FastfillError as fault:
-            yield _payload_row(number + done, texts[done], None, pack_error(fault))
+        as_json = TypeAdapter(list[list[self._unit_type]])  # type: ignore[name-defined]  # known only here
+        first, blocks = batch.column("first")[0].as_py(), as_json.validate_json(batch.column("blocks")[0].as_py())
+        payloads = self._read([unit for block in blocks for unit in block])
+        for block in blocks:
+            read: list[bytes] = []
+            try:
+                for _ in block:
+                    read.append(_ipc(next(payloads)))
+            except FastfillError as fault:
+                yield _payload_row(first, block[: len(read)], read, None)  # what could be read is embedded
+                yield _payload_row(first + len(read), block[len(read) :], [], pack_error(fault))
+                return
+            yield _payload_row(first, block, read, None)
+            first += len(block)
 
 
-def _payload_row(number: int, unit: str, payload: bytes | None, error: str | None) -> pa.Table:
-    columns = {"payload": pa.array([payload], pa.large_binary()), "error": pa.array([error], pa.string())}
-    return pa.table({"number": [number], "unit": [unit], **columns})
+def _payload_row(first: int, units: Sequence[Any], payloads: Sequence[bytes], error: str | None) -> pa.Table:
+    columns = {
+        "payloads": pa.array([payloads], pa.list_(pa.large_binary())),
+        "error": pa.array([error], pa.string()),
+    }
+    units_json = pa.array([[unit.model_dump_json() for unit in units]], pa.list_(pa.string()))
+    return pa.table({"first": [first], "units": units_json, **columns})
 
 
 class _Actor:
-    """An actor of the pool."""
+    """An actor of the pool. One thread computes, block after block; Ray's own unpack and write beside it."""
 
     def __init__(self, worker: Callable[[], Any], unit_type: type[Model], intake: Any, call_timeout_s: float) -> None:
-        self._worker, self._unit_type = worker(), unit_type
+        self._unit_type = unit_type
+        self._computing = ThreadPoolExecutor(1)
+        self._worker = self._computing.submit(worker).result()
         self._intake, self._call_timeout_s = intake, call_timeout_s
+        self._quiet_until = 0.0
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        number = batch.column("number")[0].as_py()
-        receipt, error = None, batch.column("error")[0].as_py()
-        began = 0
+        first, texts = batch.column("first")[0].as_py(), batch.column("units")[0].as_py()
+        units = [self._unit_type.model_validate_json(text) for text in texts]
+        receipts: list[Receipt] = []
+        attempts: list[int] = []
+        error = batch.column("error")[0].as_py()
         try:
-            began = admit(self._intake, number) if error is None else 0
-            if began:
-                unit = self._unit_type.model_validate_json(batch.column("unit")[0].as_py())
-                table = pa.ipc.open_stream(batch.column("payload")[0].as_buffer()).read_all()
-                receipt = self._work(unit, table, began).model_dump_json()
+            if error is None:
+                payloads = batch.column("payloads")[0].values
+                tables = [pa.ipc.open_stream(payload.as_buffer()).read_all() for payload in payloads]
+                finish = self._computing.submit(self._compute, first, units, tables, receipts, attempts).result()
+                receipts += finish()
         except Withdrawn:
             logger.info("the run has stopped: an attempt at a suspect unit was given up")
         except FastfillError as fault:
             error = pack_error(fault)
-        columns = {"receipt": pa.array([receipt], pa.string()), "error": pa.array([error], pa.string())}
-        return pa.table({"number": [number], "attempt": [began], **columns})
+        columns = {
+            "receipts": pa.array([[receipt.model_dump_json() for receipt in receipts]], pa.list_(pa.string())),
+            "attempts": pa.array([attempts], pa.list_(pa.int64())),
+            "error": pa.array([error], pa.string()),
+        }
+        return pa.table({"first": [first], "count": [len(units)], **columns})
 
-    def _work(self, unit: Any, table: pa.Table, began: int) -> Receipt:
+    def _compute(
+        self,
+        first: int,
+        units: Sequence[Any],
+        tables: Sequence[pa.Table],
+        receipts: list[Receipt],
+        attempts: list[int],
+    ) -> Finish:
+        """All units together; or, where one of them may have ended a process, one after the other to the end, in order,
+        until none may begin.
+        """
+        if not units:
+            return tuple
+        time.sleep(max(0.0, self._quiet_until - time.monotonic()))
+        began = admit(self._intake, range(first, first + len(units)))
+        if began == 0:
+            return tuple
+        if began == 1:
+            attempts += [began] * len(units)
+            return self._begin(units, tables, began)
+        for place, unit in enumerate(units):
+            began = began if len(units) == 1 else admit(self._intake, [first + place])
+            if began == 0:
+                break
+            attempts.append(began)
+            receipts += self._begin([unit], [tables[place]], began)()
+        self._quiet_until = time.monotonic() + _REPLY_S
+        return tuple
+
+    def _begin(self, units: Sequence[Any], tables: Sequence[pa.Table], began: int) -> Finish:
         way = way_of(began)
         if way == "hopeless":
             raise EmbedderError(
-                f"unit {str(unit)[:200]}: it has ended {began - 1} processes, at last ones that only watched "
+                f"unit {str(units[0])[:200]}: it has ended {began - 1} processes, at last ones that only watched "
                 "over the model's. Give the nodes more memory, lower new_model.batch_size, or mend the embedder."
             )
         journal = Journal(self._intake) if way == "isolated" else None
-        receipt: Receipt = self._worker(unit, table, Attempt(self._call_timeout_s, journal))
-        return receipt
+        finish: Finish = self._worker(units, tables, Attempt(self._call_timeout_s, journal, again=began > 1))
+        return finish
 
 
 def _ipc(table: pa.Table) -> bytes:

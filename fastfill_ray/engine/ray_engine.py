@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import dataset, session, tasks, trainer
 from fastfill_ray.engine.drain import DrainablePool
-from fastfill_ray.engine.interface import Attempt, Checkpoints, Groups, Pool, PoolWork, TrainSetup
+from fastfill_ray.engine.interface import Attempt, Blocks, Checkpoints, Groups, Pool, PoolWork, TrainSetup
 from fastfill_ray.engine.pool import RayPool
 from fastfill_ray.engine.resources import num_that_fit, require
 from fastfill_ray.storage.receipts import Receipt
@@ -57,7 +57,7 @@ class RayEngine:
         low, high = resources.embed_actors
         return max(low, min(high, num_that_fit(_an_actor(resources)[0])))
 
-    def run_pool(self, work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig) -> Pool[U]:
+    def run_pool(self, work: PoolWork[U], groups: Blocks[U], resources: ResourcesConfig) -> Pool[U]:
         if groups:
             require(*_an_actor(resources))
         return DrainablePool(RayPool(work, groups, resources))

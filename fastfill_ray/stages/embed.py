@@ -12,7 +12,7 @@ import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -21,9 +21,9 @@ import pyarrow as pa
 
 from fastfill_ray.config import NewModelConfig, OldModelConfig, QueriesConfig
 from fastfill_ray.embedders.isolated import IsolatedEmbedder
-from fastfill_ray.embedders.protocol import MAX_REASON_CHARS, Embedder, Role, embed_rows, load_embedder, may_pass
+from fastfill_ray.embedders.protocol import Embedder, Role, load_embedder
 from fastfill_ray.embedders.watchdog import Watched, build_limit_s, ends_process_after
-from fastfill_ray.engine.interface import Attempt, PoolWork
+from fastfill_ray.engine.interface import Attempt, Finish, PoolWork
 from fastfill_ray.errors import EmbedderError, InputError
 from fastfill_ray.inputs.changes import DIGEST_BYTES, payload_digests, version_digests
 from fastfill_ray.inputs.encodings import take_rows
@@ -31,15 +31,15 @@ from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_around, read_spans
-from fastfill_ray.inputs.payload import payload_values
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import item_keys, keys_digest
-from fastfill_ray.sanitize import one_line
+from fastfill_ray.stages.batches import Space, embed_tables
+from fastfill_ray.stages.busy import Embedding
 from fastfill_ray.stages.work import rows_in
 from fastfill_ray.storage.arrow import id_array, keys_column, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import items_output, unit_output, unit_receipt
-from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt
+from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.types import F32, I64, U64, IdType, Model, fingerprint
 
@@ -67,17 +67,6 @@ class Unit(Model):
     def span(self) -> Span:
         """What is read to get its rows."""
         return Span(self.file, self.start, self.length)
-
-
-@dataclass(frozen=True)
-class Space:
-    """A model as the pool builds it: ``module:Class``, its kwargs, what it must return."""
-
-    embedder: str
-    kwargs: dict[str, Any] = field(repr=False)  # Ray Data shows the arguments of its operators
-    dim: int
-    metric: str
-    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -167,16 +156,23 @@ class UnitEmbedder:
         self._job = job
         self._models: dict[str, Embedder] = {}
 
-    def __call__(self, unit: Unit, table: pa.Table, attempt: Attempt) -> Receipt:
-        space, limit_s = self._job.spaces[unit.model], attempt.call_timeout_s
+    def __call__(self, units: Sequence[Unit], tables: Sequence[pa.Table], attempt: Attempt) -> Finish:
+        """Embeds units of one model together; what it returns writes them."""
+        if attempt.again and all(done := [self._receipt_of(unit) for unit in units]):
+            return lambda: [receipt for receipt in done if receipt is not None]
+        space, limit_s = self._job.spaces[units[0].model], attempt.call_timeout_s
         if attempt.journal is not None and limit_s is not None:
             self._give_up_models()
-            name = f"{unit.folder}/{unit.unit}"
+            name = f"{units[0].folder}/{units[0].unit}"
             with IsolatedEmbedder(name, space.embedder, space.kwargs, limit_s, attempt.journal) as isolated:
-                return embed_unit(self._job, unit, table, isolated)
-        if unit.model not in self._models:
-            self._models[unit.model] = build_model(self._job, space, limit_s)
-        return embed_unit(self._job, unit, table, Watched(self._models[unit.model], limit_s))
+                return embed_units(self._job, units, tables, isolated)
+        if units[0].model not in self._models:
+            self._models[units[0].model] = build_model(self._job, space, limit_s)
+        return embed_units(self._job, units, tables, Watched(self._models[units[0].model], limit_s))
+
+    def _receipt_of(self, unit: Unit) -> Receipt | None:
+        """Of a unit that was finished in a process that ended with the units beside it."""
+        return read_receipt(self._job.files, unit_receipt(unit.folder, unit.unit))
 
     def _give_up_models(self) -> None:
         """Twice the same model may be more than the device holds."""
@@ -261,12 +257,23 @@ def _payload_table(rows: pa.Array, ids: pa.Array, table: pa.Table, columns: Sequ
     )
 
 
-def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receipt:
-    """Embed a unit's rows and write the vectors, of items also what is known of them, then the receipt unless it has
-    bad rows. Rows in = rows out + bad.
+def embed_units(job: Job, units: Sequence[Unit], tables: Sequence[pa.Table], model: Embedder) -> Finish:
+    """Embed the rows of units of one model and role together. What it returns writes each unit's vectors, of items also
+    what is known of them, then its receipt unless it has bad rows. Rows in = rows out + bad.
     """
+    start, began_s = time.monotonic(), time.time()
+    unit = units[0]
+    embedded = embed_tables(
+        tables, job.payload(unit.role), job.spaces[unit.model], unit.role, model, retry_delays_s=job.retry_delays_s
+    )
+    took_s, rows = time.monotonic() - start, sum(table.num_rows for table in tables)
+    times = [Embedding.here(began_s, began_s + took_s, table.num_rows / max(1, rows)) for table in tables]
+    return lambda: list(map(partial(_write, job), units, tables, embedded, times))
+
+
+def _write(job: Job, unit: Unit, table: pa.Table, embedded: tuple[F32, dict[int, str]], times: Embedding) -> Receipt:
     start = time.monotonic()
-    vectors, unusable = embed_table(job, unit, table, model)
+    vectors, unusable = embedded
     ids, rows = table.column("__id").to_pylist(), table.column("__row").to_pylist()
     kept = np.array([i for i in range(table.num_rows) if i not in unusable], dtype=np.int64)
     keys = item_keys([ids[i] for i in kept])
@@ -283,8 +290,8 @@ def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> Receip
         rows=len(kept),
         ids_digest=keys_digest(keys),
         quarantined=tuple(Quarantined(id=ids[i], row=rows[i], reason=reason) for i, reason in sorted(unusable.items())),
-        seconds=time.monotonic() - start,
-        details={"space": job.new_space} if unit.role == "item" else {},
+        seconds=times.busy_s + time.monotonic() - start,
+        details=times.details() | ({"space": job.new_space} if unit.role == "item" else {}),
     )
     if receipt.rows + len(receipt.quarantined) != unit.rows:
         raise EmbedderError(f"{unit.folder}/{unit.unit}: {unit.rows} rows in, {receipt.rows} out, {len(unusable)} bad")
@@ -299,50 +306,6 @@ def _items(job: Job, table: pa.Table, kept: I64, keys: U64) -> pa.Table:
         version = version_digests(table, job.version_column)
     payload = payload_digests(table, job.payload_columns)
     return pa.table({"key": keys_column(keys), "payload": payload.take(kept), "version": version.take(kept)})
-
-
-def embed_table(job: Job, unit: Unit, table: pa.Table, model: Embedder) -> tuple[F32, dict[int, str]]:
-    """See ``embed_rows``. Rows whose call raised are embedded again, all of the unit's after one wait.
-
-    A row whose payload cannot be read is not shown to the embedder, and has that for its reason.
-    """
-    space, payload = job.spaces[unit.model], job.payload(unit.role)
-    vectors = np.zeros((table.num_rows, space.dim), np.float32)
-    unusable: dict[int, str] = {}
-    rows = np.arange(table.num_rows)
-    for delay_s in (0.0, *job.retry_delays_s):
-        if len(rows) == 0:
-            break
-        time.sleep(delay_s)
-        for first in range(0, len(rows), space.batch_size):
-            part = rows[first : first + space.batch_size]
-            for row in part.tolist():
-                unusable.pop(row, None)
-            batch, unreadable = _read_payload(table, payload, part)
-            unusable |= unreadable
-            part = part[[row not in unreadable for row in part.tolist()]]
-            if len(part) == 0:
-                continue
-            found, faults = embed_rows(model, batch, unit.role, space.dim, metric=space.metric)
-            vectors[part] = found
-            unusable |= {int(part[row]): reason for row, reason in faults.items()}
-        rows = np.array([row for row, reason in sorted(unusable.items()) if may_pass(reason)], dtype=np.int64)
-    return vectors, unusable
-
-
-def _read_payload(
-    table: pa.Table, names: Sequence[str], rows: np.ndarray
-) -> tuple[dict[str, list[object]], dict[int, str]]:
-    """The payload columns of those of `rows` that can be read, as the embedder takes them, and {row: reason} of the
-    others.
-    """
-    columns = {name: payload_values(table.column(name), table.schema.field(name), rows) for name in names}
-    reasons: dict[int, str] = {}
-    for name, (_, faults) in columns.items():
-        for place, fault in faults.items():
-            reasons.setdefault(int(rows[place]), one_line(f"payload column {name!r}: {fault}", MAX_REASON_CHARS))
-    kept = [place for place, row in enumerate(rows.tolist()) if row not in reasons]
-    return {name: [values[place] for place in kept] for name, (values, _) in columns.items()}, reasons
 
 
 def keep_receipt(files: Files, unit: Unit, receipt: Receipt) -> Receipt:

@@ -22,6 +22,7 @@ from fastfill_ray.inputs.parquet import read_spans
 from fastfill_ray.log.records import Plan
 from fastfill_ray.ordering.ids import ids_digest, item_keys
 from fastfill_ray.ordering.partition import MIN_SPLIT
+from fastfill_ray.stages.blocks import BlockLimits, in_blocks
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.draw import Drawn, draw_pairs
 from fastfill_ray.stages.embed import Job, Unit, grouped, loads, pool_work, read_vectors, read_vectors_file
@@ -220,11 +221,12 @@ def embed_first(context: Context, job: Job, units: Sequence[UnitGroup], resource
         return
     rows = sum(group.rows for group in groups.values())
     done = rows - sum(unit.rows for unit in missing)
+    blocks = in_blocks(missing, BlockLimits.of(resources, None))
     waits_for = loads(job, missing, min(context.engine.num_actors(resources), len(missing)))
     try:
         with (
             context.progress.stage("pairs", rows, "items", done, waits_for) as bar,
-            closing(context.engine.run_pool(pool_work(job), grouped(missing), resources)) as pool,
+            closing(context.engine.run_pool(pool_work(job), blocks, resources)) as pool,
         ):
             for unit, receipt in pool:
                 groups[unit.folder].add(unit, receipt)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,9 @@ from fastfill_ray.engine.interface import Attempt
 from fastfill_ray.errors import ConfigError, EmbedderError
 from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.log.records import Plan
+from fastfill_ray.stages.batches import embed_tables
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.embed import Job, Unit, build_model, embed_table, read_units
+from fastfill_ray.stages.embed import Job, Unit, build_model, read_units
 from fastfill_ray.stages.quarantine import kind_of
 from fastfill_ray.stages.queries import pin_queries
 from fastfill_ray.storage.files import Files
@@ -136,14 +137,14 @@ def _try_all(job: Job, trials: Sequence[_Trial], attempt: Attempt) -> bool:
 
 def _try(job: Job, trial: _Trial, model: Embedder) -> None:
     """Raises where no call brings a vector that can be used."""
-    once, faults = replace(job, retry_delays_s=()), list[str]()
+    faults = list[str]()
     waits_s = (0.0, *job.retry_delays_s, *[0.0] * _CALLS)
     seen = _Seen(model)
     for unit, wait_s in zip(trial.units, waits_s, strict=False):
         if faults and all(map(_may_pass, faults)):
             time.sleep(wait_s)
         [table] = read_units(job, [unit])
-        _, unusable = embed_table(once, unit, table, seen)
+        [(_, unusable)] = embed_tables([table], job.payload(unit.role), job.spaces[unit.model], unit.role, seen)
         if not unusable and seen.uneven is not None:  # it would embed everything, but row by row
             break
         if len(unusable) < unit.rows:

@@ -11,8 +11,10 @@ from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.errors import EmbedderError, QuarantineExceeded
 from fastfill_ray.log.records import Plan, Version
 from fastfill_ray.log.stop import embed_seconds_per_row
+from fastfill_ray.stages.blocks import BlockLimits, in_blocks
+from fastfill_ray.stages.busy import Busy
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.embed import Job, Unit, grouped, loads, pool_work
+from fastfill_ray.stages.embed import Job, Unit, loads, pool_work
 from fastfill_ray.stages.progress import Bar, WavesWork
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.storage.files import Files
@@ -57,9 +59,10 @@ class Waves:
         self._handed_over: dict[int, dict[str, Receipt]] = {}
         missing = [unit for group in groups.values() for unit in group.missing]
         logger.debug("waves %s: %d units have no receipt yet", sorted(groups), len(missing))
-        self._may_stop = may_stop
+        self._may_stop, self._busy = may_stop, Busy()
         # A pool that has nothing to do would load its models all the same.
-        self._pool = context.engine.run_pool(pool_work(job), grouped(missing), resources) if missing else None
+        blocks = in_blocks(missing, BlockLimits.of(resources, standing.item_s))
+        self._pool = context.engine.run_pool(pool_work(job), blocks, resources) if missing else None
         self._at_the_end = ExitStack()
         self._bar = self._shown(job, missing, context.engine.num_actors(resources)) if missing else None
 
@@ -98,6 +101,7 @@ class Waves:
                         raise EmbedderError(f"wave {wave}: the pool ended before all its receipts came; run again")
                     unit, receipt = received
                     self._groups[unit.wave].add(unit, receipt)
+                    self._busy.add(receipt)
                     if self._bar is not None:
                         self._bar.advance(unit.rows)
         except (EmbedderError, QuarantineExceeded):
@@ -128,6 +132,8 @@ class Waves:
     def close(self) -> None:
         """Stop the pool; units in flight then may or may not leave receipts."""
         self._at_the_end.close()
+        if text := str(self._busy):
+            self._progress.say(text)
         if self._pool is not None:
             self._pool.close()
 

@@ -16,7 +16,7 @@ import pytest
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import trainer
 from fastfill_ray.engine.in_process import InProcessEngine
-from fastfill_ray.engine.interface import Attempt, Checkpoints, Engine, PoolWork, TrainSetup
+from fastfill_ray.engine.interface import Attempt, Checkpoints, Engine, Finish, PoolWork, TrainSetup
 from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.errors import AlignmentFailed, EmbedderError, InputError
 from fastfill_ray.inputs.locate import InputStore
@@ -169,11 +169,15 @@ class Summer:
         self._folder = folder
         self._leave("built", "one")
 
-    def __call__(self, unit: Number, table: pa.Table, attempt: Attempt) -> Receipt:
-        self._leave("begun", str(unit.value))
-        if unit.value == 98:
-            raise EmbedderError("98 cannot be embedded")
-        return Receipt(unit=f"c{unit.value:08d}", rows=sum(table.column("x").to_pylist()))
+    def __call__(self, units: Sequence[Number], tables: Sequence[pa.Table], attempt: Attempt) -> Finish:
+        for unit in units:
+            self._leave("begun", str(unit.value))
+            if unit.value == 98:
+                raise EmbedderError("98 cannot be embedded")
+        return lambda: [
+            Receipt(unit=f"c{unit.value:08d}", rows=sum(table.column("x").to_pylist()))
+            for unit, table in zip(units, tables, strict=True)
+        ]
 
     def _leave(self, name: str, line: str) -> None:
         with (self._folder / name).open("a") as file:
@@ -189,7 +193,9 @@ def work(folder: Path) -> PoolWork[Number]:
 
 
 def test_a_pool_gives_each_unit_with_its_receipt_and_builds_a_worker_once(engine: Engine, tmp_path: Path) -> None:
-    with closing(engine.run_pool(work(tmp_path), pairs_of(7), ONE_ACTOR)) as pool:
+    with closing(
+        engine.run_pool(work(tmp_path), [pairs_of(5), [[Number(value=5)], [Number(value=6)]]], ONE_ACTOR)
+    ) as pool:
         came = {unit.value: receipt.rows for unit, receipt in pool}
     assert came == {value: sum(range(value)) for value in range(7)}
     assert sorted(lines(tmp_path, "begun")) == [str(value) for value in range(7)]
@@ -201,13 +207,13 @@ def test_a_pool_gives_each_unit_with_its_receipt_and_builds_a_worker_once(engine
 def test_an_error_of_a_pool_comes_out_as_it_was_raised(
     engine: Engine, tmp_path: Path, value: int, error: type[Exception]
 ) -> None:
-    with closing(engine.run_pool(work(tmp_path), [[Number(value=value)]], ONE_ACTOR)) as pool:  # noqa: SIM117
+    with closing(engine.run_pool(work(tmp_path), [[[Number(value=value)]]], ONE_ACTOR)) as pool:  # noqa: SIM117
         with pytest.raises(error, match=f"^{value} cannot be"):
             next(pool)
 
 
 def test_a_stopped_pool_ends_when_all_that_has_begun_has_come_back(engine: Engine, tmp_path: Path) -> None:
-    with closing(engine.run_pool(work(tmp_path), pairs_of(30), ONE_ACTOR)) as pool:
+    with closing(engine.run_pool(work(tmp_path), [pairs_of(30)], ONE_ACTOR)) as pool:
         came = [next(pool)[0].value]
         pool.stop()
         came += [unit.value for unit, _ in pool]

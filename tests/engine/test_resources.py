@@ -36,7 +36,7 @@ def test_actors_that_no_node_can_hold_end_the_run(ray_session: None, monkeypatch
     monkeypatch.setattr(resources, "PATIENCE_S", 0.0)
     wants = ResourcesConfig(embed_actors=(1, 1), cpus_per_actor=1, gpus_per_actor=3)
     with pytest.raises(ClusterError, match=r"no node has 1 CPU and 3 GPU\. .* at most \d+ CPU and 0 GPU each\. Lower"):
-        RayEngine().run_pool(PoolWork(no_work, no_work), pairs_of(2), wants)  # type: ignore[arg-type]
+        RayEngine().run_pool(PoolWork(no_work, no_work), [pairs_of(2)], wants)  # type: ignore[arg-type]
 
 
 def test_what_some_node_has_is_not_waited_for(ray_session: None) -> None:

@@ -20,7 +20,8 @@ from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.errors import EmbedderError
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.table import Column, pin
-from fastfill_ray.stages.embed import Job, Space, Unit, grouped, pool_work, read_vectors
+from fastfill_ray.stages.batches import Space
+from fastfill_ray.stages.embed import Job, Unit, grouped, pool_work, read_vectors
 from fastfill_ray.storage.files import open_files
 from tests.deadly import DIM, notes, vector_of, wait_until_gone
 
@@ -51,7 +52,10 @@ def make_work(
 def pool_of(job: Job, units: list[Unit], *, call_timeout_s: float = 120) -> Iterator[Pool[Unit]]:
     resources = ResourcesConfig(embed_actors=(1, 2), cpus_per_actor=0.5, call_timeout_s=call_timeout_s)
     engine = RayEngine()
-    with engine.session(print), closing(engine.run_pool(pool_work(job), grouped(units), resources)) as pool:
+    with (
+        engine.session(print),
+        closing(engine.run_pool(pool_work(job), [[group] for group in grouped(units)], resources)) as pool,
+    ):
         yield pool
 
 

@@ -20,12 +20,12 @@ from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.inputs.table import Column, pin
 from fastfill_ray.ordering.ids import ids_digest, item_keys
 from fastfill_ray.stages import embed as stage
+from fastfill_ray.stages.batches import Space
 from fastfill_ray.stages.embed import (
     Job,
-    Space,
     Unit,
     UnitEmbedder,
-    embed_unit,
+    embed_units,
     items_file,
     read_items,
     read_units,
@@ -52,6 +52,11 @@ def unit(rows: Sequence[str]) -> tuple[Unit, pa.Table]:
         unit="c0", folder="pairs/f", file=file, start=0, length=size, rows=size, role="item", model="new", wave=0
     )
     return whole, pa.table({"__row": numbers, "__id": numbers, "x": list(rows)})
+
+
+def embed_unit(job: Job, unit: Unit, table: pa.Table, model: Any) -> Receipt:
+    [receipt] = embed_units(job, [unit], [table], model)()
+    return receipt
 
 
 @pytest.fixture
@@ -113,6 +118,43 @@ def test_vectors_that_cannot_be_used_are_not_asked_for_again(waits: list[float])
     assert (model.calls, waits) == (1, [])
 
 
+def test_units_share_batches_longest_texts_first_and_each_gets_its_own_rows() -> None:
+    batches: list[list[str]] = []
+
+    def lengths(batch: dict[str, Sequence[Any]], role: str) -> Any:
+        batches.append(list(batch["x"]))
+        if any("bad" in text for text in batch["x"]):
+            raise ValueError("bad")
+        return np.array([[len(text)] * DIM for text in batch["x"]], np.float32)
+
+    task = replace(job(4), retry_delays_s=())
+    first, table = unit(["aaa", "a", "aaaaa"])
+    others = pa.table({"__row": [7, 8, 9], "__id": [17, 18, 19], "x": ["aa", "bad!", "aaaaaa"]})
+    second = first.model_copy(update={"unit": "c1"})
+    # What a table's own schema says of its columns is not read as another one's.
+    third = first.model_copy(update={"unit": "c2", "rows": 1})
+    alone = pa.table({"__row": [0], "__id": [1], "x": pa.array(["aaaaaaa"], pa.large_string())})
+    receipts = embed_units(task, [first, third, second], [table, alone, others], lengths)()
+    assert batches[0] == ["aaaaaa", "aaaaa", "bad!", "aaa"], "a batch over two units, the longest first"
+    assert batches[-1] == ["aaaaaaa"]
+    assert [receipt.unit for receipt in receipts] == ["c0", "c2", "c1"]
+    made = [read_vectors(task.files, [receipt], DIM) for receipt in receipts]
+    assert [ids for ids, _ in made] == [[0, 1, 2], [1], [17, 19]]
+    assert [vectors[:, 0].tolist() for _, vectors in made] == [[3, 1, 5], [7], [2, 6]]
+    assert [(fault.id, fault.row) for fault in receipts[2].quarantined] == [(18, 8)]
+
+
+def test_of_units_that_are_begun_again_those_that_are_finished_are_not_embedded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(BuiltAt, "tries", 0)
+    task = job(4, "tests.stages.test_embed:BuiltAt", number=1)
+    whole, table = unit(["0"])
+    done = UnitEmbedder(task)([whole], [table], Attempt())()
+    assert list(UnitEmbedder(task)([whole], [table], Attempt(again=True))()) == done
+    assert BuiltAt.tries == 1, "the second one needed no model"
+
+
 def test_an_embedder_that_says_that_it_cannot_go_on_ends_the_run() -> None:
     with pytest.raises(EmbedderError, match=r"^the key has expired$"):
         embed_unit(job(2), *unit(["0", "refuse"]), Deadly())
@@ -138,11 +180,12 @@ def test_a_constructor_that_raises_is_called_three_times(
 ) -> None:
     monkeypatch.setattr(BuiltAt, "tries", 0)
     worker = UnitEmbedder(job(4, "tests.stages.test_embed:BuiltAt", number=number))
+    whole, table = unit(["0"])
     if number > 3:
         with pytest.raises(EmbedderError, match=r"called with kwargs \['number'\], raised ConnectionError: too many"):
-            worker(*unit(["0"]), Attempt())
+            worker([whole], [table], Attempt())
     else:
-        assert worker(*unit(["0"]), Attempt()).rows == 1
+        assert worker([whole], [table], Attempt())()[0].rows == 1
     assert BuiltAt.tries == min(number, 3)
     assert waits == [0.5, 2][: min(number, 3) - 1]
 

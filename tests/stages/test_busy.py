@@ -1,0 +1,32 @@
+"""What receipts say of the embedders' time."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastfill_ray.stages.busy import Busy, Embedding
+from fastfill_ray.storage.receipts import Receipt
+
+
+def receipt(actor: str, began_s: float, ended_s: float, busy_s: float, rows: int = 100) -> Receipt:
+    return Receipt(unit="c0", rows=rows, details=Embedding(actor, began_s, ended_s, busy_s).details())
+
+
+def test_the_time_between_blocks_is_idle_and_the_units_of_a_block_share_its_time() -> None:
+    busy = Busy()
+    for each in (
+        receipt("a", 0, 10, 4), receipt("a", 0, 10, 6), receipt("a", 12, 20, 8),
+        receipt("b", 5, 25, 20, rows=60),
+    ):  # fmt: skip
+        busy.add(each)
+    assert busy.share == pytest.approx(38 / 40)
+    assert str(busy) == (
+        "360 items by 2 embedders, 95.0% busy between first and last batch: 14.4 items/s, 30.86 actor hours for a "
+        "million items"
+    )
+
+
+def test_receipts_that_do_not_say_it_do_not_count() -> None:
+    busy = Busy()
+    busy.add(Receipt(unit="c0", rows=5, seconds=3))
+    assert (busy.share, str(busy)) == (None, "")
