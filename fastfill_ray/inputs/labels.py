@@ -12,8 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastfill_ray.errors import InputError
-from fastfill_ray.inputs.encodings import chunks_of, is_bytes, is_list, is_text, nulls_of, plain_type
-from fastfill_ray.inputs.kinds import is_utf8, is_uuid, uuid_texts
+from fastfill_ray.inputs.encodings import (
+    chunks_of,
+    is_bytes,
+    is_list,
+    is_text,
+    is_utf8,
+    is_uuid,
+    nulls_of,
+    plain_type,
+    uuid_texts,
+)
 from fastfill_ray.types import Objects
 
 # What values of each kind of label are stored as.
