@@ -5,17 +5,24 @@ Legend: N items.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-import pyarrow as pa
 
 from fastfill_ray.types import I64, U64, Objects
 
-Ids: TypeAlias = pa.Array | pa.ChunkedArray | I64 | Objects | Sequence[int | str]
-"""Ids (N,) of one type: an Arrow column of integers or strings is the fastest, as none becomes a Python value."""
+
+@runtime_checkable
+class Column(Protocol):
+    """An Arrow column, of which nothing else is known here."""
+
+    def to_pylist(self) -> list[Any]: ...
+
+
+Ids: TypeAlias = Column | I64 | Objects | Iterable[int | str]
+"""Ids (N,) of one type, integers or strings."""
 
 _KEY_BYTES = 16
 NO_IDS = "0" * 32  # the digest of no ids
@@ -26,8 +33,9 @@ def hash_ids(ids: Ids) -> U64:
 
     An object array holds ids of one type, ints or strings.
     """
-    if isinstance(ids, pa.Array | pa.ChunkedArray) and pa.types.is_integer(ids.type):
-        ids = ids.cast(pa.int64()).to_numpy()
+    if isinstance(ids, Column):
+        values = ids.to_pylist()
+        ids = np.array(values, np.int64) if values and isinstance(values[0], int) else values
     if isinstance(ids, np.ndarray) and ids.dtype == object and len(ids) and not isinstance(ids[0], str):
         ids = ids.astype(np.int64)
     if isinstance(ids, np.ndarray) and ids.dtype == np.int64:
@@ -37,19 +45,20 @@ def hash_ids(ids: Ids) -> U64:
 
 def _hashed(ids: Ids, size: int) -> bytes:
     """blake2b of each id's text, `size` bytes each, one after the other."""
-    if isinstance(ids, np.ndarray):
-        ids = pa.array(ids) if ids.dtype == np.int64 else ids.tolist()
-    if isinstance(ids, pa.Array | pa.ChunkedArray):
-        texts = ids.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
-    else:
-        texts = [str(value).encode() for value in ids]
     # A copy of an empty hash is made in half the time of a new one. (blake2b in numpy takes longer than hashlib's.)
     copy, digests = blake2b(digest_size=size).copy, []
-    for text in texts:
+    for text in map(str.encode, map(str, _values(ids))):
         digest = copy()
         digest.update(text)
         digests.append(digest.digest())
     return b"".join(digests)
+
+
+def _values(ids: Ids) -> list[int | str]:
+    if isinstance(ids, Column):
+        return ids.to_pylist()
+    values: list[int | str] = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    return values
 
 
 def _splitmix64(x: U64) -> U64:
@@ -67,12 +76,12 @@ def seeded_hash(id_hash: U64, seed: int) -> U64:
     return _splitmix64(id_hash ^ salt)
 
 
-def ids_digest(ids: Ids | Iterable[int | str]) -> str:
+def ids_digest(ids: Ids) -> str:
     """Order-free digest of a multiset of ids: the sum of their 128-bit hashes modulo 2**128, as hex.
 
     Sums can be combined (``combine_digests``), so that a version's digest follows from its segments'.
     """
-    return keys_digest(item_keys(ids if isinstance(ids, pa.Array | pa.ChunkedArray | np.ndarray) else list(ids)))
+    return keys_digest(item_keys(ids))
 
 
 def item_keys(ids: Ids) -> U64:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.inputs.gallery import Source, item_labels, item_weights, mapped_columns, mapped_vectors
-from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.kinds import read_id_column
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
@@ -26,7 +26,7 @@ from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.keys import put_pair_keys
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
-from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
+from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt
@@ -311,7 +311,7 @@ def score_chunks(scorer: Scorer, folder: str, work: Sequence[_Work]) -> Iterator
 def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, start: float) -> Receipt:
     """start: when its rows began to be read, by ``time.monotonic``."""
     config, needs_labels = scorer.source.config, scorer.policy in LABELLED
-    ids = read_ids(table, config.id_column, scorer.source.id_type, path=work.file.path, start=work.start)
+    ids = read_id_column(table, config.id_column, scorer.source.id_type, path=work.file.path, start=work.start)
     old, side, unusable = mapped_vectors(table, scorer.source)
     aligned, log_variance = scorer.align(old, side)
     labels = item_labels(table, scorer.source, work.span) if needs_labels else None
@@ -327,7 +327,7 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
     data = table_bytes(
         pa.table(
             {
-                "id": id_array(ids, scorer.source.id_type),
+                "id": ids,
                 "log_variance": log_variance,
                 "priority": priority,
                 "key": keys,
@@ -339,12 +339,9 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
         unit=work.unit,
         outputs=(put_content(scorer.files, partial(unit_output, folder, work.unit), data),),
         rows=work.rows,
-        ids_digest=ids_digest(ids.tolist()),
+        ids_digest=ids_digest(ids),
         quarantined=tuple(
-            Quarantined(
-                id=ids[row] if isinstance(ids[row], str) else int(ids[row]), row=work.start + row, reason=reason
-            )
-            for row, reason in unusable.items()
+            Quarantined(id=ids[row].as_py(), row=work.start + row, reason=reason) for row, reason in unusable.items()
         ),
         seconds=time.monotonic() - start,
     )

@@ -119,7 +119,7 @@ def read_at(stage: str, source: Source, span: Span) -> None:
         chunk: Any = SimpleNamespace(start=span.start, rows=span.rows)
         listed: Any = None
         job: Any = SimpleNamespace(scorer=scorer)
-        build._read_beside(job, build.BucketWork(0, (build.Place(chunk, span.file, listed),), (), (), {}))
+        build._read_gallery(job, build.BucketWork(0, (build.Place(chunk, span.file, listed),), (), (), {}))
 
 
 @pytest.mark.parametrize("stage", READERS)
