@@ -112,7 +112,7 @@ def read_at(stage: str, source: Source, span: Span) -> None:
         sample._old_of(unit, table, source)
     elif stage == "score":
         work = score._Work(unit="u", start=span.start, rows=span.rows, file=span.file, pairs=())
-        score._score_chunk(scorer, "f", work, table, 0.0)
+        score._score_chunk(scorer, work, table)
     elif stage == "evaluate":
         evaluate._usable_old(source, table, span)
     else:
