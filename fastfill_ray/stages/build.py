@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -33,7 +33,7 @@ from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import segment_paths, template_path
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.storage.refs import get_verified, put_file, tagged
-from fastfill_ray.types import F32, I64, Bools
+from fastfill_ray.types import F32, I64, Bools, IdType
 
 # Templates see at most this many vectors of each kind: 39 to 256 per centroid is what FAISS' k-means uses.
 _TEMPLATE_ROWS = 200_000
@@ -165,7 +165,7 @@ def build(context: Context, job: BuildJob, work: Sequence[BucketWork], name: str
 def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
     """One bucket's segments. A wave that is both new and stale gets a residual stale one of what is not embedded."""
     segments: list[Segment] = []
-    embedded = [pa.chunked_array([], id_arrow_type(job.scorer.source.id_type))]
+    embedded = list[pa.ChunkedArray]()
     gallery = _read_gallery(job, work)
     for wave in work.new_waves:
         new = _read_new(job, work, wave)
@@ -175,7 +175,7 @@ def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
             beside = _beside(new.ids, gallery.beside_of(new.ids), columns)
             segments.append(_put_segment(job, work.bucket, wave, "new", beside, new.vectors))
     if work.stale_waves:
-        is_new = pc.is_in(gallery.ids, value_set=pa.chunked_array([c for part in embedded for c in part.chunks]))
+        is_new = pc.is_in(gallery.ids, value_set=_all_ids(embedded, job.scorer.source.id_type))
         missing = gallery.is_stale & ~is_new.to_numpy()
         for wave in work.stale_waves:
             rows = np.flatnonzero((gallery.waves == wave) & missing)
@@ -201,7 +201,7 @@ def _stale(job: BuildJob, gallery: _Gallery, rows: I64) -> F32:
 def _read_new(job: BuildJob, work: BucketWork, wave: int) -> _New:
     """What becomes new in a wave: embedded for it, or known before."""
     files, dim = job.scorer.files, job.scorer.alignment().new_dim
-    ids = [pa.chunked_array([], id_arrow_type(job.scorer.source.id_type))]
+    ids = list[pa.ChunkedArray]()
     vectors, digests = [np.empty((0, dim), np.float32)], [read_items(files, [])]
 
     def add(there: VectorFile, rows: I64 | None, table: pa.Table) -> None:
@@ -219,11 +219,12 @@ def _read_new(job: BuildJob, work: BucketWork, wave: int) -> _New:
         if place.work.known[wave]:
             for file, rows in read_rows(files, place.work).known_in(wave):
                 add(file, rows, _read_vectors(files, file))
-    return _New(
-        pa.chunked_array([chunk for part in ids for chunk in part.chunks], ids[0].type),
-        np.concatenate(vectors),
-        pa.concat_tables(digests),
-    )
+    id_type = job.scorer.source.id_type
+    return _New(_all_ids(ids, id_type), np.concatenate(vectors), pa.concat_tables(digests))
+
+
+def _all_ids(parts: Iterable[pa.ChunkedArray], id_type: IdType) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], id_arrow_type(id_type))
 
 
 def _unit_file(receipt: Receipt) -> VectorFile | None:
