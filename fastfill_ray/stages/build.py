@@ -80,9 +80,9 @@ class BucketWork:
 class _Gallery(NamedTuple):
     """The rows of a bucket's chunks.
 
-    ids: (N,). beside: N rows, ``label`` and ``group`` where they are configured. old: (N, D) and side: (N, S) vectors,
-    waves: (N,), and (N,) whether they may be served stale: they can be, and are not new in the version that the plan
-    begins with; these are None and empty where nothing becomes stale.
+    ids: (N,). beside: N rows, ``label`` and ``group`` where they are configured. old: (N, D) and side: (N, S) vectors.
+    waves: (N,). is_stale: (N,) whether they may be served stale: they can be, and are not new in the version that the
+    plan begins with. What nothing asks for is empty, or None.
     """
 
     ids: pa.ChunkedArray
