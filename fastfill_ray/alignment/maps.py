@@ -28,6 +28,8 @@ PresetName = Literal["paper", "default"]
 DIRECTION = "old->new"
 # Rows mapped at once: bounds the memory of a call, at most 2,048 hidden units wide, to some tens of MB.
 INFERENCE_ROWS = 4096
+# Kernel values that a map holds at a time: 4 MiB.
+_TILE_NUMBERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,22 @@ class KernelMap(nn.Module):
         return made
 
     def forward(self, old: Tensor, side: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Scaled old (N, D) and side vectors (N, S) -> scaled h (N, E), no log-variance."""
+        """Scaled old (N, D) and side vectors (N, S) -> scaled h (N, E), no log-variance. For inference alone."""
         inputs = old if side is None else torch.cat([old, side], dim=1)
-        squares = inputs.square().sum(dim=1, keepdim=True) + self.landmarks.square().sum(dim=1)
-        distances = (squares - 2 * inputs @ self.landmarks.T).clamp(min=0)
-        return torch.exp(-self.gamma * distances) @ self.weight + self.bias, None
+        # -gamma ||x - c||^2 = 2 gamma x.c - gamma ||c||^2 - gamma ||x||^2, in place in a tile that stays in the cache:
+        # a pass over (N, M) per operation takes five times as long.
+        twice = (2 * self.gamma * self.landmarks).T
+        of_landmarks = -self.gamma * self.landmarks.square().sum(dim=1)
+        of_inputs = -self.gamma * inputs.square().sum(dim=1, keepdim=True)
+        rows = max(1, _TILE_NUMBERS // len(self.landmarks))
+        tile = torch.empty(min(rows, len(inputs)), len(self.landmarks))  # kernel values (rows, M)
+        aligned = torch.empty(len(inputs), self.weight.shape[1])
+        for start in range(0, len(inputs), rows):
+            part = slice(start, start + rows)
+            kernel = torch.addmm(of_landmarks, inputs[part], twice, out=tile[: len(inputs[part])])
+            kernel.add_(of_inputs[part]).clamp_(max=0).exp_()
+            torch.addmm(self.bias, kernel, self.weight, out=aligned[part])
+        return aligned, None
 
 
 AnyMap = LearntMap | LinearMap | KernelMap

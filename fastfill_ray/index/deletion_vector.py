@@ -65,9 +65,9 @@ def put_deletion(files: Files, path: str, vector: DeletionVector, ids: pa.Array)
     return Deletion(
         file=tagged(files, put_file(files, path, table_bytes(table))),
         rows=len(rows),
-        ids_digest=ids_digest(ids.take(pa.array(rows)).to_pylist()),
+        ids_digest=ids_digest(ids.take(pa.array(rows))),
         deleted_rows=int(deleted.sum()),
-        deleted_ids_digest=ids_digest(ids.take(pa.array(rows[deleted])).to_pylist()),
+        deleted_ids_digest=ids_digest(ids.take(pa.array(rows[deleted]))),
     )
 
 

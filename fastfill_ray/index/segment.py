@@ -289,14 +289,17 @@ def _prepared(vectors: NDArray[Any], dim: int, metric: Metric, name: str = "vect
     array = np.ascontiguousarray(vectors, dtype=np.float32)
     if array.ndim != 2 or array.shape[1] != dim:
         raise SpaceMismatch(f"{name}s are {array.shape}, expected (N, {dim})")
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"{name} {int(np.argmin(finite))} holds values that are not finite in float32")
+    if not np.isfinite(array).all():
+        row = int(np.argmin(np.isfinite(array).all(axis=1)))
+        raise ValueError(f"{name} {row} holds values that are not finite in float32")
     return unit_rows(array) if metric == "cosine" else array
 
 
 def serialise(index: faiss.Index) -> bytes:
-    return bytes(faiss.serialize_index(index).tobytes())
+    writer: Any = faiss.VectorIOWriter()
+    faiss.write_index(index, writer)
+    # ``serialize_index`` makes an array first: one copy more of what may be a gigabyte.
+    return bytes(_library.rev_swig_ptr(writer.data.data(), writer.data.size()).tobytes())
 
 
 def deserialise(data: bytes, name: str) -> faiss.Index:

@@ -11,9 +11,8 @@ Legend: N rows, M elements of all rows. Digests are (N, 16) uint8.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -41,6 +40,7 @@ _U8 = NDArray[np.uint8]
 DIGEST_BYTES = 16
 _TICKS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DAY_S = 86_400
+_SHORT_BYTES = 1024
 # A list of whole numbers is hashed in the first of these that holds all of them: images as bytes, not as int64.
 _WHOLE = [np.dtype(f"<{kind}{width}") for kind in "ui" for width in (1, 2, 4, 8)]
 
@@ -207,33 +207,50 @@ def _lists(values: pa.Array, lengths: I64, element: pa.Field) -> _U8:
 
 def _number_lists(flat: np.ndarray, ends: I64, rows: I64) -> _U8:
     """Of the lists `rows` (R,), none of them empty or with a null, in the narrowest type that holds their numbers."""
-    if flat.dtype.kind == "f":
-        read = _float_reader(flat)
-        seeds = {dtype: _seed(b"floats", [dtype]) for dtype in ("<f4", "<f8")}
-        parts = (read(flat[ends[row] : ends[row + 1]]) for row in rows.tolist())
-        return _hashed((seeds[part.dtype.str], part.data) for part in parts)
     if flat.dtype == bool:
-        bools = _seed(b"bools")
-        return _hashed((bools, flat[ends[row] : ends[row + 1]].data) for row in rows.tolist())
-    seeds = {dtype.str: _seed(b"wholes", [dtype.str]) for dtype in _WHOLE}
-    narrow = [_WHOLE[place] for place in _narrowest(flat, ends, rows)]
-    return _hashed(
-        (seeds[dtype.str], flat[ends[row] : ends[row + 1]].astype(dtype, copy=False).data)
-        for row, dtype in zip(rows.tolist(), narrow, strict=True)
-    )
+        return _pieces(_seed(b"bools"), flat, ends, rows)
+    digests = np.empty((len(rows), DIGEST_BYTES), np.uint8)
+    if flat.dtype.kind == "f":
+        for dtype, chosen in _float_types(flat, ends, rows):
+            with np.errstate(over="ignore"):  # of lists that were not chosen
+                digests[chosen] = _pieces(_seed(b"floats", [dtype]), _one_nan(flat.astype(dtype)), ends, rows[chosen])
+        return digests
+    places = _narrowest(flat, ends, rows)
+    for place in np.unique(places).tolist():
+        dtype, chosen = _WHOLE[place], places == place
+        seed = _seed(b"wholes", [dtype.str])
+        digests[chosen] = _pieces(seed, flat.astype(dtype, copy=False), ends, rows[chosen])
+    return digests
 
 
-def _narrowest(flat: np.ndarray, ends: I64, rows: I64) -> list[int]:
-    """Per list the place in ``_WHOLE`` of the first type that holds all of its numbers."""
+def _float_types(flat: np.ndarray, ends: I64, rows: I64) -> list[tuple[str, np.ndarray]]:
+    """(Type, which of the lists `rows` (R,) it holds): float32 where that is exact, else float64."""
+    if flat.dtype.itemsize <= 4:
+        return [("<f4", np.ones(len(rows), bool))]
+    with np.errstate(over="ignore"):  # beyond float32: inf, which is not the same number
+        is_same = (flat.astype("<f4") == flat) | np.isnan(flat)
+    fits = _of_rows(np.logical_and, is_same, ends, rows)
+    return [("<f4", fits), ("<f8", ~fits)]
+
+
+def _one_nan(values: np.ndarray) -> np.ndarray:
+    """The same numbers, in place: NaN has many encodings."""
+    values[np.isnan(values)] = np.nan
+    return values
+
+
+def _narrowest(flat: np.ndarray, ends: I64, rows: I64) -> np.ndarray:
+    """Per list the place (R,) in ``_WHOLE`` of the first type that holds all of its numbers."""
     if flat.dtype == np.dtype("<u1") or not len(rows):
-        return [0] * len(rows)
-    least = _of_rows(np.minimum, flat, ends, rows).tolist()
-    most = _of_rows(np.maximum, flat, ends, rows).tolist()
-    limits = [(int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) for dtype in _WHOLE]
-    return [
-        next(place for place, (low, high) in enumerate(limits) if low <= small and large <= high)
-        for small, large in zip(least, most, strict=True)
+        return np.zeros(len(rows), np.int64)
+    least, most = _of_rows(np.minimum, flat, ends, rows), _of_rows(np.maximum, flat, ends, rows)
+    limits, bounds = np.iinfo(flat.dtype), [np.iinfo(dtype) for dtype in _WHOLE]
+    # Bounds within what the numbers' own type holds: numpy compares no others exactly.
+    holds = [
+        (least >= flat.dtype.type(max(bound.min, limits.min))) & (most <= flat.dtype.type(min(bound.max, limits.max)))
+        for bound in bounds
     ]
+    return np.argmax(holds, axis=0)
 
 
 def _of_rows(operation: np.ufunc, flat: np.ndarray, ends: I64, rows: I64) -> np.ndarray:
@@ -244,23 +261,6 @@ def _of_rows(operation: np.ufunc, flat: np.ndarray, ends: I64, rows: I64) -> np.
     edges = np.stack([ends[rows], ends[rows + 1]], axis=1).ravel()
     edges = edges[:-1] if edges[-1] == len(flat) else edges
     return np.asarray(operation.reduceat(flat, edges)[::2])
-
-
-def _float_reader(flat: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes one list's floats float32 where that is exact, else float64, with one NaN."""
-    has_nan = bool(len(flat)) and bool(np.isnan(flat.min()))
-
-    def read(part: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):  # beyond float32: inf, which is not the same number
-            narrow = part.astype("<f4", copy=False)
-        found = narrow if flat.dtype.itemsize <= narrow.itemsize or _same(narrow, part) else part
-        return np.where(np.isnan(found), found.dtype.type(np.nan), found) if has_nan else found
-
-    return read
-
-
-def _same(narrow: np.ndarray, part: np.ndarray) -> bool:
-    return bool(np.array_equal(narrow, part, equal_nan=True))
 
 
 def _maps(array: pa.Array) -> _U8:
@@ -347,19 +347,28 @@ def _fixed(seed: blake2b, values: np.ndarray) -> _U8:
     return _sliced(seed, data, np.arange(len(values) + 1) * width)
 
 
-def _sliced(seed: blake2b, data: np.ndarray, ends: I64) -> _U8:
-    """Of data[ends[i] : ends[i + 1]] for each i."""
-    view = data.data
-    return _hashed((seed, view[start:end]) for start, end in itertools.pairwise(ends.tolist()))
+def _sliced(seed: blake2b, values: np.ndarray, ends: I64) -> _U8:
+    """Of values[ends[i] : ends[i + 1]] for each i; values (M,) or (M, width) uint8."""
+    width = math.prod(values.shape[1:])
+    return _hashed(seed, np.ascontiguousarray(values).reshape(-1), ends[:-1] * width, ends[1:] * width)
 
 
-def _hashed(parts: Iterable[tuple[blake2b, memoryview]]) -> _U8:
-    digests = []
-    for seed, part in parts:
-        digest = seed.copy()
-        digest.update(part)
+def _pieces(seed: blake2b, flat: np.ndarray, ends: I64, rows: I64) -> _U8:
+    """Of the bytes of flat[ends[i] : ends[i + 1]] for each i of `rows` (R,)."""
+    data = np.ascontiguousarray(flat).view(np.uint8)
+    return _hashed(seed, data, ends[rows] * flat.itemsize, ends[rows + 1] * flat.itemsize)
+
+
+def _hashed(seed: blake2b, data: np.ndarray, starts: I64, ends: I64) -> _U8:
+    """Of data[starts[i] : ends[i]] for each i."""
+    # Slices of bytes are copies; of a view they are not, but take longer to make than a short one to copy.
+    source = data.tobytes() if len(data) <= _SHORT_BYTES * len(starts) else data.data
+    copy, digests = seed.copy, []
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        digest = copy()
+        digest.update(source[start:end])
         digests.append(digest.digest())
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-_NULL: _U8 = _hashed([(_seed(b"null"), memoryview(b""))])[0]
+_NULL: _U8 = np.frombuffer(_seed(b"null").digest(), np.uint8)

@@ -20,6 +20,11 @@ from fastfill_ray.types import F32, I64
 _NAME, _PARAMETERS = b"ARROW:extension:name", b"ARROW:extension:metadata"
 _FIXED_SHAPE = ("arrow.fixed_shape_tensor", "ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
 _VARIABLE_SHAPE = ("ray.data.arrow_variable_shaped_tensor",)
+_UUID_BYTES = 16
+# 32 hex digits, with a hyphen before digits 8, 12, 16 and 20.
+_UUID_TEXT = 36
+_UUID_DIGITS = [place for place in range(_UUID_TEXT) if place not in (8, 13, 18, 23)]
+_HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -137,6 +142,34 @@ def is_text(kind: pa.DataType) -> bool:
 def is_bytes(kind: pa.DataType) -> bool:
     """Whether it is bytes of any length."""
     return any(getattr(pa.types, f"is_{name}")(kind) for name in ("binary", "large_binary", "binary_view"))
+
+
+def is_utf8(value: bytes) -> bool:
+    """Whether bytes are text."""
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def is_uuid(kind: pa.DataType) -> bool:
+    """Whether it is as wide as a UUID that is stored as bytes."""
+    return bool(pa.types.is_fixed_size_binary(kind) and kind.byte_width == _UUID_BYTES)
+
+
+def uuid_texts(chunk: pa.Array) -> np.ndarray:
+    """See ``uuid_column``: (N,) objects."""
+    return np.asarray(uuid_column(chunk).to_numpy(zero_copy_only=False))
+
+
+def uuid_column(chunk: pa.Array) -> pa.StringArray:
+    """UUIDs (N,) of 16 bytes, none of them null, as text, as uuid.UUID writes them."""
+    values = bytes_of(chunk)[0].reshape(-1, _UUID_BYTES)
+    texts = np.full((len(values), _UUID_TEXT), ord("-"), np.uint8)
+    texts[:, _UUID_DIGITS] = _HEX[np.stack([values >> 4, values & 15], axis=2).reshape(len(values), 2 * _UUID_BYTES)]
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * _UUID_TEXT
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(texts))
 
 
 def nulls_of(array: pa.Array) -> np.ndarray:

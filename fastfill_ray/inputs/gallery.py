@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig
 from fastfill_ray.inputs.kinds import read_weights, vector_kind, vectors_of
-from fastfill_ray.inputs.labels import check_stored, groups_of, labels_of
+from fastfill_ray.inputs.labels import check_stored, groups_of, labels_of, stored_groups, stored_labels
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import Span
 from fastfill_ray.types import F32, IdType, Metric, Objects
@@ -89,6 +89,21 @@ def item_groups(table: pa.Table, source: Source, span: Span) -> Objects | None:
     if name is None:
         return None
     return groups_of(table.column(name), where=f"{span.file.path}: gallery.group_column {name!r}", start=span.start)
+
+
+def stored_beside(table: pa.Table, source: Source, span: Span) -> dict[str, pa.ChunkedArray]:
+    """What is kept beside the ids of a segment, where it is configured: ``label`` and ``group`` (N,).
+
+    Raises: see ``item_labels`` and ``item_groups``.
+    """
+    config, beside = source.config, dict[str, pa.ChunkedArray]()
+    if (name := config.label_column) is not None:
+        where = f"{span.file.path}: gallery.label_column {name!r}"
+        beside["label"] = stored_labels(table.column(name), source.label_kind, where=where, start=span.start)
+    if (name := config.group_column) is not None:
+        where = f"{span.file.path}: gallery.group_column {name!r}"
+        beside["group"] = stored_groups(table.column(name), where=where, start=span.start)
+    return beside
 
 
 @dataclass(frozen=True)

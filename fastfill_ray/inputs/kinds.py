@@ -26,10 +26,13 @@ from fastfill_ray.inputs.encodings import (
     is_bytes,
     is_list,
     is_text,
+    is_utf8,
+    is_uuid,
     nulls_of,
     numpy_dtype,
     plain_type,
     tensor_of,
+    uuid_column,
 )
 from fastfill_ray.types import F32, IdType, VectorDtype
 
@@ -42,7 +45,6 @@ _NUMBERS = {
     **{pa.type_for_alias(f"{sign}{bits}"): f"{sign}{bits}" for sign in ("int", "uint") for bits in (8, 16, 32, 64)},
 }
 _DTYPES = (*_NUMBERS.values(), "bfloat16")
-_UUID_BYTES = 16
 
 
 @contextmanager
@@ -79,7 +81,15 @@ def id_kind(field: pa.Field) -> IdType | None:
 
 
 def read_ids(table: pa.Table, column: str, id_type: IdType, *, path: str = "", start: int = 0) -> np.ndarray:
-    """Ids (N,) as int64, or as an object array of str.
+    """Ids (N,) as int64, or as an object array of str; see ``read_id_column``."""
+    found = read_id_column(table, column, id_type, path=path, start=start)
+    return np.asarray(found.to_numpy(zero_copy_only=False))
+
+
+def read_id_column(
+    table: pa.Table, column: str, id_type: IdType, *, path: str = "", start: int = 0
+) -> pa.Int64Array | pa.StringArray:
+    """Ids (N,) as int64 or string.
 
     Args:
         path, start: the file that the table is from, and the row in it of the table's first row; for errors.
@@ -90,24 +100,24 @@ def read_ids(table: pa.Table, column: str, id_type: IdType, *, path: str = "", s
     field = table.schema.field(column)
     if id_kind(field) not in (id_type, None):
         raise InputError(f"{path}: id column {column!r} is {field.type}, but the other ids are {id_type}")
-    parts = [np.empty(0, np.int64 if id_type == "int64" else object)]
+    parts = [pa.array([], pa.int64() if id_type == "int64" else pa.string())]
     for chunk in chunks_of(table.column(column)):
         parts.append(_read_ids(chunk, id_type, f"id column {column!r}", path, start))
         start += len(chunk)
-    return np.concatenate(parts)
+    return parts[1] if len(parts) == 2 else pa.concat_arrays(parts)
 
 
-def _read_ids(chunk: pa.Array, id_type: IdType, name: str, path: str, start: int) -> np.ndarray:
+def _read_ids(chunk: pa.Array, id_type: IdType, name: str, path: str, start: int) -> pa.Array:
     if chunk.null_count:
         row = int(np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))[0])
         raise _bad_id(path, start + row, f"{name} is null. Every item needs an id: fill it in, or remove the row.")
     if pa.types.is_fixed_size_binary(chunk.type):
-        return uuid_texts(chunk)
+        return uuid_column(chunk)
     try:
         if id_type == "int64":
-            return _widened(chunk).cast(pa.int64()).to_numpy(zero_copy_only=False)
+            return _widened(chunk).cast(pa.int64())
         # Arrow takes a string column at its word; from bytes to text it looks at every one.
-        return chunk.cast(pa.large_binary()).cast(pa.large_string()).to_numpy(zero_copy_only=False)
+        return chunk.cast(pa.large_binary()).cast(pa.large_string()).cast(pa.string())
     except pa.ArrowInvalid:
         readable = _fits_int64 if id_type == "int64" else is_utf8
         values = (chunk if id_type == "int64" else chunk.cast(pa.large_binary())).to_pylist()
@@ -125,31 +135,6 @@ def _bad_id(path: str, row: int, what: str) -> InputError:
 
 def _fits_int64(value: Any) -> bool:
     return -(1 << 63) <= int(value) < 1 << 63
-
-
-def is_utf8(value: bytes) -> bool:
-    """Whether bytes are text."""
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def is_uuid(kind: pa.DataType) -> bool:
-    """Whether it is as wide as a UUID that is stored as bytes."""
-    return bool(pa.types.is_fixed_size_binary(kind) and kind.byte_width == _UUID_BYTES)
-
-
-def uuid_texts(chunk: pa.Array) -> np.ndarray:
-    """UUIDs (N,) of 16 bytes, none of them null, as text, as uuid.UUID writes them."""
-    width = 2 * _UUID_BYTES
-    digits = b"".join(chunk.to_pylist()).hex()
-    texts = np.empty(len(chunk), object)
-    for row in range(len(chunk)):
-        one = digits[row * width : (row + 1) * width]
-        texts[row] = f"{one[:8]}-{one[8:12]}-{one[12:16]}-{one[16:20]}-{one[20:]}"
-    return texts
 
 
 def _widened(chunk: pa.Array) -> pa.Array:

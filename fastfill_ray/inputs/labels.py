@@ -12,8 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastfill_ray.errors import InputError
-from fastfill_ray.inputs.encodings import chunks_of, is_bytes, is_list, is_text, nulls_of, plain_type
-from fastfill_ray.inputs.kinds import is_utf8, is_uuid, uuid_texts
+from fastfill_ray.inputs.encodings import (
+    chunks_of,
+    is_bytes,
+    is_list,
+    is_text,
+    is_utf8,
+    is_uuid,
+    nulls_of,
+    plain_type,
+    uuid_texts,
+)
 from fastfill_ray.types import Objects
 
 # What values of each kind of label are stored as.
@@ -73,6 +82,43 @@ def stored_label_type(kind: str | None) -> pa.DataType:
     if kind is not None and kind.startswith("list of "):
         return pa.list_(_STORED[kind.removeprefix("list of ")])
     return _STORED[kind or "null"]
+
+
+def stored_labels(column: pa.ChunkedArray, kind: str | None, *, where: str, start: int) -> pa.ChunkedArray:
+    """Labels (N,) as they are stored, null where there is none.
+
+    Args:
+        kind: of all files, see ``label_kind``. where, start: see ``labels_of``.
+
+    Raises: what ``labels_of`` and ``check_stored`` raise.
+    """
+    stored = stored_label_type(kind)
+    if (found := _as_stored(column, stored)) is not None:
+        return found
+    labels = labels_of(column, where=where, start=start)
+    check_stored(labels, kind, where=where, start=start)
+    return pa.chunked_array([pa.array(labels.tolist(), stored)])
+
+
+def stored_groups(column: pa.ChunkedArray, *, where: str, start: int) -> pa.ChunkedArray:
+    """Groups (N,) as they are stored, null where there is none; see ``groups_of``, also for what it raises."""
+    if (found := _as_stored(column, pa.string())) is not None:
+        return found
+    return pa.chunked_array([pa.array(groups_of(column, where=where, start=start).tolist(), pa.string())])
+
+
+def _as_stored(column: pa.ChunkedArray, stored: pa.DataType) -> pa.ChunkedArray | None:
+    """Text or integers as Arrow can tell them; None where they have to be read one by one, or one is at fault."""
+    kind = plain_type(column.type)
+    column = pa.chunked_array(chunks_of(column), kind)
+    if pa.types.is_signed_integer(kind) and (stored == pa.int64() or stored == pa.string()):
+        return column.cast(stored)
+    if not (is_text(kind) and stored == pa.string()):
+        return None
+    try:  # Arrow takes text at its word; from bytes to text it looks at every one
+        return column.cast(pa.large_binary()).cast(stored)
+    except pa.ArrowInvalid:
+        return None
 
 
 def check_stored(labels: Objects, kind: str | None, *, where: str, start: int) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fastfill_ray.index.segment import build_index, train_template
-from fastfill_ray.inputs.gallery import Source, item_groups, item_labels, mapped_columns, mapped_vectors
-from fastfill_ray.inputs.kinds import read_ids
-from fastfill_ray.inputs.labels import stored_label_type
+from fastfill_ray.inputs.gallery import Source, mapped_columns, mapped_vectors, stored_beside
+from fastfill_ray.inputs.kinds import read_id_column
 from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
 from fastfill_ray.inputs.parquet import read_rows as read_rows_of
 from fastfill_ray.log.records import FileRef, Plan, Segment
@@ -24,15 +24,16 @@ from fastfill_ray.ordering.partition import Chunk
 from fastfill_ray.retrieval.fusion import Fusion, fuse
 from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.embed import read_items, read_vectors, read_vectors_file
+from fastfill_ray.stages.embed import items_file, read_items, vectors_file
 from fastfill_ray.stages.score import Scorer
 from fastfill_ray.stages.snapshot import Snapshot
-from fastfill_ray.stages.work import SERVED, ChunkWork, WorkList, read_rows
-from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
+from fastfill_ray.stages.work import SERVED, ChunkWork, VectorFile, WorkList, read_rows
+from fastfill_ray.storage.arrow import id_arrow_type, read_table, stored_vectors, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import segment_paths, template_path
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.storage.refs import get_verified, put_file, tagged
+from fastfill_ray.types import F32, I64, Bools, IdType
 
 # Templates see at most this many vectors of each kind: 39 to 256 per centroid is what FAISS' k-means uses.
 _TEMPLATE_ROWS = 200_000
@@ -76,15 +77,34 @@ class BucketWork:
     receipts: dict[int, dict[str, Receipt]]
 
 
-class _Beside(NamedTuple):
-    """What stands beside the ids of a segment, for evaluation.
+class _Gallery(NamedTuple):
+    """The rows of a bucket's chunks.
 
-    types: {"label" and "group", where they are configured: Arrow type}.
-    values: {id: one value per type}.
+    ids: (N,). beside: N rows, ``label`` and ``group`` where they are configured. old: (N, D) and side: (N, S) vectors.
+    waves: (N,). is_stale: (N,) whether they may be served stale: they can be, and are not new in the version that the
+    plan begins with. What nothing asks for is empty, or None.
     """
 
-    types: dict[str, pa.DataType]
-    values: dict[int | str, tuple[object, ...]]
+    ids: pa.ChunkedArray
+    beside: pa.Table
+    old: F32
+    side: F32 | None
+    waves: NDArray[np.int16]
+    is_stale: Bools
+
+    def beside_of(self, ids: pa.ChunkedArray) -> pa.Table:
+        """What stands beside these ids, in their order."""
+        if not self.beside.num_columns:
+            return self.beside
+        return self.beside.take(pc.index_in(ids, value_set=self.ids))
+
+
+class _New(NamedTuple):
+    """What becomes new in a wave: ids (N,), vectors (N, E) float32, digests (N rows of ``embed.read_items``)."""
+
+    ids: pa.ChunkedArray
+    vectors: F32
+    digests: pa.Table
 
 
 def make_build_job(scorer: Scorer, plan: Plan, epoch: int) -> BuildJob:
@@ -145,93 +165,117 @@ def build(context: Context, job: BuildJob, work: Sequence[BucketWork], name: str
 def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:
     """One bucket's segments. A wave that is both new and stale gets a residual stale one of what is not embedded."""
     segments: list[Segment] = []
-    embedded: set[int | str] = set()
-    gallery = _read_bucket(job, work) if work.stale_waves else None
-    beside = _read_beside(job, work)
+    embedded = list[pa.ChunkedArray]()
+    gallery = _read_gallery(job, work)
     for wave in work.new_waves:
-        ids, vectors, digests = _read_new(job, work, wave)
-        embedded.update(ids)
-        if ids:
-            columns = {**_columns(ids, beside), **{name: digests.column(name) for name in ("payload", "version")}}
-            segments.append(_put_segment(job, work.bucket, wave, "new", ids, vectors, columns))
-    if gallery is not None:
-        missing = gallery.is_stale & np.array([value not in embedded for value in gallery.ids], bool)
+        new = _read_new(job, work, wave)
+        embedded.append(new.ids)
+        if len(new.ids):
+            columns = {name: new.digests.column(name) for name in ("payload", "version")}
+            beside = _beside(new.ids, gallery.beside_of(new.ids), columns)
+            segments.append(_put_segment(job, work.bucket, wave, "new", beside, new.vectors))
+    if work.stale_waves:
+        is_new = pc.is_in(gallery.ids, value_set=_all_ids(embedded, job.scorer.source.id_type))
+        missing = gallery.is_stale & ~is_new.to_numpy()
         for wave in work.stale_waves:
             rows = np.flatnonzero((gallery.waves == wave) & missing)
             if len(rows):
-                old = gallery.old[rows]
-                aligned, _ = job.scorer.align(old, gallery.side[rows] if gallery.side is not None else None)
-                stale = aligned
-                if job.fusion is not None:
-                    stale = fuse(old, aligned, job.fusion, job.scorer.source.metric)
-                ids = [gallery.ids[row] for row in rows]
-                segments.append(_put_segment(job, work.bucket, wave, "stale", ids, stale, _columns(ids, beside)))
+                taken = pa.array(rows)
+                beside = _beside(gallery.ids.take(taken), gallery.beside.take(taken), {})
+                segments.append(_put_segment(job, work.bucket, wave, "stale", beside, _stale(job, gallery, rows)))
     return segments
 
 
-def _read_new(job: BuildJob, work: BucketWork, wave: int) -> tuple[list[int | str], np.ndarray, pa.Table]:
-    """Ids (N,), vectors (N, E) and digests (N rows) of what becomes new in a wave: embedded for it, or known before."""
+def _beside(ids: pa.ChunkedArray, columns: pa.Table, more: Mapping[str, pa.ChunkedArray]) -> pa.Table:
+    """The table that a segment's ids are stored as."""
+    return pa.table({"id": ids, **dict(zip(columns.column_names, columns.columns, strict=True)), **more})
+
+
+def _stale(job: BuildJob, gallery: _Gallery, rows: I64) -> F32:
+    """The vectors of some rows (R,) as they are served stale."""
+    old = gallery.old[rows]
+    aligned, _ = job.scorer.align(old, gallery.side[rows] if gallery.side is not None else None)
+    return aligned if job.fusion is None else fuse(old, aligned, job.fusion, job.scorer.source.metric)
+
+
+def _read_new(job: BuildJob, work: BucketWork, wave: int) -> _New:
+    """What becomes new in a wave: embedded for it, or known before."""
     files, dim = job.scorer.files, job.scorer.alignment().new_dim
-    ids: list[int | str] = []
-    all_vectors, digests = [np.empty((0, dim), np.float32)], [read_items(files, [])]
+    ids = list[pa.ChunkedArray]()
+    vectors, digests = [np.empty((0, dim), np.float32)], [read_items(files, [])]
+
+    def add(there: VectorFile, rows: I64 | None, table: pa.Table) -> None:
+        items = read_table(get_verified(files, there.items), name=there.items.path)
+        table, items = (table, items) if rows is None else (table.take(rows), items.take(rows))
+        ids.append(table.column("id"))
+        vectors.append(stored_vectors(table, dim))
+        digests.append(items)
+
     for place in work.chunks:
-        if place.chunk.unit in work.receipts[wave] and place.work.due[wave]:
-            receipt = work.receipts[wave][place.chunk.unit]
-            there, found = read_vectors(files, [receipt], dim)
-            rows = _due_rows(job, place, wave, receipt, there)
-            ids += [there[row] for row in rows]
-            all_vectors.append(found[rows])
-            digests.append(read_items(files, [receipt]).take(pa.array(rows)))
+        receipt = work.receipts[wave].get(place.chunk.unit)
+        if receipt is not None and place.work.due[wave] and (file := _unit_file(receipt)) is not None:
+            table = _read_vectors(files, file)
+            add(file, _due_rows(job, place, wave, receipt, table.column("id")), table)
         if place.work.known[wave]:
             for file, rows in read_rows(files, place.work).known_in(wave):
-                there, found = read_vectors_file(files, file.vectors, dim)
-                ids += [there[row] for row in rows]
-                all_vectors.append(found[rows])
-                digests.append(read_table(get_verified(files, file.items), name=file.items.path).take(pa.array(rows)))
-    return ids, np.concatenate(all_vectors), pa.concat_tables(digests)
+                add(file, rows, _read_vectors(files, file))
+    id_type = job.scorer.source.id_type
+    return _New(_all_ids(ids, id_type), np.concatenate(vectors), pa.concat_tables(digests))
 
 
-def _due_rows(job: BuildJob, place: Place, wave: int, receipt: Receipt, ids: Sequence[int | str]) -> NDArray[np.int64]:
-    """The rows of a receipt that are due in a plan: pairs may have been drawn, and served, by a plan before."""
+def _all_ids(parts: Iterable[pa.ChunkedArray], id_type: IdType) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], id_arrow_type(id_type))
+
+
+def _unit_file(receipt: Receipt) -> VectorFile | None:
+    """What a receipt of items vouches for; None where no row could be embedded."""
+    vectors, items = vectors_file(receipt), items_file(receipt)
+    return None if vectors is None or items is None else VectorFile(vectors=vectors, items=items)
+
+
+def _read_vectors(files: Files, file: VectorFile) -> pa.Table:
+    return read_table(get_verified(files, file.vectors), name=file.vectors.path, columns=["id", "vector"])
+
+
+def _due_rows(job: BuildJob, place: Place, wave: int, receipt: Receipt, ids: pa.ChunkedArray) -> I64 | None:
+    """The rows of a receipt that are due in a plan, None for all: pairs may have been drawn, and served, before."""
     if receipt.rows + len(receipt.quarantined) == place.work.due[wave]:
-        return np.arange(receipt.rows)
+        return None
     source = job.scorer.source
     table = read_rows_of(
         source.store, place.file, [source.config.id_column], start=place.chunk.start, rows=place.chunk.rows
     )
-    due = read_rows(job.scorer.files, place.work).due(wave)
-    wanted = set(read_ids(table, source.config.id_column, source.id_type)[due].tolist())
-    return np.flatnonzero(np.array([value in wanted for value in ids], bool))
+    due = pa.array(read_rows(job.scorer.files, place.work).due(wave))
+    wanted = read_id_column(table, source.config.id_column, source.id_type).filter(due)
+    return np.flatnonzero(pc.is_in(ids, value_set=wanted).to_numpy())
 
 
-class _Gallery(NamedTuple):
-    """The rows of a bucket: ids (N,), old (N, D) and side vectors (N, S), waves (N,), and (N,) whether they may be
-    served stale: they can be, and are not new in the version that the plan begins with.
-    """
-
-    ids: list[int | str]
-    old: np.ndarray
-    side: np.ndarray | None
-    waves: np.ndarray
-    is_stale: np.ndarray
-
-
-def _read_bucket(job: BuildJob, work: BucketWork) -> _Gallery:
-    source = job.scorer.source
-    ids: list[int | str] = []
-    old, side, waves, is_stale = [], [], [], []
-    columns = [source.config.id_column, *mapped_columns(source.config)]
-    for span, listed, table in _read_chunks(source, work, columns):
-        vectors, extra, _ = mapped_vectors(table, source)
-        here = read_ids(table, source.config.id_column, source.id_type, path=span.file.path, start=span.start)
-        ids.extend(here.tolist())
-        old.append(vectors)
-        side += [extra] if extra is not None else []
-        rows = read_rows(job.scorer.files, listed)
-        waves.append(rows.wave)
-        is_stale.append(rows.stale & (rows.source != SERVED))
-    sides = np.concatenate(side) if side else None
-    return _Gallery(ids, np.concatenate(old), sides, np.concatenate(waves), np.concatenate(is_stale))
+def _read_gallery(job: BuildJob, work: BucketWork) -> _Gallery:
+    """One pass over a bucket's chunks; over none of them where nothing that they hold is needed."""
+    source, config = job.scorer.source, job.scorer.source.config
+    named = [name for name in (config.label_column, config.group_column) if name is not None]
+    columns = [config.id_column, *named, *(mapped_columns(config) if work.stale_waves else ())]
+    ids, beside = list[pa.Array](), list[pa.Table]()
+    old, side, waves, is_stale = [], [], [np.empty(0, np.int16)], [np.empty(0, bool)]
+    chunks = _read_chunks(source, work, columns) if named or work.stale_waves else ()
+    for span, listed, table in chunks:
+        ids.append(read_id_column(table, config.id_column, source.id_type, path=span.file.path, start=span.start))
+        beside.append(pa.table(stored_beside(table, source, span)))
+        if work.stale_waves:
+            vectors, extra, _ = mapped_vectors(table, source)
+            old.append(vectors)
+            side += [extra] if extra is not None else []
+            rows = read_rows(job.scorer.files, listed)
+            waves.append(rows.wave)
+            is_stale.append(rows.stale & (rows.source != SERVED))
+    return _Gallery(
+        pa.chunked_array(ids, id_arrow_type(source.id_type)),
+        pa.concat_tables(beside) if named else pa.table({}),
+        np.concatenate(old) if old else np.empty((0, source.old_dim), np.float32),
+        np.concatenate(side) if side else None,
+        np.concatenate(waves),
+        np.concatenate(is_stale),
+    )
 
 
 def _read_chunks(
@@ -243,44 +287,13 @@ def _read_chunks(
     return zip(spans, listed, read_spans(source.store, spans, columns), strict=True)
 
 
-def _read_beside(job: BuildJob, work: BucketWork) -> _Beside:
-    source, config = job.scorer.source, job.scorer.source.config
-    named = {"label": config.label_column, "group": config.group_column}
-    columns = {name: column for name, column in named.items() if column is not None}
-    types = {"label": stored_label_type(source.label_kind), "group": pa.string()}
-    beside = _Beside({name: types[name] for name in columns}, {})
-    if not columns:
-        return beside
-    for span, _, table in _read_chunks(source, work, [config.id_column, *columns.values()]):
-        found = (item_labels(table, source, span), item_groups(table, source, span))
-        values = [each for each in found if each is not None]  # in the order of the types
-        ids = read_ids(table, config.id_column, source.id_type, path=span.file.path, start=span.start).tolist()
-        beside.values.update(zip(ids, zip(*values, strict=True), strict=True))
-    return beside
-
-
-def _columns(ids: Sequence[int | str], beside: _Beside) -> dict[str, pa.Array | pa.ChunkedArray]:
-    """What stands beside these ids, in their order."""
-    return {
-        name: pa.array([beside.values[value][position] for value in ids], kind)
-        for position, (name, kind) in enumerate(beside.types.items())
-    }
-
-
 def _put_segment(
-    job: BuildJob,
-    bucket: int,
-    wave: int,
-    state: Literal["stale", "new"],
-    ids: list[int | str],
-    vectors: np.ndarray,
-    columns: Mapping[str, pa.Array | pa.ChunkedArray],
+    job: BuildJob, bucket: int, wave: int, state: Literal["stale", "new"], beside: pa.Table, vectors: F32
 ) -> Segment:
-    """columns: what stands beside the ids."""
+    """beside: the ids (N,), and what stands beside them. vectors: (N, d)."""
     files, source = job.scorer.files, job.scorer.source
     template = get_verified(files, job.templates[state])
     index_path, ids_path = segment_paths(job.plan, wave, bucket, state, job.epoch, uuid.uuid4().hex)
-    beside = pa.table({"id": id_array(ids, source.id_type), **columns})
     # A record names only what was read back.
     index = tagged(files, put_file(files, index_path, build_index(template, vectors, source.metric)))
     table = tagged(files, put_file(files, ids_path, table_bytes(beside)))
@@ -292,8 +305,8 @@ def _put_segment(
         space="new" if state == "new" else "aligned" if fusion is None else "fused",
         fusion=fusion,
         dim=vectors.shape[1],
-        rows=len(ids),
-        ids_digest=ids_digest(ids),
+        rows=beside.num_rows,
+        ids_digest=ids_digest(beside.column("id")),
         index=index,
         ids=table,
     )

@@ -76,7 +76,7 @@ def _cut(files: Files, parts: int, first_now: int, numbered: tuple[int, Segment]
         table.column(name) if segment.state == "new" else pa.nulls(len(rows), pa.binary(16))
         for name in ("payload", "version")
     ]
-    keys = keys_column(item_keys(table.column("id").to_pylist()))
+    keys = keys_column(item_keys(table.column("id")))
     is_new = pa.array(np.full(len(rows), segment.state == "new"))
     numbers = pa.array(np.full(len(rows), number, np.int32))
     live = pa.table([keys, *digests, is_new, numbers, pa.array(rows, pa.int32())], names=_ROWS.names).cast(_ROWS)

@@ -8,7 +8,7 @@ Legend: N items of a part.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -16,8 +16,7 @@ from itertools import islice
 import pyarrow as pa
 
 from fastfill_ray.inputs.changes import payload_digests, version_digests
-from fastfill_ray.inputs.gallery import Source, item_groups, item_labels
-from fastfill_ray.inputs.labels import stored_label_type
+from fastfill_ray.inputs.gallery import Source, stored_beside
 from fastfill_ray.inputs.parquet import Span, in_one_pass, read_rows, read_spans
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.stages.context import Context
@@ -64,7 +63,8 @@ class Digests:
         config = self.source.config
         nothing = pa.nulls(table.num_rows, pa.binary(16))
         version = nothing if config.version_column is None else version_digests(table, config.version_column)
-        beside = _beside_digests(self.source, span, table)
+        stored = stored_beside(table, self.source, span)
+        beside = payload_digests(with_rows(stored, table.num_rows), list(stored))
         if set(config.payload_columns) <= set(self.columns):
             payload = payload_digests(table, config.payload_columns)
         elif version.null_count:  # a row without a version goes by its payload
@@ -111,16 +111,6 @@ def _digest_parts(files: Files, digests: Digests, parts: Sequence[LedgerPart]) -
         yield digests.put(files, part, of_part, time.monotonic() - start)
 
 
-def _beside_digests(source: Source, span: Span, table: pa.Table) -> pa.FixedSizeBinaryArray:
-    """Of label and group, as they are stored beside the ids of a segment."""
-    stored: dict[str, pa.Array] = {}
-    if (labels := item_labels(table, source, span)) is not None:
-        stored["label"] = pa.array(labels.tolist(), stored_label_type(source.label_kind))
-    if (groups := item_groups(table, source, span)) is not None:
-        stored["group"] = pa.array(groups.tolist(), pa.string())
-    return payload_digests(with_rows(stored, table.num_rows), list(stored))
-
-
-def with_rows(columns: dict[str, pa.Array], rows: int) -> pa.Table:
+def with_rows(columns: Mapping[str, pa.Array | pa.ChunkedArray], rows: int) -> pa.Table:
     """A table of so many rows, also where there are no columns."""
     return pa.table({**columns, "": pa.nulls(rows)})

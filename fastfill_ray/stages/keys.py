@@ -58,7 +58,7 @@ class ChunkKeys(NamedTuple):
 
     def item_keys(self) -> U64:
         """The keys (n, 2) of the items."""
-        return item_keys(self.ids.to_pylist())
+        return item_keys(self.ids)
 
 
 def in_groups(chunks: Sequence[T]) -> list[list[T]]:

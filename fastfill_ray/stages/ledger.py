@@ -20,13 +20,12 @@ from fastfill_ray.errors import CorruptFile, FileMissing, InputError
 from fastfill_ray.inputs.gallery import (
     NO_VECTOR,
     Source,
-    item_groups,
-    item_labels,
     item_weights,
     mapped_columns,
     mapped_vectors,
+    stored_beside,
 )
-from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.kinds import read_id_column
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_around, read_spans
 from fastfill_ray.ordering.ids import combine_digests, item_keys, keys_digest
 from fastfill_ray.ordering.partition import PART_ROWS
@@ -255,7 +254,7 @@ def _check_part(
     keys, faults, taken = [], list[Quarantined](), list[pa.Table]()
     unusable = 0
     for span, table in zip(part.chunk_spans, itertools.islice(tables, len(part.chunk_rows)), strict=True):
-        ids = read_ids(table, source.config.id_column, source.id_type, path=span.file.path, start=span.start)
+        ids = read_id_column(table, source.config.id_column, source.id_type, path=span.file.path, start=span.start)
         keys.append(item_keys(ids))
         if beside is not None:
             taken.append(beside.of_chunk(span, table))
@@ -264,7 +263,7 @@ def _check_part(
         bad = [(row, reason) for row, reason in reasons.items() if reason != NO_VECTOR]
         unusable += len(bad)
         for row, reason in bad[: _SHOWN - len(faults)]:
-            faults.append(Quarantined(id=ids[row : row + 1].tolist()[0], row=span.start + row, reason=reason))
+            faults.append(Quarantined(id=ids[row].as_py(), row=span.start + row, reason=reason))
     if beside is not None:
         beside.put(files, part, taken, time.monotonic() - start)
     whole = np.concatenate(keys)  # (N, 2)
@@ -284,8 +283,7 @@ def _check_part(
 def _check_beside(table: pa.Table, span: Span, source: Source) -> None:
     """Raises InputError for a weight, label or group that cannot be read."""
     item_weights(table, source, span)
-    item_labels(table, source, span)
-    item_groups(table, source, span)
+    stored_beside(table, source, span)
 
 
 # What only all parts together tell
@@ -370,6 +368,6 @@ def _find_ids(part: LedgerPart, *, files: Files, source: Source, wanted: U64) ->
     found: list[tuple[int, int | str]] = []
     chosen = np.array(rows, np.int64) + part.start
     for start, table, places in read_around(source.store, part.file, chosen, [column]):
-        ids = read_ids(table, column, source.id_type, path=part.file.path, start=start)[places]
-        found += zip((start + places).tolist(), ids.tolist(), strict=True)
+        ids = read_id_column(table, column, source.id_type, path=part.file.path, start=start).take(pa.array(places))
+        found += zip((start + places).tolist(), ids.to_pylist(), strict=True)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.inputs.gallery import Source, item_labels, item_weights, mapped_columns, mapped_vectors
-from fastfill_ray.inputs.kinds import read_ids
+from fastfill_ray.inputs.kinds import read_id_column
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
@@ -26,11 +26,12 @@ from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.keys import put_pair_keys
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
-from fastfill_ray.storage.arrow import id_array, read_table, table_bytes
+from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
+from fastfill_ray.storage.write_behind import write_behind
 from fastfill_ray.types import F32, U64, Model, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -301,17 +302,32 @@ def score_chunks(scorer: Scorer, folder: str, work: Sequence[_Work]) -> Iterator
         done = find_receipts(scorer.files, folder)
         yield from (done[item.unit] for item in work if item.unit in done)
         work = [item for item in work if item.unit not in done]
-    start = time.monotonic()
     tables = read_spans(scorer.source.store, (item.span for item in work), columns)
+    yield from write_behind(_scored(scorer, folder, work, tables))
+
+
+def _scored(
+    scorer: Scorer, folder: str, work: Sequence[_Work], tables: Iterator[pa.Table]
+) -> Iterator[Callable[[], Receipt]]:
+    """What is to be written of each chunk."""
+    start = time.monotonic()  # when its rows began to be read
     for item, table in zip(work, tables, strict=True):
-        yield _score_chunk(scorer, folder, item, table, start)
+        scores, receipt = _score_chunk(scorer, item, table)
+        receipt = receipt.model_copy(update={"seconds": time.monotonic() - start})
+        yield partial(_put_scores, scorer.files, folder, scores, receipt)
         start = time.monotonic()
 
 
-def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, start: float) -> Receipt:
-    """start: when its rows began to be read, by ``time.monotonic``."""
+def _put_scores(files: Files, folder: str, scores: pa.Table, receipt: Receipt) -> Receipt:
+    output = put_content(files, partial(unit_output, folder, receipt.unit), table_bytes(scores))
+    receipt = receipt.model_copy(update={"outputs": (output,)})
+    return put_receipt(files, unit_receipt(folder, receipt.unit), receipt)
+
+
+def _score_chunk(scorer: Scorer, work: _Work, table: pa.Table) -> tuple[pa.Table, Receipt]:
+    """The scores of a chunk's rows, and their receipt, its output and seconds left open."""
     config, needs_labels = scorer.source.config, scorer.policy in LABELLED
-    ids = read_ids(table, config.id_column, scorer.source.id_type, path=work.file.path, start=work.start)
+    ids = read_id_column(table, config.id_column, scorer.source.id_type, path=work.file.path, start=work.start)
     old, side, unusable = mapped_vectors(table, scorer.source)
     aligned, log_variance = scorer.align(old, side)
     labels = item_labels(table, scorer.source, work.span) if needs_labels else None
@@ -324,28 +340,15 @@ def _score_chunk(scorer: Scorer, folder: str, work: _Work, table: pa.Table, star
         keys[bad] = order_key(priority[bad], items.id_hash[bad])
     usable = np.ones(work.rows, bool)
     usable[bad] = False
-    data = table_bytes(
-        pa.table(
-            {
-                "id": id_array(ids, scorer.source.id_type),
-                "log_variance": log_variance,
-                "priority": priority,
-                "key": keys,
-                "usable": usable,
-            }
-        )
+    scores = pa.table(
+        {"id": ids, "log_variance": log_variance, "priority": priority, "key": keys, "usable": usable},
     )
     receipt = Receipt(
         unit=work.unit,
-        outputs=(put_content(scorer.files, partial(unit_output, folder, work.unit), data),),
         rows=work.rows,
-        ids_digest=ids_digest(ids.tolist()),
+        ids_digest=ids_digest(ids),
         quarantined=tuple(
-            Quarantined(
-                id=ids[row] if isinstance(ids[row], str) else int(ids[row]), row=work.start + row, reason=reason
-            )
-            for row, reason in unusable.items()
+            Quarantined(id=ids[row].as_py(), row=work.start + row, reason=reason) for row, reason in unusable.items()
         ),
-        seconds=time.monotonic() - start,
     )
-    return put_receipt(scorer.files, unit_receipt(folder, work.unit), receipt)
+    return scores, receipt

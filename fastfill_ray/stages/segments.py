@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from fastfill_ray.errors import CorruptFile, FileMissing
@@ -59,7 +59,7 @@ class Assembler:
             stale = _stale_waves(bucket, plan) if number >= plan.first_bucket else ()
             places = bucket if stale else _new_places(bucket, done)
             of_bucket = {each: _of_bucket(bucket, found) for each, found in done.items()}
-            work.append(BucketWork(number, places, tuple(done), stale, of_bucket))
+            work += _shared(BucketWork(number, places, tuple(done), stale, of_bucket))
         built = build(self.context, self.job, [item for item in work if _has_work(item)], f"build {wave}")
         return _ordered([*again, *built])
 
@@ -172,6 +172,20 @@ def _stale_waves(bucket: Bucket, plan: Plan) -> tuple[int, ...]:
         for wave in range(first, len(plan.waves) + 2)
         if any(place.work.rows[wave] > place.work.absent[wave] for place in bucket)
     )
+
+
+def _shared(work: BucketWork) -> list[BucketWork]:
+    """A bucket's work as that of up to two tasks: a gallery may be one bucket, and maps take longer than reading does.
+
+    The stale segment of most rows stands alone: only a wave that is new as well asks what was embedded for it.
+    """
+    rows = {wave: sum(place.work.rows[wave] for place in work.chunks) for wave in work.stale_waves}
+    largest = max(rows, key=lambda wave: rows[wave], default=0)
+    if len(rows) < 2 or largest in work.new_waves:
+        return [work]
+    rest = tuple(wave for wave in work.stale_waves if wave != largest)
+    alone = BucketWork(work.bucket, work.chunks, (), (largest,), {})
+    return [replace(work, stale_waves=rest), alone]
 
 
 def _of_bucket(bucket: Bucket, receipts: Mapping[str, Receipt]) -> dict[str, Receipt]:

@@ -70,9 +70,14 @@ def id_array(ids: Any, id_type: IdType) -> pa.Array:
             raise InputError(f"id at position {row} is null, expected {id_type}. Give every row an id.")
         if len(array) and not _is_id_type(array.type, id_type):
             raise InputError(f"ids are {array.type}, expected {id_type}: one run holds one type of ids.")
-        return array.cast(pa.int64() if id_type == "int64" else pa.string())
+        return array.cast(id_arrow_type(id_type))
     except pa.ArrowException as error:
         raise InputError(f"ids cannot be read as {id_type}: {error}.") from error
+
+
+def id_arrow_type(id_type: IdType) -> pa.DataType:
+    """The Arrow type that ids of a run are stored as."""
+    return pa.int64() if id_type == "int64" else pa.string()
 
 
 def _is_id_type(found: pa.DataType, id_type: str) -> bool:

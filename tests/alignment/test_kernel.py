@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastfill_ray.alignment import kernel as module
+from fastfill_ray.alignment import maps
 from fastfill_ray.alignment.kernel import Kernel, gaussian, kernel_ridge
 from fastfill_ray.alignment.linear import ridge
 from fastfill_ray.alignment.maps import Alignment, KernelMap
@@ -48,6 +49,16 @@ def test_the_kernel_is_gaussian_in_the_distance() -> None:
         for j in range(4):
             assert result[i, j] == pytest.approx(np.exp(-0.7 * ((x[i] - landmarks[j]) ** 2).sum()), abs=1e-12)
     assert gaussian(x, x, 3.0).max() <= 1
+
+
+def test_a_map_of_many_tiles_is_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    kernel = Kernel(rng.normal(size=(50, 3)), 0.4, rng.normal(size=(50, 4)), rng.normal(size=4))
+    x = rng.normal(size=(101, 3))
+    monkeypatch.setattr(maps, "_TILE_NUMBERS", 50 * 7)
+    with torch.inference_mode():
+        h, _ = KernelMap.of(kernel)(torch.from_numpy(x.astype(np.float32)))
+    np.testing.assert_allclose(h.numpy(), kernel(x), atol=2e-5)
 
 
 @pytest.mark.parametrize("noise", [0.05, 1.0])

@@ -6,6 +6,7 @@ import math
 import uuid
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from fastfill_ray.inputs.labels import (
     groups_of,
     label_kind,
     labels_of,
+    stored_groups,
     stored_label_type,
+    stored_labels,
 )
 
 TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
@@ -263,3 +266,32 @@ def test_a_date_or_time_that_cannot_be_written_is_refused_by_row(kind: pa.DataTy
     column = pa.chunked_array([pa.array([0, None], number).cast(kind), pa.array([value], number).cast(kind)])
     with pytest.raises(InputError, match=r"f: row 42 is .* cannot be written as a date or time: set it to null"):
         groups_of(column, where="f", start=40)
+
+
+STORED: dict[str, list[Any]] = {
+    "text": ["a", "", None, "\u00e9"],
+    "integer": [1, 0, None, 7],
+    "number": [1, 2, None, 3],
+    "boolean": [True, None, False, True],
+}
+
+
+@pytest.mark.parametrize(("kind", "found"), TYPES, ids=str)
+def test_what_is_stored_is_what_is_read(kind: str, found: pa.DataType) -> None:
+    values = [value.encode() if value is not None and pa.types.is_binary(found) else value for value in STORED[kind]]
+    given = column([Decimal(v) if v is not None and pa.types.is_decimal(found) else v for v in values], found)
+    stored = stored_labels(given, kind, where="f", start=0)
+    assert stored.type == stored_label_type(kind)
+    assert stored.to_pylist() == labels_of(given).tolist()
+    groups = stored_groups(given, where="f", start=0)
+    assert groups.type == pa.string()
+    assert groups.to_pylist() == groups_of(given).tolist()
+
+
+@pytest.mark.parametrize("found", [pa.binary(), pa.string(), pa.large_string()], ids=str)
+def test_what_is_stored_is_utf8(found: pa.DataType) -> None:
+    stored = pa.large_binary() if found == pa.large_string() else pa.binary()
+    given = pa.chunked_array([pa.array([b"ok", b"caf\xe9"], stored).view(found)])
+    for read in (partial(stored_labels, kind="text"), stored_groups):
+        with pytest.raises(InputError, match=r"f: row 4 is b'caf.*not UTF-8"):
+            read(given, where="f", start=3)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastfill_ray.ordering.ids import ids_digest, item_keys, keys_digest
+from fastfill_ray.ordering.ids import NO_IDS, hash_ids, ids_digest, item_keys, keys_digest
 
 IDS = st.lists(st.integers(-(2**63), 2**63 - 1)) | st.lists(st.text(st.characters(codec="utf-8"), max_size=9))
 
@@ -25,13 +26,21 @@ def test_a_key_is_the_128_bit_hash_of_the_ids_text(ids: list[int] | list[str]) -
 
 @given(IDS)
 def test_the_digest_of_keys_is_that_of_their_ids(ids: list[int] | list[str]) -> None:
-    assert keys_digest(item_keys(ids)) == ids_digest(ids)
+    total = sum(int.from_bytes(hashlib.blake2b(str(each).encode(), digest_size=16).digest(), "big") for each in ids)
+    assert keys_digest(item_keys(ids)) == ids_digest(ids) == f"{total % 2**128:032x}"
 
 
 def test_ids_have_the_same_keys_in_every_container() -> None:
     numbers, texts = [3, -7, 2**62], ["a", "\u00e9", ""]
     assert np.array_equal(item_keys(np.array(numbers, np.int64)), item_keys(numbers))
     assert np.array_equal(item_keys(np.array(texts, object)), item_keys(texts))
+    for values in (numbers, texts):
+        columns = pa.array(values), pa.chunked_array([values[:1], values[1:]])
+        for column in columns:
+            assert np.array_equal(item_keys(column), item_keys(values))
+            assert np.array_equal(hash_ids(column), hash_ids(np.array(values, object)))
+            assert ids_digest(column) == ids_digest(values)
+        assert ids_digest(columns[0].slice(0, 0)) == NO_IDS
 
 
 def test_the_digest_carries_between_the_halves_and_wraps_at_128_bits() -> None:

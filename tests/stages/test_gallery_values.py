@@ -112,14 +112,14 @@ def read_at(stage: str, source: Source, span: Span) -> None:
         sample._old_of(unit, table, source)
     elif stage == "score":
         work = score._Work(unit="u", start=span.start, rows=span.rows, file=span.file, pairs=())
-        score._score_chunk(scorer, "f", work, table, 0.0)
+        score._score_chunk(scorer, work, table)
     elif stage == "evaluate":
         evaluate._usable_old(source, table, span)
     else:
         chunk: Any = SimpleNamespace(start=span.start, rows=span.rows)
         listed: Any = None
         job: Any = SimpleNamespace(scorer=scorer)
-        build._read_beside(job, build.BucketWork(0, (build.Place(chunk, span.file, listed),), (), (), {}))
+        build._read_gallery(job, build.BucketWork(0, (build.Place(chunk, span.file, listed),), (), (), {}))
 
 
 @pytest.mark.parametrize("stage", READERS)

@@ -34,9 +34,9 @@ def test_what_was_scored_before_a_worker_died_is_not_scored_again(
     scored: list[str] = []
     score_chunk = score._score_chunk
 
-    def spy(scorer: Any, folder: str, work: Any, *rest: Any) -> Receipt:
+    def spy(scorer: Any, work: Any, table: Any) -> Any:
         scored.append(work.unit)
-        return score_chunk(scorer, folder, work, *rest)
+        return score_chunk(scorer, work, table)
 
     monkeypatch.setattr(score, "_score_chunk", spy)
     result = _run(load_config(synthetic.config(tmp_path)), DyingEngine(), until="version0")
