@@ -35,6 +35,9 @@ from fastfill_ray.types import F32, U64, Model, fingerprint
 
 logger = logging.getLogger(__name__)
 
+# Rows whose evidence for all proxy queries is held at a time.
+_EVIDENCE_ROWS = 1 << 11
+
 
 @dataclass(frozen=True)
 class Scorer:
@@ -254,7 +257,10 @@ def _best_of_chunk(scorer: Scorer, proxies: Proxies, work: _Work, table: pa.Tabl
     old, side, unusable = mapped_vectors(table, scorer.source)
     kept = np.setdiff1d(np.arange(work.rows), [*work.pairs, *unusable])
     aligned, _ = scorer.align(old[kept], side[kept] if side is not None else None)
-    return top_scores(proxies.evidence(old[kept], aligned))
+    old = old[kept]
+    starts = range(0, max(1, len(kept)), _EVIDENCE_ROWS)
+    parts = (slice(start, start + _EVIDENCE_ROWS) for start in starts)
+    return merge_top(top_scores(proxies.evidence(old[part], aligned[part])) for part in parts)
 
 
 def _scores_name(scorer: Scorer, snapshot: Snapshot) -> str:
