@@ -233,12 +233,18 @@ def _in_buckets(chunks: Sequence[ChunkWork], basis: Basis, known: Mapping[str, i
     return WorkList(tuple(chunk.model_copy(update={"bucket": numbers[chunk.unit]}) for chunk in chunks))
 
 
+_FIELDS = {"unit", "folder", "file", "start", "length", "rows", "role", "model", "wave", "work"}
+
+
 def wave_units(plan: Plan, snapshot: Snapshot, work: WorkList) -> dict[int, list[Unit]]:
     """{wave: its units in chunk order} of the plan's work list, the pairs' left out."""
     files = snapshot.gallery.files
+    # There are some of each chunk: one set says which fields they all have, and what is in the work list is not checked
+    # again.
     return {
         wave: [
-            Unit(
+            Unit.model_construct(
+                _FIELDS,
                 unit=chunk.unit,
                 folder=wave_folder(plan.plan, wave),
                 file=files[chunk.file],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -177,6 +178,9 @@ _FILE = pa.struct([("path", pa.string()), ("size", pa.int64()), ("sha256", pa.st
 _VECTORS = pa.struct([("vectors", _FILE), ("items", _FILE)])
 
 
+# As which a work list is turned into objects at a time.
+_CHUNKS_AT_A_TIME = 1 << 10
+
 # The work file that this process read last, by its sha256: neighbouring chunks share one.
 _last_read: dict[str, dict[str, RowWork]] = {}
 
@@ -226,4 +230,19 @@ def put_work_list(files: Files, plan: str, work: WorkList) -> FileRef:
 def read_work_list(files: Files, reference: FileRef) -> WorkList:
     """A plan's work list."""
     table = read_table(get_verified(files, reference), name=reference.path)
-    return WorkList(tuple(map(ChunkWork.model_validate, table.to_pylist())))
+    # Most chunks have the same tuples of zeros, and some share a file: what is equal is held once.
+    known: dict[Any, Any] = {}
+    fields = set(ChunkWork.model_fields)
+
+    def shared(value: Any) -> Any:
+        if isinstance(value, list):
+            value = tuple(value)
+        elif isinstance(value, dict):
+            value = FileRef.model_validate(value)
+        return known.setdefault(value, value)
+
+    chunks: list[ChunkWork] = []
+    for batch in table.to_batches(max_chunksize=_CHUNKS_AT_A_TIME):
+        for row in batch.to_pylist():
+            chunks.append(ChunkWork.model_construct(fields, **{name: shared(value) for name, value in row.items()}))
+    return WorkList(tuple(chunks))
