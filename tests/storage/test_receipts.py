@@ -31,21 +31,19 @@ def test_the_units_of_a_folder_are_found_by_their_receipts(files: Files) -> None
 
 def test_packed_receipts_come_out_as_they_went_in() -> None:
     output = FileRef(path="pairs/a/x.parquet", size=3, sha256="ab", tag="t")
-    bad = (
-        Quarantined(id="7", row=7, reason="ä"),
-        Quarantined(id=7, row=8, reason=""),
-        Quarantined(id=None, row=9, reason="r"),
-    )
-    whole = Receipt(
-        unit="a", outputs=(output,), rows=2, quarantined=bad, seconds=0.1, details={"unusable": 3, "s": "x"}
-    )
+    bad = (Quarantined(id="7", row=7, reason="ä"), Quarantined(id=7, row=8, reason=""))
+    unknown = Quarantined(id=None, row=9, reason="r")
+    details = {"unusable": 3, "s": "x"}
+    whole = Receipt(unit="a", outputs=(output,), rows=2, quarantined=(*bad, unknown), seconds=0.1, details=details)
     plain = {"a": whole, "b": Receipt(unit="b", rows=0)}
     packed = Receipts()
     packed.update(plain)
     other = packed.copy()
-    assert dict(packed) == plain and len(packed) == 2
+    assert dict(packed) == plain
+    assert len(packed) == 2
     del packed["a"]
-    assert "a" not in packed and other["a"] == whole
+    assert "a" not in packed
+    assert other["a"] == whole
 
 
 @pytest.mark.parametrize("damage", [b"{", b"[]", b'{"unit": "c"}', b'{"unit": "c", "rows": -1}'])
