@@ -232,7 +232,7 @@ def in_buckets(
     known: Mapping[str, int] | None = None,
     first: int = 0,
 ) -> WorkList:
-    """A snapshot's chunks in the buckets that they are in, `known`, the others in new ones, numbered from `first` on."""
+    """Chunks in the buckets that they are `known` to be in, the others in new ones, numbered from `first` on."""
     known = known or {}
     fresh = [place for place in snapshot.chunks if place.unit not in known]
     buckets = cut_buckets(fresh, segment_rows=segment_rows)
@@ -243,8 +243,8 @@ def in_buckets(
 _FIELDS = {"unit", "folder", "file", "start", "length", "rows", "role", "model", "wave", "work"}
 
 
-def wave_units(plan: Plan, snapshot: Snapshot, work: WorkList) -> dict[int, list[Unit]]:
-    """{wave: its units in chunk order} of the plan's work list, the pairs' left out."""
+def wave_units(plan: str, num_waves: int, snapshot: Snapshot, work: WorkList) -> dict[int, list[Unit]]:
+    """{wave: its units in chunk order} of a plan's work list, the pairs' left out."""
     files = snapshot.gallery.files
     # There are some of each chunk: one set says which fields they all have, and what is in the work list is not checked
     # again.
@@ -253,7 +253,7 @@ def wave_units(plan: Plan, snapshot: Snapshot, work: WorkList) -> dict[int, list
             Unit.model_construct(
                 _FIELDS,
                 unit=chunk.unit,
-                folder=wave_folder(plan.plan, wave),
+                folder=wave_folder(plan, wave),
                 file=files[chunk.file],
                 start=chunk.start,
                 length=chunk.rows,
@@ -266,5 +266,5 @@ def wave_units(plan: Plan, snapshot: Snapshot, work: WorkList) -> dict[int, list
             for chunk, listed in zip(snapshot.chunks, work.chunks, strict=True)
             if listed.due[wave]
         ]
-        for wave in range(1, len(plan.waves) + 1)
+        for wave in range(1, num_waves + 1)
     }
