@@ -6,12 +6,12 @@ No gallery is made. Files, ids and priorities follow from their numbers and are 
 functions that a run's driver calls, in a local root: the snapshot and its chunks, the parts of the ledger, the score
 files, the thresholds of the waves, the work list, the units, their receipts, the buckets and the segments. All of it is
 held at the same time, as a run holds it. What a run's tasks do (reading, mapping, embedding, building) is left out, but
-for the counting of keys: its seconds are those of one core here.
+for the making and counting of keys: its seconds are those of one core here.
 
 Asserted first, by a second pass over all keys: every wave has as many items as its share says, to the item. A 24-bit
 priority is shared by 60 of 10^9 items, so that every threshold falls between items of one priority.
 
-Each size runs in a process of its own. Printed per step: seconds, and the highest memory of the process (RSS) while it
+Each size runs in a process of its own. Printed per step: seconds of its processor, and the highest memory of the process (RSS) while it
 ran; with --trace also what Python itself had allocated at most (tracemalloc; the seconds are then not comparable).
 """
 
@@ -43,7 +43,7 @@ from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.inputs.table import TableInput
 from fastfill_ray.log.records import FileRef, Segment
 from fastfill_ray.ordering.ids import hash_ids, seeded_hash
-from fastfill_ray.ordering.partition import cut_chunks, cut_parts
+from fastfill_ray.ordering.partition import cut_chunks, cut_parts, rows_per_cut
 from fastfill_ray.ordering.schedule import LADDER
 from fastfill_ray.ordering.waves import (
     KEY_SPACE,
@@ -56,6 +56,7 @@ from fastfill_ray.ordering.waves import (
 )
 from fastfill_ray.stages.build import gallery_buckets
 from fastfill_ray.stages.keys import ScoredChunk, scored_groups
+from fastfill_ray.stages.known import num_partitions
 from fastfill_ray.stages.ledger import key_groups, ledger_parts
 from fastfill_ray.stages.plan import in_buckets, wave_units
 from fastfill_ray.stages.snapshot import Snapshot, read_snapshot
@@ -129,9 +130,9 @@ class Meter:
     def step(self, name: str) -> Iterator[None]:
         """One step."""
         Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark begins anew
-        start = time.perf_counter()
+        start = time.process_time()
         yield
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = time.process_time() - start
         self.peak_mb[name] = memory_mb("VmHWM")
 
 
@@ -177,7 +178,8 @@ def measured(items: int, row_bytes: int, chunk_rows: int | None, *, trace: bool)
             ledger = Receipts()
             for part in parts:
                 ledger[part.unit] = receipt_of(snapshot.ledger, part.unit, part.rows, 1)
-            tasks = key_groups(parts)
+            partitions = num_partitions(items)
+            tasks = key_groups(parts, rows_per_cut(items, partitions))
         with meter.step("score files"):
             scores = score_files(snapshot)
         is_pair_of = pair_offsets(gallery, snapshot, starts)
@@ -212,6 +214,8 @@ def measured(items: int, row_bytes: int, chunk_rows: int | None, *, trace: bool)
             "units": sum(map(len, units.values())),
             "parts of the ledger": len(ledger),
             "tasks over keys": len(tasks),
+            "partitions of keys": partitions,
+            "pieces of keys (5 kB each in a Ray driver)": len(tasks) * partitions,
             "segments": len(segments),
             "MB before the first step": base_mb,
             "MB of the snapshot": sum(path.stat().st_size for path in Path(folder).glob("snapshots/*/*")) / 1e6,

@@ -27,6 +27,12 @@ CHUNK_ROWS, MOST_CHUNK_ROWS = 1 << 11, 1 << 16
 MANY_CHUNKS = 1 << 14
 
 
+# Most pieces of an exchange: each piece of a cut for a partition is an object, of which the driver holds 5 kB.
+MOST_PIECES = 1 << 16
+# Most rows that are cut at a time, whatever that comes to: their keys are 256 MiB.
+_MOST_CUT_ROWS = 1 << 24
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Rows [start, start + rows) of gallery file number `file`; `unit` names them for ever, whatever the number is."""
@@ -142,6 +148,11 @@ def _join_chunks(sizes: Sequence[int], last_groups: Sequence[int]) -> Iterator[i
         yield part
     if joined:
         yield joined
+
+
+def rows_per_cut(rows: int, partitions: int) -> int:
+    """Rows whose keys one task cuts into partitions: 2**20, or so many more that there are at most 2**16 pieces."""
+    return min(max(PART_ROWS, -(-rows * partitions // MOST_PIECES)), _MOST_CUT_ROWS)
 
 
 def cut_chunks(

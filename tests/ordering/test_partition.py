@@ -17,6 +17,7 @@ from fastfill_ray.ordering.partition import (
     cut_chunks,
     cut_parts,
     hash_bound,
+    rows_per_cut,
     smallest,
     split_pairs,
     split_sizes,
@@ -167,6 +168,14 @@ def test_auto_chunks_are_doubled_until_they_are_few_or_as_large_as_they_may_be(
         chunks = cut_chunks(files, chunk_rows="auto", chunk_bytes=chunk_bytes)
     by_rows = [cut_chunks(files, chunk_rows=rows, chunk_bytes=chunk_bytes) for rows in (2, 4, 8, 16, 32)]
     assert chunks == next((cut for cut in by_rows if len(cut) <= many), by_rows[-1])
+
+
+@given(st.integers(1, 3 * 10**9))
+def test_an_exchange_has_few_pieces_and_no_cut_is_large(rows: int) -> None:
+    partitions = max(2, -(-rows // (1 << 22)))
+    cut = rows_per_cut(rows, partitions)
+    assert 1 << 20 <= cut <= 1 << 24
+    assert cut == 1 << 24 or -(-rows // cut) * partitions <= (1 << 16) + partitions
 
 
 # Parts
