@@ -6,13 +6,14 @@ No gallery is made. Files, ids and priorities follow from their numbers and are 
 functions that a run's driver calls, in a local root: the snapshot and its chunks, the parts of the ledger, the score
 files, the thresholds of the waves, the work list, the units, their receipts, the buckets and the segments. All of it is
 held at the same time, as a run holds it. What a run's tasks do (reading, mapping, embedding, building) is left out, but
-for the making and counting of keys: its seconds are those of one core here.
+for the making and counting of keys.
 
 Asserted first, by a second pass over all keys: every wave has as many items as its share says, to the item. A 24-bit
 priority is shared by 60 of 10^9 items, so that every threshold falls between items of one priority.
 
-Each size runs in a process of its own. Printed per step: seconds of its processor, and the highest memory of the process (RSS) while it
-ran; with --trace also what Python itself had allocated at most (tracemalloc; the seconds are then not comparable).
+Each size runs in a process of its own. Printed per step: seconds of its processor, and the highest memory of the
+process (RSS) while it ran; with --trace also what Python itself had allocated at most (tracemalloc; the seconds are
+then not comparable).
 """
 
 from __future__ import annotations
@@ -329,7 +330,7 @@ def place(
             ends += [int((ordered >= np.uint64(cut)).sum()) if cut < KEY_SPACE else 0 for cut in cuts]
             rows = RowWork.of_due(wave_of(keys, is_pair, cuts), np.ones(len(keys), bool))
             counted = count_rows(chunk.unit, rows, lambda: np.zeros((0, 2), np.uint64), len(cuts) + 2)
-            placed.append(counted.model_copy(update={"file": reference}))
+            placed.append(counted.placed(file=reference))
     return placed, ends.tolist()
 
 

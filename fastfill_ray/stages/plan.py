@@ -237,7 +237,7 @@ def in_buckets(
     fresh = [place for place in snapshot.chunks if place.unit not in known]
     buckets = cut_buckets(fresh, segment_rows=segment_rows)
     numbers = dict(known) | {place.unit: first + n for n, bucket in enumerate(buckets) for place in bucket}
-    return WorkList(tuple(chunk.model_copy(update={"bucket": numbers[chunk.unit]}) for chunk in chunks))
+    return WorkList(tuple(chunk.placed(bucket=numbers[chunk.unit]) for chunk in chunks))
 
 
 _FIELDS = {"unit", "folder", "file", "start", "length", "rows", "role", "model", "wave", "work"}

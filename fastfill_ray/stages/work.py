@@ -100,6 +100,18 @@ class ChunkWork(Model):
     absent: tuple[int, ...]
     absent_digests: tuple[str, ...]
 
+    def placed(self, *, bucket: int | None = None, file: FileRef | None = None) -> ChunkWork:
+        """The same chunk in a bucket, or with its work file."""
+        values = (
+            self.__dict__ | ({} if bucket is None else {"bucket": bucket}) | ({} if file is None else {"file": file})
+        )
+        return ChunkWork.model_construct(_FIELDS, **values)
+
+
+# A gallery has ten thousands of chunks: one set says which fields their entries have.
+_FIELDS = set(ChunkWork.model_fields)
+_OPEN = FileRef(path="open", size=0, sha256="")
+
 
 @dataclass(frozen=True)
 class WorkList:
@@ -138,13 +150,18 @@ def count_rows(unit: str, rows: RowWork, keys: Callable[[], U64], width: int) ->
     for wave in np.unique(rows.wave[absent]).tolist():
         digests[wave] = keys_digest(keys()[absent & (rows.wave == wave)])
 
-    def per_wave(chosen: Bools) -> tuple[int, ...]:
-        return tuple(np.bincount(rows.wave[chosen], minlength=width).tolist())
+    # Most chunks have the same tuples of zeros: what is equal is held once.
+    counts: dict[tuple[int, ...], tuple[int, ...]] = {}
 
-    return ChunkWork(
+    def per_wave(chosen: Bools) -> tuple[int, ...]:
+        found = tuple(np.bincount(rows.wave[chosen], minlength=width).tolist())
+        return counts.setdefault(found, found)
+
+    return ChunkWork.model_construct(
+        _FIELDS,
         unit=unit,
         bucket=0,
-        file=FileRef(path="open", size=0, sha256=""),
+        file=_OPEN,
         due=per_wave(rows.source == DUE),
         known=per_wave(rows.source >= 0),
         rows=per_wave(np.ones(len(rows.wave), bool)),
@@ -156,7 +173,7 @@ def count_rows(unit: str, rows: RowWork, keys: Callable[[], U64], width: int) ->
 def put_rows(files: Files, plan: str, chunks: Sequence[tuple[ChunkWork, RowWork]]) -> list[ChunkWork]:
     """Store the rows of some chunks as one work file, and name it in their entries."""
     reference = put_work_file(files, plan, [(chunk.unit, rows) for chunk, rows in chunks])
-    return [chunk.model_copy(update={"file": reference}) for chunk, _ in chunks]
+    return [chunk.placed(file=reference) for chunk, _ in chunks]
 
 
 def put_work_file(files: Files, plan: str, chunks: Sequence[tuple[str, RowWork]]) -> FileRef:
@@ -232,7 +249,6 @@ def read_work_list(files: Files, reference: FileRef) -> WorkList:
     table = read_table(get_verified(files, reference), name=reference.path)
     # Most chunks have the same tuples of zeros, and some share a file: what is equal is held once.
     known: dict[Any, Any] = {}
-    fields = set(ChunkWork.model_fields)
 
     def shared(value: Any) -> Any:
         if isinstance(value, list):
@@ -244,5 +260,5 @@ def read_work_list(files: Files, reference: FileRef) -> WorkList:
     chunks: list[ChunkWork] = []
     for batch in table.to_batches(max_chunksize=_CHUNKS_AT_A_TIME):
         for row in batch.to_pylist():
-            chunks.append(ChunkWork.model_construct(fields, **{name: shared(value) for name, value in row.items()}))
+            chunks.append(ChunkWork.model_construct(_FIELDS, **{name: shared(value) for name, value in row.items()}))
     return WorkList(tuple(chunks))
