@@ -232,8 +232,14 @@ def _rows_at(table: pa.Table, place: int) -> RowWork:
 
 def put_work_list(files: Files, plan: str, work: WorkList) -> FileRef:
     """Store a plan's work list."""
-    names = ("due", "known", "rows", "absent")
     chunks = work.chunks
+    parts = [_listed(chunks[i : i + _CHUNKS_AT_A_TIME]) for i in range(0, len(chunks), _CHUNKS_AT_A_TIME)]
+    data = table_bytes(pa.concat_tables(parts).combine_chunks())
+    return put_content(files, partial(units_path, plan), data)
+
+
+def _listed(chunks: Sequence[ChunkWork]) -> pa.Table:
+    names = ("due", "known", "rows", "absent")
     columns: dict[str, object] = {
         "unit": [chunk.unit for chunk in chunks],
         "bucket": pa.array([chunk.bucket for chunk in chunks], pa.int64()),
@@ -241,7 +247,7 @@ def put_work_list(files: Files, plan: str, work: WorkList) -> FileRef:
         **{name: pa.array([getattr(chunk, name) for chunk in chunks], pa.list_(pa.int64())) for name in names},
         "absent_digests": pa.array([chunk.absent_digests for chunk in chunks], pa.list_(pa.string())),
     }
-    return put_content(files, partial(units_path, plan), table_bytes(pa.table(columns)))
+    return pa.table(columns)
 
 
 def read_work_list(files: Files, reference: FileRef) -> WorkList:
