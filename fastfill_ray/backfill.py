@@ -501,7 +501,7 @@ class _Run:
         missing, too.
         """
         config, files = self.config, self.context.files
-        units = wave_units(plan, basis.snapshot, work)
+        units = wave_units(plan.plan, len(plan.waves), basis.snapshot, work)
         versions = self.log.state.plan_versions
         last = len(plan.waves) if self.last_wave is None else max(self.last_wave, first)
         segments = (

@@ -273,7 +273,7 @@ class ResourcesConfig(Part):
     cpus_per_actor: float = Field(1, ge=0)
     gpus_per_actor: float = Field(0, ge=0)
     call_timeout_s: float = Field(300, gt=0, description="most seconds of one embedder call; six times that to build")
-    chunk_rows: int = Field(2048, gt=0)
+    chunk_rows: Count = Field("auto", description="most rows of a chunk; `auto`: by the number of rows")
     chunk_bytes: int = Field(32 << 20, gt=0)
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastfill_ray.config import Auto
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.ordering.ids import seeded_hash
 from fastfill_ray.ordering.streams import HashSeed
@@ -20,6 +21,16 @@ from fastfill_ray.types import I64, U64, Objects, Split
 MIN_SPLIT: dict[Split, int] = {"train": 32, "calibration": 16, "audit": 16}
 # Most rows of a part of the gallery that is checked at a time: their keys are 16 MiB.
 PART_ROWS = 1 << 20
+# Rows of a chunk of `auto`: the least, doubled up to the most of them while there would be more chunks than this. The
+# driver holds some kilobytes of each chunk, and the store some objects of each chunk and wave.
+CHUNK_ROWS, MOST_CHUNK_ROWS = 1 << 11, 1 << 16
+MANY_CHUNKS = 1 << 14
+
+
+# Most pieces of an exchange: each piece of a cut for a partition is an object, of which the driver holds 5 kB.
+MOST_PIECES = 1 << 16
+# Most rows that are cut at a time, whatever that comes to: their keys are 256 MiB.
+_MOST_CUT_ROWS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -139,8 +150,13 @@ def _join_chunks(sizes: Sequence[int], last_groups: Sequence[int]) -> Iterator[i
         yield joined
 
 
+def rows_per_cut(rows: int, partitions: int) -> int:
+    """Rows whose keys one task cuts into partitions: 2**20, or so many more that there are at most 2**16 pieces."""
+    return min(max(PART_ROWS, -(-rows * partitions // MOST_PIECES)), _MOST_CUT_ROWS)
+
+
 def cut_chunks(
-    files: Sequence[tuple[Sequence[int], int]], *, chunk_rows: int, chunk_bytes: int
+    files: Sequence[tuple[Sequence[int], int]], *, chunk_rows: int | Auto, chunk_bytes: int
 ) -> list[tuple[int, int, int]]:
     """Fixed slices (file, start, rows) of the gallery's files, in file order; together they are all rows, once.
 
@@ -149,18 +165,31 @@ def cut_chunks(
 
     Args:
         files: (rows of each row group, bytes) per file; bytes as they are read, uncompressed.
-        chunk_rows: most rows of a chunk.
+        chunk_rows: most rows of a chunk; `auto`: 2,048, doubled up to 65,536 while there are more than 16,384 chunks.
         chunk_bytes: most bytes of a chunk, at the file's mean row size; one row may exceed it.
     """
+    if chunk_rows == "auto":
+        chunk_rows = CHUNK_ROWS
+        while chunk_rows < MOST_CHUNK_ROWS and _num_chunks(files, chunk_rows, chunk_bytes) > MANY_CHUNKS:
+            chunk_rows *= 2
     chunks: list[tuple[int, int, int]] = []
     for number, (groups, size) in enumerate(files):
-        per_row = max(1.0, size / max(1, sum(groups)))
-        most = max(1, min(chunk_rows, int(chunk_bytes / per_row)))
         start = 0
-        for rows in _slices(groups, most):
+        for rows in _slices(groups, _most_rows(groups, size, chunk_rows, chunk_bytes)):
             chunks.append((number, start, rows))
             start += rows
     return chunks
+
+
+def _num_chunks(files: Sequence[tuple[Sequence[int], int]], chunk_rows: int, chunk_bytes: int) -> int:
+    """How many chunks the files are cut into."""
+    return sum(1 for groups, size in files for _ in _slices(groups, _most_rows(groups, size, chunk_rows, chunk_bytes)))
+
+
+def _most_rows(groups: Sequence[int], size: int, chunk_rows: int, chunk_bytes: int) -> int:
+    """Most rows of a chunk of one file."""
+    per_row = max(1.0, size / max(1, sum(groups)))
+    return max(1, min(chunk_rows, int(chunk_bytes / per_row)))
 
 
 def _slices(groups: Sequence[int], most: int) -> Iterator[int]:

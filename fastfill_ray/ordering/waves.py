@@ -18,6 +18,9 @@ from fastfill_ray.types import F32, I64, U64, Bools
 KEY_SPACE = 1 << 64
 # Radix levels of the threshold search: their widths sum to 64. A histogram holds at most 2**22 bins at a time.
 KEY_LEVELS = (20, 22, 22)
+# In place of the levels below the first: all their bits at once, where few keys are left to tell apart. Few: 16 MiB.
+REST = -1
+_FEW_KEYS = 1 << 20
 
 
 def order_key(priority: NDArray[np.floating], id_hash: U64) -> U64:
@@ -57,17 +60,34 @@ def is_worth_a_wave(end: int, first: int) -> bool:
 Histogram = dict[int, tuple[I64, I64]]
 
 
+def _bits(level: int) -> tuple[int, int]:
+    """(Bits of a key below those of a level, bits of the level)."""
+    if level == REST:
+        return 0, 64 - KEY_LEVELS[0]
+    return 64 - sum(KEY_LEVELS[: level + 1]), KEY_LEVELS[level]
+
+
 def key_histogram(keys: U64, prefixes: Sequence[int], level: int) -> Histogram:
     """{prefix: (bins, counts)}: sparse histograms of the bits at `level` of the keys that start with each prefix."""
-    shift = 64 - sum(KEY_LEVELS[: level + 1])
-    width = KEY_LEVELS[level]
-    digits = keys >> np.uint64(shift)
+    below, width = _bits(level)
+    digits = keys >> np.uint64(below)
+    mask = np.uint64((1 << width) - 1)
     result: Histogram = {}
     for prefix in prefixes:
-        chosen = digits if level == 0 else digits[(digits >> np.uint64(width)) == np.uint64(prefix)]
-        bins, counts = np.unique((chosen & np.uint64((1 << width) - 1)).astype(np.int64), return_counts=True)
-        result[prefix] = (bins, counts.astype(np.int64))
+        chosen = digits if level == 0 else digits[(digits >> np.uint64(width)) == np.uint64(prefix)] & mask
+        result[prefix] = _count(chosen.astype(np.int64), width)
     return result
+
+
+def _count(digits: I64, width: int) -> tuple[I64, I64]:
+    """(The values that occur, ascending, how often each does) of digits (N,) of `width` bits."""
+    if len(digits) << 4 < 1 << width:
+        bins, counts = np.unique(digits, return_counts=True)
+        return bins, counts.astype(np.int64)
+    # Where there are not many more bins than digits, to count costs a tenth of what to sort does.
+    counts = np.bincount(digits, minlength=1 << width)
+    bins = np.flatnonzero(counts)
+    return bins, counts[bins]
 
 
 def find_thresholds(
@@ -76,33 +96,70 @@ def find_thresholds(
 ) -> list[int]:
     """The keys t_k such that exactly targets[k] keys are >= t_k (equal keys stay together).
 
-    A radix selection over histograms: one pass per level, memory of 2**22 bins per open prefix whatever N is.
+    A radix selection over histograms: two passes where the bins that hold the thresholds have at most 2**20 keys, else
+    one per level. Memory of 2**22 bins per open prefix, whatever N is.
 
     Args:
         targets: non-decreasing ranks.
-        histograms: called once per level with (prefixes, level); yields ``key_histogram`` of every part of the gallery.
+        histograms: called once per pass with (prefixes, level); yields ``key_histogram`` of every part of the gallery.
 
     Raises:
         ValueError: a target exceeds the number of keys.
     """
     prefix = {rank: 0 for rank in targets if rank > 0}
     remaining = {rank: rank for rank in prefix}
-    for level, width in enumerate(KEY_LEVELS):
-        totals = {p: np.zeros(1 << width, np.int64) for p in sorted(set(prefix.values()))}
-        if not totals:
-            break
-        for part in histograms(list(totals), level):
-            for p, (bins, counts) in part.items():
-                totals[p][bins] += counts
-        filled = {p: np.flatnonzero(total)[::-1] for p, total in totals.items()}
-        at_least = {p: np.cumsum(totals[p][bins]) for p, bins in filled.items()}  # keys in the top 1, 2, 3... of them
+    level = 0
+    while prefix:
+        below, width = _bits(level)
+        prefixes = sorted(set(prefix.values()))
+        totals = _totals(histograms(prefixes, level), prefixes, width)
+        num_open: dict[int, int] = {}  # keys that start with each of the next prefixes
         for rank, p in prefix.items():
-            index = int(np.searchsorted(at_least[p], remaining[rank]))
-            if index == len(at_least[p]):
-                raise ValueError(f"{rank} keys are asked for, {int(totals[p].sum())} exist")
-            remaining[rank] -= int(at_least[p][index - 1]) if index else 0
-            prefix[rank] = (p << width) | int(filled[p][index])
+            bins, at_least = totals[p]
+            index = int(np.searchsorted(at_least, remaining[rank]))
+            if index == len(at_least):
+                raise ValueError(f"{rank} keys are asked for, {int(at_least[-1]) if index else 0} exist")
+            above = int(at_least[index - 1]) if index else 0
+            remaining[rank] -= above
+            prefix[rank] = (p << width) | int(bins[index])
+            num_open[prefix[rank]] = int(at_least[index]) - above
+        if below == 0:
+            break
+        level = REST if level == 0 and sum(num_open.values()) <= _FEW_KEYS else level + 1
     return [prefix.get(rank, KEY_SPACE) for rank in targets]
+
+
+def _totals(
+    parts: Iterable[Mapping[int, tuple[I64, I64]]], prefixes: Sequence[int], width: int
+) -> dict[int, tuple[I64, I64]]:
+    """{prefix: (bins that occur, descending, keys in the first 1, 2, 3... of them)} of all parts together."""
+    is_dense = width <= max(KEY_LEVELS)  # else there are few keys
+    dense = {p: np.zeros(1 << width, np.int64) for p in prefixes if is_dense}
+    sparse: dict[int, list[tuple[I64, I64]]] = {p: [] for p in prefixes}
+    for part in parts:
+        for p, (bins, counts) in part.items():
+            if is_dense:
+                dense[p][bins] += counts
+            elif len(bins):
+                sparse[p].append((bins, counts))
+    result = {}
+    for p in prefixes:
+        if is_dense:
+            total = dense.pop(p)
+            bins = np.flatnonzero(total)
+            counts = total[bins]
+        else:
+            bins, counts = _joined(sparse.pop(p))
+        result[p] = bins[::-1], np.cumsum(counts[::-1])
+    return result
+
+
+def _joined(parts: Sequence[tuple[I64, I64]]) -> tuple[I64, I64]:
+    """(Bins that occur, ascending, their counts) of sparse histograms together."""
+    bins, where = np.unique(np.concatenate([bins for bins, _ in parts]), return_inverse=True)
+    counts = np.zeros(len(bins), np.int64)
+    np.add.at(counts, where, np.concatenate([counts for _, counts in parts]))
+    return bins, counts
 
 
 def wave_of(keys: U64, is_pair: Bools, thresholds: Sequence[int]) -> NDArray[np.int16]:

@@ -63,7 +63,7 @@ class Carried:
 
     def groups(self) -> list[list[StandingChunk]]:
         """The chunks in their order, in groups that one task puts into waves."""
-        return in_groups(self.chunks)
+        return in_groups(self.chunks, max(chunk.rows for chunk in self.chunks))
 
     def inherit(self, context: Context, plan: str, epoch: int, *, catch_up: int | None) -> FileRef | None:
         """The segments that the plan begins with, less what is dead, as a file; None where it begins with none.

@@ -27,8 +27,10 @@ from fastfill_ray.types import U64, Bools
 
 T = TypeVar("T")
 
-# Chunks of one task: keys are 8 bytes a row, so their score files are some megabytes. They share a work file.
+# Chunks of one task: keys are 8 bytes a row, so their score files are some megabytes. They share a work file, which
+# the reader of each of them decodes: large chunks share it with few.
 _CHUNKS_PER_TASK = 64
+_ROWS_PER_TASK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ class ChunkKeys(NamedTuple):
         return item_keys(self.ids)
 
 
-def in_groups(chunks: Sequence[T]) -> list[list[T]]:
-    """Chunks in their order, in groups that one task reads."""
-    return [list(chunks[i : i + _CHUNKS_PER_TASK]) for i in range(0, len(chunks), _CHUNKS_PER_TASK)]
+def in_groups(chunks: Sequence[T], chunk_rows: int = 1) -> list[list[T]]:
+    """Chunks of at most `chunk_rows` rows in their order, in groups that one task reads."""
+    step = max(1, min(_CHUNKS_PER_TASK, _ROWS_PER_TASK // chunk_rows))
+    return [list(chunks[i : i + step]) for i in range(0, len(chunks), step)]
 
 
 def scored_groups(
@@ -78,7 +81,7 @@ def scored_groups(
         ScoredChunk(unit, scores[unit], pair_offsets.get(unit, ()), standing.get(unit), known.get(unit, {}))
         for unit in (chunk.unit for chunk in snapshot.chunks)
     ]
-    return in_groups(chunks)
+    return in_groups(chunks, max(chunk.rows for chunk in snapshot.chunks))
 
 
 def read_chunk_keys(files: Files, chunk: ScoredChunk) -> ChunkKeys:

@@ -125,7 +125,8 @@ def follow_plan(
         rule = Following(carried.standing, name, kept.catch_up, kept.is_steady, cuts, scored)
         parts = context.engine.run_tasks(rule, carried.groups(), name="put rows into waves", ordered=True)
         first_bucket = max(carried.buckets.values(), default=-1) + 1
-        work = _in_buckets([chunk for _, part in parts for chunk in part], basis, carried.buckets, first_bucket)
+        chunks = [chunk for _, part in parts for chunk in part]
+        work = in_buckets(chunks, snapshot, basis.index.segment_rows, carried.buckets, first_bucket)
         inherited = carried.inherit(context, name, epoch, catch_up=kept.catch_up)
     arms, per_query = before.baselines, before.baseline_queries
     if not kept.is_steady and carried.changes.items:
@@ -208,7 +209,7 @@ def make_work_list(
     """Every row put into its wave, and the work files of all chunks."""
     place = partial(_place, files=context.files, plan=plan, cuts=tuple(cuts))
     parts = context.engine.run_tasks(place, groups, name="put rows into waves", ordered=True)
-    return _in_buckets([chunk for _, part in parts for chunk in part], basis, {}, 0)
+    return in_buckets([chunk for _, part in parts for chunk in part], basis.snapshot, basis.index.segment_rows)
 
 
 def _place(group: Sequence[ScoredChunk], *, files: Files, plan: str, cuts: tuple[int, ...]) -> list[ChunkWork]:
@@ -224,23 +225,35 @@ def _place(group: Sequence[ScoredChunk], *, files: Files, plan: str, cuts: tuple
     return put_rows(files, plan, placed)
 
 
-def _in_buckets(chunks: Sequence[ChunkWork], basis: Basis, known: Mapping[str, int], first: int) -> WorkList:
-    """Chunks in the buckets that they are in, the others in new ones, numbered from `first` on."""
-    places = basis.snapshot.chunks
-    fresh = [place for place in places if place.unit not in known]
-    buckets = cut_buckets(fresh, segment_rows=basis.index.segment_rows)
+def in_buckets(
+    chunks: Sequence[ChunkWork],
+    snapshot: Snapshot,
+    segment_rows: int,
+    known: Mapping[str, int] | None = None,
+    first: int = 0,
+) -> WorkList:
+    """Chunks in the buckets that they are `known` to be in, the others in new ones, numbered from `first` on."""
+    known = known or {}
+    fresh = [place for place in snapshot.chunks if place.unit not in known]
+    buckets = cut_buckets(fresh, segment_rows=segment_rows)
     numbers = dict(known) | {place.unit: first + n for n, bucket in enumerate(buckets) for place in bucket}
-    return WorkList(tuple(chunk.model_copy(update={"bucket": numbers[chunk.unit]}) for chunk in chunks))
+    return WorkList(tuple(chunk.placed(bucket=numbers[chunk.unit]) for chunk in chunks))
 
 
-def wave_units(plan: Plan, snapshot: Snapshot, work: WorkList) -> dict[int, list[Unit]]:
-    """{wave: its units in chunk order} of the plan's work list, the pairs' left out."""
+_FIELDS = {"unit", "folder", "file", "start", "length", "rows", "role", "model", "wave", "work"}
+
+
+def wave_units(plan: str, num_waves: int, snapshot: Snapshot, work: WorkList) -> dict[int, list[Unit]]:
+    """{wave: its units in chunk order} of a plan's work list, the pairs' left out."""
     files = snapshot.gallery.files
+    # There are some of each chunk: one set says which fields they all have, and what is in the work list is not checked
+    # again.
     return {
         wave: [
-            Unit(
+            Unit.model_construct(
+                _FIELDS,
                 unit=chunk.unit,
-                folder=wave_folder(plan.plan, wave),
+                folder=wave_folder(plan, wave),
                 file=files[chunk.file],
                 start=chunk.start,
                 length=chunk.rows,
@@ -253,5 +266,5 @@ def wave_units(plan: Plan, snapshot: Snapshot, work: WorkList) -> dict[int, list
             for chunk, listed in zip(snapshot.chunks, work.chunks, strict=True)
             if listed.due[wave]
         ]
-        for wave in range(1, len(plan.waves) + 1)
+        for wave in range(1, num_waves + 1)
     }

@@ -35,8 +35,9 @@ class UnitGroup:
         self.rows = sum(unit.rows for unit in units)
         self._files, self._name, self._limit = files, name, quarantine.limit(self.rows)
         names = {unit.unit for unit in units}
-        self.receipts = {unit: receipt for unit, receipt in find_receipts(files, folder).items() if unit in names}
-        if sum(len(receipt.quarantined) for receipt in self.receipts.values()) > self._limit:
+        self.receipts = find_receipts(files, folder, names)
+        self._faults = {unit: bad for unit, receipt in self.receipts.items() if (bad := receipt.quarantined)}
+        if sum(map(len, self._faults.values())) > self._limit:
             self.withdraw()
 
     @property
@@ -59,7 +60,8 @@ class UnitGroup:
         self.receipts[unit.unit] = receipt
         if not receipt.quarantined:
             return
-        bad = [fault for known in self.receipts.values() for fault in known.quarantined]
+        self._faults[unit.unit] = receipt.quarantined
+        bad = [fault for faults in self._faults.values() for fault in faults]
         if len(bad) > self._limit:
             self._refuse_alike(unit, receipt, bad)
             shown = "; ".join(f"id {fault.id!r} (row {fault.row}): {fault.reason}" for fault in bad[:_SHOWN])
@@ -68,7 +70,8 @@ class UnitGroup:
                 f"allowed: {shown}. Nothing was committed. Mend the rows or the embedder, or raise "
                 "quarantine.max_rows, and run again."
             )
-        self.receipts[unit.unit] = keep_receipt(self._files, unit, receipt)
+        kept = self.receipts[unit.unit] = keep_receipt(self._files, unit, receipt)
+        self._faults[unit.unit] = kept.quarantined
 
     def _refuse_alike(self, unit: Unit, receipt: Receipt, bad: Sequence[Quarantined]) -> None:
         """Raises EmbedderError where no row of all, or of a large unit, could be embedded, all for one reason."""
@@ -93,7 +96,9 @@ class UnitGroup:
             if receipt.quarantined:
                 logger.info("%s: unit %s is withdrawn, %d bad rows", self._name, unit, len(receipt.quarantined))
                 self._files.delete(unit_receipt(self.folder, unit))
-        self.receipts = {unit: receipt for unit, receipt in self.receipts.items() if not receipt.quarantined}
+        for unit in self._faults:
+            del self.receipts[unit]
+        self._faults.clear()
 
 
 def kind_of(reason: str) -> str:

@@ -82,7 +82,7 @@ class Sample:
     pairs: PairedItems
     queries: Queries
     offsets: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    receipts: dict[str, Receipt] = field(default_factory=dict)
+    receipts: Mapping[str, Receipt] = field(default_factory=dict)
     known: KnownPairs = field(default_factory=dict)
 
 
@@ -108,7 +108,7 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
     if pairs is None:
         pairs = finish_pairs(files, plan, pair_group.receipts, known, read, new_dim=new_dim)
     return Sample(
-        pairs, queries.load(pairs, snapshot.fingerprint, new_dim), plan.offsets, dict(pair_group.receipts), known
+        pairs, queries.load(pairs, snapshot.fingerprint, new_dim), plan.offsets, pair_group.receipts.copy(), known
     )
 
 

@@ -29,12 +29,15 @@ from fastfill_ray.stages.train import TrainedAlignment, load_alignment
 from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
-from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt
+from fastfill_ray.storage.receipts import Quarantined, Receipt, Receipts, find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.storage.write_behind import write_behind
 from fastfill_ray.types import F32, U64, Model, fingerprint
 
 logger = logging.getLogger(__name__)
+
+# Rows whose evidence for all proxy queries is held at a time.
+_EVIDENCE_ROWS = 1 << 11
 
 
 @dataclass(frozen=True)
@@ -123,25 +126,25 @@ def score(context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: di
     if (finished := read_receipt(files, stage_receipt("scores", name))) is not None:
         return _from_table(name, scorer, finished)
     receipts = _score_missing(context, scorer, stage_folder("scores", name), _all_work(snapshot, pair_offsets))
-    ordered = [receipts[unit] for unit in sorted(chunk.unit for chunk in snapshot.chunks)]
-    outputs = [receipt.outputs[0] for receipt in ordered]
+    units = sorted(chunk.unit for chunk in snapshot.chunks)
+    scored = {unit: receipts[unit].outputs[0] for unit in units}
+    outputs = list(scored.values())
     table = pa.table(
         {
-            "unit": [receipt.unit for receipt in ordered],
+            "unit": units,
             "path": [output.path for output in outputs],
             "size": pa.array([output.size for output in outputs], pa.int64()),
             "sha256": [output.sha256 for output in outputs],
         }
     )
     listed = put_content(files, partial(stage_output, "scores", name, "chunks.parquet"), table_bytes(table))
-    scored = {receipt.unit: receipt.outputs[0] for receipt in ordered}
     stage = Receipt(
         unit="scores",
         outputs=(listed, put_pair_keys(context, name, scored, pair_offsets)),
         rows=snapshot.rows,
-        ids_digest=combine_digests(receipt.ids_digest for receipt in ordered),
-        seconds=sum(receipt.seconds for receipt in ordered),
-        details={"unusable": sum(len(receipt.quarantined) for receipt in ordered)},
+        ids_digest=combine_digests(receipts[unit].ids_digest for unit in units),
+        seconds=sum(receipts[unit].seconds for unit in units),
+        details={"unusable": sum(len(receipts[unit].quarantined) for unit in units)},
     )
     return _from_table(name, scorer, put_receipt(files, stage_receipt("scores", name), stage))
 
@@ -174,7 +177,7 @@ def score_more(context: Context, scores: Scores, snapshot: Snapshot, units: Set[
     return {item.unit: receipts[item.unit].outputs[0] for item in work}
 
 
-def _score_missing(context: Context, scorer: Scorer, folder: str, work: Sequence[_Work]) -> dict[str, Receipt]:
+def _score_missing(context: Context, scorer: Scorer, folder: str, work: Sequence[_Work]) -> Receipts:
     """The receipts of all of `work`; what has none yet is scored."""
     receipts = find_receipts(context.files, folder)
     missing = [item for item in work if item.unit not in receipts]
@@ -255,7 +258,10 @@ def _best_of_chunk(scorer: Scorer, proxies: Proxies, work: _Work, table: pa.Tabl
     old, side, unusable = mapped_vectors(table, scorer.source)
     kept = np.setdiff1d(np.arange(work.rows), [*work.pairs, *unusable])
     aligned, _ = scorer.align(old[kept], side[kept] if side is not None else None)
-    return top_scores(proxies.evidence(old[kept], aligned))
+    old = old[kept]
+    starts = range(0, max(1, len(kept)), _EVIDENCE_ROWS)
+    parts = (slice(start, start + _EVIDENCE_ROWS) for start in starts)
+    return merge_top(top_scores(proxies.evidence(old[part], aligned[part])) for part in parts)
 
 
 def _scores_name(scorer: Scorer, snapshot: Snapshot) -> str:

@@ -19,7 +19,7 @@ from fastfill_ray.stages.progress import Bar, WavesWork
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_folder, wave_folder
-from fastfill_ray.storage.receipts import Receipt, find_receipts
+from fastfill_ray.storage.receipts import Receipts, find_receipts
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Waves:
         may_stop: bool,
     ) -> None:
         self._groups, self._progress, self._standing = groups, context.progress, standing
-        self._handed_over: dict[int, dict[str, Receipt]] = {}
+        self._handed_over: dict[int, Receipts] = {}
         missing = [unit for group in groups.values() for unit in group.missing]
         logger.debug("waves %s: %d units have no receipt yet", sorted(groups), len(missing))
         self._may_stop, self._busy = may_stop, Busy()
@@ -81,7 +81,7 @@ class Waves:
         )
         return self._at_the_end.enter_context(self._progress.shown(work))
 
-    def receipts(self, wave: int) -> dict[str, Receipt]:
+    def receipts(self, wave: int) -> Receipts:
         """The receipts {unit: receipt} of a wave, as soon as its last one is durable; ask in wave order.
 
         Raises:
@@ -108,10 +108,10 @@ class Waves:
             for other in self._groups.keys() - self._handed_over.keys():
                 self._groups[other].withdraw()
             raise
-        self._handed_over[wave] = dict(group.receipts)
+        self._handed_over[wave] = group.receipts.copy()
         return self._handed_over[wave]
 
-    def receipts_until(self, wave: int) -> dict[int, dict[str, Receipt]]:
+    def receipts_until(self, wave: int) -> dict[int, Receipts]:
         """{wave: its receipts} up to and with `wave`, as ``receipts`` gives them."""
         return {each: self.receipts(each) for each in sorted(self._groups) if each <= wave}
 

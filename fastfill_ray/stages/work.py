@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -99,6 +100,18 @@ class ChunkWork(Model):
     absent: tuple[int, ...]
     absent_digests: tuple[str, ...]
 
+    def placed(self, *, bucket: int | None = None, file: FileRef | None = None) -> ChunkWork:
+        """The same chunk in a bucket, or with its work file."""
+        values = (
+            self.__dict__ | ({} if bucket is None else {"bucket": bucket}) | ({} if file is None else {"file": file})
+        )
+        return ChunkWork.model_construct(_FIELDS, **values)
+
+
+# A gallery has ten thousands of chunks: one set says which fields their entries have.
+_FIELDS = set(ChunkWork.model_fields)
+_OPEN = FileRef(path="open", size=0, sha256="")
+
 
 @dataclass(frozen=True)
 class WorkList:
@@ -137,13 +150,18 @@ def count_rows(unit: str, rows: RowWork, keys: Callable[[], U64], width: int) ->
     for wave in np.unique(rows.wave[absent]).tolist():
         digests[wave] = keys_digest(keys()[absent & (rows.wave == wave)])
 
-    def per_wave(chosen: Bools) -> tuple[int, ...]:
-        return tuple(np.bincount(rows.wave[chosen], minlength=width).tolist())
+    # Most chunks have the same tuples of zeros: what is equal is held once.
+    counts: dict[tuple[int, ...], tuple[int, ...]] = {}
 
-    return ChunkWork(
+    def per_wave(chosen: Bools) -> tuple[int, ...]:
+        found = tuple(np.bincount(rows.wave[chosen], minlength=width).tolist())
+        return counts.setdefault(found, found)
+
+    return ChunkWork.model_construct(
+        _FIELDS,
         unit=unit,
         bucket=0,
-        file=FileRef(path="open", size=0, sha256=""),
+        file=_OPEN,
         due=per_wave(rows.source == DUE),
         known=per_wave(rows.source >= 0),
         rows=per_wave(np.ones(len(rows.wave), bool)),
@@ -155,7 +173,7 @@ def count_rows(unit: str, rows: RowWork, keys: Callable[[], U64], width: int) ->
 def put_rows(files: Files, plan: str, chunks: Sequence[tuple[ChunkWork, RowWork]]) -> list[ChunkWork]:
     """Store the rows of some chunks as one work file, and name it in their entries."""
     reference = put_work_file(files, plan, [(chunk.unit, rows) for chunk, rows in chunks])
-    return [chunk.model_copy(update={"file": reference}) for chunk, _ in chunks]
+    return [chunk.placed(file=reference) for chunk, _ in chunks]
 
 
 def put_work_file(files: Files, plan: str, chunks: Sequence[tuple[str, RowWork]]) -> FileRef:
@@ -176,6 +194,9 @@ def put_work_file(files: Files, plan: str, chunks: Sequence[tuple[str, RowWork]]
 _FILE = pa.struct([("path", pa.string()), ("size", pa.int64()), ("sha256", pa.string()), ("tag", pa.string())])
 _VECTORS = pa.struct([("vectors", _FILE), ("items", _FILE)])
 
+
+# As which a work list is turned into objects at a time.
+_CHUNKS_AT_A_TIME = 1 << 10
 
 # The work file that this process read last, by its sha256: neighbouring chunks share one.
 _last_read: dict[str, dict[str, RowWork]] = {}
@@ -211,8 +232,14 @@ def _rows_at(table: pa.Table, place: int) -> RowWork:
 
 def put_work_list(files: Files, plan: str, work: WorkList) -> FileRef:
     """Store a plan's work list."""
-    names = ("due", "known", "rows", "absent")
     chunks = work.chunks
+    parts = [_listed(chunks[i : i + _CHUNKS_AT_A_TIME]) for i in range(0, len(chunks), _CHUNKS_AT_A_TIME)]
+    data = table_bytes(pa.concat_tables(parts).combine_chunks())
+    return put_content(files, partial(units_path, plan), data)
+
+
+def _listed(chunks: Sequence[ChunkWork]) -> pa.Table:
+    names = ("due", "known", "rows", "absent")
     columns: dict[str, object] = {
         "unit": [chunk.unit for chunk in chunks],
         "bucket": pa.array([chunk.bucket for chunk in chunks], pa.int64()),
@@ -220,10 +247,24 @@ def put_work_list(files: Files, plan: str, work: WorkList) -> FileRef:
         **{name: pa.array([getattr(chunk, name) for chunk in chunks], pa.list_(pa.int64())) for name in names},
         "absent_digests": pa.array([chunk.absent_digests for chunk in chunks], pa.list_(pa.string())),
     }
-    return put_content(files, partial(units_path, plan), table_bytes(pa.table(columns)))
+    return pa.table(columns)
 
 
 def read_work_list(files: Files, reference: FileRef) -> WorkList:
     """A plan's work list."""
     table = read_table(get_verified(files, reference), name=reference.path)
-    return WorkList(tuple(map(ChunkWork.model_validate, table.to_pylist())))
+    # Most chunks have the same tuples of zeros, and some share a file: what is equal is held once.
+    known: dict[Any, Any] = {}
+
+    def shared(value: Any) -> Any:
+        if isinstance(value, list):
+            value = tuple(value)
+        elif isinstance(value, dict):
+            value = FileRef.model_validate(value)
+        return known.setdefault(value, value)
+
+    chunks: list[ChunkWork] = []
+    for batch in table.to_batches(max_chunksize=_CHUNKS_AT_A_TIME):
+        for row in batch.to_pylist():
+            chunks.append(ChunkWork.model_construct(_FIELDS, **{name: shared(value) for name, value in row.items()}))
+    return WorkList(tuple(chunks))

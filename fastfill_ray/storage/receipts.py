@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Set
+from collections.abc import Iterator, MutableMapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,6 +39,39 @@ class Receipt(Model):
     details: dict[str, Any] = Field(default_factory=dict)
 
 
+class Receipts(MutableMapping[str, Receipt]):
+    """{unit: receipt} of many units, each kept as its JSON: a fifth of what the objects take, and a run of a billion
+    items has some hundred thousand of them. What comes out is made anew each time.
+    """
+
+    def __init__(self) -> None:
+        self._packed: dict[str, bytes] = {}
+
+    def __getitem__(self, unit: str) -> Receipt:
+        return Receipt.model_validate_json(self._packed[unit])
+
+    def __setitem__(self, unit: str, receipt: Receipt) -> None:
+        self._packed[unit] = receipt.model_dump_json(exclude_defaults=True).encode()
+
+    def __delitem__(self, unit: str) -> None:
+        del self._packed[unit]
+
+    def __contains__(self, unit: object) -> bool:
+        return unit in self._packed
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def copy(self) -> Receipts:
+        """Another one of the same receipts."""
+        other = Receipts()
+        other._packed.update(self._packed)
+        return other
+
+
 # On S3 a receipt is a round trip: a resumed run has thousands to read.
 _THREADS = 16
 
@@ -68,7 +101,7 @@ def find_done(files: Files, folder: str) -> set[str]:
     return {unit for path in files.list(folder) if (unit := parse_unit_receipt(path)) is not None}
 
 
-def find_receipts(files: Files, folder: str, among: Set[str] | None = None) -> dict[str, Receipt]:
+def find_receipts(files: Files, folder: str, among: Set[str] | None = None) -> Receipts:
     """The units of a folder that are done: {unit: receipt}.
 
     Args:
@@ -79,7 +112,7 @@ def find_receipts(files: Files, folder: str, among: Set[str] | None = None) -> d
     """
     done = find_done(files, folder)
     units = {unit_receipt(folder, unit): unit for unit in sorted(done if among is None else done & among)}
-    found: dict[str, Receipt] = {}
+    found = Receipts()
     damaged: list[CorruptFile] = []
     with ThreadPoolExecutor(_THREADS) as pool:
         for path, data in zip(units, pool.map(files.get, units), strict=True):

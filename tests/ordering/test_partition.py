@@ -17,6 +17,7 @@ from fastfill_ray.ordering.partition import (
     cut_chunks,
     cut_parts,
     hash_bound,
+    rows_per_cut,
     smallest,
     split_pairs,
     split_sizes,
@@ -141,6 +142,40 @@ def test_more_pairs_than_rows_are_refused() -> None:
 def test_pairs_too_few_to_decide_anything_are_refused_naming_the_split() -> None:
     with pytest.raises(ConfigError, match=r"gives 15 calibration pairs; at least 16.*Raise pairs\.count"):
         split_sizes(200, 100, SPLIT)
+
+
+# Chunks
+
+
+def test_auto_chunks_have_2048_rows_in_all_but_large_galleries() -> None:
+    files = [([65_536, 65_536, 65_536, 53_392], 250_000_000)] * 10
+    given = cut_chunks(files, chunk_rows=2048, chunk_bytes=32 << 20)
+    assert cut_chunks(files, chunk_rows="auto", chunk_bytes=32 << 20) == given
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=5), min_size=1, max_size=8),
+    st.integers(1, 60),
+    st.integers(1, 400),
+)
+def test_auto_chunks_are_doubled_until_they_are_few_or_as_large_as_they_may_be(
+    groups: list[list[int]], many: int, chunk_bytes: int
+) -> None:
+    files = [(sizes, 10 * sum(sizes)) for sizes in groups]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("CHUNK_ROWS", 2), ("MOST_CHUNK_ROWS", 32), ("MANY_CHUNKS", many)):
+            patch.setattr(partition, name, value)
+        chunks = cut_chunks(files, chunk_rows="auto", chunk_bytes=chunk_bytes)
+    by_rows = [cut_chunks(files, chunk_rows=rows, chunk_bytes=chunk_bytes) for rows in (2, 4, 8, 16, 32)]
+    assert chunks == next((cut for cut in by_rows if len(cut) <= many), by_rows[-1])
+
+
+@given(st.integers(1, 3 * 10**9))
+def test_an_exchange_has_few_pieces_and_no_cut_is_large(rows: int) -> None:
+    partitions = max(2, -(-rows // (1 << 22)))
+    cut = rows_per_cut(rows, partitions)
+    assert 1 << 20 <= cut <= 1 << 24
+    assert cut == 1 << 24 or -(-rows // cut) * partitions <= (1 << 16) + partitions
 
 
 # Parts

@@ -19,6 +19,7 @@ from fastfill_ray.ordering.partition import Chunk, cut_buckets, cut_chunks
 from fastfill_ray.ordering.waves import (
     KEY_LEVELS,
     KEY_SPACE,
+    REST,
     Histogram,
     find_thresholds,
     key_histogram,
@@ -194,8 +195,9 @@ CLOSE = st.builds(lambda high, low: (high << 60) | low, st.integers(0, 15), st.i
 def test_thresholds_are_those_of_a_full_sort_however_the_keys_are_split(keys: list[int], data: st.DataObject) -> None:
     cuts = data.draw(st.lists(st.integers(0, len(keys)), max_size=5))
     targets = sorted(data.draw(st.lists(st.integers(0, len(keys)), min_size=1, max_size=5)))
-    # Narrow levels, many of them: the same code over histograms small enough for many examples.
-    with mock.patch.object(plan, "KEY_LEVELS", (8,) * 8):
+    # Narrow levels, many of them: the same code over histograms small enough for many examples. All at once or not.
+    few = data.draw(st.sampled_from([0, 5, 1 << 20]))
+    with mock.patch.object(plan, "KEY_LEVELS", (8,) * 8), mock.patch.object(plan, "_FEW_KEYS", few):
         result = thresholds_of(split(keys, cuts), targets)
     assert result == sorted_thresholds(keys, targets)
 
@@ -225,6 +227,20 @@ def test_the_real_levels_cut_twenty_thousand_items_into_exact_waves() -> None:
     thresholds = thresholds_of(np.array_split(keys, 7), targets)
     assert thresholds == sorted_thresholds(keys.tolist(), targets)
     assert [int((order_wave(keys, thresholds) <= k + 1).sum()) for k in range(len(targets))] == targets
+
+
+@pytest.mark.parametrize(("few", "passes"), [(1 << 20, [0, REST]), (0, [0, 1, 2])])
+def test_two_passes_are_enough_where_few_keys_share_a_bin_with_a_threshold(few: int, passes: list[int]) -> None:
+    keys = order_key(np.random.default_rng(2).normal(size=5_000), hash_ids(np.arange(5_000, dtype=np.int64)))
+    levels: list[int] = []
+
+    def histograms(prefixes: Sequence[int], level: int) -> Iterator[Histogram]:
+        levels.append(level)
+        return (key_histogram(part, prefixes, level) for part in np.array_split(keys, 3))
+
+    with mock.patch.object(plan, "_FEW_KEYS", few):
+        assert find_thresholds([250, 5_000], histograms) == sorted_thresholds(keys.tolist(), [250, 5_000])
+    assert levels == passes
 
 
 def test_more_keys_than_there_are_cannot_be_asked_for() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fastfill_ray.errors import CorruptFile
+from fastfill_ray.log.records import FileRef
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import chunk_unit, unit_receipt
-from fastfill_ray.storage.receipts import Receipt, find_receipts, put_receipt, read_receipt
+from fastfill_ray.storage.receipts import Quarantined, Receipt, Receipts, find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.sealed import unseal_file
 from tests.faults import flip_bit
 
@@ -26,6 +27,23 @@ def test_the_units_of_a_folder_are_found_by_their_receipts(files: Files) -> None
         put_receipt(files, unit_receipt("pairs/a", unit), receipt)
     put_receipt(files, "pairs/a/receipt.json", Receipt(unit="pairs", rows=3))
     assert find_receipts(files, "pairs/a") == made
+
+
+def test_packed_receipts_come_out_as_they_went_in() -> None:
+    output = FileRef(path="pairs/a/x.parquet", size=3, sha256="ab", tag="t")
+    bad = (Quarantined(id="7", row=7, reason="ä"), Quarantined(id=7, row=8, reason=""))
+    unknown = Quarantined(id=None, row=9, reason="r")
+    details = {"unusable": 3, "s": "x"}
+    whole = Receipt(unit="a", outputs=(output,), rows=2, quarantined=(*bad, unknown), seconds=0.1, details=details)
+    plain = {"a": whole, "b": Receipt(unit="b", rows=0)}
+    packed = Receipts()
+    packed.update(plain)
+    other = packed.copy()
+    assert dict(packed) == plain
+    assert len(packed) == 2
+    del packed["a"]
+    assert "a" not in packed
+    assert other["a"] == whole
 
 
 @pytest.mark.parametrize("damage", [b"{", b"[]", b'{"unit": "c"}', b'{"unit": "c", "rows": -1}'])
