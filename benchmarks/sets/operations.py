@@ -79,7 +79,9 @@ def read_operations() -> Iterator[Operation]:
     """Every described operation of the newest interface of each service, in the order of the services' folders."""
     found = importlib.util.find_spec("botocore")
     if found is None or not found.submodule_search_locations:
-        raise InputError("set 'operations': package 'botocore' is not installed. Run: pip install 'fastfill_ray[bench]'")
+        raise InputError(
+            "set 'operations': package 'botocore' is not installed. Run: pip install 'fastfill_ray[bench]'"
+        )
     for folder in sorted(Path(found.submodule_search_locations[0], "data").iterdir()):
         interfaces = sorted(folder.glob("*/service-2.json.gz"))
         for name, operation in _operations(interfaces[-1]) if interfaces else ():
