@@ -90,4 +90,4 @@ def find_cut(batches: Iterable[tuple[I64, F64]], share: float) -> CutTime | None
 
 def _summed(starts: I64, traffic: F64) -> tuple[I64, F64]:
     distinct, place = np.unique(starts, return_inverse=True)
-    return distinct, np.bincount(place, weights=traffic, minlength=len(distinct))
+    return distinct, np.bincount(place, weights=traffic, minlength=len(distinct)).astype(np.float64)
