@@ -33,6 +33,7 @@ from fastfill_ray.experiment.candidate import WEIGHTS, Candidate, MapView, Objec
 from fastfill_ray.experiment.curves import backfill_order, published_cutoffs
 from fastfill_ray.experiment.heldout import HeldOut
 from fastfill_ray.experiment.shadow import Measured, Shadow, own_items, scores_of
+from fastfill_ray.retrieval.calibration import fit_queries
 from fastfill_ray.retrieval.intervals import mean_interval
 from fastfill_ray.retrieval.ranking import rank
 from fastfill_ray.types import F32, F64, Bools
@@ -82,8 +83,9 @@ def best_weight(part: HeldOut, objective: Objective) -> float:
 def backfilled(calibration: HeldOut, audit: HeldOut, shadow: Shadow, objective: Objective, weight: float) -> State:
     """A backfill in random order, calibrated on the calibration part."""
     candidate = Candidate(VIEW, weight, "random", "offset" if weight == 1 else "scale_offset")
-    fit_shadow = calibration.shadow(calibration.queries).only([objective.relevance])
-    fitted = calibration.backfill(candidate, calibration.queries, fit_shadow).fit(objective, candidate.form)
+    queries = calibration.answered(objective.relevance).first(fit_queries(objective.metric))
+    fit_shadow = calibration.shadow(queries).only([objective.relevance])
+    fitted = calibration.backfill(candidate, queries, fit_shadow).fit(objective, candidate.form)
     traced = audit.backfill(candidate, audit.queries, shadow)
     return lambda is_new: traced.served(fitted, int(is_new.sum()))
 
