@@ -31,7 +31,8 @@ from benchmarks.sets import load_set
 from fastfill_ray.alignment.reverse import fit_reverse
 from fastfill_ray.experiment.candidate import WEIGHTS, Candidate, MapView, Objective
 from fastfill_ray.experiment.curves import backfill_order, published_cutoffs
-from fastfill_ray.experiment.heldout import HeldOut
+from fastfill_ray.experiment.heldout import HeldOut, answered
+from fastfill_ray.experiment.items import Queries
 from fastfill_ray.experiment.shadow import Measured, Shadow, own_items, scores_of
 from fastfill_ray.retrieval.calibration import fit_queries
 from fastfill_ray.retrieval.intervals import mean_interval
@@ -107,7 +108,7 @@ def with_mapped(part: HeldOut, mapped: F32) -> HeldOut:
 
 def rows(material: Material, objective: Objective) -> dict[str, Any]:
     """Every way by one objective: its curve, its area, and how far above it the calibrated backfills are."""
-    reverse = fit_reverse(material.train, METHOD, "default", seed=material.seed)
+    reverse = fit_reverse(material.train, METHOD, "default", seed=material.seed, queries=_fit_queries(material))
     calibration, audit = material.calibration, material.audit
     mapped = [with_mapped(part, reverse(part.queries.new)[0]) for part in (calibration, audit)]
     shadow = audit.shadow(audit.queries).only([objective.relevance])
@@ -134,6 +135,12 @@ def rows(material: Material, objective: Objective) -> dict[str, Any]:
         if name != "query map" and abs(float(np.nanmean(of_way[-1])) - arms["new/new"]) > 1e-9:
             raise AssertionError(f"{name}: does not end where the new model is")
     return {"arms": arms, "weights": weights, "rows": {name: _row(name, values, material.seed) for name in ways}}
+
+
+def _fit_queries(material: Material) -> Queries | None:
+    """The set's own queries that seek train items: the reverse map learns from them, too. None where items ask."""
+    users = material.evidence.queries
+    return None if users is None else answered(users, material.train, "qrels")
 
 
 def _row(name: str, values: Mapping[str, F64], seed: int) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from fastfill_ray.alignment.maps import Alignment, Method, PresetName
 from fastfill_ray.alignment.pairs import training_pairs
 from fastfill_ray.alignment.training import Fit
-from fastfill_ray.experiment.items import PairedItems
+from fastfill_ray.experiment.items import PairedItems, Queries
 
 
 def swapped(pairs: PairedItems) -> PairedItems:
@@ -24,13 +26,29 @@ def swapped(pairs: PairedItems) -> PairedItems:
     return replace(pairs, old=pairs.new, new=pairs.old, labels=None, side=None)
 
 
-def fit_reverse(train: PairedItems, method: Method, preset: PresetName, *, seed: int) -> Alignment:
+def fit_reverse(
+    train: PairedItems, method: Method, preset: PresetName, *, seed: int, queries: Queries | None = None
+) -> Alignment:
     """A map from new vectors (N, E) to old ones (N, D).
+
+    Queries are not like items. Those that both models embedded while the old one was there make the map better: asked
+    of the old index, R@1 with it was 10.1 instead of 7.8 on docstrings, 31.8 instead of 26.2 on operations (kernel).
+
+    Args:
+        queries: further pairs, with old vectors; none that anything is measured by.
 
     Raises:
         AlignmentFailed: the pairs allow no such map.
+        ValueError: the queries have no old vectors.
     """
-    fit = Fit(method, preset, training_pairs(swapped(train), method, None), seed=seed)
+    pairs = training_pairs(swapped(train), method, None)
+    if queries is not None:
+        if queries.old is None:
+            raise ValueError("a reverse map cannot learn from queries without old vectors")
+        pairs = replace(
+            pairs, old=np.concatenate([pairs.old, queries.new]), new=np.concatenate([pairs.new, queries.old])
+        )
+    fit = Fit(method, preset, pairs, seed=seed)
     while fit.epoch < fit.epochs:
         fit.step()
     return fit.finish()

@@ -188,7 +188,16 @@ class _Reader:
 
     def times(self) -> Iterator[tuple[I64, F64]]:
         """Keys of the times (N,) and the traffic (N,) at them."""
+        first: tuple[bool, str] | None = None
         for file, start, table in self._tables([]):
+            kind = plain_type(table.schema.field(TIME).type)
+            is_moment = pa.types.is_temporal(kind)
+            first = first or (is_moment, file.path)
+            if is_moment != first[0] and not pa.types.is_null(kind):
+                raise InputError(
+                    f"{file.path}: column {TIME!r} is {kind}, but {'a number' if is_moment else 'a moment'} in "
+                    f"{first[1]}. All files must hold one kind: cast the column in one of them."
+                )
             yield time_keys(table, TIME, path=file.path, start=start), self._traffic(table, file.path, start)
 
     def batches(self, cut: CutTime | None) -> Iterator[pa.Table]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from fastfill_ray.alignment.reverse import fit_reverse, swapped
-from fastfill_ray.experiment.items import PairedItems
+from fastfill_ray.experiment.items import PairedItems, Queries
 from tests.alignment.conftest import Digits
 
 
@@ -36,3 +37,18 @@ def test_swapping_twice_gives_the_pairs_without_what_a_query_lacks(digits: Digit
     assert twice.new is items.new
     assert twice.side is None
     assert twice.labels is None
+
+
+def test_queries_that_both_models_embedded_are_further_pairs(digits: Digits) -> None:
+    items, some = pairs(digits), slice(0, 300)
+    few = items.take(np.arange(20))
+    ids = np.arange(300).astype(object)
+    asked = Queries(ids, digits.new[some], digits.old[some])
+
+    def error(queries: Queries | None) -> float:
+        mapped = fit_reverse(few, "ridge", "default", seed=0, queries=queries)(digits.new[300:])[0]
+        return float(np.square(mapped - digits.old[300:]).sum())
+
+    assert error(asked) < error(None)
+    with pytest.raises(ValueError, match="without old vectors"):
+        error(Queries(ids, digits.new[some]))

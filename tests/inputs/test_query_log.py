@@ -205,3 +205,13 @@ def test_items_of_any_type_may_be_missing(tmp_path: Path, ids: pa.Array | None) 
     log = read(write(tmp_path / "log", {"text": ["a", "b", "c"], "item_id": ids, "time": [1, 1, 2]}))
     assert log.items.tolist() in (["x"], [])
     assert np.isclose(log.fit.all_traffic, 2)
+
+
+def test_moments_in_one_file_and_numbers_in_another_are_refused(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "log",
+        {"text": ["a"], "time": pa.array([1], pa.timestamp("s"))},
+        {"text": ["b"], "time": [2]},
+    )
+    with pytest.raises(InputError, match=r"1\.parquet: column 'time' is int64, but a moment in .*0\.parquet"):
+        read(path)
