@@ -44,6 +44,8 @@ VIEW = MapView(METHOD)
 SETS = QUALITY_SETS | {"operations-qrels": ("operations", True)}
 # Places among the 22 points that are shown: 0, 10, 24, 48, 76, 90 and 100 %.
 SHOWN = (0, 2, 5, 10, 16, 19, 21)
+# Where backfills are calibrated; in random order little changes between.
+KNOTS = (0.05, 0.5, 0.95)
 _RRF_CONSTANT = 60
 
 # (Q, N) scores of the state in which some of the items (N,) are new.
@@ -86,7 +88,7 @@ def backfilled(calibration: HeldOut, audit: HeldOut, shadow: Shadow, objective: 
     candidate = Candidate(VIEW, weight, "random", "offset" if weight == 1 else "scale_offset")
     queries = calibration.answered(objective.relevance).first(fit_queries(objective.metric))
     fit_shadow = calibration.shadow(queries).only([objective.relevance])
-    fitted = calibration.backfill(candidate, queries, fit_shadow).fit(objective, candidate.form)
+    fitted = calibration.backfill(candidate, queries, fit_shadow).fit(objective, candidate.form, KNOTS)
     traced = audit.backfill(candidate, audit.queries, shadow)
     return lambda is_new: traced.served(fitted, int(is_new.sum()))
 
@@ -157,7 +159,7 @@ def _row(name: str, values: Mapping[str, F64], seed: int) -> dict[str, Any]:
 
 def measure(name: str, seed: int, cache: Path, folder: Path) -> Result:
     data, judged = SETS[name]
-    limits = Limits(methods=(METHOD,), calibration=2000 if judged else 800)
+    limits = Limits(methods=(METHOD,), calibration=2000 if judged else 800, queries=500)
     material = prepare_set(load_set(data, cache), name, seed, limits, judged=judged, folder=folder, stream=sys.stderr)
     return {
         "set": name,
