@@ -13,7 +13,7 @@ from benchmarks.sets import BenchmarkSet
 from fastfill_ray.experiment.candidate import MapView
 from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
 from fastfill_ray.experiment.items import Queries
-from fastfill_ray.ordering.demand import Demand, demand, taken, with_thresholds
+from fastfill_ray.ordering.demand import Demand, TakenItems, demand, taken, with_thresholds
 from fastfill_ray.ordering.proxies import make_proxies
 from fastfill_ray.retrieval.relevance import Judgement
 from fastfill_ray.types import F32, F64, I64, Split
@@ -115,6 +115,6 @@ def orders(asked: AskedPart, unseen: HeldOut) -> dict[str, F32]:
     )
     logged = with_thresholds(Demand(proxies, asked.logged[chosen].astype(np.float64)), items.old, aligned, METRIC)
     demanded = demand(items.old, aligned, logged)
-    traffic = dict(zip(items.ids.tolist(), asked.taken_of_item.tolist(), strict=True))
+    users_took = TakenItems.of(items.ids, asked.taken_of_item)
     known: dict[str, F32] = {str(policy): values for policy, values in asked.part.priorities[VIEW].items()}
-    return known | {"demand": demanded, "taken": taken(items.ids, traffic, demanded)}
+    return known | {"demand": demanded, "taken": taken(items.id_hash, users_took, demanded)}

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfill_ray.ordering.demand import Demand, column_priority, demand, taken, with_thresholds
+from fastfill_ray.ordering.demand import Demand, TakenItems, column_priority, demand, taken, with_thresholds
+from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.policies import expected_gain
 from fastfill_ray.ordering.proxies import Proxies
 from fastfill_ray.ordering.waves import order_key
@@ -62,6 +63,12 @@ def test_traffic_beyond_float32_and_of_nothing_is_finite() -> None:
     assert (demand(old, aligned, replace(asked, traffic=np.zeros(2))) == 0).all()
 
 
+def test_fewer_items_than_the_metric_looks_at_are_all_among_the_best() -> None:
+    old, aligned, asked = logged([2.0, 1.0])
+    few = with_thresholds(asked, old[:4], aligned[:4], "recall@10")
+    np.testing.assert_allclose(demand(old[:4], aligned[:4], few), 3.0)
+
+
 def test_chunks_do_not_matter() -> None:
     old, aligned, asked = logged([1.0, 4.0])
     parts = [demand(old[rows], aligned[rows], asked) for rows in (slice(0, 7), slice(7, 60))]
@@ -86,8 +93,9 @@ def test_taken_items_come_by_traffic_and_all_others_behind_them_by_demand(
 ) -> None:
     ids = np.array([f"i{n}" for n in range(len(counts))], object)
     demanded = np.array(demands[: len(counts)], np.float32)
-    traffic: dict[object, float] = {id_: count for id_, count in zip(ids.tolist(), counts, strict=True) if count}
-    priority = taken(ids, traffic, demanded)
+    some = np.flatnonzero(counts)
+    items = TakenItems.of(ids[some], np.array(counts, np.float64)[some])
+    priority = taken(hash_ids(ids), items, demanded)
     for one in range(len(counts)):
         for other in range(len(counts)):
             if counts[one] > counts[other]:
