@@ -83,13 +83,13 @@ class AskedPart:
 
 
 def ask(evidence: Evidence, built: BenchmarkSet, split: Split, coverage: float) -> AskedPart:
-    """A part of a set under traffic; which query is how frequent is drawn by chance."""
+    """A part of a set under the traffic of at most MAX_QUERIES queries; which is how frequent is drawn by chance."""
     part = hold_out(evidence, split, ["uncertainty", "expected_gain"])
     if built.query_item is None:
         raise ValueError(f"set {built.name!r} has no queries of its own")
     row_of = part.items.row_of
     rng = np.random.default_rng([evidence.seed, ("calibration", "audit").index(split)])
-    rows = rng.permutation(np.flatnonzero([item in row_of for item in built.query_item.tolist()]))
+    rows = rng.permutation(np.flatnonzero([item in row_of for item in built.query_item.tolist()]))[:MAX_QUERIES]
     answers = np.array([row_of[item] for item in built.query_item[rows].tolist()], np.int64)
     probability = zipf(len(rows))
     logged = rng.multinomial(log_events(probability, coverage), probability)
