@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.sets import BenchmarkSet
 from fastfill_ray.experiment.candidate import MapView
 from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
-from fastfill_ray.experiment.items import Queries
+from fastfill_ray.experiment.items import MAX_QUERIES, Queries
 from fastfill_ray.ordering.demand import Demand, TakenItems, demand, taken, with_thresholds
 from fastfill_ray.ordering.proxies import make_proxies
 from fastfill_ray.retrieval.relevance import Judgement
