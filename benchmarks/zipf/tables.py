@@ -14,7 +14,7 @@ from benchmarks.results import Result, markdown
 
 
 def render(results: list[Result]) -> str:
-    """Per set and coverage: the arms, then every order; means over the seeds, the range of the intervals."""
+    """Per set and coverage: the arms, then every order; means over the seeds."""
     parts = [f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs; numpy {np.__version__}."]
     for name, group in groupby(results, key=lambda result: result["set"]):
         parts.append(_set(name, list(group)))
@@ -62,6 +62,8 @@ def _difference(intervals: list[dict[str, Any] | None]) -> str:
     known = [interval for interval in intervals if interval is not None]
     if not known:
         return ""
-    value = np.mean([interval["value"] for interval in known])
-    low, high = min(interval["low"] for interval in known), max(interval["high"] for interval in known)
-    return f"{100 * value:+.1f} ({100 * low:+.1f}..{100 * high:+.1f})"
+    # Each seed draws its own traffic: the errors of the mean add up as those of independent draws.
+    value, low, high = (np.array([interval[end] for interval in known]) for end in ("value", "low", "high"))
+    below, beyond = (float(np.hypot.reduce(side)) / len(known) for side in (value - low, high - value))
+    mean = float(value.mean())
+    return f"{100 * mean:+.1f} ({100 * (mean - below):+.1f}..{100 * (mean + beyond):+.1f})"
