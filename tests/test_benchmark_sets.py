@@ -84,7 +84,7 @@ def test_a_torn_cache_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_set_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="digits, docstrings, glyphs, glyphs-biased"):
+    with pytest.raises(ValueError, match="digits, docstrings, glyphs, glyphs-biased, operations"):
         load_set("letters", tmp_path)
 
 

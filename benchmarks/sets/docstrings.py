@@ -51,24 +51,29 @@ def build_docstrings() -> BenchmarkSet:
             f"old: WordLlama, {OLD_DIM} dimensions, new: all-MiniLM-L6-v2, {NEW_DIM}."
         ),
         metric="cosine",
-        old=_embed(old, texts, "item", OLD_DIM),
-        new=_embed(new, texts, "item", NEW_DIM),
+        old=embed_texts(old, texts, "item", OLD_DIM),
+        new=embed_texts(new, texts, "item", NEW_DIM),
         labels=classes(items),
         sizes=SIZES,
         groups=np.array([item.group for item in items], dtype=object),
         side=_side(texts),
-        queries_new=_embed(new, sentences, "query", NEW_DIM),
-        queries_old=_embed(old, sentences, "query", OLD_DIM),
+        queries_new=embed_texts(new, sentences, "query", NEW_DIM),
+        queries_old=embed_texts(old, sentences, "query", OLD_DIM),
         query_labels=classes(queries),
         query_item=np.array([row_of[query.id] for query in queries], dtype=np.int64),
     )
 
 
-def _embed(embedder: Embedder, texts: list[str], role: Role, dim: int) -> NDArray[np.float32]:
+def embed_texts(embedder: Embedder, texts: list[str], role: Role, dim: int) -> NDArray[np.float32]:
+    """The vectors (N, dim) of the texts.
+
+    Raises:
+        EmbedderError: a text has none.
+    """
     vectors, unusable = embed_rows(embedder, {"text": texts}, role, dim, metric="cosine")
     if unusable:
         row, reason = next(iter(unusable.items()))
-        raise EmbedderError(f"docstrings: {len(unusable)} texts have no vector; the first, {texts[row]!r}: {reason}")
+        raise EmbedderError(f"{len(unusable)} texts have no vector; the first, {texts[row]!r}: {reason}")
     return vectors
 
 

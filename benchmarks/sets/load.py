@@ -13,6 +13,7 @@ _BUILDERS = {
     "docstrings": ("benchmarks.sets.docstrings", "build_docstrings"),
     "glyphs": ("benchmarks.sets.glyphs", "build_glyphs"),
     "glyphs-biased": ("benchmarks.sets.glyphs", "build_glyphs_biased"),
+    "operations": ("benchmarks.sets.operations", "build_operations"),
 }
 NAMES = tuple(_BUILDERS)
 
