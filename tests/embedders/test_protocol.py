@@ -299,6 +299,25 @@ def test_the_role_chooses_the_prefix() -> None:
         np.testing.assert_allclose(vectors, plain({"body": [prefixed]}, "item"), atol=1e-6)
 
 
+def test_tokenised_ahead_the_vectors_are_those_of_encode(minilm: MiniLM) -> None:
+    texts = [" ".join(["word"] * (1 + number % 40)) for number in range(50)]
+    np.testing.assert_allclose(minilm._encode_ahead(texts), minilm({"text": texts}, "item"), atol=1e-6)
+
+
+def test_in_bfloat16_the_vectors_are_float32_and_nearly_the_same(minilm: MiniLM) -> None:
+    half = MiniLM(dtype="bfloat16")
+    batch = {"text": TEXTS}
+    found, expected = half(batch, "item"), minilm(batch, "item")
+    assert found.dtype == half._encode_ahead(TEXTS).dtype == np.float32
+    cosine = (found * expected).sum(axis=1) / np.linalg.norm(found, axis=1)
+    assert cosine.min() > 0.995
+
+
+def test_a_dtype_that_is_none_is_refused() -> None:
+    with pytest.raises(EmbedderError, match=r"bfloat17.*expected one of float32, bfloat16, float16"):
+        MiniLM(dtype="bfloat17")  # type: ignore[arg-type]
+
+
 def test_a_model_that_is_no_folder_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(EmbedderError, match="all-MiniLM"):
         SentenceTransformerEmbedder("sentence-transformers/all-MiniLM-L6-v2")
