@@ -25,6 +25,8 @@ from fastfill_ray.types import F32, F64, I64, U64, Bools, Relevance
 POINTS = 22  # of the published curve: FastFill evaluates after floor(i N / 21) items, i = 0..21
 # Calibrations are fitted at these fractions; in between the parameters are interpolated.
 KNOTS = (0.05, 0.25, 0.5, 0.75, 0.95)
+# Scores of a state that are held at a time.
+_BLOCK_SCORES = 1 << 20
 
 
 def backfill_order(priority: F32, id_hash: U64) -> I64:
@@ -114,11 +116,11 @@ class Backfill:
 
     def first(self, count: int) -> Backfill:
         """The same as its first queries see it."""
-        return (
-            self
-            if len(self.stale) <= count
-            else replace(self, shadow=self.shadow.first(count), stale=self.stale[:count])
-        )
+        return self if len(self.stale) <= count else self.some(0, count)
+
+    def some(self, first: int, end: int) -> Backfill:
+        """The same as some of the queries see it, in views."""
+        return replace(self, shadow=self.shadow.some(first, end), stale=self.stale[first:end])
 
     def state(self, is_new: Bools) -> MixedScores:
         """The state in which some of the items (N,) are new."""
@@ -159,14 +161,16 @@ class Backfill:
             relevances: those to measure; None for all.
             sampled: see ``served``.
         """
-        size = len(self.order)
-        shadow = self.shadow if relevances is None else self.shadow.only(relevances)
-        points: list[Measured] = []
-        fractions = []
-        for cutoff in cutoffs:
-            fractions.append(cutoff / size)
-            points.append(shadow.measure(self.served(fitted, cutoff, sampled)))
-        return Curve(np.array(fractions), {key: np.stack([point[key] for point in points]) for key in points[0]})
+        size, points = len(self.order), list(cutoffs)
+        measured = self if relevances is None else replace(self, shadow=self.shadow.only(relevances))
+        step = max(1, _BLOCK_SCORES // max(size, 1))
+        blocks: list[Measured] = []
+        for first in range(0, max(len(self.stale), 1), step):
+            block = measured.some(first, first + step)
+            states = [block.shadow.measure(block.served(fitted, cutoff, sampled)) for cutoff in points]
+            blocks.append({key: np.stack([state[key] for state in states]) for key in states[0]})
+        values = {key: np.concatenate([block[key] for block in blocks], axis=1) for key in blocks[0]}
+        return Curve(np.array(points) / size, values)
 
 
 def last_crossing(fractions: F64, curve: F64, level: float) -> float:

@@ -39,13 +39,14 @@ class Shadow:
         """The same with some of the relevances: the others need not be measured."""
         return replace(self, relevant={name: self.relevant[name] for name in relevances})
 
-    def first(self, count: int) -> Shadow:
-        """The same items as the first queries see them."""
-        rows = np.arange(min(count, len(self.new)))
+    def some(self, first: int, end: int) -> Shadow:
+        """The same items as some of the queries see them, in views."""
+        rows = slice(first, end)
+        queries = np.arange(*rows.indices(len(self.new)))
         return Shadow(
             self.new[rows],
             None if self.old is None else self.old[rows],
-            {name: relevant.take(rows) for name, relevant in self.relevant.items()},
+            {name: relevant.take(queries) for name, relevant in self.relevant.items()},
             None if self.groups is None else self.groups[rows],
         )
 

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fastfill_ray.retrieval.metrics import mean_metric
+from fastfill_ray.retrieval.mixed_ranks import MixedRanks
 from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.types import F32, Bools, Model
 
@@ -116,11 +116,12 @@ def fit_calibration(
     # A score changes its spread about the mean of the relevant ones: where rankings are decided, scale and offset then
     # move apart. About the mean of all, no single step betters both.
     center = float(of_relevant.mean())
+    ranks = MixedRanks(stale, new, is_new, scores.position, relevant)
     known: dict[OrderCalibration, float] = {}
 
     def value(at: OrderCalibration) -> float:
         if at not in known:
-            known[at] = mean_metric(scores.under(at), relevant, metric)
+            known[at] = ranks.mean(metric, at.apply, in_order=at.slope == 0)
         return known[at]
 
     def restrict(at: OrderCalibration) -> OrderCalibration:
