@@ -64,9 +64,9 @@ def kernel_ridge(x: Array, y: Array, *, seed: int, max_landmarks: int = MAX_LAND
     Memory beside x and y: three matrices of M^2 float64, and some blocks.
 
     Returns:
-        The map, and its leave-one-out predictions (N, E) in the type of y: y - (y - f(x)) / (1 - H_ii), the closed form for any ridge
-        regression (Golub, Heath & Wahba, 1979), H the whole map from targets to fitted values, the mean included.
-        Landmarks carry no target, so keeping a row's own one is no leak.
+        The map, and its leave-one-out predictions (N, E) in the type of y: y - (y - f(x)) / (1 - H_ii), the closed
+        form for any ridge regression (Golub, Heath & Wahba, 1979), H the whole map from targets to fitted values, the
+        mean included. Landmarks carry no target, so keeping a row's own one is no leak.
     """
     drawn = generator(seed, Stream.LANDMARKS).permutation(len(x))
     few = np.sort(drawn[:_CHOOSE_ROWS])

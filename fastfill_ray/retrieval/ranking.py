@@ -78,7 +78,7 @@ def _ranks(ordered: NDArray[np.uint32], keys: U64, line: U64, owner: I64, items:
     """
     own = ordered[owner, items].astype(np.uint64) | line[owner]
     after = keys.searchsorted(own, side="right")
-    ranks = (owner + 1) * ordered.shape[1] - after + 1
+    ranks: I64 = (owner + 1) * ordered.shape[1] - after + 1
     # The last key that is not larger is its own; the one before it equals it where others score as much.
     tied = np.flatnonzero((after > 1) & (keys[np.maximum(after - 2, 0)] == own))
     for pair in tied.tolist():
