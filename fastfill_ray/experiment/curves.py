@@ -14,12 +14,14 @@ from functools import cached_property
 import numpy as np
 
 from fastfill_ray.experiment.candidate import Objective
-from fastfill_ray.experiment.shadow import Measured, Shadow
+from fastfill_ray.experiment.shadow import KEPT_IN_ORDER, Measured, Shadow
 from fastfill_ray.ordering.policies import random_priority
 from fastfill_ray.ordering.streams import HashSeed
 from fastfill_ray.ordering.waves import order_key
 from fastfill_ray.retrieval.calibration import Form, MixedScores, OrderCalibration, fit_calibration
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
+from fastfill_ray.retrieval.metrics import metrics_of
+from fastfill_ray.retrieval.mixed_ranks import MixedState, SortedScores
 from fastfill_ray.types import F32, F64, I64, U64, Bools, Relevance
 
 POINTS = 22  # of the published curve: FastFill evaluates after floor(i N / 21) items, i = 0..21
@@ -120,7 +122,22 @@ class Backfill:
 
     def some(self, first: int, end: int) -> Backfill:
         """The same as some of the queries see it, in views."""
-        return replace(self, shadow=self.shadow.some(first, end), stale=self.stale[first:end])
+        part = replace(self, shadow=self.shadow.some(first, end), stale=self.stale[first:end])
+        if self.stale.size <= KEPT_IN_ORDER:
+            part.__dict__["sorted_stale"] = self.sorted_stale.some(slice(first, end))
+        return part
+
+    def ordered(self, order: I64) -> Backfill:
+        """The same scores in another order of the items."""
+        other = replace(self, order=order)
+        if self.stale.size <= KEPT_IN_ORDER:
+            other.__dict__["sorted_stale"] = self.sorted_stale  # once for all orders
+        return other
+
+    @cached_property
+    def sorted_stale(self) -> SortedScores:
+        """The scores with stale vectors, sorted for every state."""
+        return SortedScores.of(self.stale)
 
     def state(self, is_new: Bools) -> MixedScores:
         """The state in which some of the items (N,) are new."""
@@ -133,17 +150,34 @@ class Backfill:
             sampled: (N,) items that are new from the start, as the pairs are in a real index.
         """
         size = len(self.order)
-        is_new = np.zeros(size, bool) if sampled is None else sampled.copy()
+        return self.state(self._is_new(cutoff, sampled)).under(fitted.at(cutoff / size))
+
+    def _is_new(self, cutoff: int, sampled: Bools | None) -> Bools:
+        """Which items (N,) are new."""
+        is_new = np.zeros(len(self.order), bool) if sampled is None else sampled.copy()
         is_new[self.order[:cutoff]] = True
-        return self.state(is_new).under(fitted.at(cutoff / size))
+        return is_new
+
+    def _measure(self, fitted: FittedCalibrations, cutoff: int, sampled: Bools | None) -> Measured:
+        """``Shadow.measure`` of the served scores, from sorted ones."""
+        new = self.shadow.sorted_new
+        state = MixedState(self.sorted_stale, new, self._is_new(cutoff, sampled), self.positions)
+        calibration = fitted.at(cutoff / len(self.order))
+        served = state.served(calibration.apply, in_order=calibration.slope == 0)
+        return {
+            (relevance, metric): values
+            for relevance, relevant in self.shadow.relevant.items()
+            for metric, values in metrics_of(relevant, state.relevant(relevant).ranks(served)).items()
+        }
 
     def fit(self, objective: Objective, form: Form, knots: Sequence[float] = KNOTS) -> FittedCalibrations:
         """The calibration at each knot, for the objective, under this very order; each starts from the one before."""
         fitted: list[OrderCalibration] = []
+        in_order = self.sorted_stale, self.shadow.sorted_new
         relevant = self.shadow.relevant[objective.relevance]
         for knot in knots:
             state = self.state(self.positions < knot)
-            fitted.append(fit_calibration(state, relevant, objective.metric, form, fitted[-1:]))
+            fitted.append(fit_calibration(state, relevant, objective.metric, form, fitted[-1:], in_order))
         return FittedCalibrations(tuple(knots), tuple(fitted))
 
     def trace(
@@ -167,7 +201,7 @@ class Backfill:
         blocks: list[Measured] = []
         for first in range(0, max(len(self.stale), 1), step):
             block = measured.some(first, first + step)
-            states = [block.shadow.measure(block.served(fitted, cutoff, sampled)) for cutoff in points]
+            states = [block._measure(fitted, cutoff, sampled) for cutoff in points]
             blocks.append({key: np.stack([state[key] for state in states]) for key in states[0]})
         values = {key: np.concatenate([block[key] for block in blocks], axis=1) for key in blocks[0]}
         return Curve(np.array(points) / size, values)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastfill_ray.retrieval.calibration import MixedScores, OrderCalibration
 from fastfill_ray.retrieval.metrics import METRICS, measure
-from fastfill_ray.retrieval.mixed_ranks import OF_THE_BEST, MixedRanks, at_most
+from fastfill_ray.retrieval.mixed_ranks import OF_THE_BEST, MixedState, SortedScores, at_most
 from fastfill_ray.retrieval.ranking import ranks_of
 from fastfill_ray.retrieval.relevance import RelevantItems
 
@@ -38,10 +38,11 @@ def state(seed: int, queries: int, items: int, levels: int) -> tuple[MixedScores
 @settings(max_examples=150, deadline=None)
 def test_ranks_are_those_of_the_served_scores(seed: int, queries: int, items: int, levels: int) -> None:
     scores, relevant = state(seed, queries, items, levels)
-    ranks = MixedRanks(scores.stale, scores.new, scores.is_new, scores.position, relevant)
+    mixed = MixedState(SortedScores.of(scores.stale), SortedScores.of(scores.new), scores.is_new, scores.position)
+    ranks = mixed.relevant(relevant)
     for calibration in CALIBRATIONS:
         expected = ranks_of(scores.under(calibration), {"": relevant})[""]
-        found = ranks.ranks(calibration.apply, in_order=calibration.slope == 0)
+        found = ranks.ranks(mixed.served(calibration.apply, in_order=calibration.slope == 0))
         np.testing.assert_array_equal(found, expected, err_msg=str(calibration))
 
 
@@ -49,10 +50,11 @@ def test_ranks_are_those_of_the_served_scores(seed: int, queries: int, items: in
 @pytest.mark.parametrize("seed", range(3))
 def test_a_mean_is_that_of_measuring_the_served_scores(metric: str, seed: int) -> None:
     scores, relevant = state(seed, 20, 300, 1 << 30 if metric in OF_THE_BEST else 50)
-    ranks = MixedRanks(scores.stale, scores.new, scores.is_new, scores.position, relevant)
+    mixed = MixedState(SortedScores.of(scores.stale), SortedScores.of(scores.new), scores.is_new, scores.position)
+    ranks = mixed.relevant(relevant)
     for calibration in CALIBRATIONS:
         expected = float(np.nanmean(measure(scores.under(calibration), {"": relevant})[""][metric]))
-        assert ranks.mean(metric, calibration.apply, in_order=calibration.slope == 0) == expected
+        assert ranks.mean(metric, mixed.served(calibration.apply, in_order=calibration.slope == 0)) == expected
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(0, 20))
