@@ -129,7 +129,7 @@ def fit_calibration(
 
     def value(at: OrderCalibration) -> float:
         if at not in known:
-            known[at] = ranks.mean(metric, state.served(at.apply, in_order=at.slope == 0))
+            known[at] = ranks.mean(metric, at.apply, in_order=at.slope == 0)
         return known[at]
 
     def restrict(at: OrderCalibration) -> OrderCalibration:

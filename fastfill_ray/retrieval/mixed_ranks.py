@@ -58,7 +58,7 @@ class SortedScores:
     def only(self, chosen: Bools) -> F32:
         """The scores (Q, n) of some of the items (N,), each row ascending."""
         places = np.flatnonzero(chosen.take(self.columns))
-        return self.ascending.ravel().take(places).reshape(len(self.scores), -1)
+        return self.ascending.ravel().take(places).reshape(len(self.scores), int(chosen.sum()))
 
 
 class Served(NamedTuple):
@@ -81,6 +81,10 @@ class MixedState:
         self.new_ascending = new.only(is_new)  # (Q, n)
 
     @cached_property
+    def _stale(self) -> F32:
+        return self.stale.scores[:, ~self.is_new]  # (Q, m)
+
+    @cached_property
     def _ascending(self) -> F32:
         return self.stale.only(~self.is_new)  # (Q, m)
 
@@ -92,9 +96,13 @@ class MixedState:
         """
         if in_order:
             return Served(serve(self._ascending, np.zeros(self._ascending.shape[1], np.float32)), serve)
-        stale = serve(self.stale.scores[:, ~self.is_new], self.position[~self.is_new])
+        stale = self.unordered(serve)
         stale.sort(axis=1)
         return Served(stale, serve)
+
+    def unordered(self, serve: Serve) -> F32:
+        """The served stale scores (Q, m), as the items stand."""
+        return serve(self._stale, self.position[~self.is_new])
 
     def relevant(self, relevant: RelevantItems) -> MixedRanks:
         """What the ranks of these items follow from."""
@@ -111,19 +119,27 @@ class MixedRanks:
         self._is_new, self._position = state.is_new[items], state.position[items]
         self._of_new, self._of_stale = state.new.scores[self._owner, items], state.stale.scores[self._owner, items]
 
-    def mean(self, metric: str, served: Served) -> float:
+    def mean(self, metric: str, serve: Serve, *, in_order: bool) -> float:
         """The mean of a metric over the queries that have a relevant item.
 
         Equal to the mean of ``metrics.measure`` of the served scores; for metrics of the best relevant item only where
         no other item scores as much as it.
+
+        Args:
+            in_order: see ``MixedState.served``.
         """
         if metric not in OF_THE_BEST:
-            return float(np.nanmean(metrics_of(self._relevant, self.ranks(served), [metric])[metric]))
+            ranks = self.ranks(self._state.served(serve, in_order=in_order))
+            return float(np.nanmean(metrics_of(self._relevant, ranks, [metric])[metric]))
         rows = np.flatnonzero(self._relevant.counts)
-        best = np.maximum.reduceat(self._own(served.serve), self._relevant.starts[:-1][rows])
-        first = np.ones(len(rows), np.int64)
-        for ascending in (self._state.new_ascending, served.ascending):
-            first += ascending.shape[1] - at_most(ascending, rows, best)
+        best = np.maximum.reduceat(self._own(serve), self._relevant.starts[:-1][rows])
+        new = self._state.new_ascending
+        first = 1 + new.shape[1] - at_most(new, rows, best)
+        if in_order:
+            stale = self._state.served(serve, in_order=True).ascending
+            first += stale.shape[1] - at_most(stale, rows, best)
+        else:  # a comparison takes less than a sort
+            first += (self._state.unordered(serve)[rows] > best[:, None]).sum(axis=1)
         return float((1 / first).mean() if metric == "mrr" else (first <= int(metric[-1])).mean())
 
     def ranks(self, served: Served) -> I64:

@@ -54,7 +54,7 @@ def test_a_mean_is_that_of_measuring_the_served_scores(metric: str, seed: int) -
     ranks = mixed.relevant(relevant)
     for calibration in CALIBRATIONS:
         expected = float(np.nanmean(measure(scores.under(calibration), {"": relevant})[""][metric]))
-        assert ranks.mean(metric, mixed.served(calibration.apply, in_order=calibration.slope == 0)) == expected
+        assert ranks.mean(metric, calibration.apply, in_order=calibration.slope == 0) == expected
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(0, 20))
@@ -66,3 +66,10 @@ def test_counting_scores_is_a_search_in_each_row(seed: int, queries: int, width:
     values = rng.integers(-1, 7, 30).astype(np.float32)
     expected = [int(rows[q].searchsorted(v, side="right")) for q, v in zip(owner, values, strict=True)]
     assert at_most(rows, owner, values).tolist() == expected
+
+
+def test_no_query_has_no_rank() -> None:
+    none = SortedScores.of(np.empty((0, 5), np.float32))
+    mixed = MixedState(none, none, np.arange(5) < 2, np.zeros(5, np.float32))
+    ranks = mixed.relevant(RelevantItems.of(np.zeros((0, 5), bool)))
+    assert ranks.ranks(mixed.served(OrderCalibration().apply, in_order=True)).tolist() == []
