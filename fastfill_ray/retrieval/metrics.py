@@ -8,6 +8,7 @@ query without a relevant item has no value (NaN) and is left out of means.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +112,7 @@ def metrics_of(relevant: RelevantItems, ranks: I64, metrics: Sequence[str] = MET
         sums = np.bincount(owner, weights=values, minlength=count).astype(np.float64)
         return np.where(some, sums, np.nan)
 
+    @cache  # three metrics ask for it
     def first() -> F64:
         ranks_of_first = np.full(count, np.nan)
         if some.any():

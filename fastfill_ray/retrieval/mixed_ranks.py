@@ -179,8 +179,8 @@ def at_most(rows: F32, owner: I64, values: F32) -> I64:
     if width == 0:
         return np.zeros(len(values), np.int64)
     scores, first = rows.ravel(), owner * width
-    # All rows are equally long, so that one step serves every value: `place` comes before the last that may be at most
-    # it, `rest` scores are left to look at.
+    # All rows are equally long, so that one step serves every value. What comes before `place` is at most the value; of
+    # the next `rest` scores that is not known yet.
     place, rest = first.copy(), width
     while rest > 1:
         half = rest >> 1
