@@ -22,6 +22,8 @@ WIDTHS = (0.5, 1.0, 2.0)
 # Width and strength are chosen on so many rows, where every row is a landmark: with fewer landmarks than rows
 # generalised cross-validation takes a kernel that is too wide.
 _CHOOSE_ROWS = 1000
+# Rows whose kernel is held at a time: at most 64 MiB, whatever the number of rows.
+_BLOCK_ROWS = 2048
 _JITTER = 1e-9
 _LEAST_FREEDOM = 1e-3
 
@@ -43,8 +45,12 @@ class Kernel:
 def gaussian(x: Array, landmarks: Array, gamma: float) -> Array:
     """k(x, landmarks) (N, M)."""
     squares = np.square(x).sum(axis=1)[:, None] + np.square(landmarks).sum(axis=1)[None, :]
-    distances = squares - 2 * (x @ landmarks.T)
-    kernel: Array = np.exp(-gamma * np.maximum(distances, 0.0))
+    products = x @ landmarks.T
+    products *= 2
+    distances = np.subtract(squares, products, out=squares)
+    np.maximum(distances, 0.0, out=distances)
+    distances *= -gamma
+    kernel: Array = np.exp(distances, out=distances)
     return kernel
 
 
@@ -55,27 +61,46 @@ def kernel_ridge(x: Array, y: Array, *, seed: int, max_landmarks: int = MAX_LAND
         x: (N, D) inputs.
         y: (N, E) targets.
 
+    Memory beside x and y: three matrices of M^2 float64, and some blocks.
+
     Returns:
-        The map, and its leave-one-out predictions (N, E): y - (y - f(x)) / (1 - H_ii), the closed form for any ridge
-        regression (Golub, Heath & Wahba, 1979), H the whole map from targets to fitted values, the mean included.
-        Landmarks carry no target, so keeping a row's own one is no leak.
+        The map, and its leave-one-out predictions (N, E) in the type of y: y - (y - f(x)) / (1 - H_ii), the closed
+        form for any ridge regression (Golub, Heath & Wahba, 1979), H the whole map from targets to fitted values, the
+        mean included. Landmarks carry no target, so keeping a row's own one is no leak.
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     drawn = generator(seed, Stream.LANDMARKS).permutation(len(x))
-    gamma, strength = _choose(x[np.sort(drawn[:_CHOOSE_ROWS])], y[np.sort(drawn[:_CHOOSE_ROWS])])
-    landmarks, bias = x[np.sort(drawn[:max_landmarks])], y.mean(axis=0)
-    among = torch.from_numpy(gaussian(landmarks, landmarks, gamma))
-    rows = torch.from_numpy(gaussian(x, landmarks, gamma))
-    normal = rows.T @ rows + strength * among
+    few = np.sort(drawn[:_CHOOSE_ROWS])
+    gamma, strength = _choose(np.asarray(x[few], np.float64), np.asarray(y[few], np.float64))
+    landmarks = np.asarray(x[np.sort(drawn[:max_landmarks])], np.float64)
+    bias = y.mean(axis=0, dtype=np.float64)
+    blocks = [slice(start, start + _BLOCK_ROWS) for start in range(0, len(x), _BLOCK_ROWS)]
+
+    def seen(rows: slice) -> torch.Tensor:
+        """k(x, landmarks) of some rows."""
+        return torch.from_numpy(gaussian(np.asarray(x[rows], np.float64), landmarks, gamma))
+
+    normal = torch.from_numpy(gaussian(landmarks, landmarks, gamma)).mul_(strength)
+    targets = torch.zeros(len(landmarks), y.shape[1], dtype=torch.float64)
+    total = torch.zeros(len(landmarks), 1, dtype=torch.float64)
+    for rows in blocks:
+        kernel = seen(rows)
+        normal.addmm_(kernel.T, kernel)
+        targets += kernel.T @ torch.from_numpy(y[rows] - bias)
+        total += kernel.sum(dim=0)[:, None]
     normal.diagonal().add_(_JITTER * float(normal.diagonal().mean()))
     factor = torch.linalg.cholesky(normal)
-    weight = torch.cholesky_solve(rows.T @ torch.from_numpy(y - bias), factor).numpy()
-    leverage = torch.linalg.solve_triangular(factor, rows.T, upper=False).square().sum(dim=0)
-    # The bias is the targets' mean, so a row also counts through it, less what the kernel then explains of a constant.
-    explained = rows @ torch.cholesky_solve(rows.sum(dim=0)[:, None], factor)[:, 0]
-    leverage = (leverage + (1 - explained) / len(x)).numpy()
-    residual = (y - bias - rows.numpy() @ weight) / np.maximum(1 - leverage, _LEAST_FREEDOM)[:, None]
-    return Kernel(landmarks, gamma, weight, bias, strength), y - residual
+    del normal
+    weight = torch.cholesky_solve(targets, factor)
+    of_constant = torch.cholesky_solve(total, factor)[:, 0]
+    left_out = np.empty(y.shape, np.result_type(y, np.float32))
+    for rows in blocks:
+        kernel = seen(rows)
+        leverage = torch.linalg.solve_triangular(factor, kernel.T, upper=False).square_().sum(dim=0)
+        # The bias is the targets' mean, so a row also counts through it, less what the kernel explains of a constant.
+        leverage += (1 - kernel @ of_constant) / len(x)
+        stays = np.maximum(1 - leverage.numpy(), _LEAST_FREEDOM)[:, None]
+        left_out[rows] = y[rows] - (y[rows] - bias - (kernel @ weight).numpy()) / stays
+    return Kernel(landmarks, gamma, weight.numpy(), bias, strength), left_out
 
 
 def _choose(x: Array, y: Array) -> tuple[float, float]:

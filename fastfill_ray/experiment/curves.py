@@ -14,17 +14,21 @@ from functools import cached_property
 import numpy as np
 
 from fastfill_ray.experiment.candidate import Objective
-from fastfill_ray.experiment.shadow import Measured, Shadow
+from fastfill_ray.experiment.shadow import KEPT_IN_ORDER, Measured, Shadow
 from fastfill_ray.ordering.policies import random_priority
 from fastfill_ray.ordering.streams import HashSeed
 from fastfill_ray.ordering.waves import order_key
 from fastfill_ray.retrieval.calibration import Form, MixedScores, OrderCalibration, fit_calibration
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
+from fastfill_ray.retrieval.metrics import metrics_of
+from fastfill_ray.retrieval.mixed_ranks import MixedState, SortedScores
 from fastfill_ray.types import F32, F64, I64, U64, Bools, Relevance
 
 POINTS = 22  # of the published curve: FastFill evaluates after floor(i N / 21) items, i = 0..21
 # Calibrations are fitted at these fractions; in between the parameters are interpolated.
 KNOTS = (0.05, 0.25, 0.5, 0.75, 0.95)
+# Scores of a state that are held at a time.
+_BLOCK_SCORES = 1 << 20
 
 
 def backfill_order(priority: F32, id_hash: U64) -> I64:
@@ -114,11 +118,26 @@ class Backfill:
 
     def first(self, count: int) -> Backfill:
         """The same as its first queries see it."""
-        return (
-            self
-            if len(self.stale) <= count
-            else replace(self, shadow=self.shadow.first(count), stale=self.stale[:count])
-        )
+        return self if len(self.stale) <= count else self.some(0, count)
+
+    def some(self, first: int, end: int) -> Backfill:
+        """The same as some of the queries see it, in views."""
+        part = replace(self, shadow=self.shadow.some(first, end), stale=self.stale[first:end])
+        if self.stale.size <= KEPT_IN_ORDER:
+            part.__dict__["sorted_stale"] = self.sorted_stale.some(slice(first, end))
+        return part
+
+    def ordered(self, order: I64) -> Backfill:
+        """The same scores in another order of the items."""
+        other = replace(self, order=order)
+        if self.stale.size <= KEPT_IN_ORDER:
+            other.__dict__["sorted_stale"] = self.sorted_stale  # once for all orders
+        return other
+
+    @cached_property
+    def sorted_stale(self) -> SortedScores:
+        """The scores with stale vectors, sorted for every state."""
+        return SortedScores.of(self.stale)
 
     def state(self, is_new: Bools) -> MixedScores:
         """The state in which some of the items (N,) are new."""
@@ -131,17 +150,34 @@ class Backfill:
             sampled: (N,) items that are new from the start, as the pairs are in a real index.
         """
         size = len(self.order)
-        is_new = np.zeros(size, bool) if sampled is None else sampled.copy()
+        return self.state(self._is_new(cutoff, sampled)).under(fitted.at(cutoff / size))
+
+    def _is_new(self, cutoff: int, sampled: Bools | None) -> Bools:
+        """Which items (N,) are new."""
+        is_new = np.zeros(len(self.order), bool) if sampled is None else sampled.copy()
         is_new[self.order[:cutoff]] = True
-        return self.state(is_new).under(fitted.at(cutoff / size))
+        return is_new
+
+    def _measure(self, fitted: FittedCalibrations, cutoff: int, sampled: Bools | None) -> Measured:
+        """``Shadow.measure`` of the served scores, from sorted ones."""
+        new = self.shadow.sorted_new
+        state = MixedState(self.sorted_stale, new, self._is_new(cutoff, sampled), self.positions)
+        calibration = fitted.at(cutoff / len(self.order))
+        served = state.served(calibration.apply, in_order=calibration.slope == 0)
+        return {
+            (relevance, metric): values
+            for relevance, relevant in self.shadow.relevant.items()
+            for metric, values in metrics_of(relevant, state.relevant(relevant).ranks(served)).items()
+        }
 
     def fit(self, objective: Objective, form: Form, knots: Sequence[float] = KNOTS) -> FittedCalibrations:
         """The calibration at each knot, for the objective, under this very order; each starts from the one before."""
         fitted: list[OrderCalibration] = []
+        in_order = self.sorted_stale, self.shadow.sorted_new
         relevant = self.shadow.relevant[objective.relevance]
         for knot in knots:
             state = self.state(self.positions < knot)
-            fitted.append(fit_calibration(state, relevant, objective.metric, form, fitted[-1:]))
+            fitted.append(fit_calibration(state, relevant, objective.metric, form, fitted[-1:], in_order))
         return FittedCalibrations(tuple(knots), tuple(fitted))
 
     def trace(
@@ -159,14 +195,16 @@ class Backfill:
             relevances: those to measure; None for all.
             sampled: see ``served``.
         """
-        size = len(self.order)
-        shadow = self.shadow if relevances is None else self.shadow.only(relevances)
-        points: list[Measured] = []
-        fractions = []
-        for cutoff in cutoffs:
-            fractions.append(cutoff / size)
-            points.append(shadow.measure(self.served(fitted, cutoff, sampled)))
-        return Curve(np.array(fractions), {key: np.stack([point[key] for point in points]) for key in points[0]})
+        size, points = len(self.order), list(cutoffs)
+        measured = self if relevances is None else replace(self, shadow=self.shadow.only(relevances))
+        step = max(1, _BLOCK_SCORES // max(size, 1))
+        blocks: list[Measured] = []
+        for first in range(0, max(len(self.stale), 1), step):
+            block = measured.some(first, first + step)
+            states = [block._measure(fitted, cutoff, sampled) for cutoff in points]
+            blocks.append({key: np.stack([state[key] for state in states]) for key in states[0]})
+        values = {key: np.concatenate([block[key] for block in blocks], axis=1) for key in blocks[0]}
+        return Curve(np.array(points) / size, values)
 
 
 def last_crossing(fractions: F64, curve: F64, level: float) -> float:

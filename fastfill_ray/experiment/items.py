@@ -132,6 +132,11 @@ class Queries(_Rows):
         judged = tuple(one._replace(query=place[one.query]) for one in self.judged if one.query in place)
         return replace(chosen, judged=judged)
 
+    @property
+    def name_items(self) -> bool:
+        """Whether they name items of the gallery: they are some, or some are judged for them."""
+        return self.are_items or self.judged is not None
+
     def own_rows(self, row_of: Mapping[object, int]) -> I64:
         """(Q,): the row of the item that each query itself is, -1 for none; row_of: {id: row} of the items."""
         own = np.full(len(self.ids), -1, np.int64)

@@ -24,7 +24,7 @@ from fastfill_ray.experiment.items import Queries
 from fastfill_ray.experiment.shadow import Shadow
 from fastfill_ray.retrieval.calibration import FORMS, Form, fit_queries
 from fastfill_ray.retrieval.intervals import JACKKNIFE_GROUPS, Interval, jackknife_interval
-from fastfill_ray.types import F32, F64
+from fastfill_ray.types import F64
 
 # What the first comparisons look at: they only have to keep the best among the kept.
 FIRST_QUERIES, COARSE_POINTS, COARSE_KNOTS = 200, 6, (0.1, 0.4, 0.8)
@@ -32,6 +32,8 @@ POINTS = 10
 KEPT_MAPS, KEPT_MODES, KEPT_ORDERS = 3, 3, 6
 # Rivals behind the best by more standard errors than this get no more queries; of the others, so many at the most.
 _HOPELESS, MOST_RIVALS = 2.0, 16
+# Stale scores that are kept at the most: 160 MiB with their order.
+_KEPT_SCORES = 1 << 24
 # `fused` asks users for the old model's query vectors until the end: it has to be worth more than this.
 LEAST_FUSED_GAIN = 4e-3
 # Maps that keep their norms have to win by more: what is fitted to them at the size of the calibration split carries
@@ -115,7 +117,7 @@ class Race:
         self._queries = split.answered(objective.relevance)
         self._levels: dict[int, _Level] = {}
         self._areas: dict[tuple[int, Candidate], F64] = {}
-        self._stale: dict[tuple[int, int, MapView, float], F32] = {}
+        self._backfills: dict[tuple[int, int, MapView, float], tuple[Backfill, Backfill]] = {}
         self.trials: list[Trial] = []
 
     @property
@@ -178,8 +180,8 @@ class Race:
 
     def _level(self, level: int) -> _Level:
         if level not in self._levels:
-            for old in [key for key in self._stale if key[0] != level]:
-                del self._stale[old]
+            for old in [key for key in self._backfills if key[0] != level]:
+                del self._backfills[old]
             count = min(FIRST_QUERIES << level, len(self._queries.ids))
             # The queries are shuffled by a hash of their ids: every other one is a fold by hash.
             folds = [self._queries.take(np.arange(first, count, 2)) for first in (0, 1)]
@@ -195,21 +197,29 @@ class Race:
         """One fold after the other; `points` of the curves, None for those of the level."""
         at = self._level(level)
         folds = [self._backfill(candidate, level, fold) for fold in (0, 1)]
-        cutoffs = published_cutoffs(len(folds[0].order), points or at.points)
+        cutoffs = published_cutoffs(len(folds[0][0].order), points or at.points)
         areas = []
         for fitted_on, measured_on in ((folds[1], folds[0]), (folds[0], folds[1])):
-            few = fitted_on.first(fit_queries(self._objective.metric))
-            fitted = few.fit(self._objective, candidate.form, at.knots)
-            areas.append(measured_on.trace(fitted, cutoffs).area_per_query(self._objective))
+            fitted = fitted_on[1].fit(self._objective, candidate.form, at.knots)
+            areas.append(measured_on[0].trace(fitted, cutoffs).area_per_query(self._objective))
         return np.concatenate(areas)
 
-    def _backfill(self, candidate: Candidate, level: int, fold: int) -> Backfill:
-        """The candidate's backfill; scores are kept while the level lasts, since many candidates share them."""
+    def _backfill(self, candidate: Candidate, level: int, fold: int) -> tuple[Backfill, Backfill]:
+        """The candidate's backfill, and as the queries see it that a fit looks at.
+
+        The last ones are kept while the level lasts, sorted, since many candidates share their scores.
+        """
         at, key = self._level(level), (level, fold, candidate.view, candidate.weight)
-        queries, shadow = at.queries[fold], at.shadows[fold]
-        if key not in self._stale:
-            self._stale[key] = self._split.stale_scores(queries, shadow, candidate.view, candidate.weight)
-        return Backfill(shadow, self._stale[key], self._split.order(candidate))
+        order = self._split.order(candidate)
+        if key not in self._backfills:
+            queries, shadow = at.queries[fold], at.shadows[fold]
+            stale = self._split.stale_scores(queries, shadow, candidate.view, candidate.weight)
+            whole = Backfill(shadow, stale, order)
+            self._backfills[key] = whole, whole.first(fit_queries(self._objective.metric))
+            while len(self._backfills) > 2 and sum(w.stale.size for w, _ in self._backfills.values()) > _KEPT_SCORES:
+                del self._backfills[next(iter(self._backfills))]
+        whole, few = self._backfills[key]
+        return whole.ordered(order), few.ordered(order)
 
 
 def choose(split: HeldOut, allowed: Allowed, objective: Objective, seed: int, watcher: Watcher | None = None) -> Choice:

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.retrieval.metrics import measure
+from fastfill_ray.retrieval.mixed_ranks import SortedScores
 from fastfill_ray.retrieval.relevance import RelevantItems, judged_rows, same_label
 from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.types import F32, F64, I64, Bools, Metric, Objects, Relevance
+
+# More scores than these are sorted anew, part by part, by who needs them sorted: they would not be worth their memory.
+KEPT_IN_ORDER = 1 << 23
 
 Measured = Mapping[tuple[Relevance, str], F64]
 """{(relevance, metric): (Q,) float64, NaN where a query has no relevant item}."""
@@ -37,17 +42,29 @@ class Shadow:
 
     def only(self, relevances: Sequence[Relevance]) -> Shadow:
         """The same with some of the relevances: the others need not be measured."""
-        return replace(self, relevant={name: self.relevant[name] for name in relevances})
+        part = replace(self, relevant={name: self.relevant[name] for name in relevances})
+        if "sorted_new" in self.__dict__:
+            part.__dict__["sorted_new"] = self.sorted_new
+        return part
 
-    def first(self, count: int) -> Shadow:
-        """The same items as the first queries see them."""
-        rows = np.arange(min(count, len(self.new)))
-        return Shadow(
+    def some(self, first: int, end: int) -> Shadow:
+        """The same items as some of the queries see them, in views."""
+        rows = slice(first, end)
+        queries = np.arange(*rows.indices(len(self.new)))
+        part = Shadow(
             self.new[rows],
             None if self.old is None else self.old[rows],
-            {name: relevant.take(rows) for name, relevant in self.relevant.items()},
+            {name: relevant.take(queries) for name, relevant in self.relevant.items()},
             None if self.groups is None else self.groups[rows],
         )
+        if self.new.size <= KEPT_IN_ORDER:
+            part.__dict__["sorted_new"] = self.sorted_new.some(rows)  # once for all parts
+        return part
+
+    @cached_property
+    def sorted_new(self) -> SortedScores:
+        """The scores with new vectors, sorted for every state of every backfill."""
+        return SortedScores.of(self.new)
 
     def answered(self, relevance: Relevance) -> Bools:
         """(Q,): which queries have a relevant item."""

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fastfill_ray.retrieval.metrics import mean_metric
+from fastfill_ray.retrieval.mixed_ranks import MixedState, SortedScores
 from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.types import F32, Bools, Model
 
@@ -92,7 +92,12 @@ class MixedScores:
 
 
 def fit_calibration(
-    scores: MixedScores, relevant: RelevantItems, metric: str, form: Form, starts: Sequence[OrderCalibration] = ()
+    scores: MixedScores,
+    relevant: RelevantItems,
+    metric: str,
+    form: Form,
+    starts: Sequence[OrderCalibration] = (),
+    in_order: tuple[SortedScores, SortedScores] | None = None,
 ) -> OrderCalibration:
     """The parameters under which the mixed gallery retrieves best by the mean of `metric`: a pattern search.
 
@@ -100,6 +105,7 @@ def fit_calibration(
         relevant: of the Q queries.
         form: which parameters may move.
         starts: further points to start from, such as the fit at a fraction nearby.
+        in_order: the stale and the new scores where they are sorted already.
 
     Returns:
         The identity where nothing or everything is stale and the form has no slope: no ranking changes then.
@@ -116,11 +122,14 @@ def fit_calibration(
     # A score changes its spread about the mean of the relevant ones: where rankings are decided, scale and offset then
     # move apart. About the mean of all, no single step betters both.
     center = float(of_relevant.mean())
+    stale_in_order, new_in_order = in_order or (SortedScores.of(stale), SortedScores.of(new))
+    state = MixedState(stale_in_order, new_in_order, is_new, scores.position)
+    ranks = state.relevant(relevant)
     known: dict[OrderCalibration, float] = {}
 
     def value(at: OrderCalibration) -> float:
         if at not in known:
-            known[at] = mean_metric(scores.under(at), relevant, metric)
+            known[at] = ranks.mean(metric, at.apply, in_order=at.slope == 0)
         return known[at]
 
     def restrict(at: OrderCalibration) -> OrderCalibration:

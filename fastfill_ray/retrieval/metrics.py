@@ -8,6 +8,7 @@ query without a relevant item has no value (NaN) and is left out of means.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from fastfill_ray.types import F32, F64, I64, Bools
 METRICS = ("cmc@1", "cmc@5", "map", "recall@1", "recall@10", "mrr", "ndcg@10")
 # nDCG's discount of the ranks 1 to 10.
 _DISCOUNT = 1.0 / np.log2(np.arange(2, 12))
+# Of a number that holds a query and a rank, the bits of the rank.
+_RANK_BITS = 41
 
 
 def per_query(hits: Bools | F64, num_relevant: I64, best_grades: F64 | None = None) -> dict[str, F64]:
@@ -96,7 +99,7 @@ def metrics_of(relevant: RelevantItems, ranks: I64, metrics: Sequence[str] = MET
     """Metrics of ``retrieval.metrics.METRICS`` per query (Q,); NaN where a query has no relevant item.
 
     Args:
-        ranks: (P,) of ``ranks_of``.
+        ranks: (P,) of ``ranks_of``, below 2^41.
         metrics: those that are wanted; nothing is computed for others.
     """
     counts = relevant.counts
@@ -109,6 +112,7 @@ def metrics_of(relevant: RelevantItems, ranks: I64, metrics: Sequence[str] = MET
         sums = np.bincount(owner, weights=values, minlength=count).astype(np.float64)
         return np.where(some, sums, np.nan)
 
+    @cache  # three metrics ask for it
     def first() -> F64:
         ranks_of_first = np.full(count, np.nan)
         if some.any():
@@ -122,7 +126,8 @@ def metrics_of(relevant: RelevantItems, ranks: I64, metrics: Sequence[str] = MET
         return total((ranks <= depth).astype(np.float64)) / num_relevant
 
     def mean_average_precision() -> F64:
-        ordered = ranks[np.lexsort((ranks, owner))]
+        # As one number, owner first: that sorts many times faster than by two columns.
+        ordered = np.sort(owner << _RANK_BITS | ranks) & (1 << _RANK_BITS) - 1
         position = np.arange(len(ranks)) - np.repeat(relevant.starts[:-1], counts) + 1
         return total(position / ordered) / num_relevant
 
@@ -147,19 +152,3 @@ def measure(scores: F32, relevances: Mapping[Name, RelevantItems]) -> dict[Name,
     """{relevance: {metric: (Q,)}} of one state's scores (Q, N)."""
     ranks = ranks_of(scores, relevances)
     return {name: metrics_of(relevant, ranks[name]) for name, relevant in relevances.items()}
-
-
-def mean_metric(scores: F32, relevant: RelevantItems, metric: str) -> float:
-    """The mean of one metric over the queries that have a relevant item: what a fit looks at, thousands of times.
-
-    Equal to the mean of ``measure`` where no relevant item's score is equal to another item's. Metrics of the first
-    relevant item need one comparison per score and no sort.
-    """
-    if metric not in ("cmc@1", "cmc@5", "mrr"):
-        ranks = ranks_of(scores, {"": relevant})[""]
-        return float(np.nanmean(metrics_of(relevant, ranks, [metric])[metric]))
-    rows = np.flatnonzero(relevant.counts)
-    of_relevant = scores[np.repeat(np.arange(len(scores)), relevant.counts), relevant.items]
-    best = np.maximum.reduceat(of_relevant, relevant.starts[:-1][rows])
-    first = 1 + (scores[rows] > best[:, None]).sum(axis=1)
-    return float((1 / first).mean() if metric == "mrr" else (first <= int(metric[-1])).mean())

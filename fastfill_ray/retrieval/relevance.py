@@ -100,9 +100,9 @@ class RelevantItems:
 
     def take(self, queries: I64) -> RelevantItems:
         """The relevant of some queries, renumbered."""
-        parts = [np.arange(self.starts[q], self.starts[q + 1]) for q in queries.tolist()]
-        starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-        chosen = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        counts = self.counts[queries]
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        chosen = np.repeat(self.starts[queries] - starts[:-1], counts) + np.arange(starts[-1])
         return RelevantItems(self.items[chosen], starts, None if self.grades is None else self.grades[chosen])
 
 

@@ -1,16 +1,17 @@
-"""A version searched with every query: its segments, the old index, and the shadow gallery of the audit items.
+"""A version searched with every query, segment after segment, merged and judged.
 
 Legend: Q queries, n items of a segment, K hits per query of a segment or of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.experiment.items import Queries
@@ -20,22 +21,17 @@ from fastfill_ray.index.segment import (
     load_index,
     many_queries,
     prepare_queries,
-    search_exactly,
     search_segment,
     segment_queries,
 )
-from fastfill_ray.inputs.gallery import Source, item_labels, old_vectors
-from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.labels import labels_of
-from fastfill_ray.inputs.parquet import PinnedFile, Span, read_spans
 from fastfill_ray.log.records import Segment
-from fastfill_ray.ordering.partition import Chunk
 from fastfill_ray.retrieval.calibration import Calibration
 from fastfill_ray.retrieval.merging import HitMerger, Hits, calibrated_scores
 from fastfill_ray.retrieval.metrics import METRICS, per_query
 from fastfill_ray.retrieval.relevance import RelevantItems, hits_with_label, judged_rows
 from fastfill_ray.stages.hits import SegmentHits, kept_hits
-from fastfill_ray.storage.arrow import objects, read_table
+from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import hits_unit, stage_folder
 from fastfill_ray.storage.refs import get_verified
@@ -43,12 +39,9 @@ from fastfill_ray.types import F32, F64, I64, Bools, Metric, Objects, fingerprin
 
 # Scores that are merged and judged at a time: the queries' rankings do not depend on one another.
 _BLOCK_SCORES = 1 << 22
-# Old vectors that are searched at a time.
-_OLD_BLOCK_ROWS = 1 << 16
 
 PerRelevance = dict[str, dict[str, F64]]
 """{relevance: {metric: (Q,)}}"""
-Place = tuple[Chunk, PinnedFile]
 
 
 @dataclass(frozen=True)
@@ -142,7 +135,7 @@ def search_one_segment(files: Files, search: GallerySearch, segment: Segment, ag
         again: only these of the queries that lose hits; the others say what they lack (``SegmentHits.beyond``).
     """
     parts = [segment.index.sha256, segment.ids.sha256]
-    hits = _kept(files, search, hits_unit(fingerprint(parts)), partial(_search_segment, files, search, segment))
+    hits = kept(files, search, hits_unit(fingerprint(parts)), partial(_search_segment, files, search, segment))
     if segment.deletion is None:
         return hits
     hidden = HiddenRows(hidden_rows(files, segment), segment.rows)
@@ -158,10 +151,11 @@ def search_one_segment(files: Files, search: GallerySearch, segment: Segment, ag
         return masked
     fewer = replace(search, queries=search.queries.take(short))
     unit = hits_unit(fingerprint([*parts, segment.deletion.file.sha256, short.tolist()]))
-    return masked.updated(short, _kept(files, search, unit, partial(_search_segment, files, fewer, segment, hidden)))
+    return masked.updated(short, kept(files, search, unit, partial(_search_segment, files, fewer, segment, hidden)))
 
 
-def _kept(files: Files, search: GallerySearch, unit: str, hits: Callable[[], SegmentHits]) -> SegmentHits:
+def kept(files: Files, search: GallerySearch, unit: str, hits: Callable[[], SegmentHits]) -> SegmentHits:
+    """The hits of that name, made where that is not done yet; kept where the search says so."""
     return kept_hits(files, search.folder, unit, hits) if search.keep else hits()
 
 
@@ -177,7 +171,7 @@ def _search_segment(
     num_hits = min(search.num_hits, segment.rows if hidden is None else segment.live_rows)
     with many_queries():
         scores, rows = search_segment(index, vectors, num_hits, search.metric, hidden=hidden)
-    return hits_of(search.queries, scores, rows, objects(table.column("id")), _labels(table))
+    return hits_of(search.queries, scores, rows, table.column("id"), _labels(table))
 
 
 def _read_labels(files: Files, segment: Segment) -> Objects | None:
@@ -189,109 +183,15 @@ def _labels(table: pa.Table) -> Objects | None:
     return labels_of(table.column("label")) if "label" in table.column_names else None
 
 
-def search_old(
-    engine: Engine,
-    files: Files,
-    source: Source,
-    buckets: Sequence[Sequence[Place]],
-    search: GallerySearch,
-    on_search: Callable[[int], None],
-) -> PerRelevance:
-    """The old index as users have it, by brute force over the gallery's old vectors: {relevance: {metric: (Q,)}}.
-
-    Args:
-        on_search: called with the rows of each bucket that is through.
-
-    Raises:
-        ValueError: the queries have no old vectors.
-    """
-    if search.queries.old is None:
-        raise ValueError("the queries have no old vectors: the old index cannot be searched with them")
-    ranking = GalleryRanking(search)
-    work = partial(_old_hits, files, source, search, search.queries.old)
-    for bucket, hits in engine.run_tasks(work, buckets, name="search old vectors", ordered=True):
-        ranking.add(hits, Calibration())
-        on_search(sum(chunk.rows for chunk, _ in bucket))
-    return ranking.per_query()
-
-
-def _old_hits(files: Files, source: Source, search: GallerySearch, old: F32, places: Sequence[Place]) -> SegmentHits:
-    """The hits of every query in the old vectors of a bucket, searched where that is not done yet."""
-    config = source.config
-    read = [config.id_column, config.old_vector_column, config.vector_dtype, config.label_column]
-    unit = hits_unit(fingerprint([read, [chunk.unit for chunk, _ in places]]))
-    return _kept(files, search, unit, partial(_search_old_bucket, source, search, old, places))
-
-
-def _search_old_bucket(source: Source, search: GallerySearch, old: F32, places: Sequence[Place]) -> SegmentHits:
-    """The usable rows of a bucket as one segment, searched block by block as they are read."""
-    merger = HitMerger(min(search.num_hits, sum(chunk.rows for chunk, _ in places)))
-    ids, labels, start = [], [], 0
-    for block_ids, block_labels, vectors in _blocks(_read_old(source, places), _OLD_BLOCK_ROWS):
-        with many_queries():
-            scores, rows = search_exactly(vectors, old, min(search.num_hits, len(vectors)), source.metric)
-        merger.add(scores, rows, Calibration(), np.where(rows < 0, -1, start + rows))
-        start += len(vectors)
-        ids.append(block_ids)
-        labels.append(block_labels)
-    hits, rows_in_bucket = merger.best()
-    has_labels = source.config.label_column is not None
-    return hits_of(
-        search.queries,
-        hits.scores,
-        rows_in_bucket.astype(np.int64, copy=False),
-        np.concatenate(ids),
-        np.concatenate(labels) if has_labels else None,
-    )
-
-
-_OldRows = tuple[Objects, Objects, F32]
-"""Ids, labels and old vectors of some rows."""
-
-
-def _read_old(source: Source, places: Sequence[Place]) -> Iterator[_OldRows]:
-    """The usable rows of each chunk."""
-    config = source.config
-    names = [name for name in (config.id_column, config.old_vector_column, config.label_column) if name is not None]
-    spans = [Span(file, chunk.start, chunk.rows) for chunk, file in places]
-    for span, table in zip(spans, read_spans(source.store, spans, names), strict=True):
-        yield _usable_old(source, table, span)
-
-
-def _blocks(parts: Iterable[_OldRows], rows: int) -> Iterator[_OldRows]:
-    """The same rows in blocks of at least `rows`, but for the last: merging costs by the block, not by the row."""
-    waiting: list[_OldRows] = []
-    for part in parts:
-        waiting.append(part)
-        if sum(len(ids) for ids, _, _ in waiting) >= rows:
-            yield _joined(waiting)
-            waiting = []
-    if waiting:
-        yield _joined(waiting)
-
-
-def _joined(parts: Sequence[_OldRows]) -> _OldRows:
-    ids, labels, vectors = zip(*parts, strict=True)
-    return np.concatenate(ids), np.concatenate(labels), np.concatenate(vectors)
-
-
-def _usable_old(source: Source, table: pa.Table, span: Span) -> _OldRows:
-    """Ids, labels (None without a label column) and old vectors of a chunk's usable rows."""
-    config = source.config
-    old, unusable = old_vectors(table, source)
-    usable = np.array([row for row in range(table.num_rows) if row not in unusable], dtype=np.int64)
-    ids = read_ids(table, config.id_column, source.id_type, path=span.file.path, start=span.start)
-    labels = item_labels(table, source, span)
-    return ids.astype(object)[usable], labels[usable] if labels is not None else np.full(len(usable), None), old[usable]
-
-
-def hits_of(queries: Queries, scores: F32, rows: I64, ids: Objects, labels: Objects | None) -> SegmentHits:
+def hits_of(
+    queries: Queries, scores: F32, rows: I64, ids: pa.Array | pa.ChunkedArray, labels: Objects | None
+) -> SegmentHits:
     """Raw hits with what they are judged by.
 
     Args:
-        scores, rows: (Q, K) of a search. ids, labels: (n,) of the segment.
+        scores, rows: (Q, K) of a search. ids, labels: (n,) of the segment; ids are read where queries name items.
     """
-    row_of = {value: row for row, value in enumerate(ids.tolist())}
+    row_of = _named_rows(queries, ids) if queries.name_items else {}
     own_rows = queries.own_rows(row_of)
     same_label, num_same_label, judged = np.zeros(rows.shape, np.int8), None, None
     if labels is not None and queries.labels is not None:
@@ -302,6 +202,15 @@ def hits_of(queries: Queries, scores: F32, rows: I64, ids: Objects, labels: Obje
         others = places[:, 1] != own_rows[places[:, 0]]
         judged = RelevantItems.of_judged(places[others], grades[others], len(queries.ids))
     return SegmentHits(scores, rows, own_rows, same_label, num_same_label, judged)
+
+
+def _named_rows(queries: Queries, ids: pa.Array | pa.ChunkedArray) -> dict[object, int]:
+    """{id: row} of the items (n,) that queries are, or that are judged for one."""
+    kind = int if pa.types.is_integer(ids.type) else str
+    named = {*(queries.ids.tolist() if queries.are_items else ()), *(one.item for one in queries.judged or ())}
+    wanted = pa.array([value for value in named if isinstance(value, kind)], ids.type)
+    rows = np.flatnonzero(np.asarray(pc.is_in(ids, value_set=wanted)))
+    return dict(zip(ids.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
 
 
 def without_hidden(

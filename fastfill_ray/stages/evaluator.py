@@ -23,9 +23,10 @@ from fastfill_ray.stages.basis import Basis
 from fastfill_ray.stages.build import Bucket
 from fastfill_ray.stages.common import common_items
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.evaluate import GallerySearch, PerRelevance, Place, search_old, search_segments
+from fastfill_ray.stages.evaluate import GallerySearch, PerRelevance, search_segments
 from fastfill_ray.stages.keys import read_pair_keys
 from fastfill_ray.stages.measure import PerQuery
+from fastfill_ray.stages.old_index import Place, search_old
 from fastfill_ray.stages.progress import Work
 from fastfill_ray.stages.shadows import ShadowPlan, shadow_versions
 from fastfill_ray.storage.paths import stage_output

@@ -148,7 +148,7 @@ def test_float64_vectors_give_float64_scores() -> None:
 def test_the_first_queries_of_a_shadow_are_the_shadow_of_the_first_queries() -> None:
     items = items_of()
     shadow = make_shadow(items, items.as_queries(), "ip")
-    first = shadow.first(4)
+    first = shadow.some(0, 4)
     expected = make_shadow(items, items.as_queries().first(4), "ip")
     assert first.old is not None
     assert first.groups is not None
@@ -160,7 +160,7 @@ def test_the_first_queries_of_a_shadow_are_the_shadow_of_the_first_queries() -> 
         assert [relevant_to(first.relevant[relevance], q) for q in range(4)] == [
             relevant_to(relevant, q) for q in range(4)
         ]
-    assert len(shadow.first(N + 5).new) == N
+    assert len(shadow.some(4, N + 5).new) == N - 4
 
 
 def test_arms_are_the_states_with_all_items_old_and_all_new() -> None:

@@ -55,12 +55,12 @@ ITEMS, SCORES, ROWS = objects("a", "b", "c"), np.array([[3.0, 2.0, 1.0]] * 2, np
 
 def measured(asked: Queries, labels: np.ndarray | None) -> PerRelevance:
     ranking = GalleryRanking(GallerySearch(asked, "ip", depth=3))
-    ranking.add(hits_of(asked, SCORES, ROWS, ITEMS, labels), Calibration())
+    ranking.add(hits_of(asked, SCORES, ROWS, pa.array(ITEMS), labels), Calibration())
     return ranking.per_query()
 
 
 def test_a_label_counts_all_its_items_and_none_counts_nothing() -> None:
-    hits = hits_of(queries(objects("x", None)), SCORES, ROWS, ITEMS, objects("x", None, "x"))
+    hits = hits_of(queries(objects("x", None)), SCORES, ROWS, pa.array(ITEMS), objects("x", None, "x"))
     assert hits.num_same_label is not None
     assert hits.num_same_label.tolist() == [2, 0]
     assert hits.same_label.tolist() == [[1, 0, 1], [0, 0, 0]]
@@ -221,9 +221,9 @@ def test_ndcg_of_grades_is_what_a_hand_says_over_two_segments() -> None:
     judged = [Judgement(0, "a", 1), Judgement(0, "c", 2), Judgement(0, "c", 3), Judgement(0, "b", 0)]
     asked = queries(judged=(*judged, Judgement(0, "x", 2), Judgement(0, "elsewhere", 9), Judgement(1, "b", -1)))
     ranking = GalleryRanking(GallerySearch(asked, "ip", depth=3))
-    ranking.add(hits_of(asked, SCORES, ROWS, ITEMS, None), Calibration())
+    ranking.add(hits_of(asked, SCORES, ROWS, pa.array(ITEMS), None), Calibration())
     scores, rows = np.zeros((2, 1), np.float32), np.zeros((2, 1), np.int64)
-    ranking.add(hits_of(asked, scores, rows, objects("x"), None), Calibration())
+    ranking.add(hits_of(asked, scores, rows, pa.array(["x"]), None), Calibration())
     values = ranking.per_query()["qrels"]
     gain, ideal = 1 / np.log2(2) + 3 / np.log2(4), 3 / np.log2(2) + 2 / np.log2(3) + 1 / np.log2(4)
     assert values["ndcg@10"][0] == pytest.approx(gain / ideal)

@@ -17,7 +17,7 @@ from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.gallery import Source, item_groups, item_labels
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import Span, read_rows
-from fastfill_ray.stages import build, evaluate, sample, score
+from fastfill_ray.stages import build, old_index, sample, score
 from fastfill_ray.stages.embed import Unit
 from fastfill_ray.stages.snapshot import inspect_gallery
 
@@ -114,7 +114,7 @@ def read_at(stage: str, source: Source, span: Span) -> None:
         work = score._Work(unit="u", start=span.start, rows=span.rows, file=span.file, pairs=())
         score._score_chunk(scorer, work, table)
     elif stage == "evaluate":
-        evaluate._usable_old(source, table, span)
+        old_index._usable_old(source, table, span, with_ids=False)
     else:
         chunk: Any = SimpleNamespace(start=span.start, rows=span.rows)
         listed: Any = None

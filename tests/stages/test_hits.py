@@ -10,7 +10,7 @@ import pytest
 
 from fastfill_ray.retrieval import ranking
 from fastfill_ray.retrieval.relevance import RelevantItems
-from fastfill_ray.stages import evaluate
+from fastfill_ray.stages import evaluate, old_index
 from fastfill_ray.stages.hits import SegmentHits, kept_hits
 from tests import synthetic
 from tests.faults import MemoryFiles
@@ -74,9 +74,9 @@ def test_each_segment_is_searched_once_and_the_old_vectors_once(
     monkeypatch.setattr(ranking, "_COMPLETE_SCORES", 0)  # as a large gallery is measured
     monkeypatch.setattr(ranking, "_DEPTH", 50)
     searched: list[Any] = []
-    search, search_old = evaluate._search_segment, evaluate._search_old_bucket
+    search, search_old = evaluate._search_segment, old_index._search_old_bucket
     monkeypatch.setattr(evaluate, "_search_segment", lambda *given: searched.append(given[2]) or search(*given))
-    monkeypatch.setattr(evaluate, "_search_old_bucket", lambda *given: searched.append("old") or search_old(*given))
+    monkeypatch.setattr(old_index, "_search_old_bucket", lambda *given: searched.append("old") or search_old(*given))
     result = in_process(config)
     every = (segment for version in result.state.versions for segment in segments_in(tmp_path / "out", version))
     segments = {segment.index.sha256 for segment in every}

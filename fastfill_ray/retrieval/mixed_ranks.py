@@ -1,0 +1,191 @@
+"""Ranks of the relevant items of a mixed gallery, whose scores are sorted once for all its states and calibrations.
+
+A state keeps some of the new scores and some of the stale ones, in their order. A calibration without a slope keeps the
+order of the stale ones, too: a rank is then two binary searches, and no state is ever sorted. With a slope its stale
+scores are.
+
+Legend: Q queries, N items, n of them new, m stale, P relevant (query, item) pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastfill_ray.retrieval.metrics import metrics_of
+from fastfill_ray.retrieval.relevance import RelevantItems
+from fastfill_ray.types import F32, I64, Bools
+
+Serve = Callable[[F32, F32], F32]
+"""(stale scores (Q, M), their positions (M,)) -> as they are served, computed score by score."""
+
+# Metrics of the best relevant item alone: the other ranks are not looked at.
+OF_THE_BEST = ("cmc@1", "cmc@5", "mrr")
+# Scores that are put in order at a time: so many stay in the processor's cache.
+_BLOCK_SCORES = 1 << 18
+
+
+@dataclass(frozen=True, eq=False)
+class SortedScores:
+    """Scores (Q, N) beside their order: ascending (Q, N), and the column (Q, N) of each."""
+
+    scores: F32
+    ascending: F32
+    columns: NDArray[Any]
+
+    @classmethod
+    def of(cls, scores: F32) -> SortedScores:
+        """Every row sorted; columns are as few bytes as they fit into."""
+        ascending = np.empty_like(scores)
+        columns = np.empty(scores.shape, np.min_scalar_type(max(scores.shape[1] - 1, 0)))
+        step = max(1, _BLOCK_SCORES // max(scores.shape[1], 1))
+        for first in range(0, len(scores), step):
+            rows = slice(first, first + step)
+            order = np.argsort(scores[rows], axis=1)
+            columns[rows] = order
+            ascending[rows] = np.take_along_axis(scores[rows], order, axis=1)
+        return cls(scores, ascending, columns)
+
+    def some(self, rows: slice) -> SortedScores:
+        """Of some queries, in views."""
+        return SortedScores(self.scores[rows], self.ascending[rows], self.columns[rows])
+
+    def only(self, chosen: Bools) -> F32:
+        """The scores (Q, n) of some of the items (N,), each row ascending."""
+        places = np.flatnonzero(chosen.take(self.columns))
+        return self.ascending.ravel().take(places).reshape(len(self.scores), int(chosen.sum()))
+
+
+class Served(NamedTuple):
+    """The stale scores (Q, m) of a state as they are served, each row ascending, and what serves them."""
+
+    ascending: F32
+    serve: Serve
+
+
+class MixedState:
+    """Some items are new, the others stale.
+
+    Args:
+        stale, new: scores with the items' stale and new vectors.
+        is_new: (N,) which items are new. position: (N,) place in the order.
+    """
+
+    def __init__(self, stale: SortedScores, new: SortedScores, is_new: Bools, position: F32) -> None:
+        self.stale, self.new, self.is_new, self.position = stale, new, is_new, position
+        self.new_ascending = new.only(is_new)  # (Q, n)
+
+    @cached_property
+    def _stale(self) -> F32:
+        return self.stale.scores[:, ~self.is_new]  # (Q, m)
+
+    @cached_property
+    def _ascending(self) -> F32:
+        return self.stale.only(~self.is_new)  # (Q, m)
+
+    def served(self, serve: Serve, *, in_order: bool) -> Served:
+        """The stale scores of the state.
+
+        Args:
+            in_order: whether `serve` keeps the order of a query's scores, wherever the items stand.
+        """
+        if in_order:
+            return Served(serve(self._ascending, np.zeros(self._ascending.shape[1], np.float32)), serve)
+        stale = self.unordered(serve)
+        stale.sort(axis=1)
+        return Served(stale, serve)
+
+    def unordered(self, serve: Serve) -> F32:
+        """The served stale scores (Q, m), as the items stand."""
+        return serve(self._stale, self.position[~self.is_new])
+
+    def relevant(self, relevant: RelevantItems) -> MixedRanks:
+        """What the ranks of these items follow from."""
+        return MixedRanks(self, relevant)
+
+
+class MixedRanks:
+    """The ranks of relevant items in a state, however its stale scores are served."""
+
+    def __init__(self, state: MixedState, relevant: RelevantItems) -> None:
+        self._state, self._relevant = state, relevant
+        items = relevant.items
+        self._owner = np.repeat(np.arange(len(relevant.counts)), relevant.counts)  # (P,)
+        self._is_new, self._position = state.is_new[items], state.position[items]
+        self._of_new, self._of_stale = state.new.scores[self._owner, items], state.stale.scores[self._owner, items]
+
+    def mean(self, metric: str, serve: Serve, *, in_order: bool) -> float:
+        """The mean of a metric over the queries that have a relevant item.
+
+        Equal to the mean of ``metrics.measure`` of the served scores; for metrics of the best relevant item only where
+        no other item scores as much as it.
+
+        Args:
+            in_order: see ``MixedState.served``.
+        """
+        if metric not in OF_THE_BEST:
+            ranks = self.ranks(self._state.served(serve, in_order=in_order))
+            return float(np.nanmean(metrics_of(self._relevant, ranks, [metric])[metric]))
+        rows = np.flatnonzero(self._relevant.counts)
+        best = np.maximum.reduceat(self._own(serve), self._relevant.starts[:-1][rows])
+        new = self._state.new_ascending
+        first = 1 + new.shape[1] - at_most(new, rows, best)
+        if in_order:
+            stale = self._state.served(serve, in_order=True).ascending
+            first += stale.shape[1] - at_most(stale, rows, best)
+        else:  # a comparison takes less than a sort
+            first += (self._state.unordered(serve)[rows] > best[:, None]).sum(axis=1)
+        return float((1 / first).mean() if metric == "mrr" else (first <= int(metric[-1])).mean())
+
+    def ranks(self, served: Served) -> I64:
+        """The rank (P,), from 1, of every relevant item: as ``ranking.ranks_of`` the served scores."""
+        own = self._own(served.serve)
+        ranks = np.ones(len(own), np.int64)
+        tied = np.zeros(len(own), bool)
+        for rows, inside in ((self._state.new_ascending, self._is_new), (served.ascending, ~self._is_new)):
+            not_better = at_most(rows, self._owner, own)
+            ranks += rows.shape[1] - not_better
+            if rows.shape[1]:
+                # The best that is not better, itself left out.
+                next_one = not_better - 1 - inside
+                likes = rows.ravel().take(self._owner * rows.shape[1] + np.maximum(next_one, 0))
+                tied |= (likes == own) & (next_one >= 0)
+        for pair in np.flatnonzero(tied).tolist():  # equal scores are ranked by column
+            ranks[pair] += self._equal_before(pair, own[pair], served.serve)
+        return ranks
+
+    def _own(self, serve: Serve) -> F32:
+        """The served scores (P,) of the relevant items."""
+        return np.where(self._is_new, self._of_new, serve(self._of_stale[None, :], self._position)[0])
+
+    def _equal_before(self, pair: int, score: np.float32, serve: Serve) -> int:
+        state, query, item = self._state, self._owner[pair], self._relevant.items[pair]
+        stale = serve(state.stale.scores[query : query + 1, :item], state.position[:item])[0]
+        return int((np.where(state.is_new[:item], state.new.scores[query, :item], stale) == score).sum())
+
+
+def at_most(rows: F32, owner: I64, values: F32) -> I64:
+    """How many scores of its row are at most each value (P,): a binary search of all at once.
+
+    Args:
+        rows: (Q, M), each ascending. owner: (P,) the row of each value.
+    """
+    width = rows.shape[1]
+    if width == 0:
+        return np.zeros(len(values), np.int64)
+    scores, first = rows.ravel(), owner * width
+    # All rows are equally long, so that one step serves every value. What comes before `place` is at most the value; of
+    # the next `rest` scores that is not known yet.
+    place, rest = first.copy(), width
+    while rest > 1:
+        half = rest >> 1
+        place += half * (scores.take(place + (half - 1)) <= values)
+        rest -= half
+    place += scores.take(place) <= values
+    counts: I64 = place - first
+    return counts
