@@ -6,6 +6,7 @@ computes is written by the worker and never comes back to the driver.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 import time
@@ -36,6 +37,10 @@ _READERS = 2
 # Of the blocks that an actor has, one is computed while another one is unpacked, or written. No more than these two:
 # their payloads wait in memory.
 _BLOCKS_PER_ACTOR = 2
+# Older releases of Ray take it as an option of the actors, newer ones warn of that.
+_IS_NAMED = "max_concurrent_calls_per_actor" in inspect.signature(ray.data.ActorPoolStrategy).parameters
+_OF_POOL: dict[str, Any] = {"max_concurrent_calls_per_actor": _BLOCKS_PER_ACTOR} if _IS_NAMED else {}
+_OF_ACTORS: dict[str, Any] = {} if _IS_NAMED else {"max_concurrency": _BLOCKS_PER_ACTOR}
 # What came of suspect units is to be with the driver before the actor begins what may end it.
 _REPLY_S = 0.5
 
@@ -78,6 +83,7 @@ def _run(
         min_size=low,
         max_size=max(low, min(high, num_blocks)),
         max_tasks_in_flight_per_actor=_BLOCKS_PER_ACTOR,
+        **_OF_POOL,
         enable_true_multi_threading=True,
     )
     firsts = itertools.accumulate((sum(map(len, group)) for group in groups), initial=0)
@@ -104,7 +110,7 @@ def _run(
             compute=pool,
             num_cpus=resources.cpus_per_actor,
             num_gpus=resources.gpus_per_actor,
-            max_concurrency=_BLOCKS_PER_ACTOR,
+            **_OF_ACTORS,
         )
     )
     with original_errors():
