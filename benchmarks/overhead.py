@@ -4,8 +4,9 @@ python -m benchmarks.overhead [--rows 100000 1000000] [--queries 0 1000] [--engi
 
 32 dimensions become 64, in files of 250,000 rows with row groups of 65,536; five versions. Each run is a process of
 its own, and must end with every item once, new, and with the answers of brute force; each wave must have written new
-segments of its own items alone. Printed: seconds by stage and their sum, seconds of a further million, peak memory of
-the driver and of any process of the run, bytes written by folder, and as a multiple of final index and vectors.
+segments of its own items alone. Printed: seconds by stage and their sum, CPU-seconds (which tell more where others use
+the machine), both for a further million, peak memory of the driver and of any process of the run, bytes written by
+folder, and as a multiple of final index and vectors.
 """
 
 from __future__ import annotations
@@ -135,9 +136,11 @@ def measure(folder: Path, rows: int, queries: int, engine: str) -> dict[str, Any
     with open(folder / "stderr.log", "wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         peaks: Counter[int] = Counter()
+        busy: dict[int, float] = {}
         while process.poll() is None:
-            for pid, resident in resident_bytes(process.pid):
+            for pid, resident, cpu_s in usage(process.pid):
                 peaks[pid] = max(peaks[pid], resident)
+                busy[pid] = max(busy.get(pid, 0.0), cpu_s)
             time.sleep(SAMPLED_EVERY_S)
     assert process.stdout is not None
     assert process.returncode == 0, (folder / "stderr.log").read_text()[-2000:]
@@ -149,28 +152,32 @@ def measure(folder: Path, rows: int, queries: int, engine: str) -> dict[str, Any
         "queries": queries,
         "driver": peaks.pop(process.pid),
         "worker": max(peaks.values(), default=0),
+        "cpu": sum(busy.values()),
         "written": check_written(folder, rows),
     }
 
 
-def resident_bytes(root: int) -> Iterator[tuple[int, int]]:
-    """(pid, memory of its own) of a process and of all below it: pages that it shares, such as libraries, left out."""
+def usage(root: int) -> Iterator[tuple[int, int, float]]:
+    """(pid, bytes of its own, CPU-seconds so far) of a process and of all below it. Pages that it shares, such as
+    libraries, are left out.
+    """
     children: dict[int, list[int]] = {}
-    resident: dict[int, int] = {}
+    used: dict[int, tuple[int, float]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            fields = stat.read_text().rpartition(")")[2].split()
+            parent, ticks = int(fields[1]), int(fields[11]) + int(fields[12])
             _, pages, shared = map(int, (stat.parent / "statm").read_text().split()[:3])
         except (OSError, ValueError):  # it has ended
             continue
         pid = int(stat.parent.name)
         children.setdefault(parent, []).append(pid)
-        resident[pid] = (pages - shared) * os.sysconf("SC_PAGE_SIZE")
+        used[pid] = ((pages - shared) * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK"))
     below = [root]
     while below:
         pid = below.pop()
         below += children.get(pid, [])
-        yield pid, resident.get(pid, 0)
+        yield pid, *used.get(pid, (0, 0.0))
 
 
 def run(folder: Path, rows: int, queries: int, engine: str) -> dict[str, Any]:
@@ -222,16 +229,19 @@ def check_written(folder: Path, rows: int) -> dict[str, float]:
     return {**written, "final": final + vectors}
 
 
-HEAD = ("rows", "queries", "s", "s a further million", "measuring", "driver MB", "any other MB", "written GB", "ratio")
+HEAD = (
+    *("rows", "queries", "s", "CPU s", "s a further million", "CPU s a further million", "measuring"),
+    *("driver MB", "any other MB", "written GB", "ratio"),
+)
 
 
 def lines(results: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
     before: dict[str, Any] | None = None
     for result in results:
-        further = ""
+        further = {"total": "", "cpu": ""}
         if before is not None and before["queries"] == result["queries"]:
             millions = (result["rows"] - before["rows"]) / 1e6
-            further = f"{(result['total'] - before['total']) / millions:.1f}"
+            further = {name: f"{(result[name] - before[name]) / millions:.1f}" for name in further}
         written = dict(result["written"])
         final = written.pop("final")
         measuring = sum(result["seconds"].get(stage, 0.0) for stage in MEASURING) / result["total"]
@@ -239,7 +249,8 @@ def lines(results: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
             f"{result['rows']:,}",
             f"{result['queries']:,}",
             f"{result['total']:.1f}",
-            further,
+            f"{result['cpu']:.1f}",
+            *further.values(),
             f"{measuring:.0%}",
             f"{result['driver'] / 1e6:.0f}",
             f"{result['worker'] / 1e6:.0f}",
