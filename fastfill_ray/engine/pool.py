@@ -6,6 +6,7 @@ computes is written by the worker and never comes back to the driver.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -17,6 +18,7 @@ import ray.data
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine.intake import Intake, Journal, Withdrawn, admit, way_of
 from fastfill_ray.engine.interface import Attempt, Groups, PoolWork
+from fastfill_ray.engine.resources import at_most_a_node
 from fastfill_ray.engine.units import original_errors, pack_error, raise_packed
 from fastfill_ray.errors import EmbedderError, FastfillError
 from fastfill_ray.storage.receipts import Receipt
@@ -26,10 +28,12 @@ logger = logging.getLogger(__name__)
 
 U = TypeVar("U", bound=Model)
 
-# Read tasks in flight ahead of the pool, at least; one per actor in larger pools. They ask for no CPU: at half a CPU
-# beside actors that hold every core the pipeline starved, and at the actors' own resources Ray fuses them into the
-# actor and nothing overlaps.
+# Read tasks in flight ahead of the pool, at least; one per actor in larger pools. They ask for memory, which an
+# autoscaler sees, and for no CPU: at half a CPU beside actors that hold every core the pipeline starved, and at the
+# actors' own resources Ray fuses them into the actor and nothing overlaps.
 _READERS = 2
+# Of a read task: the libraries, and a unit's payload as it is read, as a table, as Arrow IPC, and as a block.
+_READER_BYTES, _PAYLOAD_COPIES = 128 << 20, 4
 # Payload waits in the object store, so the pool is kept two units ahead and no more.
 _UNITS_PER_ACTOR = 2
 
@@ -46,6 +50,16 @@ class RayPool(Generic[U]):
 
     def __next__(self) -> tuple[U, Receipt]:
         return next(self._stream)
+
+    @property
+    def has_begun(self) -> bool:
+        """It holds actors, or did."""
+        return inspect.getgeneratorstate(self._stream) != inspect.GEN_CREATED
+
+    @property
+    def has_ended(self) -> bool:
+        """It holds no actors any more."""
+        return inspect.getgeneratorstate(self._stream) == inspect.GEN_CLOSED
 
     def stop(self) -> None:
         if self._intake is not None:
@@ -84,6 +98,7 @@ def _run(
             batch_format="pyarrow",
             compute=ray.data.TaskPoolStrategy(size=min(len(groups), max(_READERS, high))),
             num_cpus=0,
+            memory=at_most_a_node(_READER_BYTES + _PAYLOAD_COPIES * resources.chunk_bytes),
         )
         .map_batches(
             _Actor,
