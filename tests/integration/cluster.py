@@ -22,6 +22,7 @@ RAY = Path(sys.executable).parent / "ray"
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
 
 FAKE_HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+FAKE_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 NOTHING = {"CPU": 0, "memory": 0}
 
 
@@ -86,12 +87,13 @@ def autoscaling_head(folder: Path, workers: Mapping[str, Mapping[str, object]], 
         "head_setup_commands": [], "worker_setup_commands": [], "head_start_ray_commands": [],
         "worker_start_ray_commands": [], "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously":
         False, "rsync_exclude": [], "rsync_filter": [], "head_node_type": "ray.head.default",
-        "provider": {"type": "fake_multinode", "gcs_address": address, "launch_multiple": True,
-                     "head_node_id": FAKE_HEAD},
+        # By its module: the wheel lacks the defaults that Ray reads for its own name of it.
+        "provider": {"type": "external", "module": FAKE_PROVIDER, "gcs_address": address, "launch_multiple": True,
+                     "head_node_id": FAKE_HEAD, "disable_node_updaters": True, "disable_launch_config_check": True},
         "available_node_types": {"ray.head.default": head_type, **workers},
     }))  # fmt: skip
     environment = {
-        **os.environ, "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
+        **ENVIRONMENT, "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD, "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_NODE_TYPE_NAME": "ray.head.default", "RAY_OVERRIDE_RESOURCES": json.dumps(NOTHING),
     }  # fmt: skip
@@ -109,6 +111,8 @@ def autoscaling_head(folder: Path, workers: Mapping[str, Mapping[str, object]], 
             assert process.poll() is None, (folder / "head.txt").read_text()
             assert time.monotonic() < deadline, (folder / "head.txt").read_text()
             time.sleep(0.5)
+        time.sleep(2)
+        assert process.poll() is None, (folder / "head.txt").read_text()
         yield address
     finally:
         # The autoscaler first, which would start nodes anew; each process is ours by the folder or port in its command.

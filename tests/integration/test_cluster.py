@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.cluster import REPOSITORY, autoscaling_head
+from tests.integration.cluster import ENVIRONMENT, REPOSITORY, autoscaling_head
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +25,7 @@ UNITS = 60
 def drive(scenario: str, folder: Path, *arguments: str) -> dict[str, Any]:
     """The scenario of ``cluster_driver`` in a process of its own: one process has one Ray."""
     # The gap between two requests of Ray Data's is 10 s.
-    environment = {**os.environ, "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "2"}
+    environment = {**ENVIRONMENT, "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "2"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.integration.cluster_driver", scenario, str(folder), *arguments],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400,
