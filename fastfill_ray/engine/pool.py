@@ -44,12 +44,18 @@ class RayPool(Generic[U]):
     def __init__(self, work: PoolWork[U], groups: Groups[U], resources: ResourcesConfig) -> None:
         self._intake = Intake() if groups else None
         self._stream = _run(work, groups, resources, self._intake)
+        self._left = sum(map(len, groups))
 
     def __iter__(self) -> Iterator[tuple[U, Receipt]]:
         return self
 
     def __next__(self) -> tuple[U, Receipt]:
-        return next(self._stream)
+        received = next(self._stream)
+        self._left -= 1
+        if not self._left:
+            # Nobody need ask for more: the actors, and in time their nodes, go while the last version is built.
+            self._stream.close()
+        return received
 
     @property
     def has_begun(self) -> bool:

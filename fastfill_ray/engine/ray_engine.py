@@ -42,7 +42,8 @@ class RayEngine:
     ) -> Iterator[tuple[T, R]]:
         self._pools = [pool for pool in self._pools if not pool.has_ended]
         share = tasks.BESIDE_A_POOL if any(pool.has_begun for pool in self._pools) else tasks.ALONE
-        require({"CPU": share.num_cpus, "memory": 1.0}, _ADD_A_CPU)
+        # No more than any task asks for: what the largest node has is not known before there is one.
+        require({"CPU": share.num_cpus, "memory": float(at_most_a_node(TASK_BYTES))}, _ADD_A_CPU)
         memory_bytes = at_most_a_node(memory_bytes)
         return tasks.run_tasks(function, items, name=name, share=share, memory_bytes=memory_bytes, ordered=ordered)
 

@@ -149,13 +149,17 @@ def _node_types() -> list[str]:
 
 
 def _words(wanted: Mapping[str, float]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+    return " and ".join(_amount(name, amount) for name, amount in wanted.items())
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / 2**20:.0f} MiB of memory" if name == "memory" else f"{amount:g} {name}"
 
 
 def _largest(wanted: Mapping[str, float]) -> str:
     nodes, groups = _nodes(), _node_groups()
     most = " and ".join(
-        f"{max((node.get(name, 0) for node in (*nodes, *groups)), default=0):g} {name}" for name in wanted
+        _amount(name, max((node.get(name, 0) for node in (*nodes, *groups)), default=0)) for name in wanted
     )
     more = ", and those that it can start," if groups else ""
     return f"The cluster's {len(nodes)} nodes{more} have at most {most} each."

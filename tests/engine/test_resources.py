@@ -144,3 +144,10 @@ def test_what_the_autoscaler_refuses_ends_the_run_and_what_it_works_on_is_waited
     with pytest.raises(ClusterError, match=r"Its autoscaler says that it can start none\. Lower gpus"):
         require(GPU, "Lower gpus.", sleep=for_a_minute)
     assert sum(slept) < 20
+
+
+def test_memory_is_said_in_mebibytes(ray_session: None) -> None:
+    with pytest.raises(
+        ClusterError, match=r"no node has 1 CPU and 1073741824 MiB of memory\. .* at most \d+ CPU and \d+ MiB"
+    ):
+        require({"CPU": 1.0, "memory": 2.0**50}, "", sleep=lambda seconds: None)

@@ -43,4 +43,6 @@ def test_a_task_asks_for_a_cpu_and_beside_a_pool_that_holds_them_all_for_memory(
             assert of_a_task() == {"CPU": 1, "memory": 1 << 28}, "a pool that has not begun holds nothing"
             next(pool)
             assert of_a_task() == {"memory": 1 << 28}
+            assert len(list(pool)) == 7
+            assert of_a_task() == {"CPU": 1, "memory": 1 << 28}, "a pool that has nothing left to do holds nothing"
         assert of_a_task() == {"CPU": 1, "memory": 1 << 28}
