@@ -22,7 +22,7 @@ RAY = Path(sys.executable).parent / "ray"
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
 
 FAKE_HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
-FAKE_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+FAKE_PROVIDER = "tests.integration.fake_nodes.FakeNodes"
 NOTHING = {"CPU": 0, "memory": 0}
 
 
@@ -87,7 +87,6 @@ def autoscaling_head(folder: Path, workers: Mapping[str, Mapping[str, object]], 
         "head_setup_commands": [], "worker_setup_commands": [], "head_start_ray_commands": [],
         "worker_start_ray_commands": [], "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously":
         False, "rsync_exclude": [], "rsync_filter": [], "head_node_type": "ray.head.default",
-        # By its module: the wheel lacks the defaults that Ray reads for its own name of it.
         "provider": {"type": "external", "module": FAKE_PROVIDER, "gcs_address": address, "launch_multiple": True,
                      "head_node_id": FAKE_HEAD, "disable_node_updaters": True, "disable_launch_config_check": True},
         "available_node_types": {"ray.head.default": head_type, **workers},
@@ -95,7 +94,7 @@ def autoscaling_head(folder: Path, workers: Mapping[str, Mapping[str, object]], 
     environment = {
         **ENVIRONMENT, "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD, "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_NODE_TYPE_NAME": "ray.head.default", "RAY_OVERRIDE_RESOURCES": json.dumps(NOTHING),
+        "RAY_NODE_TYPE_NAME": "ray.head.default", "PYTHONPATH": str(REPOSITORY), "RAY_OVERRIDE_RESOURCES": json.dumps(NOTHING),
     }  # fmt: skip
     log = (folder / "head.txt").open("wb")
     process = subprocess.Popen(

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -98,24 +98,20 @@ def spilled(address: str) -> list[str]:
 
 
 def embed(
-    groups: list[list[Nap]], resources: ResourcesConfig, journal: Path, tasks_at: int = -1, num_tasks: int = 4
+    groups: list[list[Nap]],
+    resources: ResourcesConfig,
+    journal: Path,
+    then: Mapping[int, Callable[[RayEngine], object]],
 ) -> dict[str, Any]:
-    """Embed `groups`, with tasks beside the pool once `tasks_at` units are back."""
-    engine, nodes, beside, began = RayEngine(), Counter[str](), [], time.monotonic()
-    beside_s = 0.0
+    """Embed `groups`. then: {units that are back: what is done at that moment}."""
+    engine, nodes, numbers, began = RayEngine(), Counter[str](), [], time.monotonic()
     with closing(engine.run_pool(PoolWork(payloads, partial(Napper, str(journal))), groups, resources)) as pool:
-        numbers = []
         for unit, receipt in pool:
             numbers.append(unit.number)
             nodes[receipt.details["node"]] += 1
-            if len(numbers) == tasks_at:
-                started = time.monotonic()
-                beside = [node for _, node in engine.run_tasks(partial(nap, 0.2), range(num_tasks), name="nap")]
-                beside_s = time.monotonic() - started
-    return {
-        "numbers": sorted(numbers), "nodes": nodes, "beside": beside, "beside_s": beside_s,
-        "seconds": time.monotonic() - began,
-    }  # fmt: skip
+            if len(numbers) in then:
+                then[len(numbers)](engine)
+    return {"numbers": sorted(numbers), "nodes": nodes, "seconds": time.monotonic() - began}
 
 
 def grows(address: str, journal: Path, count: int) -> dict[str, Any]:
@@ -123,13 +119,18 @@ def grows(address: str, journal: Path, count: int) -> dict[str, Any]:
     ray.init(address=address, log_to_driver=False)
     head = here()
     alone = [node for _, node in RayEngine().run_tasks(partial(nap, 3.0), range(6), name="nap")]
+    beside: list[str] = []
+
+    def tasks_beside(engine: RayEngine) -> None:
+        beside.extend(node for _, node in engine.run_tasks(partial(nap, 0.2), range(4), name="nap"))
+
     with Watch() as watch:
-        result = embed(naps(count, 1.0), ResourcesConfig(embed_actors=(1, 3)), journal, tasks_at=count // 2)
+        result = embed(naps(count, 1.0), ResourcesConfig(embed_actors=(1, 3)), journal, {count // 2: tasks_beside})
     ended = time.monotonic()
     while num_workers() and time.monotonic() < ended + 120:
         time.sleep(0.5)
     return {
-        **result, "head": head, "alone": alone, "most": watch.most, "spilled": spilled(address),
+        **result, "head": head, "alone": alone, "beside": beside, "most": watch.most, "spilled": spilled(address),
         "left": num_workers(), "given_back_s": time.monotonic() - ended,
     }  # fmt: skip
 
@@ -154,18 +155,15 @@ def changes(journal: Path, count: int) -> dict[str, Any]:
     doomed, _ = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
 
-    def change() -> None:
-        while not journal.exists() or len(journal.read_text().splitlines()) < count // 4:
-            time.sleep(0.2)
-        cluster.add_node(num_cpus=1)
-        while len(journal.read_text().splitlines()) < count // 2:
-            time.sleep(0.2)
-        cluster.remove_node(doomed, allow_graceful=False)
-
-    changing = threading.Thread(target=change)
-    changing.start()
-    result = embed(naps(count, 1.0), ResourcesConfig(embed_actors=(1, 3)), journal)
-    changing.join()
+    result = embed(
+        naps(count, 1.0),
+        ResourcesConfig(embed_actors=(1, 3)),
+        journal,
+        {
+            count // 4: lambda engine: cluster.add_node(num_cpus=1),
+            count // 2: lambda engine: cluster.remove_node(doomed, allow_graceful=False),
+        },
+    )
     begun = Counter(int(line.split()[0]) for line in journal.read_text().splitlines())
     result["spilled"] = spilled(cluster.address)
     ray.shutdown()
