@@ -94,14 +94,15 @@ def autoscaling_head(folder: Path, workers: Mapping[str, Mapping[str, object]], 
     environment = {
         **ENVIRONMENT, "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD, "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_NODE_TYPE_NAME": "ray.head.default", "PYTHONPATH": str(REPOSITORY), "RAY_OVERRIDE_RESOURCES": json.dumps(NOTHING),
+        "RAY_NODE_TYPE_NAME": "ray.head.default", "PYTHONPATH": str(REPOSITORY),
     }  # fmt: skip
     log = (folder / "head.txt").open("wb")
     process = subprocess.Popen(
         [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--temp-dir={temp}", f"--port={port}",
          "--include-dashboard=false", f"--autoscaling-config={config}", f"--ray-client-server-port={free_port()}",
          f"--dashboard-agent-listen-port={free_port()}", f"--runtime-env-agent-port={free_port()}",
-         f"--metrics-export-port={free_port()}", "--object-store-memory=100000000"],
+         f"--metrics-export-port={free_port()}", "--object-store-memory=100000000",
+         "--num-cpus=0", "--memory=0"],  # not by RAY_OVERRIDE_RESOURCES, which the nodes would inherit
         stdout=log, stderr=log, start_new_session=True, env=environment,
     )  # fmt: skip
     try:
