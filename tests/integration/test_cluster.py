@@ -60,7 +60,7 @@ def test_a_cluster_grows_with_the_work_and_gives_its_nodes_back(address: str, tm
     assert len(result["beside"]) == 4
 
 
-def test_a_node_that_comes_takes_part_and_one_that_is_lost_costs_its_units_only(tmp_path: Path) -> None:
+def test_a_node_that_is_lost_while_another_comes_costs_its_units_only(tmp_path: Path) -> None:
     result = drive("changes", tmp_path, "", str(UNITS))
     assert result["numbers"] == list(range(UNITS))
     assert result["begun"] == UNITS
