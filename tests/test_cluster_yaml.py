@@ -79,7 +79,8 @@ def test_gpu_workers_are_spot_and_start_from_none_while_the_head_is_on_demand() 
 
 
 def test_no_task_can_run_beside_the_driver() -> None:
-    assert TYPES[CLUSTER["head_node_type"]]["resources"] == {"CPU": 0}
+    """Every task asks for a CPU or for memory: see ``engine.tasks``."""
+    assert TYPES[CLUSTER["head_node_type"]]["resources"] == {"CPU": 0, "memory": 0}
 
 
 def test_every_node_asks_for_the_token_and_gets_it_from_the_users_machine() -> None:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
 from fastfill_ray.config import ResourcesConfig
-from fastfill_ray.engine.interface import Attempt, Blocks, Checkpoints, Groups, Pool, PoolWork, TrainSetup
+from fastfill_ray.engine.interface import TASK_BYTES, Attempt, Blocks, Checkpoints, Groups, Pool, PoolWork, TrainSetup
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
 
@@ -24,7 +24,13 @@ class InProcessEngine:
         return nullcontext()
 
     def run_tasks(
-        self, function: Callable[[T], R], items: Iterable[T], *, name: str, ordered: bool = False
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        name: str,
+        ordered: bool = False,
+        memory_bytes: int = TASK_BYTES,
     ) -> Iterator[tuple[T, R]]:
         return ((item, function(item)) for item in items)
 

@@ -25,6 +25,9 @@ R = TypeVar("R")
 U = TypeVar("U", bound=Model)
 U_co = TypeVar("U_co", bound=Model, covariant=True)
 
+# Memory of a task that says nothing else: its libraries, and a few chunks at a time.
+TASK_BYTES = 512 << 20
+
 # Units in order; those of one group are read by one task, in one pass.
 Groups: TypeAlias = Sequence[Sequence[U]]
 # The same, each group cut into blocks: units that travel together, and that one actor works on together.
@@ -109,9 +112,19 @@ class Engine(Protocol):
         ...
 
     def run_tasks(
-        self, function: Callable[[T], R], items: Iterable[T], *, name: str, ordered: bool = False
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        name: str,
+        ordered: bool = False,
+        memory_bytes: int = TASK_BYTES,
     ) -> Iterator[tuple[T, R]]:
-        """(item, function(item)) as they finish, or in the items' order; never many results at a time."""
+        """(item, function(item)) as they finish, or in the items' order; never many results at a time.
+
+        Args:
+            memory_bytes: of one call. A node runs no more calls at a time than it has memory for.
+        """
         ...
 
     def exchange(

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine.intake import Intake, Journal, Withdrawn, admit, way_of
 from fastfill_ray.engine.interface import Attempt, Blocks, Finish, PoolWork
+from fastfill_ray.engine.resources import at_most_a_node
 from fastfill_ray.engine.units import original_errors, pack_error, raise_packed
 from fastfill_ray.errors import EmbedderError, FastfillError
 from fastfill_ray.storage.receipts import Receipt
@@ -30,10 +31,12 @@ logger = logging.getLogger(__name__)
 
 U = TypeVar("U", bound=Model)
 
-# Read tasks in flight ahead of the pool, at least; one per actor in larger pools. They ask for no CPU: at half a CPU
-# beside actors that hold every core the pipeline starved, and at the actors' own resources Ray fuses them into the
-# actor and nothing overlaps.
+# Read tasks in flight ahead of the pool, at least; one per actor in larger pools. They ask for memory, which an
+# autoscaler sees, and for no CPU: at half a CPU beside actors that hold every core the pipeline starved, and at the
+# actors' own resources Ray fuses them into the actor and nothing overlaps.
 _READERS = 2
+# Of a read task: the libraries, and a block's payload as it is read, as a table, as Arrow IPC, and as a block of Ray's.
+_READER_BYTES, _PAYLOAD_COPIES = 128 << 20, 4
 # Of the blocks that an actor has, one is computed while another one is unpacked, or written. No more than these two:
 # their payloads wait in memory.
 _BLOCKS_PER_ACTOR = 2
@@ -51,12 +54,28 @@ class RayPool(Generic[U]):
     def __init__(self, work: PoolWork[U], groups: Blocks[U], resources: ResourcesConfig) -> None:
         self._intake = Intake() if groups else None
         self._stream = _run(work, groups, resources, self._intake)
+        self._left = sum(len(block) for group in groups for block in group)
 
     def __iter__(self) -> Iterator[tuple[U, Receipt]]:
         return self
 
     def __next__(self) -> tuple[U, Receipt]:
-        return next(self._stream)
+        received = next(self._stream)
+        self._left -= 1
+        if not self._left:
+            # Nobody need ask for more: the actors, and in time their nodes, go while the last version is built.
+            self._stream.close()
+        return received
+
+    @property
+    def has_begun(self) -> bool:
+        """It holds actors, or did."""
+        return inspect.getgeneratorstate(self._stream) != inspect.GEN_CREATED
+
+    @property
+    def has_ended(self) -> bool:
+        """It holds no actors any more."""
+        return inspect.getgeneratorstate(self._stream) == inspect.GEN_CLOSED
 
     def stop(self) -> None:
         if self._intake is not None:
@@ -101,6 +120,7 @@ def _run(
             batch_format="pyarrow",
             compute=ray.data.TaskPoolStrategy(size=min(len(groups), max(_READERS, high))),
             num_cpus=0,
+            memory=at_most_a_node(_READER_BYTES + _PAYLOAD_COPIES * resources.chunk_bytes),
         )
         .map_batches(
             _Actor,

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import dataset, session, tasks, trainer
 from fastfill_ray.engine.drain import DrainablePool
-from fastfill_ray.engine.interface import Attempt, Blocks, Checkpoints, Groups, Pool, PoolWork, TrainSetup
+from fastfill_ray.engine.interface import TASK_BYTES, Attempt, Blocks, Checkpoints, Groups, Pool, PoolWork, TrainSetup
 from fastfill_ray.engine.pool import RayPool
-from fastfill_ray.engine.resources import num_that_fit, require
+from fastfill_ray.engine.resources import at_most_a_node, num_that_fit, require
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
 
@@ -25,13 +25,27 @@ _ONE_CPU, _ADD_A_CPU = {"CPU": 1.0}, "Add a node with a CPU, or start Ray with n
 class RayEngine:
     """See ``engine.interface.Engine``."""
 
+    def __init__(self) -> None:
+        self._pools: list[RayPool[Any]] = []
+
     def session(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
         return session.connected(say)
 
     def run_tasks(
-        self, function: Callable[[T], R], items: Iterable[T], *, name: str, ordered: bool = False
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        name: str,
+        ordered: bool = False,
+        memory_bytes: int = TASK_BYTES,
     ) -> Iterator[tuple[T, R]]:
-        return tasks.run_tasks(function, items, name=name, ordered=ordered)
+        self._pools = [pool for pool in self._pools if not pool.has_ended]
+        share = tasks.BESIDE_A_POOL if any(pool.has_begun for pool in self._pools) else tasks.ALONE
+        # No more than any task asks for: what the largest node has is not known before there is one.
+        require({"CPU": share.num_cpus, "memory": float(at_most_a_node(TASK_BYTES))}, _ADD_A_CPU)
+        memory_bytes = at_most_a_node(memory_bytes)
+        return tasks.run_tasks(function, items, name=name, share=share, memory_bytes=memory_bytes, ordered=ordered)
 
     def exchange(
         self,
@@ -60,7 +74,9 @@ class RayEngine:
     def run_pool(self, work: PoolWork[U], groups: Blocks[U], resources: ResourcesConfig) -> Pool[U]:
         if groups:
             require(*_an_actor(resources))
-        return DrainablePool(RayPool(work, groups, resources))
+        pool = RayPool(work, groups, resources)
+        self._pools.append(pool)
+        return DrainablePool(pool)
 
     def train(self, loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
         require(

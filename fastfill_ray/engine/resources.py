@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 import ray
 from ray._private.state import state
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Cython
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # protobuf
 from ray.experimental.internal_kv import _internal_kv_get
 
 from fastfill_ray.errors import ClusterError
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 # With Ray's start, an error is there within half a minute. A cluster that has just come up may still get nodes.
 CONNECT_S, PATIENCE_S = 20.0, 9.0
 _SAY_EVERY_S, _LOOK_EVERY_S = 30.0, 3.0
+_ANSWER_S = 10
 _STATUS_OF_V1 = "__autoscaling_status"  # the older autoscaler writes its report here, the newer one answers a request
 _BY_HAND = re.compile(r"(node_[0-9a-f]{56})?")
 
@@ -71,8 +74,10 @@ def require(demand: Mapping[str, float], remedy: str, *, sleep: Callable[[float]
         waited, said = 0.0, 0.0
         while not _fits(wanted):
             scales = is_autoscaled(_node_types()) and _can_start(wanted)
-            if waited >= PATIENCE_S and not scales:
-                raise ClusterError(f"no node has {_words(wanted)}. {_largest(wanted)} {remedy}")
+            refused = scales and _is_refused(wanted)
+            if waited >= PATIENCE_S and (refused or not scales):
+                more = "Its autoscaler says that it can start none. " if refused else ""
+                raise ClusterError(f"no node has {_words(wanted)}. {_largest(wanted)} {more}{remedy}")
             if scales and waited >= said:
                 logger.warning("waiting for a node with %s; %.0f s so far. %s", _words(wanted), waited, remedy)
                 said += _SAY_EVERY_S
@@ -99,10 +104,27 @@ def num_that_fit(wanted: Mapping[str, float]) -> int:
     return sum(min(int(node.get(name, 0) // amount) for name, amount in asked.items()) for node in _nodes())
 
 
+def at_most_a_node(memory_bytes: int) -> int:
+    """`memory_bytes`, or all the memory of the largest node that is there or can be started, if that is less."""
+    sizes = [int(node["memory"]) for node in (*_nodes(), *_node_groups()) if node.get("memory", 0) > 0]
+    return min(memory_bytes, max(sizes, default=memory_bytes))
+
+
 def _can_start(wanted: Mapping[str, float]) -> bool:
     """Whether the autoscaler can start a node that is large enough; True where it does not say what it can start."""
     groups = _node_groups()
     return not groups or any(all(group.get(name, 0) >= amount for name, amount in wanted.items()) for group in groups)
+
+
+def _is_refused(wanted: Mapping[str, float]) -> bool:
+    """Whether the autoscaler has answered a ``request_resources`` of `wanted` so: it can start no node that has it."""
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=_ANSWER_S))
+    return any(
+        dict(request.request.resources_bundle) == dict(wanted)
+        for constraint in reply.autoscaling_state.infeasible_cluster_resource_constraints
+        for request in constraint.resource_requests
+    )
 
 
 def _node_groups() -> list[dict[str, float]]:
@@ -127,13 +149,17 @@ def _node_types() -> list[str]:
 
 
 def _words(wanted: Mapping[str, float]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+    return " and ".join(_amount(name, amount) for name, amount in wanted.items())
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / 2**20:.0f} MiB of memory" if name == "memory" else f"{amount:g} {name}"
 
 
 def _largest(wanted: Mapping[str, float]) -> str:
     nodes, groups = _nodes(), _node_groups()
     most = " and ".join(
-        f"{max((node.get(name, 0) for node in (*nodes, *groups)), default=0):g} {name}" for name in wanted
+        _amount(name, max((node.get(name, 0) for node in (*nodes, *groups)), default=0)) for name in wanted
     )
     more = ", and those that it can start," if groups else ""
     return f"The cluster's {len(nodes)} nodes{more} have at most {most} each."

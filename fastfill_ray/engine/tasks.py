@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
@@ -18,9 +21,25 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Tasks in flight per CPU of the cluster. Tasks ask for no CPU, so that they make progress beside an actor pool that
-# holds every core; the bound is what keeps them from flooding a node.
-_TASKS_PER_CPU = 1
+_LOOK_EVERY_S = 2.0  # a cluster does not grow faster
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a task asks for, and how many are in flight per CPU of the cluster."""
+
+    num_cpus: float
+    tasks_per_cpu: int
+
+    def limit(self, cpus: float) -> int:
+        """Tasks in flight on a cluster of so many CPUs."""
+        return max(2, int(cpus * self.tasks_per_cpu))
+
+
+# Twice the tasks that run: those that wait are what an autoscaler sees, so a cluster doubles until it is large enough.
+ALONE = Share(num_cpus=1, tasks_per_cpu=2)
+# A pool may hold every CPU until it ends, so a task that asked for one would wait as long. It asks for memory alone.
+BESIDE_A_POOL = Share(num_cpus=0, tasks_per_cpu=1)
 
 
 def _call(function: Callable[..., R], *items: Any) -> R:
@@ -28,17 +47,28 @@ def _call(function: Callable[..., R], *items: Any) -> R:
 
 
 def run_tasks(
-    function: Callable[[T], R], items: Iterable[T], *, name: str, ordered: bool = False
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    name: str,
+    share: Share,
+    memory_bytes: int,
+    ordered: bool = False,
 ) -> Iterator[tuple[T, R]]:
     """(item, function(item)) as they finish, as Ray tasks with bounded concurrency; `function` must be idempotent.
 
     With `ordered` they come in the items' order. Either way no more results exist at a time than tasks in flight.
 
     Process death is retried by Ray, an exception is not: it comes out as it was raised.
+
+    Args:
+        memory_bytes: that a task asks for.
     """
-    task: Any = ray.remote(_call).options(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD", name=name)
+    task: Any = ray.remote(_call).options(
+        num_cpus=share.num_cpus, memory=memory_bytes, max_retries=3, scheduling_strategy="SPREAD", name=name
+    )
     shared = ray.put(function)  # with everything it is bound to: serialised once, not once per task
-    limit = max(2, int(ray.cluster_resources().get("CPU", 1) * _TASKS_PER_CPU))
+    limit, looked = 0, -math.inf
     waiting: dict[ray.ObjectRef, T] = {}
     source = iter(items)
     exhausted = False
@@ -46,6 +76,8 @@ def run_tasks(
     # worker that is interrupted while it imports fails in every later task.
     with original_errors():
         while True:
+            if time.monotonic() - looked >= _LOOK_EVERY_S:
+                limit, looked = share.limit(ray.cluster_resources().get("CPU", 0)), time.monotonic()
             while not exhausted and len(waiting) < limit:
                 try:
                     item = next(source)

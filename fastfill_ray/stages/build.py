@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from fastfill_ray.engine.interface import TASK_BYTES
 from fastfill_ray.index.segment import build_index, train_template
 from fastfill_ray.inputs.gallery import Source, mapped_columns, mapped_vectors, stored_beside
 from fastfill_ray.inputs.kinds import read_id_column
@@ -156,10 +157,20 @@ def build(context: Context, job: BuildJob, work: Sequence[BucketWork], name: str
     segments: list[Segment] = []
     rows = sum(place.chunk.rows for item in work for place in item.chunks)
     with context.progress.stage(name, rows, "rows") as bar:
-        for item, built in context.engine.run_tasks(partial(build_bucket, job), work, name="build segments"):
+        built_buckets = context.engine.run_tasks(
+            partial(build_bucket, job), work, name="build segments", memory_bytes=_bucket_bytes(job, work)
+        )
+        for item, built in built_buckets:
             segments.extend(built)
             bar.advance(sum(place.chunk.rows for place in item.chunks))
     return sorted(segments, key=lambda segment: (segment.bucket, segment.wave, segment.state))
+
+
+def _bucket_bytes(job: BuildJob, work: Sequence[BucketWork]) -> int:
+    """Memory of the largest bucket's task: its old and new vectors as read, and once more as segments."""
+    rows = max((sum(place.chunk.rows for place in item.chunks) for item in work), default=0)
+    alignment = job.scorer.alignment()
+    return TASK_BYTES + rows * (alignment.old_dim + alignment.new_dim) * 4 * 2
 
 
 def build_bucket(job: BuildJob, work: BucketWork) -> list[Segment]:

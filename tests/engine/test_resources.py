@@ -113,3 +113,41 @@ def test_as_many_actors_as_the_nodes_there_are_have_room_for(monkeypatch: pytest
     assert resources.num_that_fit({"CPU": 2.0, "GPU": 0.0}) == 2 + 1
     assert resources.num_that_fit({"CPU": 1.0, "GPU": 0.5}) == 2
     assert resources.num_that_fit({"CPU": 0.0, "GPU": 0.0}) == 3
+
+
+def test_a_task_asks_for_no_more_memory_than_a_node_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray lets a task wait for ever whose memory no node has."""
+    monkeypatch.setattr(resources, "_nodes", lambda: [{"CPU": 0.0}, {"CPU": 4.0, "memory": 2e9}])
+    monkeypatch.setattr(resources, "_node_groups", lambda: [{"CPU": 8.0, "memory": 3e9}])
+    assert resources.at_most_a_node(1_000_000_000) == 1_000_000_000
+    assert resources.at_most_a_node(8_000_000_000) == 3_000_000_000
+    monkeypatch.setattr(resources, "_nodes", list)
+    monkeypatch.setattr(resources, "_node_groups", list)
+    assert resources.at_most_a_node(8_000_000_000) == 8_000_000_000, "a head that offers nothing says nothing of others"
+
+
+def test_what_the_autoscaler_refuses_ends_the_run_and_what_it_works_on_is_waited_for(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    def for_a_minute(seconds: float) -> None:
+        slept.append(seconds)
+        if sum(slept) > 60:
+            raise TimeoutError
+
+    monkeypatch.setattr(resources, "_node_types", lambda: ["cpu"])
+    with pytest.raises(TimeoutError):
+        require(GPU, "", sleep=for_a_minute)
+    slept.clear()
+    monkeypatch.setattr(resources, "_is_refused", lambda wanted: wanted == GPU)
+    with pytest.raises(ClusterError, match=r"Its autoscaler says that it can start none\. Lower gpus"):
+        require(GPU, "Lower gpus.", sleep=for_a_minute)
+    assert sum(slept) < 20
+
+
+def test_memory_is_said_in_mebibytes(ray_session: None) -> None:
+    with pytest.raises(
+        ClusterError, match=r"no node has 1 CPU and 1073741824 MiB of memory\. .* at most \d+ CPU and \d+ MiB"
+    ):
+        require({"CPU": 1.0, "memory": 2.0**50}, "", sleep=lambda seconds: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,8 +11,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -19,6 +20,10 @@ RAY = Path(sys.executable).parent / "ray"
 
 # With a token, as a cluster should be (and as Ray starts one by default since 2.60).
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
+
+FAKE_HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+FAKE_PROVIDER = "tests.integration.fake_nodes.FakeNodes"
+NOTHING = {"CPU": 0, "memory": 0}
 
 
 def free_port() -> int:
@@ -63,6 +68,72 @@ def head(folder: Path, **more: str) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
         shutil.rmtree(temp, ignore_errors=True)
+
+
+@contextmanager
+def autoscaling_head(folder: Path, workers: Mapping[str, Mapping[str, object]], idle_minutes: float) -> Iterator[str]:
+    """The address of a head that offers nothing, as cluster.yaml has it; its autoscaler starts raylets on this machine.
+
+    Args:
+        workers: available_node_types but the head.
+    """
+    port, temp = free_port(), Path("/tmp") / f"ray-fake-{os.getpid()}"
+    address = f"127.0.0.1:{port}"
+    config = folder / "autoscaler.json"
+    head_type = {"resources": NOTHING, "node_config": {}, "max_workers": 0}
+    config.write_text(json.dumps({
+        "cluster_name": "fake_multinode", "max_workers": 8, "idle_timeout_minutes": idle_minutes,
+        "upscaling_speed": 1.0, "auth": {}, "docker": {}, "setup_commands": [], "initialization_commands": [],
+        "head_setup_commands": [], "worker_setup_commands": [], "head_start_ray_commands": [],
+        "worker_start_ray_commands": [], "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously":
+        False, "rsync_exclude": [], "rsync_filter": [], "head_node_type": "ray.head.default",
+        "provider": {"type": "external", "module": FAKE_PROVIDER, "gcs_address": address, "launch_multiple": True,
+                     "head_node_id": FAKE_HEAD, "disable_node_updaters": True, "disable_launch_config_check": True},
+        "available_node_types": {"ray.head.default": head_type, **workers},
+    }))  # fmt: skip
+    environment = {
+        **ENVIRONMENT, "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD, "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_NODE_TYPE_NAME": "ray.head.default", "PYTHONPATH": str(REPOSITORY),
+    }  # fmt: skip
+    log = (folder / "head.txt").open("wb")
+    process = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--temp-dir={temp}", f"--port={port}",
+         "--include-dashboard=false", f"--autoscaling-config={config}", f"--ray-client-server-port={free_port()}",
+         f"--dashboard-agent-listen-port={free_port()}", f"--runtime-env-agent-port={free_port()}",
+         f"--metrics-export-port={free_port()}", "--object-store-memory=100000000",
+         "--num-cpus=0", "--memory=0"],  # not by RAY_OVERRIDE_RESOURCES, which the nodes would inherit
+        stdout=log, stderr=log, start_new_session=True, env=environment,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 90
+        while "Ray runtime started" not in (folder / "head.txt").read_text():
+            assert process.poll() is None, (folder / "head.txt").read_text()
+            assert time.monotonic() < deadline, (folder / "head.txt").read_text()
+            time.sleep(0.5)
+        time.sleep(2)
+        assert process.poll() is None, (folder / "head.txt").read_text()
+        yield address
+    finally:
+        # The autoscaler first, which would start nodes anew; each process is ours by the folder or port in its command.
+        marks = (str(temp).encode(), address.encode(), str(config).encode())
+        for _ in range(3):
+            for pid in _running(marks):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.5)
+        process.wait(timeout=10)
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _running(marks: Sequence[bytes]) -> list[int]:
+    """Processes with one of these in their command, but this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if int(path.parent.name) != os.getpid() and any(mark in path.read_bytes() for mark in marks):
+                found.append(int(path.parent.name))
+    return found
 
 
 def work_folder(folder: Path) -> Path:
