@@ -25,8 +25,6 @@ PART_ROWS = 1 << 20
 # driver holds some kilobytes of each chunk, and the store some objects of each chunk and wave.
 CHUNK_ROWS, MOST_CHUNK_ROWS = 1 << 11, 1 << 16
 MANY_CHUNKS = 1 << 14
-
-
 # Most pieces of an exchange: what a task has for a partition is an object, of which the driver holds 5 kB.
 MOST_PIECES = 1 << 16
 # Most items that one task cuts, whatever that comes to: it holds the pieces of all of them.
