@@ -44,7 +44,7 @@ from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.inputs.table import TableInput
 from fastfill_ray.log.records import FileRef, Segment
 from fastfill_ray.ordering.ids import hash_ids, seeded_hash
-from fastfill_ray.ordering.partition import cut_chunks, cut_parts, rows_per_cut
+from fastfill_ray.ordering.partition import cut_chunks, cut_parts, items_per_task
 from fastfill_ray.ordering.schedule import LADDER
 from fastfill_ray.ordering.waves import (
     KEY_SPACE,
@@ -180,7 +180,8 @@ def measured(items: int, row_bytes: int, chunk_rows: int | None, *, trace: bool)
             for part in parts:
                 ledger[part.unit] = receipt_of(snapshot.ledger, part.unit, part.rows, 1)
             partitions = num_partitions(items)
-            tasks = key_groups(parts, rows_per_cut(items, partitions))
+            groups_of_keys = key_groups(parts)
+            tasks = -(-len(groups_of_keys) // items_per_task(len(groups_of_keys), partitions))
         with meter.step("score files"):
             scores = score_files(snapshot)
         is_pair_of = pair_offsets(gallery, snapshot, starts)
@@ -214,9 +215,9 @@ def measured(items: int, row_bytes: int, chunk_rows: int | None, *, trace: bool)
             "tasks over score files": len(groups),
             "units": sum(map(len, units.values())),
             "parts of the ledger": len(ledger),
-            "tasks over keys": len(tasks),
+            "tasks over keys": tasks,
             "partitions of keys": partitions,
-            "pieces of keys (5 kB each in a Ray driver)": len(tasks) * partitions,
+            "pieces of keys (5 kB each in a Ray driver)": tasks * partitions,
             "segments": len(segments),
             "MB before the first step": base_mb,
             "MB of the snapshot": sum(path.stat().st_size for path in Path(folder).glob("snapshots/*/*")) / 1e6,

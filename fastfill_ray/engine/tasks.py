@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -15,6 +16,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine.interface import Attempt
 from fastfill_ray.engine.units import original_errors
+from fastfill_ray.ordering.partition import items_per_task
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,15 @@ def run_tasks(
                 yield waiting.pop(reference), ray.get(reference)
 
 
+def _cut_all(cut: Callable[[T], Sequence[Any]], items: Sequence[T]) -> list[tuple[Any, ...]]:
+    """Of each part the pieces of all items."""
+    return list(zip(*map(cut, items), strict=True))
+
+
+def _join_all(join: Callable[..., R], *pieces: Sequence[Any]) -> R:
+    return join(*itertools.chain.from_iterable(pieces))
+
+
 def exchange(
     cut: Callable[[T], Sequence[Any]],
     join: Callable[..., R],
@@ -102,13 +113,16 @@ def exchange(
 ) -> list[R]:
     """See ``Engine.exchange``. Nothing else may run yet: these tasks ask for a CPU each, and Ray bounds them so."""
     with original_errors():
-        cutting: Any = ray.remote(_call).options(num_cpus=1, num_returns=parts, name="exchange: cut")
-        joining: Any = ray.remote(_call).options(num_cpus=1, name="exchange: join")
+        cutting: Any = ray.remote(_cut_all).options(num_cpus=1, num_returns=parts, name="exchange: cut")
+        joining: Any = ray.remote(_join_all).options(num_cpus=1, name="exchange: join")
         shared, shared_join = ray.put(cut), ray.put(join)
-        pieces = [cutting.remote(shared, item) for item in items]
-        for item, references in zip(items, pieces, strict=True):
+        step = items_per_task(len(items), parts)
+        groups = [items[i : i + step] for i in range(0, len(items), step)]
+        pieces = [cutting.remote(shared, group) for group in groups]
+        for group, references in zip(groups, pieces, strict=True):
             ray.wait(references, num_returns=parts, fetch_local=False)
-            on_cut(item)
+            for item in group:
+                on_cut(item)
         joined: list[R] = ray.get([joining.remote(shared_join, *part) for part in zip(*pieces, strict=True)])
     return joined
 

@@ -25,12 +25,10 @@ PART_ROWS = 1 << 20
 # driver holds some kilobytes of each chunk, and the store some objects of each chunk and wave.
 CHUNK_ROWS, MOST_CHUNK_ROWS = 1 << 11, 1 << 16
 MANY_CHUNKS = 1 << 14
-
-
-# Most pieces of an exchange: each piece of a cut for a partition is an object, of which the driver holds 5 kB.
+# Most pieces of an exchange: what a task has for a partition is an object, of which the driver holds 5 kB.
 MOST_PIECES = 1 << 16
-# Most rows that are cut at a time, whatever that comes to: their keys are 256 MiB.
-_MOST_CUT_ROWS = 1 << 24
+# Most items that one task cuts, whatever that comes to: it holds the pieces of all of them.
+_MOST_PER_TASK = 16
 
 
 @dataclass(frozen=True)
@@ -150,9 +148,9 @@ def _join_chunks(sizes: Sequence[int], last_groups: Sequence[int]) -> Iterator[i
         yield joined
 
 
-def rows_per_cut(rows: int, partitions: int) -> int:
-    """Rows whose keys one task cuts into partitions: 2**20, or so many more that there are at most 2**16 pieces."""
-    return min(max(PART_ROWS, -(-rows * partitions // MOST_PIECES)), _MOST_CUT_ROWS)
+def items_per_task(items: int, partitions: int) -> int:
+    """How many of the items of an exchange one task cuts: one, or so many that there are at most 2**16 pieces."""
+    return min(max(1, -(-items * partitions // MOST_PIECES)), _MOST_PER_TASK)
 
 
 def cut_chunks(

@@ -28,7 +28,7 @@ from fastfill_ray.inputs.gallery import (
 from fastfill_ray.inputs.kinds import read_id_column
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_around, read_spans
 from fastfill_ray.ordering.ids import combine_digests, item_keys, keys_digest
-from fastfill_ray.ordering.partition import PART_ROWS, rows_per_cut
+from fastfill_ray.ordering.partition import PART_ROWS
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.snapshot import Snapshot, unit_of
 from fastfill_ray.storage.arrow import keys_column, keys_of, read_table, table_bytes
@@ -111,17 +111,12 @@ def read_keys(files: Files, part: LedgerPart) -> U64:
     return keys_of(read_table(get_verified(files, output), name=output.path, columns=["key"]).column("key"))
 
 
-def key_groups(parts: Iterable[LedgerPart], most_rows: int = PART_ROWS) -> list[list[LedgerPart]]:
-    """Parts in their order, in groups whose keys one task reads: of one file or of many small ones.
-
-    Args:
-        most_rows: of a group, if it is not a single part.
-    """
-    most_parts = _PARTS_PER_TASK * max(1, most_rows // PART_ROWS)
+def key_groups(parts: Iterable[LedgerPart]) -> list[list[LedgerPart]]:
+    """Parts in their order, in groups whose keys one task reads: of one file or of many small ones."""
     groups: list[list[LedgerPart]] = []
     rows = 0
     for part in parts:
-        if not groups or rows + part.rows > most_rows or len(groups[-1]) == most_parts:
+        if not groups or rows + part.rows > PART_ROWS or len(groups[-1]) == _PARTS_PER_TASK:
             groups.append([])
             rows = 0
         groups[-1].append(part)
@@ -317,8 +312,8 @@ def _check_unique(context: Context, snapshot: Snapshot, source: Source) -> None:
     Raises:
         InputError: ids that occur more than once; names files and rows.
     """
+    groups = key_groups(ledger_parts(snapshot))
     partitions = max(2, -(-snapshot.rows // _PARTITION_ROWS))
-    groups = key_groups(ledger_parts(snapshot), rows_per_cut(snapshot.rows, partitions))
     cut = partial(_cut_keys, context.files, partitions)
     with context.progress.stage("unique ids", snapshot.rows, "items") as bar:
         repeated = context.engine.exchange(

@@ -71,7 +71,9 @@ class UnitGroup:
                 "quarantine.max_rows, and run again."
             )
         kept = self.receipts[unit.unit] = keep_receipt(self._files, unit, receipt)
-        self._faults[unit.unit] = kept.quarantined
+        del self._faults[unit.unit]
+        if kept.quarantined:  # those of a twin, which may have had none
+            self._faults[unit.unit] = kept.quarantined
 
     def _refuse_alike(self, unit: Unit, receipt: Receipt, bad: Sequence[Quarantined]) -> None:
         """Raises EmbedderError where no row of all, or of a large unit, could be embedded, all for one reason."""

@@ -102,10 +102,8 @@ class ChunkWork(Model):
 
     def placed(self, *, bucket: int | None = None, file: FileRef | None = None) -> ChunkWork:
         """The same chunk in a bucket, or with its work file."""
-        values = (
-            self.__dict__ | ({} if bucket is None else {"bucket": bucket}) | ({} if file is None else {"file": file})
-        )
-        return ChunkWork.model_construct(_FIELDS, **values)
+        fresh = {"bucket": self.bucket if bucket is None else bucket, "file": self.file if file is None else file}
+        return ChunkWork.model_construct(_FIELDS, **(self.__dict__ | fresh))
 
 
 # A gallery has ten thousands of chunks: one set says which fields their entries have.

@@ -20,6 +20,7 @@ from fastfill_ray.engine.interface import Attempt, Checkpoints, Engine, Finish, 
 from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.errors import AlignmentFailed, EmbedderError, InputError
 from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.ordering import partition
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
 
@@ -124,7 +125,11 @@ def total(*pieces: np.ndarray) -> int:
     return int(sum(piece.sum() for piece in pieces))
 
 
-def test_an_exchange_joins_each_part_of_all_items(engine: Engine) -> None:
+@pytest.mark.parametrize("items_per_task", [1, 2])
+def test_an_exchange_joins_each_part_of_all_items(
+    engine: Engine, items_per_task: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partition, "MOST_PIECES", 6 // items_per_task)
     items = [np.arange(4), np.arange(4, 12)]
     was_cut: list[int] = []
     joined = engine.exchange(partial(by_remainder, 3), total, items, 3, lambda item: was_cut.append(len(item)))

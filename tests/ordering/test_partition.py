@@ -17,7 +17,7 @@ from fastfill_ray.ordering.partition import (
     cut_chunks,
     cut_parts,
     hash_bound,
-    rows_per_cut,
+    items_per_task,
     smallest,
     split_pairs,
     split_sizes,
@@ -170,12 +170,12 @@ def test_auto_chunks_are_doubled_until_they_are_few_or_as_large_as_they_may_be(
     assert chunks == next((cut for cut in by_rows if len(cut) <= many), by_rows[-1])
 
 
-@given(st.integers(1, 3 * 10**9))
-def test_an_exchange_has_few_pieces_and_no_cut_is_large(rows: int) -> None:
-    partitions = max(2, -(-rows // (1 << 22)))
-    cut = rows_per_cut(rows, partitions)
-    assert 1 << 20 <= cut <= 1 << 24
-    assert cut == 1 << 24 or -(-rows // cut) * partitions <= (1 << 16) + partitions
+@given(st.integers(1, 100_000), st.integers(2, 3_000))
+def test_an_exchange_has_few_pieces_or_tasks_of_sixteen_items(items: int, partitions: int) -> None:
+    each = items_per_task(items, partitions)
+    assert 1 <= each <= 16
+    assert each == 16 or -(-items // each) * partitions <= (1 << 16) + partitions
+    assert each == 1 or -(-items // (each - 1)) * partitions > (1 << 16)
 
 
 # Parts
