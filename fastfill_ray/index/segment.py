@@ -25,6 +25,7 @@ from fastfill_ray.index.ivf import (
     inverted_part,
     search_lists,
     selects_in_lists,
+    share_queries,
     transformed,
 )
 from fastfill_ray.log.records import Init, Segment
@@ -189,20 +190,24 @@ def search_segment(
         scores (Q, k), larger is better: inner product, cosine, or minus squared L2; rows (Q, k). Missing: -inf and -1.
     """
     found = min(k, index.ntotal - (0 if hidden is None else hidden.count))
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    rows = np.full((len(queries), k), -1, np.int64)
     if found == 0 or len(queries) == 0:
-        return scores, rows
+        return _padded(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64), k)
     if hidden is not None:
         distances, labels = _search_live(index, queries, found, assignment, hidden)
     elif assignment is None:
         distances, labels = index.search(queries, found)
     else:
         distances, labels = search_lists(index, queries, found, assignment)
-    values = -distances if metric == "l2" else distances
-    rows[:, :found] = labels
-    scores[:, :found] = np.where(labels >= 0, values, -np.inf)
-    return scores, rows
+    scores = -distances if metric == "l2" else distances
+    if (missing := labels < 0).any():
+        scores[missing] = -np.inf
+    return (scores, labels) if found == k else _padded(scores, labels, k)
+
+
+def _padded(scores: F32, rows: I64, k: int) -> tuple[F32, I64]:
+    """Scores and rows (Q, <= k), filled up to (Q, k)."""
+    widths = [(0, 0), (0, k - scores.shape[1])]
+    return np.pad(scores, widths, constant_values=-np.inf), np.pad(rows, widths, constant_values=-1)
 
 
 def search_exactly(vectors: F32, queries: F32, k: int, metric: Metric) -> tuple[F32, I64]:
@@ -289,9 +294,10 @@ def _prepared(vectors: NDArray[Any], dim: int, metric: Metric, name: str = "vect
     array = np.ascontiguousarray(vectors, dtype=np.float32)
     if array.ndim != 2 or array.shape[1] != dim:
         raise SpaceMismatch(f"{name}s are {array.shape}, expected (N, {dim})")
-    finite = np.isfinite(array).all(axis=1)
+    finite = np.isfinite(array)
     if not finite.all():
-        raise ValueError(f"{name} {int(np.argmin(finite))} holds values that are not finite in float32")
+        first = int(np.argmin(finite.all(axis=1)))
+        raise ValueError(f"{name} {first} holds values that are not finite in float32")
     return unit_rows(array) if metric == "cosine" else array
 
 
@@ -314,6 +320,7 @@ def deserialise(data: bytes, name: str) -> faiss.Index:
             faiss.set_deserialization_vector_byte_limit(limit)
     if reader.rp != len(data):
         raise CorruptFile(f"{name}: {len(data) - reader.rp:,} bytes follow the FAISS index. Restore the file.")
+    share_queries(index)
     return index
 
 
