@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastfill_ray.errors import ConfigError, CorruptFile, SpaceMismatch
-from fastfill_ray.index.ivf import coarse, template_key
+from fastfill_ray.index.ivf import coarse, inverted_part, template_key
 from fastfill_ray.index.segment import (
     HiddenRows,
     build_index,
@@ -102,6 +102,25 @@ def test_segments_of_one_template_share_a_coarse_assignment() -> None:
     narrow = search_segment(second, queries, 10, "l2", shared)[0]
     assert_equal_up_to_rounding(narrow, search_segment(second, queries, 10, "l2", own)[0])
     assert narrow.sum() < search_segment(second, queries, 10, "l2", coarse(second, queries, 8))[0].sum()
+
+
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "IVF8,PQ4x4", "PCA4,IVF8,SQ8"])
+def test_threads_share_the_queries_of_a_given_assignment_and_find_the_same(factory: str) -> None:
+    data = build_index(train_template(factory, 8, "ip", vectors(400)), vectors(300, seed=1), "ip")
+    index = load_index(data, dim=8, metric="ip", rows=300, name="segment")
+    inverted, queries = inverted_part(index), vectors(33, seed=2)
+    assert inverted is not None
+    assert inverted.ivf.parallel_mode == 3  # FAISS' default of 0 searches given lists on one thread
+    assignment, threads = coarse(index, queries, 4), faiss.omp_get_max_threads()
+    try:
+        answers = []
+        for each in (1, 3):
+            faiss.omp_set_num_threads(each)
+            answers.append(search_segment(index, queries, 5, "ip", assignment))
+    finally:
+        faiss.omp_set_num_threads(threads)
+    for one, several in zip(*answers, strict=True):
+        np.testing.assert_array_equal(one, several)
 
 
 def test_an_ivf_template_stores_a_useful_number_of_probes() -> None:
