@@ -90,15 +90,19 @@ def build_index(template: bytes, vectors: F32, metric: Metric) -> bytes:
 
 
 def load_index(data: bytes, *, dim: int, metric: Metric, rows: int, name: str) -> faiss.Index:
-    """Deserialise one segment and check that it is the one that is recorded.
+    """One segment, checked to be the one that is recorded.
 
     Returns:
-        The ``faiss.Index``.
+        A ``faiss.Index`` whose vectors and codes lie in `data`, which it keeps: to open it copies nothing of these, and
+        nothing can be added to it.
 
     Raises:
         CorruptFile: not a FAISS index, bytes left over, or another dim, metric or number of rows.
     """
-    index = deserialise(data, name)
+    array = np.frombuffer(data, np.uint8)
+    reader = _library.ZeroCopyIOReader(faiss.swig_ptr(array), len(data))
+    index: Any = _read(reader, lambda: int(reader.rp_), len(data), name)
+    index.referenced_objects = [array]
     found = (index.d, index.metric_type, index.ntotal)
     expected = (dim, FAISS_METRIC[metric], rows)
     if found != expected or not index.is_trained:
@@ -294,10 +298,9 @@ def _prepared(vectors: NDArray[Any], dim: int, metric: Metric, name: str = "vect
     array = np.ascontiguousarray(vectors, dtype=np.float32)
     if array.ndim != 2 or array.shape[1] != dim:
         raise SpaceMismatch(f"{name}s are {array.shape}, expected (N, {dim})")
-    finite = np.isfinite(array)
-    if not finite.all():
-        first = int(np.argmin(finite.all(axis=1)))
-        raise ValueError(f"{name} {first} holds values that are not finite in float32")
+    if not np.isfinite(array).all():
+        row = int(np.argmin(np.isfinite(array).all(axis=1)))
+        raise ValueError(f"{name} {row} holds values that are not finite in float32")
     return unit_rows(array) if metric == "cosine" else array
 
 
@@ -306,20 +309,26 @@ def serialise(index: faiss.Index) -> bytes:
 
 
 def deserialise(data: bytes, name: str) -> faiss.Index:
+    """An index of its own memory, to which vectors can be added."""
     reader: Any = faiss.VectorIOReader()
     faiss.copy_array_to_vector(np.frombuffer(data, np.uint8), reader.data)
+    return _read(reader, lambda: int(reader.rp), len(data), name)
+
+
+def _read(reader: Any, position: Callable[[], int], size: int, name: str) -> faiss.Index:
+    """The index that fills all `size` bytes of a reader."""
     # A damaged length must not become a huge allocation. The limit is global in FAISS, hence the lock.
     with _reading:
         limit = faiss.get_deserialization_vector_byte_limit()
-        faiss.set_deserialization_vector_byte_limit(len(data) + _TABLE_BYTES)
+        faiss.set_deserialization_vector_byte_limit(size + _TABLE_BYTES)
         try:
             index = faiss.read_index(reader)
         except (RuntimeError, MemoryError) as error:
             raise CorruptFile(f"{name} is not a FAISS index: {faiss_reason(error)}. Restore the file.") from error
         finally:
             faiss.set_deserialization_vector_byte_limit(limit)
-    if reader.rp != len(data):
-        raise CorruptFile(f"{name}: {len(data) - reader.rp:,} bytes follow the FAISS index. Restore the file.")
+    if position() != size:
+        raise CorruptFile(f"{name}: {size - position():,} bytes follow the FAISS index. Restore the file.")
     share_queries(index)
     return index
 

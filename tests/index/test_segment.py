@@ -170,6 +170,20 @@ def test_a_cut_or_lengthened_file_is_refused_by_name(data: st.DataObject) -> Non
             load_index(damaged, dim=8, metric="l2", rows=30, name="index/b0.faiss")
 
 
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,PQ4x4", "PCA4,IVF8,SQ8", "HNSW8", "IVF8,PQ8x4fs"])
+def test_an_index_keeps_the_bytes_that_it_reads(factory: str) -> None:
+    template, queries = train_template(factory, 8, "ip", vectors(400)), vectors(3, seed=2)
+
+    def loaded() -> faiss.Index:
+        data = build_index(template, vectors(300, seed=1), "ip")
+        return load_index(data, dim=8, metric="ip", rows=300, name="segment")
+
+    indexes = [loaded() for _ in range(50)]  # each one's memory would be that of the next
+    first, *others = [search_segment(index, queries, 5, "ip")[1].tolist() for index in indexes]
+    assert others == [first] * 49
+    assert first == search_segment(loaded(), queries, 5, "ip")[1].tolist()
+
+
 def test_an_index_of_another_dim_metric_or_size_is_refused() -> None:
     data = build_index(train_template("Flat", 8, "ip", vectors(1)), vectors(30), "ip")
     assert load_index(data, dim=8, metric="cosine", rows=30, name="s").ntotal == 30
