@@ -166,7 +166,7 @@ class Index:
             scanned.append(partial(block.scanned_bytes, assignments[shared]))
         parts = run_searches(searches, len(new), lambda: sum(scanned_bytes() for scanned_bytes in scanned))
         hits = best_hits(parts, k)
-        return hits.scores, self._ids(snapshot, hits)
+        return np.ascontiguousarray(hits.scores), self._ids(snapshot, hits)
 
     def _old_queries(self, snapshot: _Snapshot, old_queries: NDArray[Any] | None, count: int) -> F32:
         if old_queries is None:
