@@ -70,11 +70,7 @@ def main() -> None:
     items, queries = draw(options.rows), unit_rows(draw(2048))
     for factory in options.factories:
         template = train_template(factory, DIM, "cosine", items[:60_000])
-        for name, calibrations, part in (
-            ("", FIVE[:1], 0.0),
-            ("1 % deleted", FIVE[:1], 0.01),
-            ("5 calibrations", FIVE, 0),
-        ):
+        for name, calibrations, part in CASES:
             deleted = np.sort(random.permutation(options.rows)[: int(part * options.rows)])
             with tempfile.TemporaryDirectory() as folder:
                 commit(open_files(folder), items, template, options.segments, calibrations, deleted)

@@ -61,9 +61,10 @@ class Block:
     def scanned_bytes(self, assignment: Assignment | None) -> int:
         """About how many bytes one query reads."""
         whole, inverted = self.index.ntotal * self.row_bytes, inverted_part(self.index)
-        if assignment is None or inverted is None:
+        if inverted is None:
             return whole
-        return whole * assignment.lists.shape[1] // int(inverted.ivf.nlist)
+        probes = int(inverted.ivf.nprobe) if assignment is None else assignment.lists.shape[1]
+        return whole * probes // int(inverted.ivf.nlist)
 
     def rows_of(self, key: Key) -> slice:
         """The rows of one segment."""
@@ -226,7 +227,7 @@ class BlockSearch:
     def _hits(self, raw: F32, rows: I64) -> Hits:
         """Hits as the version numbers them, of scores and rows (Q, K) of the block."""
         scores = calibrated_scores(raw, self.segment.calibration)
-        place = np.searchsorted(self.block.starts, rows, side="right") - 1
+        place = self.block.starts.searchsorted(rows, side="right") - 1
         hits = Hits(scores, self.numbers[place], rows - self.block.starts[place])
         if (missing := rows < 0).any():
             hits.scores[missing], hits.segments[missing], hits.rows[missing] = -np.inf, -1, -1

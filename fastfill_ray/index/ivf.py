@@ -20,6 +20,8 @@ _library: Any = faiss  # for what its stubs lack
 _WRAP = 1 << 64
 # Whose lists hold a code per row and nothing else.
 _PLAIN = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
+# FAISS' ``parallel_mode`` in which threads share the queries of a search with given lists, too.
+_SHARE_QUERIES = 3
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ def coarse(index: faiss.Index, queries: F32, nprobe: int | None = None) -> Assig
         return None
     probes = min(nprobe or inverted.ivf.nprobe, inverted.ivf.nlist)
     return Assignment(*inverted.ivf.quantizer.search(inverted.transform(queries), probes))
+
+
+def share_queries(index: faiss.Index) -> None:
+    """Have threads share a batch also where the lists to probe are given: by default one thread then scans them all."""
+    if (inverted := inverted_part(index)) is not None:
+        inverted.ivf.parallel_mode = _SHARE_QUERIES
 
 
 def selects_in_lists(ivf: Any) -> bool:

@@ -18,17 +18,17 @@ T = TypeVar("T")
 _LEAST_BYTES = 1 << 22
 
 
-def run_searches(searches: Sequence[Callable[[], T]], num_queries: int, scanned_bytes: int) -> list[T]:
+def run_searches(searches: Sequence[Callable[[], T]], num_queries: int, scanned_bytes: Callable[[], int]) -> list[T]:
     """What each search returns, in their order.
 
     Threads are those that FAISS would take in the calling thread: OMP_NUM_THREADS, or ``faiss.omp_set_num_threads``.
 
     Args:
         searches: of a block each, all for the same queries.
-        scanned_bytes: about how many one query reads, over all of them.
+        scanned_bytes: says about how many one query reads, over all of them.
     """
     threads = min(faiss.omp_get_max_threads(), len(searches))
-    if threads <= num_queries or scanned_bytes * num_queries < _LEAST_BYTES:
+    if threads <= num_queries or scanned_bytes() * num_queries < _LEAST_BYTES:
         return [search() for search in searches]
     return list(_pool(os.getpid(), threads).map(lambda search: search(), searches))
 

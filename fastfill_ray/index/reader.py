@@ -6,9 +6,10 @@ Q queries, N rows of a segment, H hidden ones, K hits, D old dim, E new dim.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import faiss
@@ -33,6 +34,9 @@ from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.refs import get_verified
 from fastfill_ray.types import F32, I64, U64, Metric
+
+# Up to so many hits it takes less time to look their ids up one by one than to sort them by segment.
+_FEW_HITS = 32
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,14 @@ class _Snapshot:
     segments: tuple[_Loaded, ...]
     blocks: tuple[BlockSearch, ...]
 
-    @property
+    @cached_property
     def needs_old_queries(self) -> bool:
         return any(segment.needs_old_queries for segment in self.records)
+
+    @cached_property
+    def sharing(self) -> Counter[tuple[str | None, Fusion | None]]:
+        """How many blocks have a coarse quantiser, and queries in a space: they share an assignment."""
+        return Counter((each.block.coarse_key, each.segment.fusion) for each in self.blocks)
 
     @property
     def live_rows(self) -> int:
@@ -142,18 +151,22 @@ class Index:
         vectors: dict[Fusion | None, F32] = {}  # the queries in each space that segments are in
         assignments: dict[tuple[str | None, Fusion | None], Assignment | None] = {}
         searches: list[Callable[[], Hits]] = []
-        scanned = 0
+        scanned: list[Callable[[], int]] = []
         for each in snapshot.blocks:
             block, fusion = each.block, each.segment.fusion
             if fusion not in vectors:
                 vectors[fusion] = segment_queries(each.segment, new, old, self.metric)
             shared = block.coarse_key, fusion
             if shared not in assignments:
-                assignments[shared] = None if block.coarse_key is None else coarse(block.index, vectors[fusion], nprobe)
+                alone = nprobe is None and snapshot.sharing[shared] == 1  # then FAISS does it on the way
+                assignments[shared] = (
+                    None if alone or block.coarse_key is None else coarse(block.index, vectors[fusion], nprobe)
+                )
             searches.append(partial(each.search, vectors[fusion], k, self.metric, assignments[shared]))
-            scanned += block.scanned_bytes(assignments[shared])
-        hits = best_hits(run_searches(searches, len(new), scanned), k)
-        return hits.scores, self._ids(snapshot, hits)
+            scanned.append(partial(block.scanned_bytes, assignments[shared]))
+        parts = run_searches(searches, len(new), lambda: sum(scanned_bytes() for scanned_bytes in scanned))
+        hits = best_hits(parts, k)
+        return np.ascontiguousarray(hits.scores), self._ids(snapshot, hits)
 
     def _old_queries(self, snapshot: _Snapshot, old_queries: NDArray[Any] | None, count: int) -> F32:
         if old_queries is None:
@@ -257,17 +270,21 @@ class Index:
 
     def _ids(self, snapshot: _Snapshot, hits: Hits) -> NDArray[Any]:
         """The ids of hits (Q, K)."""
-        if self._init.id_type == "int64":
-            ids = np.full(hits.rows.shape, -1, np.int64)
-        else:
-            ids = np.full(hits.rows.shape, None, object)
-        for number in np.unique(hits.segments[hits.segments >= 0]):
-            of_segment = hits.segments == number
-            rows, of_all = hits.rows[of_segment], snapshot.segments[number].ids
-            if self._init.id_type == "int64":
-                ids[of_segment] = of_all.to_numpy()[rows]
-            else:
-                ids[of_segment] = of_all.take(pa.array(rows)).to_numpy(zero_copy_only=False)
+        missing, dtype = (-1, np.int64) if self._init.id_type == "int64" else (None, object)
+        ids = np.full(hits.rows.shape, missing, dtype)
+        segments, rows, flat = hits.segments.ravel(), hits.rows.ravel(), ids.reshape(-1)
+        if len(rows) <= _FEW_HITS:
+            for place, (number, row) in enumerate(zip(segments.tolist(), rows.tolist(), strict=True)):
+                if number >= 0:
+                    flat[place] = snapshot.segments[number].ids[row].as_py()
+            return ids
+        order = segments.argsort(kind="stable")  # hits of one segment side by side
+        ends = [*(np.flatnonzero(np.diff(segments[order])) + 1).tolist(), len(order)]
+        for start, end in zip([0, *ends], ends, strict=False):
+            places = order[start:end]
+            if (number := int(segments[places[0]])) >= 0:
+                taken = snapshot.segments[number].ids.take(pa.array(rows[places]))
+                flat[places] = taken.to_numpy(zero_copy_only=False)
         return ids
 
 

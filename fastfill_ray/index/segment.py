@@ -25,6 +25,7 @@ from fastfill_ray.index.ivf import (
     inverted_part,
     search_lists,
     selects_in_lists,
+    share_queries,
     transformed,
 )
 from fastfill_ray.log.records import Init, Segment
@@ -89,15 +90,19 @@ def build_index(template: bytes, vectors: F32, metric: Metric) -> bytes:
 
 
 def load_index(data: bytes, *, dim: int, metric: Metric, rows: int, name: str) -> faiss.Index:
-    """Deserialise one segment and check that it is the one that is recorded.
+    """One segment, checked to be the one that is recorded.
 
     Returns:
-        The ``faiss.Index``.
+        A ``faiss.Index`` whose vectors and codes lie in `data`, which it keeps: to open it copies nothing of these, and
+        nothing can be added to it.
 
     Raises:
         CorruptFile: not a FAISS index, bytes left over, or another dim, metric or number of rows.
     """
-    index = deserialise(data, name)
+    array = np.frombuffer(data, np.uint8)
+    reader = _library.ZeroCopyIOReader(faiss.swig_ptr(array), len(data))
+    index: Any = _read(reader, lambda: int(reader.rp_), len(data), name)
+    index.referenced_objects = [array]
     found = (index.d, index.metric_type, index.ntotal)
     expected = (dim, FAISS_METRIC[metric], rows)
     if found != expected or not index.is_trained:
@@ -189,20 +194,24 @@ def search_segment(
         scores (Q, k), larger is better: inner product, cosine, or minus squared L2; rows (Q, k). Missing: -inf and -1.
     """
     found = min(k, index.ntotal - (0 if hidden is None else hidden.count))
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    rows = np.full((len(queries), k), -1, np.int64)
     if found == 0 or len(queries) == 0:
-        return scores, rows
+        return _padded(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64), k)
     if hidden is not None:
         distances, labels = _search_live(index, queries, found, assignment, hidden)
     elif assignment is None:
         distances, labels = index.search(queries, found)
     else:
         distances, labels = search_lists(index, queries, found, assignment)
-    values = -distances if metric == "l2" else distances
-    rows[:, :found] = labels
-    scores[:, :found] = np.where(labels >= 0, values, -np.inf)
-    return scores, rows
+    scores = -distances if metric == "l2" else distances
+    if (missing := labels < 0).any():
+        scores[missing] = -np.inf
+    return (scores, labels) if found == k else _padded(scores, labels, k)
+
+
+def _padded(scores: F32, rows: I64, k: int) -> tuple[F32, I64]:
+    """Scores and rows (Q, <= k), filled up to (Q, k)."""
+    widths = [(0, 0), (0, k - scores.shape[1])]
+    return np.pad(scores, widths, constant_values=-np.inf), np.pad(rows, widths, constant_values=-1)
 
 
 def search_exactly(vectors: F32, queries: F32, k: int, metric: Metric) -> tuple[F32, I64]:
@@ -303,20 +312,27 @@ def serialise(index: faiss.Index) -> bytes:
 
 
 def deserialise(data: bytes, name: str) -> faiss.Index:
+    """An index of its own memory, to which vectors can be added."""
     reader: Any = faiss.VectorIOReader()
     faiss.copy_array_to_vector(np.frombuffer(data, np.uint8), reader.data)
+    return _read(reader, lambda: int(reader.rp), len(data), name)
+
+
+def _read(reader: Any, position: Callable[[], int], size: int, name: str) -> faiss.Index:
+    """The index that fills all `size` bytes of a reader."""
     # A damaged length must not become a huge allocation. The limit is global in FAISS, hence the lock.
     with _reading:
         limit = faiss.get_deserialization_vector_byte_limit()
-        faiss.set_deserialization_vector_byte_limit(len(data) + _TABLE_BYTES)
+        faiss.set_deserialization_vector_byte_limit(size + _TABLE_BYTES)
         try:
             index = faiss.read_index(reader)
         except (RuntimeError, MemoryError) as error:
             raise CorruptFile(f"{name} is not a FAISS index: {faiss_reason(error)}. Restore the file.") from error
         finally:
             faiss.set_deserialization_vector_byte_limit(limit)
-    if reader.rp != len(data):
-        raise CorruptFile(f"{name}: {len(data) - reader.rp:,} bytes follow the FAISS index. Restore the file.")
+    if position() != size:
+        raise CorruptFile(f"{name}: {size - position():,} bytes follow the FAISS index. Restore the file.")
+    share_queries(index)
     return index
 
 

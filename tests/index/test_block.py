@@ -167,6 +167,6 @@ def test_results_come_in_order_and_errors_come_through(monkeypatch: pytest.Monke
     monkeypatch.setattr(faiss, "omp_get_max_threads", lambda: 2)
     searches = [lambda n=n: n for n in range(20)]
     for scanned in (0, 1 << 40):
-        assert run_searches(searches, 1, scanned) == list(range(20))
+        assert run_searches(searches, 1, lambda scanned=scanned: scanned) == list(range(20))
         with pytest.raises(ZeroDivisionError):
-            run_searches([*searches, lambda: 1 // 0], 1, scanned)
+            run_searches([*searches, lambda: 1 // 0], 1, lambda scanned=scanned: scanned)

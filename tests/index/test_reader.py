@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastfill_ray.errors import CorruptFile, FileMissing, NotPublished, SpaceMismatch
+from fastfill_ray.index import reader as reader_module
 from fastfill_ray.index.deletion_vector import DeletionVector, fresh_path, put_deletion
 from fastfill_ray.index.deletions import Deleted, write_ids
 from fastfill_ray.index.reader import open_index
@@ -374,6 +375,44 @@ def test_another_deletion_vector_of_a_kept_segment_is_read_alone(
     assert adopted(more, second) == (6, {2, 4, 5, 6, 7, 8}, [])
     assert adopted(first, second) == (9, set(range(9)), [])
     assert adopted(hiding, second) == (7, {1, 2, 4, 5, 6, 7, 8}, [hiding.deletion.file.path])
+
+
+def test_refresh_reads_the_files_of_new_segments_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Root(tmp_path)
+    segments = [root.segment(vectors(5, seed=n), range(5 * n, 5 * n + 5)) for n in range(4)]
+    root.commit(*segments[:3])
+    reader = open_index(str(tmp_path))
+    read: list[str] = []
+    get = type(reader._files).get
+    monkeypatch.setattr(type(reader._files), "get", lambda files, path: read.append(path) or get(files, path))
+
+    def files_read() -> list[str]:
+        read.clear()
+        reader.refresh()
+        return sorted(path for path in read if path.startswith("index/") and "/segments." not in path)
+
+    assert files_read() == []
+    root.commit(segments[0], segments[3])
+    assert files_read() == sorted([segments[3].index.path, segments[3].ids.path])
+    root.commit(segments[3])
+    assert files_read() == []
+    assert reader.rows == 5
+
+
+@pytest.mark.parametrize("id_type", ["int64", "string"])
+@pytest.mark.parametrize("few", [0, 1000])
+def test_the_ids_of_few_hits_and_of_many_are_those_of_their_rows(
+    tmp_path: Path, id_type: Literal["int64", "string"], few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "_FEW_HITS", few)
+    root, parts = Root(tmp_path, id_type=id_type), [vectors(rows, seed=rows) for rows in (5, 9, 7)]
+    names = np.arange(100, 121) if id_type == "int64" else np.array([f"item {n}" for n in range(21)], object)
+    root.commit(*(root.segment(part, ids) for part, ids in zip(parts, np.split(names, [5, 14]), strict=True)))
+    queries = vectors(3, seed=1)
+    _, ids = open_index(str(tmp_path)).search(queries, 23)
+    assert ids[:, 21:].tolist() == [[-1 if id_type == "int64" else None] * 2] * 3
+    expected = names[np.argsort(-brute_force(queries, np.concatenate(parts), "ip"))]
+    assert ids[:, :21].tolist() == expected.tolist()
 
 
 def test_a_deletion_vector_that_cannot_be_read_keeps_the_version_out(tmp_path: Path) -> None:

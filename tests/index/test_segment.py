@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastfill_ray.errors import ConfigError, CorruptFile, SpaceMismatch
-from fastfill_ray.index.ivf import coarse, template_key
+from fastfill_ray.index.ivf import coarse, inverted_part, template_key
 from fastfill_ray.index.segment import (
     HiddenRows,
     build_index,
@@ -104,6 +104,25 @@ def test_segments_of_one_template_share_a_coarse_assignment() -> None:
     assert narrow.sum() < search_segment(second, queries, 10, "l2", coarse(second, queries, 8))[0].sum()
 
 
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "IVF8,PQ4x4", "PCA4,IVF8,SQ8"])
+def test_threads_share_the_queries_of_a_given_assignment_and_find_the_same(factory: str) -> None:
+    data = build_index(train_template(factory, 8, "ip", vectors(400)), vectors(300, seed=1), "ip")
+    index = load_index(data, dim=8, metric="ip", rows=300, name="segment")
+    inverted, queries = inverted_part(index), vectors(33, seed=2)
+    assert inverted is not None
+    assert inverted.ivf.parallel_mode == 3  # FAISS' default of 0 searches given lists on one thread
+    assignment, threads = coarse(index, queries, 4), faiss.omp_get_max_threads()
+    try:
+        answers = []
+        for each in (1, 3):
+            faiss.omp_set_num_threads(each)
+            answers.append(search_segment(index, queries, 5, "ip", assignment))
+    finally:
+        faiss.omp_set_num_threads(threads)
+    for one, several in zip(*answers, strict=True):
+        np.testing.assert_array_equal(one, several)
+
+
 def test_an_ivf_template_stores_a_useful_number_of_probes() -> None:
     for lists, probes in ((4, 4), (64, 16), (8, 8)):
         template = train_template(f"IVF{lists},Flat", 8, "ip", vectors(400))
@@ -149,6 +168,20 @@ def test_a_cut_or_lengthened_file_is_refused_by_name(data: st.DataObject) -> Non
     for damaged in (whole[:cut], whole + b"\0" * (cut + 1)):
         with pytest.raises(CorruptFile, match=r"^index/b0\.faiss"):
             load_index(damaged, dim=8, metric="l2", rows=30, name="index/b0.faiss")
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,PQ4x4", "PCA4,IVF8,SQ8", "HNSW8", "IVF8,PQ8x4fs"])
+def test_an_index_keeps_the_bytes_that_it_reads(factory: str) -> None:
+    template, queries = train_template(factory, 8, "ip", vectors(400)), vectors(3, seed=2)
+
+    def loaded() -> faiss.Index:
+        data = build_index(template, vectors(300, seed=1), "ip")
+        return load_index(data, dim=8, metric="ip", rows=300, name="segment")
+
+    indexes = [loaded() for _ in range(50)]  # each one's memory would be that of the next
+    first, *others = [search_segment(index, queries, 5, "ip")[1].tolist() for index in indexes]
+    assert others == [first] * 49
+    assert first == search_segment(loaded(), queries, 5, "ip")[1].tolist()
 
 
 def test_an_index_of_another_dim_metric_or_size_is_refused() -> None:
