@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -280,3 +282,20 @@ def test_a_version_of_another_scale_keeps_the_scores_at_the_level_where_the_firs
     served, kept = 1.5 * 2.0 + 0.1, 1.3 * 2.0 + then.baking.offset
     assert kept == pytest.approx(served)
     assert then.baking.slope == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+@pytest.mark.parametrize("weight", [None, 0.4])
+def test_the_lines_of_numpy_in_the_docs_bake_queries_alike(
+    tmp_path: Path, metric: Metric, weight: float | None
+) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "stores.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", docs, re.DOTALL) if block.startswith("def bake"))
+    found: dict[str, Any] = {"np": np}
+    exec(code, found)
+    mixed_root(tmp_path / "root", metric, weight)
+    exported(tmp_path / "root", tmp_path / "to", baked=True)
+    manifest = json.loads((tmp_path / "to" / "manifest.json").read_text())
+    queries, old_queries = vectors(6, seed=99), vectors(6, OLD_DIM, seed=98)
+    expected = bake_queries(manifest, queries, old_queries)
+    np.testing.assert_allclose(found["bake"](queries, old_queries, manifest["baking"]), expected, rtol=1e-5, atol=1e-5)
