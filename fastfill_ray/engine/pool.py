@@ -35,8 +35,8 @@ U = TypeVar("U", bound=Model)
 # autoscaler sees, and for no CPU: at half a CPU beside actors that hold every core the pipeline starved, and at the
 # actors' own resources Ray fuses them into the actor and nothing overlaps.
 _READERS = 2
-# Of a read task: the libraries (300 to 490 MB were seen), and a block's payload as it is read, as a table, as Arrow IPC,
-# and as a block of Ray's.
+# Of a read task: the libraries (300 to 490 MB were seen), and a block's payload as it is read, as a table, as Arrow
+# IPC, and as a block of Ray's.
 _READER_BYTES, _PAYLOAD_COPIES = 512 << 20, 4
 # Of the blocks that an actor has, one is computed while another one is unpacked, or written. No more than these two:
 # their payloads wait in memory.
