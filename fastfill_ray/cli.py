@@ -104,6 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     export.add_argument(
         "--since", metavar="FOLDER", help="only what changed since the export in this folder, and the ids to delete"
     )
+    export.add_argument(
+        "--format",
+        choices=["parquet", "faiss"],
+        default="parquet",
+        help="faiss: one index beside the Parquet files, too",
+    )
     export.set_defaults(act=_export)
 
     for name, about in (
@@ -325,7 +331,13 @@ def _export(arguments: argparse.Namespace) -> int:
     since = None if arguments.since is None else read_export(arguments.since, arguments.s3_endpoint)
     request = ExportRequest(arguments.version, arguments.baked, since)
     with redirect_stdout(sys.stderr):  # libraries may print; stdout is for results
-        manifest = export_version(arguments.root, arguments.to, request, s3_endpoint=arguments.s3_endpoint)
+        manifest = export_version(
+            arguments.root,
+            arguments.to,
+            request,
+            s3_endpoint=arguments.s3_endpoint,
+            as_index=arguments.format == "faiss",
+        )
     if arguments.json:
         print(
             json.dumps({"to": arguments.to, **manifest.model_dump(mode="json", exclude={"files", "deleted", "baking"})})

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import ConfigError, CorruptFile, FileMissing
 from fastfill_ray.retrieval.baking import Baking
-from fastfill_ray.stages.export import export
+from fastfill_ray.stages.export import export, write_index
 from fastfill_ray.stages.export_manifest import MANIFEST, ExportRequest, Manifest, read_manifest
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.storage.files import open_files
@@ -42,6 +42,7 @@ def export_version(
     request: ExportRequest,
     *,
     s3_endpoint: str | None = None,
+    as_index: bool = False,
     engine: Engine | None = None,
     stream: TextIO | None = None,
 ) -> Manifest:
@@ -49,22 +50,28 @@ def export_version(
 
     Args:
         to: a local folder or s3:// URL that holds nothing else, not under the root.
+        as_index: write one FAISS index beside the files, too; not of what changed alone.
         engine: by default Ray, for as long as this takes.
 
     Raises:
-        ConfigError: the folder is the root, or lies in it.
+        ConfigError: the folder is the root, or lies in it; or one index of a part is asked for.
         FastfillError: see ``stages.export.export``.
     """
     files, target = open_files(root, s3_endpoint=s3_endpoint), open_files(to, s3_endpoint=s3_endpoint)
     if f"{target.root}/".startswith(f"{files.root.rstrip('/')}/"):
         raise ConfigError(f"--to {to}: lies in the output root {files.root}. Give a folder of its own.")
+    if as_index and request.since is not None:
+        raise ConfigError("--format faiss: one index holds a whole version. Leave --since out.")
     if engine is None:
         from fastfill_ray.engine.ray_engine import RayEngine
 
         engine = RayEngine()
     progress = Progress(stream or sys.stderr)
     with engine.session(progress.say):
-        return export(engine, files, target, request, progress)
+        manifest = export(engine, files, target, request, progress)
+    if as_index:
+        write_index(target, manifest)
+    return manifest
 
 
 def bake_queries(

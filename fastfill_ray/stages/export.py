@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import NotPublished
 from fastfill_ray.index.reader import choose_version
-from fastfill_ray.index.segment import load_index, search_segment, segment_queries
+from fastfill_ray.index.segment import FAISS_METRIC, load_index, search_segment, segment_queries, serialise
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Delete, Segment, Undelete, Version
 from fastfill_ray.log.state import State
@@ -117,6 +117,28 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
     )
     target.put_data(MANIFEST, seal_file(MANIFEST, manifest))
     return manifest
+
+
+def write_index(target: Files, manifest: Manifest) -> None:
+    """One FAISS index of a whole export, beside its files: ``index.faiss``, an IDMap over a Flat index.
+
+    Its ids are the items' own where they are integers, else row numbers of ``ids.parquet``. All of it is in memory.
+    """
+    index = faiss.IndexIDMap2(faiss.IndexFlat(manifest.dim, FAISS_METRIC[manifest.metric]))
+    names, count = [], 0
+    for file in manifest.files:
+        table = read_table(get_verified(target, file), name=file.path, columns=["id", "vector"])
+        column, vectors = table.column("id").combine_chunks(), table.column("vector").combine_chunks()
+        ids = np.arange(count, count + len(column))
+        if manifest.id_type == "int64":
+            ids = column.to_numpy()
+        else:
+            names.append(column)
+        index.add_with_ids(vectors.values.to_numpy().reshape(-1, manifest.dim), ids)
+        count += len(column)
+    if names:
+        target.put_data("ids.parquet", _table_bytes({"id": pa.concat_arrays(names)}))
+    target.put_data("index.faiss", serialise(index))
 
 
 def _centred(files: Files, state: State, wanted: Exported) -> Exported:

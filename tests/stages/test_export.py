@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -299,3 +301,44 @@ def test_the_lines_of_numpy_in_the_docs_bake_queries_alike(
     queries, old_queries = vectors(6, seed=99), vectors(6, OLD_DIM, seed=98)
     expected = bake_queries(manifest, queries, old_queries)
     np.testing.assert_allclose(found["bake"](queries, old_queries, manifest["baking"]), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("id_type", ["int64", "string"])
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_one_faiss_index_of_an_export_finds_what_open_index_finds(
+    tmp_path: Path, id_type: Literal["int64", "string"], metric: Metric
+) -> None:
+    mixed_root(tmp_path / "root", metric, 0.4, id_type)
+    root, to = str(tmp_path / "root"), str(tmp_path / "to")
+    request = ExportRequest(baked=True)
+    manifest = export_version(root, to, request, as_index=True, engine=InProcessEngine())
+    queries, old_queries = vectors(6, seed=99), vectors(6, OLD_DIM, seed=98)
+    _, expected = ff.open_index(root).search(queries, K, old_queries=old_queries)
+    index = faiss.read_index(f"{to}/index.faiss")
+    _, found = index.search(bake_queries(f"{to}/manifest.json", queries, old_queries), K)
+    if id_type == "string":
+        found = np.array(pq.read_table(f"{to}/ids.parquet").column("id").to_pylist(), object)[found]
+    assert found.tolist() == expected.tolist()
+    request = ExportRequest(since=manifest)
+    with pytest.raises(ConfigError, match="one index holds a whole version"):
+        export_version(root, str(tmp_path / "x"), request, as_index=True, engine=InProcessEngine())
+
+
+def test_an_export_whose_process_is_killed_is_completed_by_the_same_call(tmp_path: Path) -> None:
+    mixed_root(tmp_path / "root", "ip", None)
+    code = (
+        "import sys, time; from fastfill_ray.stages import export as stage; from fastfill_ray import export; "
+        "from fastfill_ray.engine.in_process import InProcessEngine; put = stage.put_receipt\n"
+        "def slow(*given):\n    found = put(*given); print('one', flush=True); time.sleep(60); return found\n"
+        "stage.put_receipt = slow; export.export_version(sys.argv[1], sys.argv[2], stage.ExportRequest(baked=True), "
+        "engine=InProcessEngine())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "root"), str(tmp_path / "to")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"one\n"
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "to" / "manifest.json").exists()
+    manifest = exported(tmp_path / "root", tmp_path / "to", baked=True)
+    assert len(table_in(tmp_path / "to")[0]) == manifest.rows == 115
