@@ -66,8 +66,12 @@ def units_of(count: int) -> list[Unit]:
     starts = [(start, min(CHUNK_ROWS, FILE_ROWS - start)) for start in range(0, FILE_ROWS, CHUNK_ROWS)]
     num_files = -(-count // (WAVES * len(starts)))
     files = [
-        PinnedFile.model_construct(
-            path=f"s3://bucket/gallery/{number:05d}.parquet", row_groups=groups, read_bytes=FILE_ROWS * ROW_BYTES
+        PinnedFile(
+            path=f"s3://bucket/gallery/{number:05d}.parquet",
+            size=FILE_ROWS * ROW_BYTES,
+            tag="0" * 32,
+            row_groups=groups,
+            read_bytes=FILE_ROWS * ROW_BYTES,
         )
         for number in range(num_files)
     ]
