@@ -11,9 +11,7 @@ from the moment in which it is published.
 
 from __future__ import annotations
 
-import argparse
 import io
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +24,7 @@ import ray
 import ray.data
 
 import fastfill_ray as ff
-from benchmarks.texts import NEW_DIM, hardware, texts, write_gallery
+from benchmarks.texts import NEW_DIM, hardware, of_pool, texts, write_gallery
 from fastfill_ray.embedders.text import MiniLM
 
 WAVES = [0.2, 0.4, 0.6, 0.8, 1.0]
@@ -35,14 +33,7 @@ SHARES = (0.95, 0.99)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.against_plain", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--actors", type=int, default=2)
-    parser.add_argument("--chunk-rows", type=int, default=512)
-    parser.add_argument("--folder", type=Path, help="where everything goes; a temporary folder by default")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        measure(options.folder or Path(temporary), options.rows, options.actors, options.chunk_rows)
+    of_pool("against_plain", __doc__, 10_000, measure)
 
 
 def measure(folder: Path, rows: int, actors: int, chunk_rows: int) -> None:

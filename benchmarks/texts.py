@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
 import platform
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,22 @@ def write_gallery(folder: Path, rows: Sequence[str], files: int = 4) -> None:
             }
         )
         pq.write_table(table, folder / f"{number:02d}.parquet")
+
+
+def of_pool(name: str, doc: str | None, rows: int, measure: Callable[[Path, int, int, int], None]) -> None:
+    """The command line of a benchmark of pools.
+
+    Args:
+        doc: its module's. rows: by default. measure: (folder, rows, actors, rows of a chunk).
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=rows)
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--chunk-rows", type=int, default=512)
+    parser.add_argument("--folder", type=Path, help="where everything goes; a temporary folder by default")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        measure(options.folder or Path(temporary), options.rows, options.actors, options.chunk_rows)
 
 
 def hardware() -> str:

@@ -9,9 +9,7 @@ first batch and the last one over all waves; half of the bare loop runs before a
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,21 +19,25 @@ import pyarrow.parquet as pq
 import ray
 
 import fastfill_ray as ff
-from benchmarks.texts import NEW_DIM, Call, TimedMiniLM, hardware, idle_share, rate, read_calls, texts, write_gallery
+from benchmarks.texts import (
+    NEW_DIM,
+    Call,
+    TimedMiniLM,
+    hardware,
+    idle_share,
+    of_pool,
+    rate,
+    read_calls,
+    texts,
+    write_gallery,
+)
 
 WAVES = [0.1, 0.25, 0.5, 1.0]
 BATCH_SIZE = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.wave", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=12_000)
-    parser.add_argument("--actors", type=int, default=2)
-    parser.add_argument("--chunk-rows", type=int, default=512)
-    parser.add_argument("--folder", type=Path, help="where everything goes; a temporary folder by default")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        measure(options.folder or Path(temporary), options.rows, options.actors, options.chunk_rows)
+    of_pool("wave", __doc__, 12_000, measure)
 
 
 def measure(folder: Path, rows: int, actors: int, chunk_rows: int) -> None:

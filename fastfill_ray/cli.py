@@ -195,7 +195,12 @@ def _tell(arguments: argparse.Namespace, files: Files) -> None:
     from fastfill_ray.storage.commit_log import read_state
 
     command = load_config(arguments.config).serving.on_publish
-    tell(files, read_state(files), command, lambda text: print(printable(text), file=sys.stderr, flush=True))
+    tell(files, read_state(files), command, _say)
+
+
+def _say(text: str) -> None:
+    """A line for people, beside the results on stdout."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -275,7 +280,7 @@ def _search(arguments: argparse.Namespace) -> int:
     names = [each.name for each in dataclasses.fields(SearchRequest)]
     request = SearchRequest(**{name: getattr(arguments, name) for name in names})
     with redirect_stdout(sys.stderr):  # an embedder may print; stdout is for results
-        result = search(request, say=lambda text: print(printable(text), file=sys.stderr, flush=True))
+        result = search(request, say=_say)
     if arguments.json:
         hits = [[hit._asdict() for hit in ranked] for ranked in result.hits]
         print(json.dumps({"version": result.version, "hits": hits}))

@@ -122,7 +122,7 @@ def _check_flags(segment: Segment, hidden: DeletionVector, deleted: I64) -> None
 
 
 def _check_digest(path: str, ids: pa.Array, rows: int, digest: str) -> None:
-    found = ids_digest(ids.to_pylist())
+    found = ids_digest(ids)
     if len(ids) != rows or found != digest:
         raise CorruptFile(f"{path}: {len(ids)} ids, digest {found}; recorded are {rows}, {digest}")
 

@@ -142,16 +142,15 @@ def portions_since(files: Files, state: State, version: Version, held: Held | No
     if earlier is None:
         raise CorruptFile(f"{files.root}: there is no version {held.version} in the log")
     then = reader.portions(earlier, held.num_deletions)
-    upserted = []
+    upserted, taken_in = [], []
     for key, portion in now.items():
         theirs = then.get(key)
-        if theirs is None:
-            upserted.append(portion)
-        elif not reader.is_same(portion, theirs):
-            changed = portion.model_copy(update={"earlier": theirs})
-            if count := len(reader.ids(changed)):
-                upserted.append(changed.model_copy(update={"rows": count}))
-    taken_in = [reader.ids(portion) for portion in upserted]
+        if theirs is not None and reader.is_same(portion, theirs):
+            continue
+        changed = portion.model_copy(update={"earlier": theirs})
+        if len(ids := reader.ids(changed)):
+            upserted.append(changed.model_copy(update={"rows": len(ids)}))
+            taken_in.append(ids)
     return Portions(upserted, [_without(gone, taken_in) for gone in _gone(reader, now, then)])
 
 

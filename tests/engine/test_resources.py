@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from functools import partial
 
 import pytest
 
@@ -65,16 +66,18 @@ def test_without_an_autoscaler_the_wait_is_short_and_with_one_it_is_told(
     assert said[-1] == "waiting for a node with 1 CPU and 1 GPU; 90 s so far. Lower gpus."
 
 
+def sleep_for_a_minute(slept: list[float], seconds: float) -> None:
+    """Kept in `slept`. Raises TimeoutError once that is a minute in all."""
+    slept.append(seconds)
+    if sum(slept) > 60:
+        raise TimeoutError
+
+
 def test_what_an_autoscaler_cannot_start_is_refused_and_what_it_can_is_waited_for(
     ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-
-    def for_a_minute(seconds: float) -> None:
-        slept.append(seconds)
-        if sum(slept) > 60:
-            raise TimeoutError
-
+    for_a_minute = partial(sleep_for_a_minute, slept)
     monkeypatch.setattr(resources, "_node_types", lambda: ["cpu"])
     monkeypatch.setattr(resources, "_node_groups", lambda: [{"CPU": 96.0}, {"CPU": 1.0, "GPU": 8.0}])
     with pytest.raises(TimeoutError):
@@ -130,12 +133,7 @@ def test_what_the_autoscaler_refuses_ends_the_run_and_what_it_works_on_is_waited
     ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-
-    def for_a_minute(seconds: float) -> None:
-        slept.append(seconds)
-        if sum(slept) > 60:
-            raise TimeoutError
-
+    for_a_minute = partial(sleep_for_a_minute, slept)
     monkeypatch.setattr(resources, "_node_types", lambda: ["cpu"])
     with pytest.raises(TimeoutError):
         require(GPU, "", sleep=for_a_minute)
