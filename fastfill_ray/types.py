@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 Metric = Literal["cosine", "ip", "l2"]
 VectorDtype = Literal["float16", "float32", "float64", "bfloat16", "int8", "uint8"]
 IdType = Literal["int64", "string"]
-Relevance = Literal["label", "qrels", "new_model"]
+Relevance = Literal["label", "qrels", "log", "new_model"]
 Scope = Literal["audit", "gallery"]
 StaleMode = Literal["aligned", "fused"]
 Split = Literal["train", "calibration", "audit"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from fastfill_ray.errors import ConfigError
-from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED, POLICIES, Policy
+from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED, LOGGED, POLICIES, Policy
 from fastfill_ray.retrieval.calibration import FORMS, Form
 from fastfill_ray.types import Metric, Relevance, StaleMode
 
@@ -84,13 +84,23 @@ class Allowed:
 
 
 def policies_allowed(
-    wanted: Sequence[Policy] | None, relevance: Relevance, *, labelled: bool, classified: bool, lists: bool = False
+    wanted: Sequence[Policy] | None,
+    relevance: Relevance,
+    *,
+    labelled: bool,
+    classified: bool,
+    lists: bool = False,
+    logged: bool = False,
+    taken: bool = False,
+    prioritised: bool = False,
 ) -> list[Policy]:
     """The orders to compare: those that are asked for, else all that the data allows and that suit the relevance.
 
     Args:
         labelled: whether each item has one label. classified: whether there is a classifier, given or fitted.
-        lists: whether labels are lists, so that an item has no one class.
+        lists: whether labels are lists, so that an item has no one class. logged: whether there is a query log.
+        taken: whether it names what was taken. prioritised: whether items have a priority of the user's own; such an
+        order is one that was asked for.
 
     Raises:
         ConfigError: an order that is asked for reads what is not there.
@@ -104,11 +114,17 @@ def policies_allowed(
     if lists:
         why = "it needs one class per item, but the labels here are lists; name a column of single labels, or choose"
         lacking = dict.fromkeys(lacking, f"{why} another")
+    if not logged:
+        lacking |= dict.fromkeys(LOGGED, "it needs a query log; set queries.log_path, or choose another")
+    elif not taken:
+        lacking["taken"] = "the query log names no items that were taken; add a column item_id, or choose another"
+    if not prioritised:
+        lacking["column"] = "it needs a priority per item; name the column, or choose another"
     for policy in wanted or ():
         if policy in lacking:
             raise ConfigError(f"policy {policy}: {lacking[policy]}")
     if wanted:
         return list(wanted)
     # An order that reads gallery labels keeps stale what scores well by label: it suits that relevance and no other.
-    unsuited = frozenset[Policy]() if relevance == "label" else LABELLED
+    unsuited: frozenset[Policy] = (frozenset() if relevance == "label" else LABELLED) | {"column"}
     return [policy for policy in POLICIES if policy not in lacking and policy not in unsuited]

@@ -46,10 +46,23 @@ def stand_for_pairs(id_hash: U64, share: float, seed: int) -> Bools:
     return random_priority(id_hash, seed + HashSeed.STAND_FOR_PAIRS) < share
 
 
+def places_of(order: I64, counted: Bools | None = None) -> I64:
+    """How many counted items stand before each item (N,) in an order (N,); of what stands behind all, one less."""
+    in_order = np.ones(len(order), np.int64) if counted is None else counted[order].astype(np.int64)
+    before = np.cumsum(in_order) - in_order
+    places = np.empty(len(order), np.int64)
+    places[order] = np.minimum(before, max(int(in_order.sum()) - 1, 0))
+    return places
+
+
 def cutoffs_at(order: I64, sampled: Bools, fractions: Sequence[float]) -> list[int]:
-    """How many items of an order (N,) are to be new so that these shares of all are; `sampled` (N,) are anyway."""
-    size = len(order)
-    new_after = np.concatenate([[0], np.cumsum(~sampled[order])]) + sampled.sum()  # new after each cutoff
+    """How many items of an order (N,) are to be new so that these shares of all are; `sampled` (N,) are anyway.
+
+    Args:
+        sampled: by row, of more rows than are in the order where some are not counted.
+    """
+    size, anyway = len(order), sampled[order]
+    new_after = np.concatenate([[0], np.cumsum(~anyway)]) + anyway.sum()  # new after each cutoff
     return [min(int(np.searchsorted(new_after, round(fraction * size))), size) for fraction in fractions]
 
 
@@ -103,18 +116,33 @@ class Backfill:
     """One candidate on one split, as some queries see it: everything that its states follow from.
 
     stale: (Q, N) scores with the stale vectors, as they are before calibration. order: (N,) items, first one first.
+    counted: (N,) which of them are counted when a share of the items is new; None for all. The others, which were added
+    to the split, become new with the counted items that they stand among.
     """
 
     shadow: Shadow
     stale: F32
     order: I64
+    counted: Bools | None = None
+
+    @cached_property
+    def sample(self) -> I64:
+        """The counted items in their order."""
+        return self.order if self.counted is None else self.order[self.counted[self.order]]
+
+    @property
+    def size(self) -> int:
+        """How many items are counted."""
+        return len(self.sample)
+
+    @cached_property
+    def _places(self) -> I64:
+        return places_of(self.order, self.counted)
 
     @cached_property
     def positions(self) -> F32:
         """Place (N,) of each item in the order, 0 <= u < 1."""
-        place = np.empty(len(self.order), np.float32)
-        place[self.order] = np.arange(len(self.order), dtype=np.float32) / len(self.order)
-        return place
+        return self._places.astype(np.float32) / np.float32(self.size)
 
     def first(self, count: int) -> Backfill:
         """The same as its first queries see it."""
@@ -149,20 +177,18 @@ class Backfill:
         Args:
             sampled: (N,) items that are new from the start, as the pairs are in a real index.
         """
-        size = len(self.order)
-        return self.state(self._is_new(cutoff, sampled)).under(fitted.at(cutoff / size))
+        return self.state(self._is_new(cutoff, sampled)).under(fitted.at(cutoff / self.size))
 
     def _is_new(self, cutoff: int, sampled: Bools | None) -> Bools:
         """Which items (N,) are new."""
-        is_new = np.zeros(len(self.order), bool) if sampled is None else sampled.copy()
-        is_new[self.order[:cutoff]] = True
-        return is_new
+        is_new: Bools = self._places < cutoff
+        return is_new if sampled is None else is_new | sampled
 
     def _measure(self, fitted: FittedCalibrations, cutoff: int, sampled: Bools | None) -> Measured:
         """``Shadow.measure`` of the served scores, from sorted ones."""
         new = self.shadow.sorted_new
         state = MixedState(self.sorted_stale, new, self._is_new(cutoff, sampled), self.positions)
-        calibration = fitted.at(cutoff / len(self.order))
+        calibration = fitted.at(cutoff / self.size)
         served = state.served(calibration.apply, in_order=calibration.slope == 0)
         return {
             (relevance, metric): values
@@ -195,16 +221,16 @@ class Backfill:
             relevances: those to measure; None for all.
             sampled: see ``served``.
         """
-        size, points = len(self.order), list(cutoffs)
+        points = list(cutoffs)
         measured = self if relevances is None else replace(self, shadow=self.shadow.only(relevances))
-        step = max(1, _BLOCK_SCORES // max(size, 1))
+        step = max(1, _BLOCK_SCORES // max(len(self.order), 1))
         blocks: list[Measured] = []
         for first in range(0, max(len(self.stale), 1), step):
             block = measured.some(first, first + step)
             states = [block._measure(fitted, cutoff, sampled) for cutoff in points]
             blocks.append({key: np.stack([state[key] for state in states]) for key in states[0]})
         values = {key: np.concatenate([block[key] for block in blocks], axis=1) for key in blocks[0]}
-        return Curve(np.array(points) / size, values)
+        return Curve(np.array(points) / self.size, values)
 
 
 def last_crossing(fractions: F64, curve: F64, level: float) -> float:

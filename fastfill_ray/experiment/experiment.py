@@ -98,6 +98,9 @@ def run_experiment(evidence: Evidence, question: Question, watcher: Watcher | No
         labelled=pairs.classes is not None,
         classified=evidence.classifier is not None,
         lists=pairs.has_label_lists,
+        logged=evidence.logged is not None,
+        taken=evidence.logged is not None and evidence.logged.taken is not None,
+        prioritised=pairs.priority is not None,
     )
     allowed = Allowed(evidence.views, policies, question.weights, question.forms)
     calibration, audit = (hold_out(evidence, split, policies) for split in ("calibration", "audit"))
@@ -166,7 +169,7 @@ class Report:
     def curve(self, candidate: Candidate, cutoffs: Sequence[int] | None = None) -> Curve:
         """The candidate's curve on the audit split, at the 22 published points unless told otherwise."""
         backfill = self._audit.backfill(candidate, self._queries, self.shadow)
-        cutoffs = published_cutoffs(len(backfill.order)) if cutoffs is None else cutoffs
+        cutoffs = published_cutoffs(backfill.size) if cutoffs is None else cutoffs
         return backfill.trace(self.fit(candidate), cutoffs)
 
     def in_gallery(self, evidence: Evidence, candidate: Candidate, fractions: Sequence[float]) -> Report:
@@ -174,7 +177,7 @@ class Report:
         if not fractions:
             return self
         maps = {candidate.view.method: evidence.maps[candidate.view.method]}
-        share = fractions[0] * len(self._audit.items.ids) / len(evidence.pairs.ids)
+        share = fractions[0] * self._audit.items.size / evidence.pairs.size
         audit = hold_out(replace(evidence, maps=maps), "audit", [candidate.policy], share)
         report = Report(self._calibration, audit, self.fitted_by, self.shown_by)
         report._fitted = self._fitted  # by the same calibration queries
@@ -191,7 +194,7 @@ class Report:
         """
         if not fractions:
             return ()
-        errors = share_errors(fractions, self.shadow.new.shape[1])
+        errors = share_errors(fractions, self._audit.items.size)
         fewer, more = (np.clip(np.array(fractions) + side * errors, fractions[0], 1).tolist() for side in (-1, 1))
         intervals = []
         for values, few, many in zip(
@@ -208,7 +211,7 @@ class Report:
         """The values (F, Q) of a candidate at some fractions; first: the share that is new from version 0 on."""
         backfill = self._audit.backfill(candidate, self._queries, self.shadow)
         sampled = stand_for_pairs(self._audit.items.id_hash, first, seed)
-        cutoffs = cutoffs_at(backfill.order, sampled, fractions)
+        cutoffs = cutoffs_at(backfill.sample, sampled, fractions)
         relevances: list[Relevance] = [self.shown_by.relevance]
         curve = backfill.trace(self.fit(candidate), cutoffs, relevances=relevances, sampled=sampled)
         return curve.values[self.shown_by.relevance, self.shown_by.metric]

@@ -14,10 +14,12 @@ import numpy as np
 from fastfill_ray.experiment.candidate import Candidate, MapView, views_of
 from fastfill_ray.experiment.curves import Backfill, backfill_order
 from fastfill_ray.experiment.items import PairedItems, Queries
-from fastfill_ray.experiment.shadow import Shadow, make_shadow, own_items, scores_of
+from fastfill_ray.experiment.shadow import Shadow, Unseen, make_shadow, scores_of
+from fastfill_ray.ordering import demand
 from fastfill_ray.ordering.classifier import Classifier
-from fastfill_ray.ordering.policies import CLASSIFIED, ItemColumns, Policy, Reference, priority_of
-from fastfill_ray.ordering.proxies import make_proxies, with_thresholds
+from fastfill_ray.ordering.demand import Demand, LoggedQueries
+from fastfill_ray.ordering.policies import CLASSIFIED, LOGGED, ItemColumns, Policy, Reference, priority_of
+from fastfill_ray.ordering.proxies import Proxies, make_proxies, with_thresholds
 from fastfill_ray.retrieval.intervals import JACKKNIFE_GROUPS
 from fastfill_ray.retrieval.relevance import judged_rows, label_matches
 from fastfill_ray.retrieval.similarity import match_norms, similarity
@@ -40,6 +42,7 @@ class Evidence:
 
     pairs: all three splits. queries: the users', None where a split's own items ask it. maps: by method, the cheapest
     to apply first. classifier: the new model's own or one fitted on the train pairs, None where neither is to be had.
+    logged: None without a query log. metric_looked_at: of the objective: orders by demand look as deep as it does.
     """
 
     pairs: PairedItems
@@ -48,6 +51,8 @@ class Evidence:
     maps: Mapping[str, TrainedMap]
     classifier: Classifier | None
     seed: int
+    logged: LoggedQueries | None = None
+    metric_looked_at: str = ""
 
     @property
     def views(self) -> list[MapView]:
@@ -63,32 +68,44 @@ class Evidence:
         return aligned if view.norms_kept else match_norms(aligned, self.metric, self.new_norm)
 
     def reference(self, view: MapView, policies: Sequence[Policy]) -> Reference:
-        """What these policies know of the train pairs, under one view of a map; without thresholds.
+        """What these policies know of pairs and query log, under one view of a map; without thresholds.
 
-        The proxy queries are train pairs, so no query that measures is ever one of them; the spread of their evidence
-        is measured on items that the map has not seen.
+        The proxy queries are train pairs or from the fit part of the log, so no query that measures is ever one of
+        them; the spread of their evidence is measured on items that the map has not seen.
         """
         train = self.pairs.part("train")
-        proxies = None
+        proxies, demanded, logged = None, None, self.logged
         if "expected_gain" in policies:
             chosen = train.sample(MAX_PROXIES, self.seed)
-            unseen = self.pairs.part("calibration")
-            aligned = self.as_indexed(view, self.maps[view.method](unseen.old, unseen.side)[0])
-            proxies = make_proxies(
-                chosen.new,
-                chosen.old,
-                self.metric,
-                items_new=unseen.new,
-                items_old=unseen.old,
-                items_aligned=aligned,
-            )
+            proxies = self._proxies(view, chosen.new, chosen.old)
+        if logged is not None and LOGGED & set(policies):
+            demanded = Demand(self._proxies(view, logged.new, logged.old), logged.traffic)
         by_class = "class_margin" in policies
         return Reference(
             new=train.new if by_class else None,
             labels=train.classes if by_class else None,
             classifier=self.classifier if CLASSIFIED & set(policies) else None,
             proxies=proxies,
+            demand=demanded,
+            taken=None if logged is None else logged.taken,
         )
+
+    def _proxies(self, view: MapView, new: F32, old: F32 | None) -> Proxies:
+        """Queries (P, E), (P, D) as proxies, without thresholds."""
+        unseen = self.pairs.part("calibration").sampled()
+        aligned = self.as_indexed(view, self.maps[view.method](unseen.old, unseen.side)[0])
+        return make_proxies(new, old, self.metric, items_new=unseen.new, items_old=unseen.old, items_aligned=aligned)
+
+    def measured(self, reference: Reference, old: F32, aligned: F32, share: float) -> Reference:
+        """The reference with the thresholds of a gallery, from items that are this share of it: old (N, D), aligned
+        (N, E) as indexed.
+        """
+        if reference.proxies is not None:
+            reference = replace(reference, proxies=with_thresholds(reference.proxies, old, aligned, share))
+        if reference.demand is not None:
+            found = demand.with_thresholds(reference.demand, old, aligned, self.metric_looked_at, share)
+            reference = replace(reference, demand=found)
+        return reference
 
     def old_scale(self) -> float:
         """Spread of new scores over spread of old ones; 1 for cosine. One number for every split and for the index."""
@@ -151,7 +168,7 @@ class HeldOut:
         old = None if weight == 1 or shadow.old is None else np.float32((1 - weight) * self.old_scale) * shadow.old
         if weight == 0 and old is not None:
             return old
-        stale = scores_of(queries.new, self.aligned[view], self.metric, own_items(self.items, queries))
+        stale = scores_of(queries.new, self.aligned[view], self.metric, Unseen.of(self.items, queries))
         return stale if old is None else np.float32(weight) * stale + old
 
     def order(self, candidate: Candidate) -> I64:
@@ -161,7 +178,8 @@ class HeldOut:
     def backfill(self, candidate: Candidate, queries: Queries, shadow: Shadow) -> Backfill:
         """A candidate's backfill of the split, as some queries see it."""
         stale = self.stale_scores(queries, shadow, candidate.view, candidate.weight)
-        return Backfill(shadow, stale, self.order(candidate))
+        counted = None if self.items.added is None else self.items.counted
+        return Backfill(shadow, stale, self.order(candidate), counted)
 
 
 def answered(queries: Queries, items: PairedItems, relevance: Relevance) -> Queries:
@@ -169,13 +187,18 @@ def answered(queries: Queries, items: PairedItems, relevance: Relevance) -> Quer
     if relevance == "new_model":
         return queries
     has_answer = np.zeros(len(queries.ids), bool)
-    if relevance == "qrels" and queries.judged is not None:
+    if relevance == queries.judged_as and queries.judged is not None:
         has_answer[judged_rows(queries.judged, items.row_of)[0][:, 0]] = True
     elif relevance == "label" and queries.labels is not None and items.labels is not None:
         least = 2 if queries.are_items else 1  # an item is no answer to itself
         for asking, sharing in label_matches(queries.labels, items.labels):
             has_answer[asking] = len(sharing) >= least
     return queries.take(np.flatnonzero(has_answer))
+
+
+def item_columns(items: PairedItems, aligned: F32, log_variance: F32) -> ItemColumns:
+    """What policies read of items with both vectors; aligned: (N, E) as indexed, log_variance: (N,)."""
+    return ItemColumns(items.id_hash, items.old, aligned, log_variance, items.classes, items.weights, items.priority)
 
 
 def hold_out(evidence: Evidence, split: Split, policies: Sequence[Policy], share: float = 1.0) -> HeldOut:
@@ -192,10 +215,10 @@ def hold_out(evidence: Evidence, split: Split, policies: Sequence[Policy], share
         as_mapped, log_variance = trained(items.old, items.side)
         for view in views_of(method, evidence.metric):
             aligned[view] = evidence.as_indexed(view, as_mapped)
-            reference = evidence.reference(view, wanted)
-            if reference.proxies is not None:
-                measured = with_thresholds(reference.proxies, items.old, aligned[view], share)
-                reference = replace(reference, proxies=measured)
-            columns = ItemColumns(items.id_hash, items.old, aligned[view], log_variance, items.classes, items.weights)
+            counted = items.counted
+            reference = evidence.measured(
+                evidence.reference(view, wanted), items.old[counted], aligned[view][counted], share
+            )
+            columns = item_columns(items, aligned[view], log_variance)
             priorities[view] = {p: priority_of(p, columns, reference, seed=evidence.seed) for p in wanted}
     return HeldOut(items, queries.shuffled(evidence.seed), evidence.metric, evidence.old_scale(), aligned, priorities)

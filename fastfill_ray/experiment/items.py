@@ -16,7 +16,7 @@ from fastfill_ray.ordering.ids import hash_ids, seeded_hash
 from fastfill_ray.ordering.partition import MIN_SPLIT
 from fastfill_ray.ordering.streams import HashSeed
 from fastfill_ray.retrieval.relevance import Judgement, are_lists
-from fastfill_ray.types import F32, I64, U64, Objects, Split
+from fastfill_ray.types import F32, I64, U64, Bools, Objects, Relevance, Split
 
 # Queries that one measured state looks at: more move no mean, only the clock.
 MAX_QUERIES = 1000
@@ -62,7 +62,9 @@ class PairedItems(_Rows):
 
     ids: (N,) ints or strings. old: (N, D), new: (N, E) float32. split: (N,) of ``types.SPLITS``. labels, groups: (N,)
     of any type, None where unknown; a label that is a tuple means any of its members. weights: (N,), side: (N, S)
-    float32. fingerprint: names what they were made from.
+    float32. priority: (N,) the user's own, NaN where unknown. added: (N,) those that are no part of the uniform sample,
+    but were added since users took them: a query meets no other of them than its answers, so that they count for no
+    more of the gallery than they are. fingerprint: names what they were made from.
     """
 
     old: F32
@@ -72,7 +74,23 @@ class PairedItems(_Rows):
     groups: Objects | None = None
     weights: F32 | None = None
     side: F32 | None = None
+    priority: F32 | None = None
+    added: Bools | None = None
     fingerprint: str = ""
+
+    @property
+    def counted(self) -> Bools:
+        """Which items (N,) are the uniform sample of the gallery."""
+        return np.ones(len(self.ids), bool) if self.added is None else ~self.added
+
+    @property
+    def size(self) -> int:
+        """Items of the uniform sample."""
+        return int(self.counted.sum())
+
+    def sampled(self) -> PairedItems:
+        """The items of the uniform sample."""
+        return self if self.added is None else replace(self.take(np.flatnonzero(~self.added)), added=None)
 
     def part(self, split: Split) -> PairedItems:
         """The items of one split."""
@@ -111,8 +129,9 @@ class Queries(_Rows):
     """Queries with everything that measuring needs.
 
     ids: (Q,) strings, or gallery ids where the queries are items. new: (Q, E), old: (Q, D) float32. labels, groups:
-    (Q,), as of the items. judged: None without judgements. are_items: each query is the gallery item of its id, which
-    its own ranking leaves out. fingerprint: names the queries and their gallery.
+    (Q,), as of the items. judged: None without judgements. judged_as: the relevance that these are. are_items: each
+    query is the gallery item of its id, which its own ranking leaves out. fingerprint: names the queries and their
+    gallery.
     """
 
     new: F32
@@ -120,6 +139,7 @@ class Queries(_Rows):
     labels: Objects | None = None
     groups: Objects | None = None
     judged: tuple[Judgement, ...] | None = None
+    judged_as: Relevance = "qrels"
     are_items: bool = False
     fingerprint: str = ""
 

@@ -15,11 +15,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fastfill_ray.experiment.candidate import Candidate, Objective
-from fastfill_ray.experiment.curves import FittedCalibrations, backfill_order, cutoffs_at, stand_for_pairs
-from fastfill_ray.experiment.heldout import Evidence, HeldOut
-from fastfill_ray.experiment.items import MAX_QUERIES
-from fastfill_ray.ordering.policies import ItemColumns, priority_of
-from fastfill_ray.ordering.proxies import with_thresholds
+from fastfill_ray.experiment.curves import (
+    FittedCalibrations,
+    backfill_order,
+    cutoffs_at,
+    places_of,
+    stand_for_pairs,
+)
+from fastfill_ray.experiment.heldout import Evidence, HeldOut, item_columns
+from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems
+from fastfill_ray.ordering.policies import priority_of
 from fastfill_ray.retrieval.extrapolation import disjoint_parts, extrapolate
 from fastfill_ray.retrieval.intervals import Interval
 from fastfill_ray.retrieval.metrics import ideal_gain, metrics_of
@@ -73,24 +78,32 @@ def all_pairs(evidence: Evidence, candidate: Candidate, objective: Objective, ro
     pairs = evidence.pairs
     if view.method in _TAUGHT_LABELS and objective.relevance == "label" and objective.metric not in _OF_THE_FIRST:
         pairs = pairs.take(np.flatnonzero(pairs.split != "train"))
-    items = pairs.sample(MAX_PAIRS, evidence.seed)
+    items = _bounded(pairs, evidence.seed)
     seen: Bools = items.split == "train"
     as_mapped, log_variance = evidence.maps[view.method](items.old, items.side)
     aligned = evidence.as_indexed(view, as_unseen(evidence.as_indexed(view, as_mapped), items.new, seen))
-    reference = evidence.reference(view, [policy])
-    if reference.proxies is not None:  # the proxy queries are train items: they would find themselves
-        unseen = items.old[~seen]
-        measured = with_thresholds(reference.proxies, unseen, aligned[~seen], len(unseen) / rows)
-        reference = replace(reference, proxies=measured)
-    columns = ItemColumns(items.id_hash, items.old, aligned, log_variance, items.classes, items.weights)
-    priority = priority_of(policy, columns, reference, seed=evidence.seed)
+    counted = items.counted
+    # The proxy queries are train items: they would find themselves.
+    searched = counted & ~seen
+    reference = evidence.measured(
+        evidence.reference(view, [policy]), items.old[searched], aligned[searched], int(searched.sum()) / rows
+    )
+    priority = priority_of(policy, item_columns(items, aligned, log_variance), reference, seed=evidence.seed)
     place = np.empty(len(items.ids), np.float32)
     for part in (seen, ~seen):  # what was learnt from an item says less of it: each part has its own order
         own = np.flatnonzero(part)
-        place[own[backfill_order(priority[own], items.id_hash[own])]] = np.arange(len(own)) / max(len(own), 1)
+        order = backfill_order(priority[own], items.id_hash[own])
+        place[own] = places_of(order, counted[own]) / max(int(counted[own].sum()), 1)
     queries = evidence.pairs.part("audit").as_queries() if evidence.queries is None else evidence.queries
     asking = queries.shuffled(evidence.seed).first(MAX_QUERIES)
     return HeldOut(items, asking, evidence.metric, evidence.old_scale(), {view: aligned}, {view: {policy: -place}})
+
+
+def _bounded(pairs: PairedItems, seed: int) -> PairedItems:
+    """The pairs in random order, not more of the sample than are looked at, with all that were added."""
+    shuffled = pairs.shuffled(seed)
+    within = np.cumsum(shuffled.counted) <= MAX_PAIRS
+    return shuffled.take(np.flatnonzero(within | ~shuffled.counted))
 
 
 def predict_gallery(
@@ -110,7 +123,7 @@ def predict_gallery(
     Returns:
         One interval per fraction; its `queries` are those that have an answer among the pairs, 0 for none.
     """
-    rows = round(len(evidence.pairs.ids) / fractions[0])
+    rows = round(evidence.pairs.size / fractions[0])
     split = all_pairs(evidence, candidate, objective, rows)
     asking = split.answered(objective.relevance)
     shadow = split.shadow(asking)
@@ -118,13 +131,13 @@ def predict_gallery(
         return (Interval(np.nan, np.nan, np.nan, 0),) * len(fractions)
     backfill = split.backfill(candidate, asking, shadow)
     sampled = stand_for_pairs(split.items.id_hash, fractions[0], evidence.seed)
-    growth = max(1.0, rows / len(split.items.ids))
+    growth = max(1.0, rows / split.items.size)
     depth = complete_depth(rows, len(split.queries.ids)) / rows
-    by_part = _ByPart(shadow.relevant[objective.relevance], objective, growth, depth)
+    by_part = _ByPart(shadow.relevant[objective.relevance], objective, growth, depth, split.items.counted)
     doublings = float(np.log2(growth))
     damping = _MAP_DAMPING if objective == Objective("label", "map") else _DAMPING
     predicted = []
-    for cutoff in cutoffs_at(backfill.order, sampled, fractions):
+    for cutoff in cutoffs_at(backfill.sample, sampled, fractions):
         levels = by_part.levels(backfill.served(fitted, cutoff, sampled))
         predicted.append(extrapolate(levels, doublings, damping, seed=evidence.seed))
     return tuple(predicted)
@@ -135,17 +148,19 @@ class _ByPart:
     """How a state of the pairs is measured on parts of them.
 
     relevant: among all pairs, of the Q queries. growth: items of the gallery per pair. depth: share of a ranking that
-    is judged, as in the gallery.
+    is judged, as in the gallery. counted: which of the pairs (N,) are the sample: the others are in every part.
     """
 
     relevant: RelevantItems
     objective: Objective
     growth: float
     depth: float
+    counted: Bools
 
     def levels(self, scores: F32) -> list[F64]:
         """Per number of halvings the values (S, Q) on its disjoint parts; scores: (Q, N)."""
-        parts = disjoint_parts(scores.shape[1])
+        rows, others = np.flatnonzero(self.counted), np.flatnonzero(~self.counted)
+        parts = [[np.concatenate([rows[part], others]) for part in of_size] for of_size in disjoint_parts(len(rows))]
         return [
             np.stack([self._values(scores[:, part], part, scores.shape[1]) for part in of_size]) for of_size in parts
         ]
@@ -157,7 +172,8 @@ class _ByPart:
         kept = self.relevant.where(place[self.relevant.items] >= 0)
         relevant = replace(kept, items=place[kept.items])
         ranks = ranks_of(scores, {"": relevant})[""]
-        ranks = np.where(ranks > self.depth * len(part), _BELOW_DEPTH, ranks)
+        looked_at = self.depth * int(self.counted[part].sum())
+        ranks = np.where(ranks > looked_at, _BELOW_DEPTH, ranks)
         values = metrics_of(relevant, ranks)[self.objective.metric]
         if self.objective.relevance != "label" or self.objective.metric not in _OF_THE_FIRST:
             return values

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastfill_ray.experiment.curves import Backfill, Curve, FittedCalibrations, published_cutoffs
 from fastfill_ray.experiment.items import PairedItems, Queries
-from fastfill_ray.experiment.shadow import Shadow, own_items, scores_of
+from fastfill_ray.experiment.shadow import Shadow, Unseen, scores_of
 from fastfill_ray.ordering.policies import random_priority
 from fastfill_ray.types import F32
 
@@ -34,7 +34,7 @@ def published_curve(
         queries: that the shadow was made with; None where the items are the queries, every one.
     """
     users = items.as_queries() if queries is None else queries
-    stale = scores_of(users.new, aligned.astype(shadow.new.dtype), "l2", own_items(items, users))
+    stale = scores_of(users.new, aligned.astype(shadow.new.dtype), "l2", Unseen.of(items, users))
     priority = log_variance if policy == "uncertainty" else random_priority(items.id_hash, seed)
     order = np.argsort(-priority, kind="stable")
     return Backfill(shadow, stale, order).trace(FittedCalibrations(), published_cutoffs(len(order)))

@@ -197,7 +197,7 @@ class Race:
         """One fold after the other; `points` of the curves, None for those of the level."""
         at = self._level(level)
         folds = [self._backfill(candidate, level, fold) for fold in (0, 1)]
-        cutoffs = published_cutoffs(len(folds[0][0].order), points or at.points)
+        cutoffs = published_cutoffs(folds[0][0].size, points or at.points)
         areas = []
         for fitted_on, measured_on in ((folds[1], folds[0]), (folds[0], folds[1])):
             fitted = fitted_on[1].fit(self._objective, candidate.form, at.knots)
@@ -210,15 +210,14 @@ class Race:
         The last ones are kept while the level lasts, sorted, since many candidates share their scores.
         """
         at, key = self._level(level), (level, fold, candidate.view, candidate.weight)
-        order = self._split.order(candidate)
         if key not in self._backfills:
             queries, shadow = at.queries[fold], at.shadows[fold]
-            stale = self._split.stale_scores(queries, shadow, candidate.view, candidate.weight)
-            whole = Backfill(shadow, stale, order)
+            whole = self._split.backfill(candidate, queries, shadow)
             self._backfills[key] = whole, whole.first(fit_queries(self._objective.metric))
             while len(self._backfills) > 2 and sum(w.stale.size for w, _ in self._backfills.values()) > _KEPT_SCORES:
                 del self._backfills[next(iter(self._backfills))]
         whole, few = self._backfills[key]
+        order = self._split.order(candidate)
         return whole.ordered(order), few.ordered(order)
 
 

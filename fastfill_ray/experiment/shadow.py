@@ -89,27 +89,60 @@ class Shadow:
 
 def make_shadow(items: PairedItems, queries: Queries, metric: Metric) -> Shadow:
     """Scores and relevances of one split; float64 vectors give float64 scores."""
-    own = own_items(items, queries)
-    new = scores_of(queries.new, items.new, metric, own)
-    old = None if queries.old is None else scores_of(queries.old, items.old, metric, own)
-    relevant: dict[Relevance, RelevantItems] = {"new_model": RelevantItems.top(new)}
+    unseen = Unseen.of(items, queries)
+    new = scores_of(queries.new, items.new, metric, unseen)
+    old = None if queries.old is None else scores_of(queries.old, items.old, metric, unseen)
+    relevant: dict[Relevance, RelevantItems] = {"new_model": RelevantItems.top(unseen.without_added(new))}
     if queries.labels is not None and items.labels is not None:
         relevant["label"] = RelevantItems.of(same_label(queries.labels, items.labels) & np.isfinite(new))
     if queries.judged is not None:
         judged, grades = judged_rows(queries.judged, items.row_of)
         others = np.isfinite(new[judged[:, 0], judged[:, 1]])
-        relevant["qrels"] = RelevantItems.of_judged(judged[others], grades[others], len(new))
+        relevant[queries.judged_as] = RelevantItems.of_judged(judged[others], grades[others], len(new))
     return Shadow(new, old, relevant, queries.groups)
 
 
-def own_items(items: PairedItems, queries: Queries) -> I64:
-    """(Q,): the row of the item that each query itself is, -1 for none."""
-    return queries.own_rows(items.row_of)
+@dataclass(frozen=True, eq=False)
+class Unseen:
+    """What queries do not meet in a shadow gallery: themselves, and items that were added as others' answers.
+
+    own: (Q,) the row of the item that each query itself is, -1 for none. added: (A,) columns of the added items.
+    answers: (J, 2) query and column, those of them that answer it.
+    """
+
+    own: I64
+    added: I64
+    answers: I64
+
+    @classmethod
+    def of(cls, items: PairedItems, queries: Queries) -> Unseen:
+        own = queries.own_rows(items.row_of)
+        none = np.empty((0, 2), np.int64)
+        if items.added is None:
+            return cls(own, none[:, 0], none)
+        answers = none if queries.judged is None else judged_rows(queries.judged, items.row_of)[0]
+        return cls(own, np.flatnonzero(items.added), answers[items.added[answers[:, 1]]])
+
+    def hide(self, scores: F32) -> F32:
+        """The same scores (Q, N), -inf for what is not met; changed in place."""
+        rows = np.flatnonzero(self.own >= 0)
+        scores[rows, self.own[rows]] = -np.inf
+        if len(self.added):
+            query, column = self.answers.T
+            kept = scores[query, column]
+            scores[:, self.added] = -np.inf
+            scores[query, column] = kept
+        return scores
+
+    def without_added(self, scores: F32) -> F32:
+        """Scores (Q, N) in which no query meets an added item, not even its answer."""
+        if not len(self.added):
+            return scores
+        scores = scores.copy()
+        scores[:, self.added] = -np.inf
+        return scores
 
 
-def scores_of(queries: F32, items: F32, metric: Metric, own: I64) -> F32:
-    """Scores (Q, N), -inf where a query meets itself; own: (Q,) of ``own_items``."""
-    scores = similarity(queries, items, metric)
-    rows = np.flatnonzero(own >= 0)
-    scores[rows, own[rows]] = -np.inf
-    return scores
+def scores_of(queries: F32, items: F32, metric: Metric, unseen: Unseen) -> F32:
+    """Scores (Q, N), -inf where a query does not meet an item."""
+    return unseen.hide(similarity(queries, items, metric))

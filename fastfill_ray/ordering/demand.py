@@ -100,6 +100,21 @@ def taken(id_hash: U64, items: TakenItems, demanded: F32) -> F32:
     return np.where(counts > 0, 1 + steps + squeezed / 2048, squeezed).astype(np.float32)
 
 
+@dataclass(frozen=True, eq=False)
+class LoggedQueries:
+    """What orders know of a query log: the distinct queries of its fit part, and what was taken in it.
+
+    new: (Q, E). old: (Q, D), None where they have no old vectors. traffic: (Q,). taken: None where the log names no
+    items. fingerprint: names all of it.
+    """
+
+    new: F32
+    old: F32 | None
+    traffic: F64
+    taken: TakenItems | None
+    fingerprint: str
+
+
 def with_thresholds(logged: Demand, old: F32, aligned: F32, metric: str, share: float = 1.0) -> Demand:
     """The same with the thresholds of a gallery, from items that are this share of it: old (N, D), aligned (N, E).
 

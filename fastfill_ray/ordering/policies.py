@@ -11,6 +11,7 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 
 from fastfill_ray.ordering.classifier import Classifier
+from fastfill_ray.ordering.demand import Demand, TakenItems, column_priority, demand, taken
 from fastfill_ray.ordering.ids import seeded_hash
 from fastfill_ray.ordering.proxies import Proxies
 from fastfill_ray.retrieval.similarity import similarity
@@ -18,10 +19,13 @@ from fastfill_ray.types import F32, U64, Objects
 
 T = TypeVar("T")
 
-Policy = Literal["random", "uncertainty", "entropy", "expected_gain", "class_margin", "class_loss"]
+Policy = Literal[
+    "random", "uncertainty", "entropy", "expected_gain", "class_margin", "class_loss", "demand", "taken", "column"
+]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 LABELLED: frozenset[Policy] = frozenset({"class_margin", "class_loss"})  # they read the gallery's labels
 CLASSIFIED: frozenset[Policy] = frozenset({"entropy", "class_loss"})  # they need a classifier
+LOGGED: frozenset[Policy] = frozenset({"demand", "taken"})  # they need a query log
 _ROWS_AT_A_TIME = 1024
 
 
@@ -123,13 +127,16 @@ class Reference:
     """What the train pairs tell the policies; each part is None where no policy in use asks for it.
 
     new: (P, E) with labels (P,), for `class_margin`. classifier: for `entropy` and `class_loss`.
-    proxies: with thresholds, for `expected_gain`.
+    proxies: with thresholds, for `expected_gain`. demand: of the query log, with thresholds, for `demand` and `taken`.
+    taken: what users took, for `taken`.
     """
 
     new: F32 | None = None
     labels: Objects | None = None
     classifier: Classifier | None = None
     proxies: Proxies | None = None
+    demand: Demand | None = None
+    taken: TakenItems | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class ItemColumns:
     """What policies read of N items. id_hash: (N,). old: (N, D), aligned: (N, E) as they are indexed.
 
     log_variance: (N,) of the alignment. labels: (N,), None in it where unknown. weights: (N,) how often each is asked
-    for; None where nothing is known.
+    for; None where nothing is known. priority: (N,) of the user's own column, NaN where unknown; None without one.
     """
 
     id_hash: U64
@@ -146,14 +153,19 @@ class ItemColumns:
     log_variance: F32
     labels: Objects | None = None
     weights: F32 | None = None
+    priority: F32 | None = None
 
 
 def priority_of(policy: Policy, items: ItemColumns, reference: Reference, *, seed: int) -> F32:
     """The priority (N,) float32 of each item under a policy, times its weight where there are weights.
 
+    A priority of the user's own is taken as it is.
+
     Raises:
         ValueError: the policy reads something that neither the items nor the reference have.
     """
+    if policy == "column":
+        return column_priority(_needed(items.priority, policy, "priorities of the items").astype(np.float64))
     priority = _unweighted(policy, items, reference, seed)
     return priority if items.weights is None else weighted(policy, priority, items.weights, reference)
 
@@ -175,6 +187,11 @@ def _unweighted(policy: Policy, items: ItemColumns, reference: Reference, seed: 
     if policy == "class_loss":
         labels = _needed(items.labels, policy, "labels of the items")
         return class_loss(items.aligned, labels, _needed(reference.classifier, policy, "a classifier"))
+    if policy in LOGGED:
+        demanded = demand(items.old, items.aligned, _needed(reference.demand, policy, "a query log"))
+        if policy == "demand":
+            return demanded
+        return taken(items.id_hash, _needed(reference.taken, policy, "items that users took"), demanded)
     return uncertainty(items.log_variance)
 
 

@@ -21,14 +21,15 @@ GAIN_EVIDENCE = 0.7
 
 @dataclass(frozen=True)
 class Proxies:
-    """Queries that stand for the users': train pairs, whose old and new vectors are both known.
+    """Queries that stand for the users': train pairs, whose old and new vectors are both known, or logged queries.
 
-    new: (P, E). old: (P, D). thresholds: (P,) score of each one's k-th best item of the gallery, in ``evidence``.
-    spread: typical error of the evidence, in the same units. old_scale: brings old scores to the spread of new ones.
+    new: (P, E). old: (P, D), None where users' queries have no old vectors. thresholds: (P,) score of each one's k-th
+    best item of the gallery, in ``evidence``. spread: typical error of the evidence, in the same units. old_scale:
+    brings old scores to the spread of new ones.
     """
 
     new: F32
-    old: F32
+    old: F32 | None
     metric: Metric
     spread: float
     old_scale: float
@@ -36,20 +37,25 @@ class Proxies:
 
     def evidence(self, old: F32, aligned: F32) -> F32:
         """How near each item seems to each proxy query (P, N), by its old (N, D) and aligned (N, E) vectors."""
+        if self.old is None:
+            return similarity(self.new, aligned, self.metric)
         share, scale = np.float32(1 - GAIN_EVIDENCE), np.float32(self.old_scale)
         near = similarity(self.new, aligned, self.metric)
         return np.float32(GAIN_EVIDENCE) * near + share * scale * similarity(self.old, old, self.metric)
 
 
-def make_proxies(new: F32, old: F32, metric: Metric, *, items_new: F32, items_old: F32, items_aligned: F32) -> Proxies:
+def make_proxies(
+    new: F32, old: F32 | None, metric: Metric, *, items_new: F32, items_old: F32, items_aligned: F32
+) -> Proxies:
     """Proxy queries without thresholds yet; the spread of their evidence is measured on held-out items.
 
     Args:
-        new, old: (P, E), (P, D) of train pairs.
+        new, old: (P, E), (P, D) of train pairs or of logged queries; old is None where these have none.
         items_new, items_old, items_aligned: (N, E), (N, D), (N, E) of pairs that the map has not seen.
     """
-    true, theirs = similarity(new, items_new, metric), similarity(old, items_old, metric)
-    scale = 1.0 if metric == "cosine" else float(true.std() / max(float(theirs.std()), 1e-12))
+    true, scale = similarity(new, items_new, metric), 1.0
+    if old is not None and metric != "cosine":
+        scale = float(true.std() / max(float(similarity(old, items_old, metric).std()), 1e-12))
     made = Proxies(new, old, metric, 1.0, scale)
     error = true - made.evidence(items_old, items_aligned)
     return replace(made, spread=max(float(error.std()), 1e-12))

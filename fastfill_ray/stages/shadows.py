@@ -12,7 +12,7 @@ import numpy as np
 
 from fastfill_ray.experiment.curves import stand_for_pairs
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
-from fastfill_ray.experiment.shadow import make_shadow, own_items, scores_of
+from fastfill_ray.experiment.shadow import Unseen, make_shadow, scores_of
 from fastfill_ray.experiment.versions import ShadowVersions
 from fastfill_ray.ordering.waves import order_wave, wave_middles
 from fastfill_ray.retrieval.fusion import Fusion, fuse
@@ -54,7 +54,7 @@ def shadow_versions(
     keys = np.array([plan.keys[value] for value in part.ids.tolist()], np.uint64)
     return ShadowVersions(
         shadow=make_shadow(part, users, metric),
-        stale=scores_of(searched, items, metric, own_items(part, users)),
+        stale=scores_of(searched, items, metric, Unseen.of(part, users)),
         waves=order_wave(keys, plan.thresholds),
         middles=wave_middles(plan.fractions, plan.first_share),
         sampled=stand_for_pairs(part.id_hash, plan.first_share, scorer.seed),

@@ -192,11 +192,13 @@ def test_a_query_without_an_answer_is_never_looked_at() -> None:
 
 
 def test_what_may_be_chosen_follows_from_the_data_and_the_relevance() -> None:
-    def allowed(relevance: Relevance, *, labelled: bool = True, classified: bool = True) -> set[str]:
-        return set(policies_allowed(None, relevance, labelled=labelled, classified=classified))
+    def allowed(relevance: Relevance, *, labelled: bool = True, classified: bool = True, **others: bool) -> set[str]:
+        return set(policies_allowed(None, relevance, labelled=labelled, classified=classified, **others))
 
     free = {"random", "uncertainty", "expected_gain"}
-    assert allowed("label") == set(POLICIES)
+    assert allowed("label", logged=True, taken=True, prioritised=True) == set(POLICIES) - {"column"}
+    assert allowed("log", logged=True) == free | {"entropy", "demand"}
+    assert allowed("label") == set(POLICIES) - {"column", "demand", "taken"}
     assert allowed("new_model") == allowed("qrels") == free | {"entropy"}
     assert allowed("label", classified=False) == free | {"class_margin"}
     assert allowed("label", labelled=False) == free | {"entropy"}
@@ -215,6 +217,15 @@ def test_the_orders_asked_for_are_those_and_one_that_reads_what_is_not_there_is_
     for policy in ("entropy", "class_loss", "class_margin"):
         with pytest.raises(ConfigError, match=f"policy {policy}: it needs one class per item, but the labels .* lists"):
             policies_allowed([policy], "label", labelled=False, classified=False, lists=True)  # type: ignore[list-item]
+    for policy, why, there in (
+        ("demand", "it needs a query log; set queries.log_path", {}),
+        ("taken", "it needs a query log", {}),
+        ("taken", "the query log names no items that were taken; add a column item_id", {"logged": True}),
+        ("column", "it needs a priority per item; name the column", {"logged": True}),
+    ):
+        with pytest.raises(ConfigError, match=f"policy {policy}: {why}"):
+            policies_allowed([policy], "log", labelled=True, classified=True, **there)  # type: ignore[list-item,arg-type]
+    assert policies_allowed(["column"], "log", labelled=False, classified=False, prioritised=True) == ["column"]
     with pytest.raises(ConfigError, match="policy entropy: it needs the new model's classifier"):
         run_experiment(evidence_of(), replace(QUESTION, policies=("entropy",)))
 

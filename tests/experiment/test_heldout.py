@@ -16,6 +16,8 @@ from fastfill_ray.experiment.heldout import Evidence, HeldOut, TrainedMap, answe
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.experiment.shadow import make_shadow
 from fastfill_ray.ordering.classifier import Classifier
+from fastfill_ray.ordering.demand import Demand, LoggedQueries, TakenItems, demand, taken
+from fastfill_ray.ordering.demand import with_thresholds as thresholds_of_demand
 from fastfill_ray.ordering.policies import (
     POLICIES,
     Policy,
@@ -168,6 +170,12 @@ def test_a_split_has_the_priorities_of_every_order_asked_for_under_every_view(sp
     if traffic:
         weights = np.random.default_rng(2).random(3 * PER_SPLIT).astype(np.float32)
         evidence = replace(evidence, pairs=replace(evidence.pairs, weights=weights))
+    priority = np.random.default_rng(3).random(3 * PER_SPLIT).astype(np.float32)
+    asked = evidence.pairs.part("train").take(np.arange(4))
+    logged = LoggedQueries(asked.new, asked.old, np.arange(1.0, 5), TakenItems.of(asked.ids, np.arange(1.0, 5)), "log")
+    evidence = replace(
+        evidence, pairs=replace(evidence.pairs, priority=priority), logged=logged, metric_looked_at="cmc@5"
+    )
     train, unseen = evidence.pairs.part("train"), evidence.pairs.part("calibration")
     assert train.labels is not None
     assert evidence.classifier is not None
@@ -181,7 +189,17 @@ def test_a_split_has_the_priorities_of_every_order_asked_for_under_every_view(sp
         proxies = make_proxies(
             train.new, train.old, "ip", items_new=unseen.new, items_old=unseen.old, items_aligned=of_unseen
         )
+        proxies_of_log = make_proxies(
+            asked.new, asked.old, "ip", items_new=unseen.new, items_old=unseen.old, items_aligned=of_unseen
+        )
+        five_deep = thresholds_of_demand(Demand(proxies_of_log, logged.traffic), items.old, aligned, "cmc@5")
+        demanded = demand(items.old, aligned, five_deep)
+        assert items.priority is not None
+        assert logged.taken is not None
+        np.testing.assert_array_equal(held.priorities[view]["column"], items.priority)
         expected: dict[Policy, F32] = {
+            "demand": demanded,
+            "taken": taken(items.id_hash, logged.taken, demanded),
             "uncertainty": log_variance,
             "entropy": entropy(aligned, evidence.classifier),
             "expected_gain": expected_gain(items.old, aligned, with_thresholds(proxies, items.old, aligned)),

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fastfill_ray.experiment.items import PairedItems, Queries
-from fastfill_ray.experiment.shadow import Shadow, make_shadow, own_items, scores_of
+from fastfill_ray.experiment.shadow import Shadow, Unseen, make_shadow, scores_of
 from fastfill_ray.retrieval.metrics import measure
 from fastfill_ray.retrieval.relevance import Judgement, RelevantItems
 from fastfill_ray.types import Metric
@@ -133,9 +133,9 @@ def test_a_query_that_is_no_item_of_the_split_meets_itself_nowhere() -> None:
     items = items_of()
     queries = items.as_queries().take(np.array([0, 4, 7]))
     here = items.take(np.array([3, 4, 0]))
-    assert own_items(here, queries).tolist() == [2, 1, -1]
-    assert own_items(here, replace(queries, are_items=False)).tolist() == [-1, -1, -1]
-    scores = scores_of(queries.new, here.new, "ip", own_items(here, queries))
+    assert Unseen.of(here, queries).own.tolist() == [2, 1, -1]
+    assert Unseen.of(here, replace(queries, are_items=False)).own.tolist() == [-1, -1, -1]
+    scores = scores_of(queries.new, here.new, "ip", Unseen.of(here, queries))
     assert np.argwhere(np.isneginf(scores)).tolist() == [[0, 2], [1, 1]]
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastfill_ray.experiment import versions as module
 from fastfill_ray.experiment.candidate import Objective
 from fastfill_ray.experiment.items import PairedItems
-from fastfill_ray.experiment.shadow import Measured, make_shadow, own_items, scores_of
+from fastfill_ray.experiment.shadow import Measured, Unseen, make_shadow, scores_of
 from fastfill_ray.experiment.versions import ShadowVersions
 from fastfill_ray.ordering.waves import wave_middles
 from fastfill_ray.retrieval.calibration import MixedScores, OrderCalibration, fit_calibration
@@ -36,7 +36,7 @@ LABEL_MAP = Objective("label", "map")
 def versions(metric: Metric = "cosine", **changes: Any) -> ShadowVersions:
     """Items that query each other: an item is not a hit of its own."""
     queries = ITEMS.as_queries()
-    stale = scores_of(NEW, ALIGNED, metric, own_items(ITEMS, queries))
+    stale = scores_of(NEW, ALIGNED, metric, Unseen.of(ITEMS, queries))
     made = ShadowVersions(make_shadow(ITEMS, queries, metric), stale, ORDER, MIDDLES, SAMPLED)
     return replace(made, **changes)
 

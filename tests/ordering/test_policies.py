@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from fastfill_ray.ordering.classifier import Classifier
+from fastfill_ray.ordering.demand import Demand, TakenItems, demand, taken
 from fastfill_ray.ordering.ids import hash_ids
 from fastfill_ray.ordering.policies import (
     POLICIES,
@@ -359,8 +360,11 @@ def everything() -> tuple[ItemColumns, Reference, dict[Policy, NDArray[np.float3
     labels, hashes = objects(rng.choice(["a", "b"], 40).tolist()), HASHES[:40]
     classifier = Classifier(rng.normal(size=(2, 5)).astype("f4"), np.zeros(2, "f4"), np.array(["a", "b"]))
     proxies = with_thresholds(proxies_of("l2"), old, aligned)
-    reference = Reference(new[:9], labels[:9], classifier, proxies)
-    log_variance = rng.normal(size=40).astype("f4")
+    asked = Demand(proxies, np.arange(1.0, 1 + len(proxies.new)))
+    items_taken = TakenItems(np.sort(hashes[:3]), np.array([3.0, 1, 2]))
+    reference = Reference(new[:9], labels[:9], classifier, proxies, asked, items_taken)
+    log_variance, priority = rng.normal(size=40).astype("f4"), rng.normal(size=40).astype("f4")
+    demanded = demand(old, aligned, asked)
     expected: dict[Policy, NDArray[np.float32]] = {
         "random": random_priority(hashes, 5),
         "uncertainty": log_variance,
@@ -368,8 +372,11 @@ def everything() -> tuple[ItemColumns, Reference, dict[Policy, NDArray[np.float3
         "expected_gain": expected_gain(old, aligned, proxies),
         "class_margin": class_margin(aligned, labels, new[:9], labels[:9]),
         "class_loss": class_loss(aligned, labels, classifier),
+        "demand": demanded,
+        "taken": taken(hashes, items_taken, demanded),
+        "column": priority,
     }
-    return ItemColumns(hashes, old, aligned, log_variance, labels), reference, expected
+    return ItemColumns(hashes, old, aligned, log_variance, labels, priority=priority), reference, expected
 
 
 def test_each_policy_gives_its_own_priorities_from_the_columns_times_the_traffic() -> None:
@@ -378,9 +385,11 @@ def test_each_policy_gives_its_own_priorities_from_the_columns_times_the_traffic
     assert set(expected) == set(POLICIES)
     for policy in POLICIES:
         np.testing.assert_allclose(priority_of(policy, columns, reference, seed=5), expected[policy], rtol=1e-6)
+        # A priority of the user's own is taken as it is.
+        own = policy == "column"
         np.testing.assert_allclose(
             priority_of(policy, replace(columns, weights=traffic), reference, seed=5),
-            weighted(policy, expected[policy], traffic, reference),
+            expected[policy] if own else weighted(policy, expected[policy], traffic, reference),
             rtol=1e-6,
         )
 
@@ -393,6 +402,9 @@ def test_each_policy_gives_its_own_priorities_from_the_columns_times_the_traffic
         ("class_margin", {"new"}),
         ("class_margin", {"labels"}),
         ("class_loss", {"classifier"}),
+        ("demand", {"demand"}),
+        ("taken", {"demand"}),
+        ("taken", {"taken"}),
     ],
 )
 def test_a_policy_whose_reference_is_missing_is_an_error_and_not_another_order(
