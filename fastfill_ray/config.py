@@ -161,6 +161,9 @@ class GalleryConfig(Part):
     )
     group_column: str | None = Field(None, description="subgroup of an item; kept with the index for per-group figures")
     weight_column: str | None = Field(None, description="how often an item is asked for; multiplies its priority")
+    priority_column: str | None = Field(
+        None, description="your own priority: policy `column` re-embeds larger ones earlier, missing ones last"
+    )
     side_column: str | None = Field(None, description="cheap features per item, which the map reads beside the vector")
     version_column: str | None = Field(
         None, description="changes when an item's payload does, such as updated_at or an etag; a single value"
@@ -172,9 +175,16 @@ class GalleryConfig(Part):
 
 
 class QueriesConfig(Part):
-    """Held-out queries. Without them the audit items are the queries, each excluded from its own ranking."""
+    """Held-out queries, or a log of what users asked. Without either the audit items are the queries, each excluded
+    from its own ranking.
+    """
 
-    path: Paths = Field(description="a Parquet file, a folder of them, or a list of both")
+    path: Paths | None = Field(None, description="a Parquet file, a folder of them, or a list of both")
+    log_path: Paths | None = Field(
+        None,
+        description="what users asked: the columns below, optional count, weight, time, and item_id: what was taken. "
+        "Orders by it; without `path` its last 30 % are the held-out queries",
+    )
     id_column: str = Field("id", description="what qrels refer to")
     payload_columns: tuple[str, ...] = Field(min_length=1)
     label_column: str | None = None
@@ -233,7 +243,12 @@ class AlignmentConfig(Part):
 
 
 class PolicyConfig(Part):
-    name: Literal["auto", "random", "uncertainty", "entropy", "expected_gain", "class_margin", "class_loss"] = "auto"
+    """`policy: {column: NAME}` is short for policy `column` with ``gallery.priority_column``."""
+
+    name: Literal[
+        "auto", "random", "uncertainty", "entropy", "expected_gain", "class_margin", "class_loss", "demand", "taken",
+        "column",
+    ] = "auto"  # fmt: skip
 
 
 class ServingConfig(Part):
@@ -326,18 +341,35 @@ class BackfillConfig(Part):
     @model_validator(mode="before")
     @classmethod
     def _relevance_by_what_is_there(cls, values: Any) -> Any:
-        """A relevance that is left out, or `auto`, is the best that there is: labels, judgements, or else the full new
-        model's own top k, by recall@10 if nothing is said of the metric.
+        """A relevance that is left out, or `auto`, is the best that there is: the log's held-out traffic, labels,
+        judgements, or else the full new model's own top k, by recall@10 if nothing is said of the metric.
         """
         objective = values.get("objective", {}) if isinstance(values, Mapping) else None
         if not isinstance(objective, Mapping) or objective.get("relevance", "auto") != "auto":
             return values
         chosen = {"relevance": "new_model", "metric": "recall@10"}
-        if _has_labels(values.get("gallery"), values.get("queries")):
+        if _asks_the_log(values.get("queries")):
+            chosen = {"relevance": "log", "metric": "recall@10"}
+        elif _has_labels(values.get("gallery"), values.get("queries")):
             chosen = {"relevance": "label"}
         elif _value(values.get("queries"), "qrels_path") is not None:
             chosen = {"relevance": "qrels"}
         return {**values, "objective": {**chosen, **objective, "relevance": chosen["relevance"]}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column_of_the_policy(cls, values: Any) -> Any:
+        """`policy: {column: NAME}`, as one would write it."""
+        policy = values.get("policy") if isinstance(values, Mapping) else None
+        gallery = values.get("gallery") if isinstance(values, Mapping) else None
+        if not isinstance(policy, Mapping) or "column" not in policy or not isinstance(gallery, Mapping):
+            return values
+        rest = {key: value for key, value in policy.items() if key != "column"}
+        return {
+            **values,
+            "gallery": {**gallery, "priority_column": policy["column"]},
+            "policy": {"name": "column", **rest},
+        }
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -349,6 +381,13 @@ class BackfillConfig(Part):
         labels = _has_labels(self.gallery, self.queries)
         qrels = self.queries is not None and self.queries.qrels_path is not None
         relevance = self.objective.relevance
+        if self.queries is not None:
+            _check_queries(self.queries)
+        if relevance == "log" and not _asks_the_log(self.queries):
+            raise ValueError(
+                "objective.relevance is 'log' but the held-out queries are not from a log: set queries.log_path and "
+                "leave queries.path out, or choose another relevance"
+            )
         if relevance == "label" and not labels:
             where = "gallery.label_column" if self.gallery.label_column is None else "queries.label_column"
             raise ValueError(
@@ -369,6 +408,14 @@ class BackfillConfig(Part):
                 "serving.stale_mode is 'fused' but neither old_model.embedder nor queries.old_vector_column is set; "
                 "fused vectors are searched with the queries' old vectors, too"
             )
+        if self.policy.name in ("demand", "taken") and (self.queries is None or self.queries.log_path is None):
+            raise ValueError(
+                f"policy.name is {self.policy.name!r} but queries.log_path is not set; it orders by what users asked"
+            )
+        if self.policy.name == "column" and self.gallery.priority_column is None:
+            raise ValueError(
+                "policy.name is 'column' but gallery.priority_column is not set; name the column of the priorities"
+            )
         if self.policy.name in ("class_margin", "class_loss") and self.gallery.label_column is None:
             raise ValueError(
                 f"policy.name is {self.policy.name!r} but gallery.label_column is not set; it reads the items' labels"
@@ -383,6 +430,24 @@ class BackfillConfig(Part):
                 "new_model.classifier is set but gallery.label_column is not; the classifier's loss needs labels"
             )
         return self
+
+
+def _check_queries(queries: QueriesConfig) -> None:
+    """Refuse queries that are from nowhere, and judgements of queries that have no ids."""
+    if queries.path is None and queries.log_path is None:
+        raise ValueError(
+            "queries has neither path nor log_path; set one of them, or leave `queries` out to use the audit items"
+        )
+    if queries.path is None and queries.qrels_path is not None:
+        raise ValueError(
+            "queries.qrels_path judges the queries of queries.path, which is not set; of a log, item_id says what "
+            "was taken"
+        )
+
+
+def _asks_the_log(queries: Any) -> bool:
+    """Whether the held-out queries are traffic of a log; section as in ``_value``."""
+    return _value(queries, "log_path") is not None and _value(queries, "path") is None
 
 
 def _value(section: Any, key: str) -> Any:
@@ -409,12 +474,18 @@ _OUTSIDE_THE_PLAN: Any = {
 }
 
 
+_LATER_KEYS = (("gallery", "priority_column"), ("queries", "log_path"))
+
+
 def plan_settings(config: BackfillConfig, *, exclude_defaults: bool = False) -> dict[str, Any]:
     """The part of the config that a plan is bound to; models' kwargs, which may hold credentials, as a fingerprint.
 
     Without the defaults it identifies a request: a later release that adds a key then still knows an older plan.
     """
     settings = config.model_dump(mode="json", exclude=_OUTSIDE_THE_PLAN, exclude_defaults=exclude_defaults)
+    for section, name in _LATER_KEYS:  # a plan of before does not have them, and is the same plan without them
+        if (settings.get(section) or {}).get(name, "") is None:
+            del settings[section][name]
     for model in ("new_model", "old_model"):
         if "kwargs" in settings.get(model, {}):
             settings[model]["kwargs"] = fingerprint(settings[model]["kwargs"])
@@ -429,6 +500,8 @@ def input_paths(config: BackfillConfig) -> dict[str, str | tuple[str, ...] | Non
     }
     if config.queries is not None:
         paths |= {"queries.path": config.queries.path, "queries.qrels_path": config.queries.qrels_path}
+        if config.queries.log_path is not None:
+            paths["queries.log_path"] = config.queries.log_path
     return paths
 
 

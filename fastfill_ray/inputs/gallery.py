@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig
-from fastfill_ray.inputs.kinds import read_weights, vector_kind, vectors_of
+from fastfill_ray.inputs.kinds import naming, read_weights, vector_kind, vectors_of, weight_kind, weights_of
 from fastfill_ray.inputs.labels import check_stored, groups_of, labels_of, stored_groups, stored_labels
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import Span
@@ -62,6 +62,20 @@ def item_weights(table: pa.Table, source: Source, span: Span) -> F32 | None:
     if name is None:
         return None
     return read_weights(table, name, key="gallery.weight_column", path=span.file.path, start=span.start)
+
+
+def item_priorities(table: pa.Table, source: Source, span: Span) -> F32 | None:
+    """The user's own priorities (N,) float32 of a span's rows, NaN for null; None without a priority column.
+
+    Raises:
+        InputError: the column of this file holds no numbers.
+    """
+    name = source.config.priority_column
+    if name is None:
+        return None
+    with naming(span.file.path):
+        weight_kind(table.schema.field(name))
+    return weights_of(table.column(name))
 
 
 def item_labels(table: pa.Table, source: Source, span: Span) -> Objects | None:

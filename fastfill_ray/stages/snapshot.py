@@ -22,6 +22,7 @@ from fastfill_ray.types import IdType, Model, fingerprint
 
 IDS, OLD_VECTORS, SIDE_VECTORS = "gallery.id_column", "gallery.old_vector_column", "gallery.side_column"
 LABELS, GROUPS, WEIGHTS = "gallery.label_column", "gallery.group_column", "gallery.weight_column"
+PRIORITIES = "gallery.priority_column"
 VERSIONS = "gallery.version_column"
 
 
@@ -95,6 +96,7 @@ def gallery_columns(config: GalleryConfig) -> dict[str, Column]:
         (LABELS, config.label_column, "label"),
         (GROUPS, config.group_column, "group"),
         (WEIGHTS, config.weight_column, "weight"),
+        (PRIORITIES, config.priority_column, "weight"),
         (SIDE_VECTORS, config.side_column, "vector"),
         (VERSIONS, config.version_column, "version"),
     ]
