@@ -72,8 +72,9 @@ def plain(folder: Path, actors: int) -> tuple[float, faiss.Index]:
     """Seconds, and the index."""
     start = time.monotonic()
     (
+        ray.data.read_parquet(str(folder / "gallery"), columns=["id", "text"])
         # As many blocks as keep every actor busy: by itself it reads a gallery of this size as one, for one actor.
-        ray.data.read_parquet(str(folder / "gallery"), columns=["id", "text"], override_num_blocks=8 * actors)
+        .repartition(8 * actors)
         .map_batches(
             Plain,
             fn_constructor_kwargs={"threads": 1},

@@ -301,14 +301,14 @@ class _Run:
         """
         config = self.config
         rows = snapshot.rows if root is None else root.rows
-        order = self._order_config(snapshot)
+        order = self._order_config(snapshot, sampled)
         trained = train_order(self.context, order, sampled.pairs, init)
         scorer, decision = choose_order(self.context, order, source, sampled, trained, init, rows)
         trained_in = stage_folder("alignment", scorer.trained.fingerprint)
         made = {"choice": (decision.digest, "choice"), "alignment": (scorer.trained.weights.sha256, trained_in)}
         check_sources(unfinished or root, made)
         if root is None:
-            scores = score(self.context, scorer, snapshot, sampled.offsets)
+            scores = score(self.context, scorer, snapshot, sampled.offsets, sampled.added)
         else:
             scores = scores_before(self.context, scorer, root.scores)
         check_sources(unfinished or root, {"scores": (scores.digest, stage_folder("scores", scores.fingerprint))})
@@ -321,9 +321,10 @@ class _Run:
             queries=sampled.queries,
             decision=decision,
             scores=scores,
-            objective=config.objective,
+            objective=order.objective,
             waves=self.schedule.waves,
             index=config.index,
+            log_note=sampled.note,
         )
 
     def _claim(self) -> int:
@@ -424,7 +425,7 @@ class _Run:
             return Known()
         return read_known(self.context.files, state.plan.known)
 
-    def _order_config(self, snapshot: Snapshot) -> OrderConfig:
+    def _order_config(self, snapshot: Snapshot, sampled: Sample) -> OrderConfig:
         config = self.config
         can_fuse = config.serving.stale_mode != "auto" or preflight.can_fuse(
             config.index, config.queries, self.models, snapshot.old_dim, self.schedule.num_pairs
@@ -433,7 +434,7 @@ class _Run:
             alignment=config.alignment,
             policy=config.policy,
             serving=config.serving,
-            objective=config.objective,
+            objective=sampled.answered_by(config.objective),
             waves=self.schedule.waves,
             can_fuse=can_fuse,
             classifier=self._classifier,

@@ -342,14 +342,15 @@ class BackfillConfig(Part):
     @classmethod
     def _relevance_by_what_is_there(cls, values: Any) -> Any:
         """A relevance that is left out, or `auto`, is the best that there is: the log's held-out traffic, labels,
-        judgements, or else the full new model's own top k, by recall@10 if nothing is said of the metric.
+        judgements, or else the full new model's own top k. Where nothing is said of the metric, the log is measured by
+        MRR and the last by recall@10.
         """
         objective = values.get("objective", {}) if isinstance(values, Mapping) else None
         if not isinstance(objective, Mapping) or objective.get("relevance", "auto") != "auto":
             return values
         chosen = {"relevance": "new_model", "metric": "recall@10"}
         if _asks_the_log(values.get("queries")):
-            chosen = {"relevance": "log", "metric": "recall@10"}
+            chosen = {"relevance": "log", "metric": "mrr"}
         elif _has_labels(values.get("gallery"), values.get("queries")):
             chosen = {"relevance": "label"}
         elif _value(values.get("queries"), "qrels_path") is not None:

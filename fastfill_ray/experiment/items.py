@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -91,6 +91,16 @@ class PairedItems(_Rows):
     def sampled(self) -> PairedItems:
         """The items of the uniform sample."""
         return self if self.added is None else replace(self.take(np.flatnonzero(~self.added)), added=None)
+
+    def with_added(self, items: PairedItems) -> PairedItems:
+        """These items and behind them others, which are `added`; columns that either lacks are left out."""
+        both: dict[str, Any] = {
+            field.name: np.concatenate([getattr(self, field.name), getattr(items, field.name)])
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), np.ndarray) and isinstance(getattr(items, field.name), np.ndarray)
+        }
+        added = np.concatenate([~self.counted, np.ones(len(items.ids), bool)])
+        return replace(self, **{**both, "added": added})
 
     def part(self, split: Split) -> PairedItems:
         """The items of one split."""

@@ -124,6 +124,7 @@ def read_query_log(
     *,
     limit: int,
     seed: int,
+    held_out_share: float = HELD_OUT_SHARE,
     max_pairs: int = MAX_PAIRS,
 ) -> QueryLog:
     """Aggregate a log.
@@ -131,14 +132,16 @@ def read_query_log(
     Args:
         columns: as they were pinned.
         limit: of distinct queries, per part.
+        held_out_share: of the traffic; 0 where other queries are held out, and all of the log is fitted on.
         max_pairs: what is held in memory at a time.
 
     Raises:
         InputError: a time, count or weight that is null or cannot be used, or an item id that cannot be read (names
             file and row); or no traffic at all.
     """
-    reader = _Reader(store, pinned, columns, seed)
-    cut = None if TIME in pinned.absent else find_cut(reader.times(), HELD_OUT_SHARE)
+    reader = _Reader(store, pinned, columns, seed, held_out_share)
+    has_time = TIME not in pinned.absent and held_out_share > 0
+    cut = find_cut(reader.times(), held_out_share) if has_time else None
     parts = [_Top(limit), _Top(limit)]
     items = pa.table({"item": pa.array([], reader.item_type), "traffic": pa.array([], pa.float64())})
     # (bits, value): the queries whose hash begins with these bits. Where they are too many, each half in turn.
@@ -181,6 +184,7 @@ class _Reader:
     pinned: TableInput
     columns: Sequence[Column]
     seed: int
+    held_out_share: float
 
     @property
     def item_type(self) -> pa.DataType:
@@ -209,7 +213,7 @@ class _Reader:
         for file, start, table in self._tables(names):
             high, low = _digests(table, names)
             if cut is None:
-                held_out: Bools = seeded_hash(high, self.seed) < np.uint64(int(HELD_OUT_SHARE * (1 << 64)))
+                held_out: Bools = seeded_hash(high, self.seed) < np.uint64(int(self.held_out_share * (1 << 64)))
             else:
                 held_out = cut.is_after(time_keys(table, TIME, path=file.path, start=start))
             place = (numbers[file.path] << _ROW_BITS) + start + np.arange(table.num_rows, dtype=np.int64)

@@ -21,14 +21,16 @@ CURVES: tuple[tuple[Relevance, str], ...] = (
     ("label", "map"),
     ("qrels", "recall@1"),
     ("qrels", "recall@10"),
+    ("log", "recall@1"),
+    ("log", "recall@10"),
     ("new_model", "recall@10"),
 )
 # Table heading -> the curves that may fill the column, the first measured one does.
 METRIC_COLUMNS: dict[str, tuple[tuple[Relevance, str], ...]] = {
     "CMC@1": (("label", "cmc@1"),),
     "mAP": (("label", "map"),),
-    "R@1": (("qrels", "recall@1"),),
-    "recall@10": (("new_model", "recall@10"), ("qrels", "recall@10")),
+    "R@1": (("qrels", "recall@1"), ("log", "recall@1")),
+    "recall@10": (("log", "recall@10"), ("new_model", "recall@10"), ("qrels", "recall@10")),
 }
 HEADINGS = ("version", "wave", "fraction", "new items", *METRIC_COLUMNS, "seconds", "published")
 

@@ -9,6 +9,7 @@ METRIC_NAMES = {"map": "mAP", "mrr": "MRR", "cmc@1": "CMC@1", "cmc@5": "CMC@5", 
 RELEVANCE_WORDS: dict[Relevance, str] = {
     "label": "an item is right when it has the query's label",
     "qrels": "an item is right when it was judged right for the query",
+    "log": "an item is right when the user took it",
     "new_model": "an item is right when the full new model would return it",
 }
 SCOPE_WORDS: dict[Scope, str] = {

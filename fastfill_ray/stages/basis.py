@@ -20,7 +20,8 @@ class Basis:
     """What a plan and every version of it are made from: the outputs of the stages before, and the config's parts.
 
     num_sampled: items that were sampled as pairs; those that teach nothing are not among `pairs`. pair_offsets: {unit
-    of a chunk: offsets of the pairs in it}. known_pairs: those of them that were new before.
+    of a chunk: offsets of the pairs in it}. known_pairs: those of them that were new before. log_note: what PLAN says
+    of the query log.
     """
 
     snapshot: Snapshot
@@ -34,6 +35,7 @@ class Basis:
     objective: ObjectiveConfig
     waves: tuple[float, ...]
     index: IndexConfig
+    log_note: str = ""
 
     @property
     def scorer(self) -> Scorer:

@@ -110,7 +110,8 @@ def _name(evidence: Evidence, alignments: Sequence[str], request: ChoiceRequest)
     queries = "" if evidence.queries is None else evidence.queries.fingerprint
     wanted = [request.alignment.method, request.policy.name, request.serving.stale_mode, request.can_fuse]
     measured_on = [request.objective.model_dump(), list(request.fractions), evidence.seed, evidence.metric]
-    return fingerprint([evidence.pairs.fingerprint, queries, list(alignments), request.classifier, wanted, measured_on])
+    seen = [evidence.pairs.fingerprint, queries, list(alignments), request.classifier, wanted, measured_on]
+    return fingerprint(seen if evidence.logged is None else [*seen, evidence.logged.fingerprint])
 
 
 def decide(

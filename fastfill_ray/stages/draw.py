@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
+from fastfill_ray.ordering.ids import item_keys
 from fastfill_ray.ordering.partition import hash_bound, smallest, split_pairs, split_sizes
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.ledger import LedgerPart, key_groups, ledger_parts, read_keys
@@ -19,7 +20,7 @@ from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import I64, U64, fingerprint
+from fastfill_ray.types import I64, U64, Objects, fingerprint
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,55 @@ def draw_pairs(context: Context, snapshot: Snapshot, count: int, split: tuple[fl
         receipt = put_receipt(files, stage_receipt("sample", name), receipt)
     output = receipt.outputs[0]
     table = read_table(get_verified(files, output), name=output.path, columns=["unit", "offset", "split"])
+    return _drawn(table)
+
+
+def _drawn(table: pa.Table) -> Drawn:
+    """From columns unit, offset and split."""
     offsets, split_of = dict[str, tuple[int, ...]](), dict[str, tuple[str, ...]]()
     for unit, run in itertools.groupby(zip(*table.to_pydict().values(), strict=True), key=lambda row: row[0]):
         rows = list(run)
         offsets[unit] = tuple(row[1] for row in rows)
         split_of[unit] = tuple(row[2] for row in rows)
     return Drawn(offsets, split_of)
+
+
+def draw_taken(
+    context: Context,
+    snapshot: Snapshot,
+    ids: Objects,
+    pairs: Mapping[str, tuple[int, ...]],
+    most: int,
+    seed: int,
+) -> Drawn:
+    """The items that were taken, half of them for calibration and half for the audit: at most so many, each as likely
+    as any other, and none that is a pair.
+
+    Args:
+        ids: (n,) of items, some of them often; those that the gallery lacks are left out.
+        pairs: {unit of a chunk: offsets of the pairs in it}.
+    """
+    wanted = np.unique(item_keys(list(dict.fromkeys(ids.tolist()))), axis=0)
+    find = partial(_find_these, files=context.files, keys=wanted)
+    groups, found, first = key_groups(ledger_parts(snapshot)), list[_Found](), 0
+    for group, part in context.engine.run_tasks(find, groups, name="find what was taken", ordered=True):
+        found.append(_Found(part.keys, part.rows + first))
+        first += sum(each.rows for each in group)
+    there = _Found(np.concatenate([part.keys for part in found]), np.concatenate([part.rows for part in found]))
+    start_of = dict(zip((chunk.unit for chunk in snapshot.chunks), _starts(snapshot).tolist(), strict=True))
+    known = [start_of[unit] + offset for unit, offsets in pairs.items() for offset in offsets]
+    there = there.take(np.flatnonzero(~np.isin(there.rows, known)))
+    there = there.take(smallest(there.keys, min(most, len(there.rows)), seed))
+    splits = ["calibration" if rank % 2 else "audit" for rank in range(len(there.rows))]
+    return _drawn(_by_chunk(snapshot, there.rows, splits))
+
+
+def _find_these(parts: Sequence[LedgerPart], *, files: Files, keys: U64) -> _Found:
+    there = np.concatenate([read_keys(files, part) for part in parts])
+    rows = np.flatnonzero(np.isin(there[:, 0], keys[:, 0]))
+    names = {tuple(key) for key in keys.tolist()}
+    rows = rows[[tuple(key) in names for key in there[rows].tolist()]]
+    return _Found(there, np.arange(len(there))).take(rows)
 
 
 def _find_smallest(context: Context, snapshot: Snapshot, count: int, seed: int) -> _Found:
@@ -97,14 +141,19 @@ def _find_in(parts: Sequence[LedgerPart], *, files: Files, count: int, seed: int
     return _Found(keys, np.arange(len(keys))).take(smallest(keys, count, seed, bound))
 
 
+def _starts(snapshot: Snapshot) -> I64:
+    """The global number of each chunk's first row."""
+    file_starts = snapshot.file_starts()
+    return np.array([file_starts[chunk.file] + chunk.start for chunk in snapshot.chunks])
+
+
 def _by_chunk(snapshot: Snapshot, rows: I64, splits: list[str]) -> pa.Table:
     """Columns unit, offset and split of the pairs, in the order of the gallery.
 
     Args:
         rows: global row numbers (N,).
     """
-    chunks, file_starts = snapshot.chunks, snapshot.file_starts()
-    starts = np.array([file_starts[chunk.file] + chunk.start for chunk in chunks])
+    chunks, starts = snapshot.chunks, _starts(snapshot)
     order = np.argsort(rows)
     rows = rows[order]
     owner = np.searchsorted(starts, rows, side="right") - 1

@@ -295,7 +295,7 @@ class GalleryRanking:
         if judged is not None:
             mine = judged.take(np.arange(queries.start, queries.stop))
             grades = np.take_along_axis(_grades(hits, mine), others, axis=1)
-            values["qrels"] = per_query(grades, mine.counts, mine.best_grades)
+            values[self._search.queries.judged_as] = per_query(grades, mine.counts, mine.best_grades)
         return values
 
 

@@ -51,7 +51,7 @@ class Evaluator:
 
     def __init__(self, context: Context, basis: Basis, cuts: Sequence[int], first_share: float) -> None:
         self._context, self._basis, self._cuts, self._first_share = context, basis, cuts, first_share
-        num_audit = int((basis.pairs.split == "audit").sum())
+        num_audit = basis.pairs.part("audit").size
         in_gallery = complete_depth(basis.snapshot.rows, len(basis.queries.ids))
         self._depth = {"audit": num_audit, "gallery": in_gallery}
         self._search = GallerySearch(basis.queries, basis.metric, in_gallery, keep=in_gallery < basis.snapshot.rows)
@@ -248,7 +248,7 @@ class Evaluator:
         answerable = True
         if relevance == "label" and queries.labels is not None and pairs.labels is not None:
             answerable = any(True for _ in label_matches(queries.labels, pairs.labels))
-        elif relevance == "qrels" and "old/old" in arms:
+        elif relevance in ("qrels", "log") and "old/old" in arms:
             answerable = any(value.relevance == relevance for value in arms["old/old"])
         if not answerable:
             raise _unanswerable(relevance)

@@ -13,12 +13,13 @@ from fastfill_ray.experiment.items import PairedItems
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.log.records import Init
 from fastfill_ray.ordering.classifier import Classifier
-from fastfill_ray.ordering.policies import CLASSIFIED
+from fastfill_ray.ordering.policies import CLASSIFIED, LOGGED, Policy
 from fastfill_ray.stages import choose
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.sample import Sample
 from fastfill_ray.stages.score import Scorer
 from fastfill_ray.stages.train import TrainedAlignment, Training, classifier_digest, load_alignment, train_maps
+from fastfill_ray.types import fingerprint
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def choose_order(
         maps={method: load_alignment(files, trained[method], spaces) for method in METHODS if method in trained},
         classifier=None,
         seed=config.seed,
+        logged=sampled.logged,
+        metric_looked_at=config.objective.metric,
     )
     request = choose.ChoiceRequest(
         alignment=config.alignment,
@@ -83,7 +86,7 @@ def choose_order(
         serving=config.serving,
         objective=config.objective,
         can_fuse=config.can_fuse,
-        fractions=(len(pairs.ids) / rows, *config.waves),
+        fractions=(pairs.size / rows, *config.waves),
         classifier=classifier_digest(own),
     )
     names = [artefact.fingerprint for artefact in trained.values()]
@@ -105,8 +108,20 @@ def choose_order(
         seed=config.seed,
         reference=evidence.reference(decision.view, [decision.policy]),
         classifier=classifier_digest(own) if decision.policy in CLASSIFIED else "",
+        metric_looked_at=config.objective.metric,
+        log=_log_of(sampled, decision.policy),
     )
     return scorer, decision
+
+
+def _log_of(sampled: Sample, policy: Policy) -> str:
+    """What scores depend on of the query log: its queries where the order does, and whose keys are kept."""
+    parts = []
+    if policy in LOGGED and sampled.logged is not None:
+        parts.append(sampled.logged.fingerprint)
+    if sampled.added:
+        parts.append(sampled.queries.fingerprint)
+    return fingerprint(parts) if parts else ""
 
 
 def _directions(init: Init) -> dict[str, str]:

@@ -68,7 +68,7 @@ def make_plan(
         standing = _standing(context, carried, name)
         groups = scored_groups(basis.snapshot, basis.scores.chunks, basis.pair_offsets, basis.known_pairs, standing)
         targets = wave_targets(basis.waves, rows, basis.num_sampled)
-        first_share, carried_share = len(basis.pairs.ids) / rows, 0.0
+        first_share, carried_share = basis.pairs.size / rows, 0.0
         if carried is not None:
             counts = [each for _, each in context.engine.run_tasks(partial(_count_first, files), groups, name="count")]
             first, new_before = (sum(column) for column in zip(*counts, strict=True))
@@ -180,7 +180,7 @@ def _of_basis(basis: Basis, request: Request, name: str, work: WorkList) -> dict
         "rows": basis.snapshot.rows,
         "unusable_rows": work.absent(range(len(work.wave_rows)))[0],
         "objective": f"{basis.objective.relevance}/{basis.objective.metric}",
-        "choices": decision.reasons,
+        "choices": decision.reasons | ({"queries.log_path": basis.log_note} if basis.log_note else {}),
         "form": decision.form,
         "fitted_by": decision.chosen_by,
         "choice": decision.choice,

@@ -20,16 +20,19 @@ from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch, TooManyR
 from fastfill_ray.index.factory import check_factory
 from fastfill_ray.inputs.labels import comparable_labels
 from fastfill_ray.inputs.locate import InputStore, Listing
+from fastfill_ray.inputs.query_log import pin_query_log
 from fastfill_ray.inputs.table import TableInput, dim_of
 from fastfill_ray.log.carry import Kept
 from fastfill_ray.log.records import Init, Plan
 from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED
 from fastfill_ray.ordering.schedule import Schedule, make_schedule
+from fastfill_ray.stages.asked import read_log
 from fastfill_ray.stages.embed import Models
 from fastfill_ray.stages.queries import (
     LABELS,
     NEW_VECTORS,
     OLD_VECTORS,
+    of_log,
     pin_queries,
     plan_queries,
     query_columns,
@@ -74,8 +77,7 @@ def inspect(
     check_index(config.index, new, inspected.old_dim, num_pairs, config.serving.stale_mode)
     check_labels(gallery, config.policy, new, inspected)
     if config.queries is not None:
-        pinned = check_queries(store, config.queries, gallery, new, inspected)
-        check_answers(store, config, config.queries, pinned, inspected)
+        check_queries(store, config, config.queries, inspected)
     return inspected
 
 
@@ -207,18 +209,38 @@ def check_labels(gallery: GalleryConfig, policy: PolicyConfig, new: NewModelConf
             )
 
 
-def check_queries(
-    store: InputStore, queries: QueriesConfig, gallery: GalleryConfig, new: NewModelConfig, inspected: Snapshot
-) -> tuple[TableInput, TableInput | None]:
-    """Refuse queries that do not fit the gallery: their labels' type, the dimensions of given vectors.
-
-    Returns:
-        See ``pin_queries``.
+def check_queries(store: InputStore, config: BackfillConfig, queries: QueriesConfig, inspected: Snapshot) -> None:
+    """Refuse queries and a query log that do not fit the gallery: their labels' type, the dimensions of given vectors,
+    what is said of them. All of it is read: nothing that is wrong with it waits for the gallery's rows.
 
     Raises:
         ConfigError, InputError: names the key or column, what was found and what is expected.
     """
-    inputs, judgements = pin_queries(store, queries, inspected.id_type)
+    if queries.path is not None:
+        inputs, judgements = pin_queries(store, queries, inspected.id_type)
+        check_query_columns(store, config, queries, inputs, inspected)
+        spaces = Models(config.new_model, config.old_model).fingerprints()
+        plan = plan_queries(queries, inputs, judgements, spaces, config.seed)
+        read_queries(plan, source_of(store, config, inspected))
+    if queries.log_path is not None:
+        logged = of_log(queries)
+        pinned = pin_query_log(store, queries.log_path, list(query_columns(logged).values()), inspected.id_type)
+        check_query_columns(store, config, logged, pinned, inspected)
+        read_log(store, queries, inspected.id_type, config.seed)
+
+
+def check_query_columns(
+    store: InputStore, config: BackfillConfig, queries: QueriesConfig, inputs: TableInput, inspected: Snapshot
+) -> None:
+    """Refuse labels of another type than the gallery's, and given vectors of other dimensions.
+
+    Args:
+        inputs: the files of queries or of a log.
+
+    Raises:
+        ConfigError, InputError: names the key or column, what was found and what is expected.
+    """
+    gallery, new = config.gallery, config.new_model
     kind, expected = inputs.kinds.get(LABELS), inspected.label_kind
     if kind is not None and expected is not None and not comparable_labels(kind, expected):
         raise ConfigError(
@@ -233,27 +255,6 @@ def check_queries(
         if key in columns and (there := dim_of(store, inputs, columns[key])) != dim:
             name = columns[key].name
             raise ConfigError(f"{key}: column {name!r} holds vectors of {there} dims, expected {dim} as {source}")
-    return inputs, judgements
-
-
-def check_answers(
-    store: InputStore,
-    config: BackfillConfig,
-    queries: QueriesConfig,
-    pinned: tuple[TableInput, TableInput | None],
-    inspected: Snapshot,
-) -> None:
-    """Read what is said of the queries that will be asked: nothing that is wrong with it waits for the gallery's rows.
-
-    Args:
-        pinned: see ``pin_queries``.
-
-    Raises:
-        InputError: see ``read_queries``.
-    """
-    inputs, judgements = pinned
-    spaces = Models(config.new_model, config.old_model).fingerprints()
-    read_queries(plan_queries(queries, inputs, judgements, spaces, config.seed), source_of(store, config, inspected))
 
 
 def spaces_of(config: BackfillConfig, snapshot: Snapshot, bound: Init | None) -> Init:

@@ -25,7 +25,7 @@ from fastfill_ray.stages.embed import Unit, read_vectors
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import query_folder, query_unit
 from fastfill_ray.storage.receipts import Receipt
-from fastfill_ray.types import F32, IdType, Objects, fingerprint
+from fastfill_ray.types import F32, I64, IdType, Objects, fingerprint
 
 MAX_QUERIES = 1000
 LABELS, GROUPS = "queries.label_column", "queries.group_column"
@@ -60,16 +60,30 @@ def query_columns(config: QueriesConfig) -> dict[str, Column]:
     return {column.key: column for column in columns}
 
 
+def of_log(config: QueriesConfig) -> QueriesConfig:
+    """The same as a log is read: nothing is judged in it, and beside other queries it says nothing of its own."""
+    beside = {} if config.path is None else {"label_column": None, "group_column": None}
+    return config.model_copy(update={"qrels_path": None, **beside})
+
+
 def pin_queries(
     store: InputStore, config: QueriesConfig, id_type: IdType | None = None
 ) -> tuple[TableInput, TableInput | None]:
     """The query files and the judgements, pinned; id_type: of the gallery, for ``pin_judgements``."""
-    inputs = pin(store, store.find(config.path), list(query_columns(config).values()))
+    path = _path_of(config)
+    inputs = pin(store, store.find(path), list(query_columns(config).values()))
     if inputs.rows == 0:
         raise InputError(
-            f"queries.path {shown_paths(config.path)}: there are no rows; leave `queries` out to use the audit items"
+            f"queries.path {shown_paths(path)}: there are no rows; leave `queries` out to use the audit items"
         )
     return inputs, None if config.qrels_path is None else pin_judgements(store, config.qrels_path, id_type)
+
+
+def _path_of(config: QueriesConfig) -> str | Sequence[str]:
+    """Where queries that are no log lie; the config has checked that there are some."""
+    if config.path is None:
+        raise ValueError("the queries are from a log alone")
+    return config.path
 
 
 def plan_queries(
@@ -94,6 +108,19 @@ def plan_queries(
         offsets = drawn[(drawn >= starts[number]) & (drawn < starts[number + 1])] - starts[number]
         if len(offsets):
             rows.append((file, offsets))
+    return plan_rows(name, queries, judgements, [(file, offsets, 0, file.rows) for file, offsets in rows], spaces)
+
+
+def plan_rows(
+    name: str,
+    queries: QueriesConfig,
+    judgements: TableInput | None,
+    rows: Sequence[tuple[PinnedFile, I64, int, int]],
+    spaces: Mapping[str, str],
+) -> QueryPlan:
+    """A plan of that name for the rows that are chosen already: (file, rows in it, first and number of what is read for
+    them), each a unit.
+    """
     units: dict[str, tuple[Unit, ...]] = {}
     given = {"new": queries.new_vector_column, "old": queries.old_vector_column}
     for model in ("new", "old"):
@@ -104,16 +131,17 @@ def plan_queries(
                 unit=query_unit(number),
                 folder=query_folder(name, model),
                 file=file,
-                start=0,
-                length=file.rows,
-                rows=len(offsets),
+                start=start,
+                length=length,
+                rows=len(chosen),
                 role="query",
                 model="new" if model == "new" else "old",
-                offsets=tuple(offsets.tolist()),
+                offsets=tuple((chosen - start).tolist()),
             )
-            for number, (file, offsets) in enumerate(rows)
+            for number, (file, chosen, start, length) in enumerate(rows)
         )
-    return QueryPlan(fingerprint=name, config=queries, judgements=judgements, rows=tuple(rows), units=units)
+    chosen_rows = tuple((file, chosen) for file, chosen, _, _ in rows)
+    return QueryPlan(fingerprint=name, config=queries, judgements=judgements, rows=chosen_rows, units=units)
 
 
 @dataclass(frozen=True)
@@ -200,8 +228,45 @@ def load_queries(
     Raises:
         InputError: a given vector column has another dimension, or no query is left.
     """
-    config = plan.config
     snapshot, new_dim = spaces
+    usable, new, old = vectors_of_queries(files, plan, read, receipts, source, new_dim)
+    if not len(usable):
+        raise InputError(
+            f"queries.path {shown_paths(_path_of(plan.config))}: no query could be embedded; see the quarantine "
+            "reasons in the log"
+        )
+    judged = read.judged
+    if judged is not None:
+        row_of = {row: i for i, row in enumerate(usable.tolist())}
+        judged = tuple(each._replace(query=row_of[each.query]) for each in judged if each.query in row_of)
+    return Queries(
+        # Per-query figures are compared query by query: only those of the same queries, asked of the same gallery.
+        fingerprint=fingerprint([plan.fingerprint, snapshot, usable.tolist()]),
+        ids=read.ids[usable],
+        new=new,
+        old=old,
+        labels=read.labels[usable] if read.labels is not None else None,
+        judged=judged,
+        are_items=False,
+        groups=read.groups[usable] if read.groups is not None else None,
+    )
+
+
+def vectors_of_queries(
+    files: Files,
+    plan: QueryPlan,
+    read: QueryRows,
+    receipts: Mapping[str, Mapping[str, Receipt]],
+    source: Source,
+    new_dim: int,
+) -> tuple[I64, F32, F32 | None]:
+    """Which of a plan's queries (n,) have a vector in every space that is used, and these: new (n, E), old (n, D), None
+    where the old space is not used. Arguments as of ``load_queries``.
+
+    Raises:
+        InputError: a given vector column has another dimension.
+    """
+    config = plan.config
     vectors: dict[str, dict[_Place, F32]] = {}
     for model, dim, column in (
         ("new", new_dim, config.new_vector_column),
@@ -212,27 +277,13 @@ def load_queries(
         elif model in plan.units:
             vectors[model] = _embedded_vectors(files, plan, model, receipts[model], dim)
     places = read.places
-    usable = [i for i, place in enumerate(places) if all(place in known for known in vectors.values())]
-    if not usable:
-        raise InputError(
-            f"queries.path {shown_paths(config.path)}: no query could be embedded; see the quarantine reasons in the "
-            "log"
-        )
-    judged = read.judged
-    if judged is not None:
-        row_of = {row: i for i, row in enumerate(usable)}
-        judged = tuple(each._replace(query=row_of[each.query]) for each in judged if each.query in row_of)
-    return Queries(
-        # Per-query figures are compared query by query: only those of the same queries, asked of the same gallery.
-        fingerprint=fingerprint([plan.fingerprint, snapshot, usable]),
-        ids=read.ids[usable],
-        new=np.stack([vectors["new"][places[i]] for i in usable]),
-        old=np.stack([vectors["old"][places[i]] for i in usable]) if "old" in vectors else None,
-        labels=read.labels[usable] if read.labels is not None else None,
-        judged=judged,
-        are_items=False,
-        groups=read.groups[usable] if read.groups is not None else None,
-    )
+    usable = np.array([i for i, place in enumerate(places) if all(place in known for known in vectors.values())], int)
+
+    def of(model: str, dim: int) -> F32:
+        found = [vectors[model][places[i]] for i in usable.tolist()]
+        return np.stack(found) if found else np.empty((0, dim), np.float32)
+
+    return usable, of("new", new_dim), of("old", source.old_dim) if "old" in vectors else None
 
 
 def _query_ids(table: pa.Table, name: str, path: str, start: int) -> Objects:

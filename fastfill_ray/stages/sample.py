@@ -11,33 +11,45 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.config import GalleryConfig, QuarantineConfig, QueriesConfig, ResourcesConfig
+from fastfill_ray.config import GalleryConfig, ObjectiveConfig, QuarantineConfig, QueriesConfig, ResourcesConfig
 from fastfill_ray.errors import ConfigError, CorruptFile, EmbedderError, QuarantineExceeded
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
 from fastfill_ray.inputs.encodings import take_rows
-from fastfill_ray.inputs.gallery import Source, item_groups, item_labels, item_weights, mapped_columns, mapped_vectors
+from fastfill_ray.inputs.gallery import (
+    Source,
+    item_groups,
+    item_labels,
+    item_priorities,
+    item_weights,
+    mapped_columns,
+    mapped_vectors,
+)
 from fastfill_ray.inputs.kinds import read_ids
 from fastfill_ray.inputs.labels import labels_of, stored_label_type
 from fastfill_ray.inputs.parquet import read_spans
 from fastfill_ray.log.records import Plan
+from fastfill_ray.ordering.demand import LoggedQueries
 from fastfill_ray.ordering.ids import ids_digest, item_keys
 from fastfill_ray.ordering.partition import MIN_SPLIT
+from fastfill_ray.stages.asked import Asked
 from fastfill_ray.stages.blocks import BlockLimits, in_blocks
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.draw import Drawn, draw_pairs
+from fastfill_ray.stages.draw import Drawn, draw_pairs, draw_taken
 from fastfill_ray.stages.embed import Job, Unit, grouped, loads, pool_work, read_vectors, read_vectors_file
 from fastfill_ray.stages.known import Known, gather_known
 from fastfill_ray.stages.quarantine import UnitGroup
-from fastfill_ray.stages.queries import QueryPlan, QueryRows, load_queries, pin_queries, plan_queries, read_queries
 from fastfill_ray.stages.reuse import KnownPairs, find_pairs
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.work import VectorFile
 from fastfill_ray.storage.arrow import id_array, matrix_of, objects, read_table, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt
+from fastfill_ray.storage.paths import Stage, stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.types import F32, fingerprint
+
+# Of the items that were taken in the held-out traffic, how many join the pairs: half as many as these, within limits.
+MIN_TAKEN, MAX_TAKEN = 200, 1000
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ class PairPlan:
     @property
     def folder(self) -> str:
         """Where the units' vectors and receipts lie."""
-        return stage_folder("pairs", self.fingerprint)
+        return self.units[0].folder
 
 
 @dataclass(frozen=True)
@@ -75,15 +87,30 @@ class Sampling:
 class Sample:
     """Pairs and queries with their vectors.
 
-    offsets, receipts: {unit of a chunk: its pairs' offsets, their receipt}. known: pairs that were new before, and are
-    in no receipt. All are empty of pairs that another plan has drawn.
+    pairs: with the items that were added since users took them (``PairedItems.added``). logged: None without a query
+    log. offsets, receipts: {unit of a chunk: its pairs' offsets, their receipt}. added: {unit of a chunk: offsets of
+    the added items}. known: pairs that were new before, and are in no receipt. All are empty of pairs that another plan
+    has drawn. note: what PLAN says of the log.
     """
 
     pairs: PairedItems
     queries: Queries
+    logged: LoggedQueries | None = None
+    note: str = ""
+    added: dict[str, tuple[int, ...]] = field(default_factory=dict)
     offsets: dict[str, tuple[int, ...]] = field(default_factory=dict)
     receipts: Mapping[str, Receipt] = field(default_factory=dict)
     known: KnownPairs = field(default_factory=dict)
+
+    def answered_by(self, objective: ObjectiveConfig) -> ObjectiveConfig:
+        """The objective; where a log says nothing of what was taken, by what the new model alone returns.
+
+        The rank of the first of those ten, MRR, says little: then it is how many of them are found.
+        """
+        if objective.relevance != "log" or self.queries.judged is not None:
+            return objective
+        metric = "recall@10" if objective.metric == "mrr" else objective.metric
+        return objective.model_copy(update={"relevance": "new_model", "metric": metric})
 
 
 def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampling: Sampling, before: Known) -> Sample:
@@ -99,17 +126,60 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
     others = gather_known(context.engine, files, before, new_space, frozenset({plan.folder}))
     known = find_pairs(context, source, plan.units, there, others)
     pair_group = UnitGroup(files, plan.folder, "pairs", list(_without(plan.units, known)), sampling.quarantine)
-    queries = _Queries(context, sampling, source)
+    asked = Asked(context, sampling.queries, source, sampling.spaces, sampling.quarantine, sampling.seed)
     pairs = load_pairs(files, plan.fingerprint)
     # Before anything is embedded: too few pairs may have an old vector, and no query an answer.
     read = read_old(context, plan, source) if pairs is None else {}
-    queries.read()
-    embed_first(context, job, [pair_group, *queries.groups.values()], sampling.resources)
+    if pairs is None:
+        check_splits(list(read.values()), plan, "an old vector that can be used")
+    asked.read()
+    taken, taken_group = _plan_taken(context, asked, snapshot, plan, sampling, source.config)
+    groups = [pair_group, *([] if taken_group is None else [taken_group]), *asked.groups.values()]
+    embed_first(context, job, groups, sampling.resources)
     if pairs is None:
         pairs = finish_pairs(files, plan, pair_group.receipts, known, read, new_dim=new_dim)
+    if taken is not None and taken_group is not None:
+        name = _name_of_taken(plan.fingerprint, asked)
+        if (items := load_pairs(files, name)) is None:
+            read = read_old(context, taken, source)
+            named = replace(taken, fingerprint=name)
+            items = finish_pairs(files, named, taken_group.receipts, {}, read, new_dim=new_dim, are_pairs=False)
+        pairs = pairs.with_added(items)
+    queries = asked.queries(snapshot.fingerprint, new_dim) or audit_queries(pairs, sampling.seed)
     return Sample(
-        pairs, queries.load(pairs, snapshot.fingerprint, new_dim), plan.offsets, pair_group.receipts.copy(), known
+        pairs,
+        queries,
+        asked.logged(new_dim),
+        asked.note(len(pairs.ids) - pairs.size),
+        {} if taken is None else taken.offsets,
+        plan.offsets,
+        pair_group.receipts.copy(),
+        known,
     )
+
+
+def _plan_taken(
+    context: Context, asked: Asked, snapshot: Snapshot, pairs: PairPlan, sampling: Sampling, gallery: GalleryConfig
+) -> tuple[PairPlan | None, UnitGroup | None]:
+    """The items that users took in the held-out traffic and that are no pairs, as units of work; None where none are.
+
+    They are embedded to be measured by, and again in their wave: were they served as new at once, the traffic that
+    measures would find its answers however good the order is.
+    """
+    if not len(asked.answers):
+        return None, None
+    most = min(MAX_TAKEN, max(MIN_TAKEN, sampling.num_pairs // 2))
+    drawn = draw_taken(context, snapshot, asked.answers, pairs.offsets, most, sampling.seed)
+    if not drawn.offsets:
+        return None, None
+    # With those of the queries: whatever lies with the pairs' is taken for embedded by the next plan, and served.
+    plan = plan_pairs(drawn, gallery, snapshot, sampling.spaces["new"], stage="evaluation")
+    return plan, UnitGroup(context.files, plan.folder, "items that were taken", list(plan.units), sampling.quarantine)
+
+
+def _name_of_taken(pairs: str, asked: Asked) -> str:
+    """What the items that were taken are kept as: known without the gallery, which may have changed since."""
+    return fingerprint([pairs, asked.fingerprint, "taken"])
 
 
 def sample_again(context: Context, job: Job, source: Source, sampling: Sampling, plan: Plan) -> Sample:
@@ -124,44 +194,14 @@ def sample_again(context: Context, job: Job, source: Source, sampling: Sampling,
             f"{context.files.root}/{stage_folder('pairs', plan.pairs)}: gone, and plan {plan.plan} was made from it. "
             "Restore the folder from a copy, or choose another output."
         )
-    queries = _Queries(context, sampling, source)
-    queries.read()
-    embed_first(context, job, list(queries.groups.values()), sampling.resources)
-    return Sample(pairs, queries.load(pairs, plan.snapshot, job.spaces["new"].dim))
-
-
-class _Queries:
-    """The queries of the config, or none."""
-
-    def __init__(self, context: Context, sampling: Sampling, source: Source) -> None:
-        self._context, self._sampling, self._source = context, sampling, source
-        self._plan: QueryPlan | None = None
-        self._rows: QueryRows | None = None
-        self.groups: dict[str, UnitGroup] = {}
-        if sampling.queries is not None:
-            inputs, judgements = pin_queries(context.store, sampling.queries)
-            self._plan = plan_queries(sampling.queries, inputs, judgements, sampling.spaces, sampling.seed)
-            self.groups = {
-                model: UnitGroup(context.files, units[0].folder, f"queries, {model} model", units, sampling.quarantine)
-                for model, units in self._plan.units.items()
-            }
-
-    def read(self) -> None:
-        """What the files say; raises if no query can have an answer."""
-        if self._plan is not None:
-            self._rows = read_queries(self._plan, self._source)
-
-    def load(self, pairs: PairedItems, snapshot: str, new_dim: int) -> Queries:
-        """The queries with their vectors; audit items where there are none.
-
-        Args:
-            snapshot: fingerprint of the gallery that the order is made for.
-        """
-        if self._plan is None or self._rows is None:
-            return audit_queries(pairs, self._sampling.seed)
-        receipts = {model: group.receipts for model, group in self.groups.items()}
-        spaces = (snapshot, new_dim)
-        return load_queries(self._context.files, self._plan, self._rows, receipts, self._source, spaces)
+    asked = Asked(context, sampling.queries, source, sampling.spaces, sampling.quarantine, sampling.seed)
+    asked.read()
+    embed_first(context, job, list(asked.groups.values()), sampling.resources)
+    taken = load_pairs(context.files, _name_of_taken(plan.pairs, asked)) if len(asked.answers) else None
+    pairs = pairs if taken is None else pairs.with_added(taken)
+    new_dim = job.spaces["new"].dim
+    queries = asked.queries(plan.snapshot, new_dim) or audit_queries(pairs, sampling.seed)
+    return Sample(pairs, queries, asked.logged(new_dim), asked.note(len(pairs.ids) - pairs.size))
 
 
 def _without(units: Iterable[Unit], known: KnownPairs) -> Iterator[Unit]:
@@ -180,12 +220,15 @@ def audit_queries(pairs: PairedItems, seed: int) -> Queries:
     return replace(sampled, fingerprint=f"audit-{name}")
 
 
-def plan_pairs(drawn: Drawn, gallery: GalleryConfig, snapshot: Snapshot, new_space: str) -> PairPlan:
+def plan_pairs(
+    drawn: Drawn, gallery: GalleryConfig, snapshot: Snapshot, new_space: str, stage: Stage = "pairs"
+) -> PairPlan:
     """The pairs as units of work. The same pairs of files that are pinned as before keep their name, whatever else the
     gallery holds: what was embedded for them is not embedded again.
 
     Args:
         new_space: fingerprint of the new model.
+        stage: whose the vectors are.
     """
     rows = [[unit, drawn.offsets[unit], drawn.split_of[unit]] for unit in sorted(drawn.offsets)]
     # The ledger is named by every column that the pairs are read from but the payload, and by what it is read as.
@@ -193,7 +236,7 @@ def plan_pairs(drawn: Drawn, gallery: GalleryConfig, snapshot: Snapshot, new_spa
     units = [
         Unit(
             unit=chunk.unit,
-            folder=stage_folder("pairs", name),
+            folder=stage_folder(stage, name),
             file=snapshot.gallery.files[chunk.file],
             start=chunk.start,
             length=chunk.rows,
@@ -249,9 +292,6 @@ def load_pairs(files: Files, name: str) -> PairedItems | None:
 def read_old(context: Context, plan: PairPlan, source: Source) -> dict[str, pa.Table]:
     """Per unit what the gallery says of its pairs: columns id, old, split, and side, label, group and weight where
     configured. A pair whose old or side vector cannot be used teaches nothing and is left out.
-
-    Raises:
-        ConfigError: a split keeps too few pairs to decide anything.
     """
     tables: dict[str, pa.Table] = {}
     read = partial(_read_old, source=source)
@@ -259,11 +299,10 @@ def read_old(context: Context, plan: PairPlan, source: Source) -> dict[str, pa.T
         for unit, table in zip(group, found, strict=True):
             whole = table.append_column("split", pa.array(plan.split_of[unit.unit]))
             tables[unit.unit] = whole.filter(whole.column("usable")).drop_columns("usable")
-    _check_splits(list(tables.values()), plan, "an old vector that can be used")
     return tables
 
 
-def _check_splits(tables: Sequence[pa.Table], plan: PairPlan, what: str) -> None:
+def check_splits(tables: Sequence[pa.Table], plan: PairPlan, what: str) -> None:
     """Raises ConfigError if too few pairs of a split have `what`."""
     left = Counter(split for table in tables for split in table.column("split").to_pylist())
     drawn = Counter(split for splits in plan.split_of.values() for split in splits)
@@ -283,6 +322,7 @@ def finish_pairs(
     read: Mapping[str, pa.Table],
     *,
     new_dim: int,
+    are_pairs: bool = True,
 ) -> PairedItems:
     """Join new vectors with old ones and labels, write the pairs and the stage's receipt.
 
@@ -290,6 +330,7 @@ def finish_pairs(
 
     Args:
         read: see ``read_old``.
+        are_pairs: whether a choice needs some of them in every split.
 
     Raises:
         ConfigError: a split keeps too few pairs to decide anything.
@@ -303,7 +344,8 @@ def finish_pairs(
         kept = [i for i, value in enumerate(ids) if value in row_of]
         chosen = read[unit.unit].take(pa.array(kept, pa.int64()))
         parts.append(chosen.append_column("new", vector_column(vectors[[row_of[ids[i]] for i in kept]])))
-    _check_splits(parts, plan, "an old vector that can be used and a new one")
+    if are_pairs:
+        check_splits(parts, plan, "an old vector that can be used and a new one")
     table = pa.concat_tables(parts)
     # In the order of their keys: the same pairs are the same table, however the gallery is cut into files.
     keys = item_keys(objects(table.column("id")))
@@ -337,7 +379,7 @@ def _with_known(
 def _read_old(units: Sequence[Unit], *, source: Source) -> list[pa.Table]:
     """Columns id, old, usable and, where configured, side, label, group and weight of each unit's pairs."""
     config = source.config
-    optional = (config.label_column, config.group_column, config.weight_column)
+    optional = (config.label_column, config.group_column, config.weight_column, config.priority_column)
     columns = [config.id_column, *mapped_columns(config), *(name for name in optional if name is not None)]
     tables = read_spans(source.store, (unit.span for unit in units), columns)
     return [_old_of(unit, table, source) for unit, table in zip(units, tables, strict=True)]
@@ -359,6 +401,8 @@ def _old_of(unit: Unit, chunk: pa.Table, source: Source) -> pa.Table:
     # The rest is read of the whole chunk: so a bad value is named by its row in the file.
     if (weights := item_weights(chunk, source, unit.span)) is not None:
         result["weight"] = pa.array(weights[offsets])
+    if (priorities := item_priorities(chunk, source, unit.span)) is not None:
+        result["priority"] = pa.array(priorities[offsets])
     if (labels := item_labels(chunk, source, unit.span)) is not None:
         result["label"] = pa.array(labels[offsets].tolist(), stored_label_type(source.label_kind))
     if (groups := item_groups(chunk, source, unit.span)) is not None:
@@ -377,4 +421,5 @@ def _from_table(name: str, table: pa.Table) -> PairedItems:
         side=matrix_of(table, "side") if "side" in table.column_names else None,
         groups=objects(table.column("group")) if "group" in table.column_names else None,
         weights=table.column("weight").to_numpy() if "weight" in table.column_names else None,
+        priority=table.column("priority").to_numpy() if "priority" in table.column_names else None,
     )

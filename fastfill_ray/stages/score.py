@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,13 +13,21 @@ import pyarrow as pa
 
 from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.errors import CorruptFile
-from fastfill_ray.inputs.gallery import Source, item_labels, item_weights, mapped_columns, mapped_vectors
+from fastfill_ray.inputs.gallery import (
+    Source,
+    item_labels,
+    item_priorities,
+    item_weights,
+    mapped_columns,
+    mapped_vectors,
+)
 from fastfill_ray.inputs.kinds import read_id_column
 from fastfill_ray.inputs.parquet import PinnedFile, Span, in_one_pass, read_spans
 from fastfill_ray.log.records import FileRef
+from fastfill_ray.ordering.demand import DEPTHS
 from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
-from fastfill_ray.ordering.policies import LABELLED, ItemColumns, Policy, Reference, priority_of
-from fastfill_ray.ordering.proxies import Proxies, merge_top, top_scores
+from fastfill_ray.ordering.policies import LABELLED, LOGGED, ItemColumns, Policy, Reference, priority_of
+from fastfill_ray.ordering.proxies import GAIN_DEPTH, Proxies, merge_top, top_scores
 from fastfill_ray.ordering.waves import order_key
 from fastfill_ray.retrieval.similarity import match_norms
 from fastfill_ray.stages.context import Context
@@ -45,7 +53,9 @@ class Scorer:
     """What turns a chunk's columns into priorities: picklable, the same on every worker.
 
     norm: of new vectors, that aligned ones are brought to; None where they keep their own. reference: what the policy
-    knows of the train pairs. classifier: digest of the new model's own where the policy reads it, else "".
+    knows of the train pairs and of the query log. classifier: digest of the new model's own where the policy reads it,
+    else "". metric_looked_at: of the objective, as deep as which orders by demand look. log: names what of a query log
+    the scores depend on, else "".
     """
 
     files: Files
@@ -57,6 +67,28 @@ class Scorer:
     seed: int
     reference: Reference
     classifier: str
+    metric_looked_at: str = ""
+    log: str = ""
+
+    @property
+    def asking(self) -> Proxies | None:
+        """The queries by which the order asks the gallery, and whose thresholds it needs; None where it does not."""
+        if self.policy in LOGGED and self.reference.demand is not None:
+            return self.reference.demand.proxies
+        return self.reference.proxies if self.policy == "expected_gain" else None
+
+    def with_thresholds(self, best: F32) -> Scorer:
+        """The same with thresholds from each query's best scores over the gallery (P, 10)."""
+        depth = DEPTHS.get(self.metric_looked_at, GAIN_DEPTH) if self.policy in LOGGED else GAIN_DEPTH
+        return self.with_cut(best[:, depth - 1])
+
+    def with_cut(self, thresholds: F32) -> Scorer:
+        """The same with these thresholds (P,)."""
+        assert self.asking is not None
+        proxies, demand = replace(self.asking, thresholds=thresholds), self.reference.demand
+        if self.policy in LOGGED and demand is not None:
+            return replace(self, reference=replace(self.reference, demand=replace(demand, proxies=proxies)))
+        return replace(self, reference=replace(self.reference, proxies=proxies))
 
     def alignment(self) -> Alignment:
         if self.trained.weights not in _loaded:
@@ -115,11 +147,17 @@ class _Work(Model):
         return Span(self.file, self.start, self.rows)
 
 
-def score(context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[str, tuple[int, ...]]) -> Scores:
+def score(
+    context: Context,
+    scorer: Scorer,
+    snapshot: Snapshot,
+    pair_offsets: dict[str, tuple[int, ...]],
+    added: Mapping[str, tuple[int, ...]],
+) -> Scores:
     """Score all chunks that have no receipt yet.
 
     Args:
-        pair_offsets: {unit of a chunk: offsets of its pairs}.
+        pair_offsets: {unit of a chunk: offsets of its pairs}. added: the same of items whose keys are kept as well.
     """
     files, name = context.files, _scores_name(scorer, snapshot)
     scorer = _with_thresholds(context, scorer, snapshot, pair_offsets, name)
@@ -140,13 +178,17 @@ def score(context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: di
     listed = put_content(files, partial(stage_output, "scores", name, "chunks.parquet"), table_bytes(table))
     stage = Receipt(
         unit="scores",
-        outputs=(listed, put_pair_keys(context, name, scored, pair_offsets)),
+        outputs=(listed, put_pair_keys(context, name, scored, _both(pair_offsets, added))),
         rows=snapshot.rows,
         ids_digest=combine_digests(receipts[unit].ids_digest for unit in units),
         seconds=sum(receipts[unit].seconds for unit in units),
         details={"unusable": sum(len(receipts[unit].quarantined) for unit in units)},
     )
     return _from_table(name, scorer, put_receipt(files, stage_receipt("scores", name), stage))
+
+
+def _both(some: Mapping[str, tuple[int, ...]], others: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
+    return {unit: (*some.get(unit, ()), *others.get(unit, ())) for unit in {**some, **others}}
 
 
 def scores_before(context: Context, scorer: Scorer, name: str) -> Scores:
@@ -157,15 +199,14 @@ def scores_before(context: Context, scorer: Scorer, name: str) -> Scores:
     """
     files = context.files
     finished = read_receipt(files, stage_receipt("scores", name))
-    proxies = scorer.reference.proxies if scorer.policy == "expected_gain" else None
-    cut = None if proxies is None else read_receipt(files, _thresholds_receipt(name))
-    if finished is None or (proxies is not None and cut is None):
+    cut = None if scorer.asking is None else read_receipt(files, _thresholds_receipt(name))
+    if finished is None or (scorer.asking is not None and cut is None):
         raise CorruptFile(
             f"{files.root}/{stage_folder('scores', name)}: gone, and the order of the plan follows from it. Restore "
             "the folder from a copy, or change the seed: an order of its own keeps what is embedded."
         )
-    if proxies is not None and cut is not None:
-        scorer = _read_thresholds(scorer, proxies, cut)
+    if cut is not None:
+        scorer = _read_thresholds(scorer, cut)
     return _from_table(name, scorer, finished)
 
 
@@ -207,13 +248,13 @@ def _all_work(snapshot: Snapshot, pair_offsets: dict[str, tuple[int, ...]]) -> l
 def _with_thresholds(
     context: Context, scorer: Scorer, snapshot: Snapshot, pair_offsets: dict[str, tuple[int, ...]], name: str
 ) -> Scorer:
-    """The scorer with what `expected_gain` must know of the whole gallery: a first pass, kept with the scores.
+    """The scorer with what its order must know of the whole gallery: a first pass, kept with the scores.
 
     Each proxy query's best scores are merged over the chunks, so no process ever holds more than those. Pairs are left
-    out: the proxy queries are pairs, and would find themselves.
+    out: the proxy queries may be pairs, and would find themselves.
     """
-    proxies = scorer.reference.proxies
-    if scorer.policy != "expected_gain" or proxies is None:
+    proxies = scorer.asking
+    if proxies is None:
         return scorer
     path = _thresholds_receipt(name)
     if (receipt := read_receipt(scorer.files, path)) is None:
@@ -225,21 +266,22 @@ def _with_thresholds(
                     bar.advance(sum(item.rows for item in group))
                     yield part
 
-            table = pa.table({"threshold": merge_top(best())[:, -1]})
+            asking = scorer.with_thresholds(merge_top(best())).asking
+            table = pa.table({"threshold": None if asking is None else asking.thresholds})
         data = table_bytes(table)
         output = put_content(scorer.files, partial(stage_output, "scores", name, "thresholds.parquet"), data)
         receipt = put_receipt(scorer.files, path, Receipt(unit="thresholds", outputs=(output,), rows=table.num_rows))
-    return _read_thresholds(scorer, proxies, receipt)
+    return _read_thresholds(scorer, receipt)
 
 
 def _thresholds_receipt(name: str) -> str:
     return f"{stage_folder('scores', name)}/thresholds.receipt.json"
 
 
-def _read_thresholds(scorer: Scorer, proxies: Proxies, receipt: Receipt) -> Scorer:
+def _read_thresholds(scorer: Scorer, receipt: Receipt) -> Scorer:
     output = receipt.outputs[0]
     found = read_table(get_verified(scorer.files, output), name=output.path).column("threshold").to_numpy()
-    return replace(scorer, reference=replace(scorer.reference, proxies=replace(proxies, thresholds=found)))
+    return scorer.with_cut(found)
 
 
 def _grouped(work: Sequence[_Work]) -> list[list[_Work]]:
@@ -265,7 +307,10 @@ def _best_of_chunk(scorer: Scorer, proxies: Proxies, work: _Work, table: pa.Tabl
 
 
 def _scores_name(scorer: Scorer, snapshot: Snapshot) -> str:
-    weight = scorer.source.config.weight_column
+    config = scorer.source.config
+    later = [scorer.log] if scorer.log else []  # names of before have no such part
+    if scorer.policy == "column":
+        later.append(str(config.priority_column))
     return fingerprint(
         [
             snapshot.fingerprint,
@@ -274,9 +319,10 @@ def _scores_name(scorer: Scorer, snapshot: Snapshot) -> str:
             scorer.policy,
             scorer.seed,
             scorer.classifier,
-            weight,
+            config.weight_column,
             # Whether, not to which norm: that is a mean over the pairs, which other processors round in another way.
             scorer.norm is None,
+            *later,
         ]
     )
 
@@ -303,6 +349,8 @@ def score_chunks(scorer: Scorer, folder: str, work: Sequence[_Work]) -> Iterator
         columns.append(config.label_column)
     if config.weight_column is not None:
         columns.append(config.weight_column)
+    if scorer.policy == "column" and config.priority_column is not None:
+        columns.append(config.priority_column)
     # Nothing of it was done when the pass began: then a worker has died over this group, and not over its first chunk.
     if work and read_receipt(scorer.files, unit_receipt(folder, work[0].unit)) is not None:
         done = find_receipts(scorer.files, folder)
@@ -338,7 +386,8 @@ def _score_chunk(scorer: Scorer, work: _Work, table: pa.Table) -> tuple[pa.Table
     aligned, log_variance = scorer.align(old, side)
     labels = item_labels(table, scorer.source, work.span) if needs_labels else None
     weights = item_weights(table, scorer.source, work.span)
-    items = ItemColumns(hash_ids(ids), old, aligned, log_variance, labels, weights)
+    own = item_priorities(table, scorer.source, work.span) if scorer.policy == "column" else None
+    items = ItemColumns(hash_ids(ids), old, aligned, log_variance, labels, weights, own)
     priority, keys = scorer.keys(items)
     bad = np.array(sorted(unusable), dtype=np.int64)
     if len(bad):

@@ -22,11 +22,11 @@ from fastfill_ray.engine.interface import Attempt
 from fastfill_ray.errors import ConfigError, EmbedderError
 from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.log.records import Plan
+from fastfill_ray.stages.asked import asked_files
 from fastfill_ray.stages.batches import embed_tables
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Unit, build_model, read_units
 from fastfill_ray.stages.quarantine import kind_of
-from fastfill_ray.stages.queries import pin_queries
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import parse_unit_receipt
 from fastfill_ray.storage.receipts import read_receipt
@@ -73,7 +73,7 @@ def try_models(
     if _differs(plan, config, "new_model", "gallery"):
         trials.append(_Trial(tuple(_units(gallery, "new", "item"))))
     if queries is not None and _differs(plan, config, "new_model", "old_model", "queries"):
-        asked = pin_queries(context.store, queries)[0].files
+        asked = asked_files(context.store, queries)
         if queries.new_vector_column is None:
             trials.append(_Trial(tuple(_units(asked, "new", "query"))))
         if queries.old_vector_column is None and "old" in job.spaces:

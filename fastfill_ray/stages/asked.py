@@ -1,0 +1,289 @@
+"""What asks: the users' held-out queries, a log of what users asked, or both; embedded beside the pairs.
+
+Legend: Q queries of a part of the log, n events of its held-out traffic, D old dim, E new dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fastfill_ray.config import QuarantineConfig, QueriesConfig, shown_paths
+from fastfill_ray.errors import InputError
+from fastfill_ray.experiment.events import draw_events
+from fastfill_ray.experiment.items import MAX_QUERIES, Queries
+from fastfill_ray.inputs.gallery import Source
+from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.inputs.parquet import PinnedFile
+from fastfill_ray.inputs.query_log import HELD_OUT_SHARE, LogPart, QueryLog, pin_query_log, read_query_log
+from fastfill_ray.inputs.table import TableInput
+from fastfill_ray.ordering.demand import LoggedQueries, TakenItems
+from fastfill_ray.ordering.ids import seeded_hash
+from fastfill_ray.retrieval.relevance import Judgement
+from fastfill_ray.stages.context import Context
+from fastfill_ray.stages.quarantine import UnitGroup
+from fastfill_ray.stages.queries import (
+    QueryPlan,
+    QueryRows,
+    load_queries,
+    of_log,
+    pin_queries,
+    plan_queries,
+    plan_rows,
+    query_columns,
+    read_queries,
+    vectors_of_queries,
+)
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.receipts import Receipt
+from fastfill_ray.types import I64, IdType, Objects, fingerprint
+
+# Distinct queries of each part of a log that are embedded, the most frequent first.
+MAX_LOGGED = 1000
+
+
+# The log that was read last, by name: preflight looks through it, and what comes after does not do so again.
+_last: dict[str, QueryLog] = {}
+
+
+def read_log(
+    store: InputStore, config: QueriesConfig, id_type: IdType, seed: int
+) -> tuple[TableInput, QueryLog] | None:
+    """The log, pinned and aggregated; None where the config names none. All of it is fitted on where other queries are
+    held out.
+
+    Raises:
+        ConfigError, InputError: see ``pin_query_log`` and ``read_query_log``; or a part of it has no traffic.
+    """
+    if config.log_path is None:
+        return None
+    columns, share = list(query_columns(of_log(config)).values()), HELD_OUT_SHARE if config.path is None else 0.0
+    pinned = pin_query_log(store, config.log_path, columns, id_type)
+    name = fingerprint([pinned.model_dump(mode="json"), config.model_dump(mode="json"), seed])
+    if name not in _last:
+        log = read_query_log(store, pinned, columns, limit=MAX_LOGGED, seed=seed, held_out_share=share)
+        _last.clear()
+        _last[name] = log
+    log = _last[name]
+    if not log.fit.all_traffic or (share and not log.held_out.all_traffic):
+        raise InputError(
+            f"queries.log_path {shown_paths(config.log_path)}: {log.fit.all_queries + log.held_out.all_queries} "
+            f"distinct queries, and cut by {log.cut} one part has none. At least two queries, asked at two times, are "
+            "needed; log more, or leave it out."
+        )
+    return pinned, log
+
+
+def asked_files(store: InputStore, config: QueriesConfig) -> list[PinnedFile]:
+    """The files that queries are embedded from."""
+    files = [] if config.path is None else list(pin_queries(store, config)[0].files)
+    if config.log_path is not None:
+        files += pin_query_log(store, config.log_path, list(query_columns(of_log(config)).values())).files
+    return files
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The queries of one part of a log. rows: (Q,) which of the part each query of the plan is."""
+
+    plan: QueryPlan
+    part: LogPart
+    rows: I64
+    read: QueryRows
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        config: QueriesConfig,
+        pinned: TableInput,
+        part: LogPart,
+        spaces: Mapping[str, str],
+        source: Source,
+    ) -> _Part:
+        """Each row group that holds some of the queries is read once."""
+        order = np.lexsort((part.places[:, 1], part.places[:, 0]))
+        chosen = []
+        for number, file in enumerate(pinned.files):
+            rows = part.places[order][part.places[order, 0] == number, 1]
+            ends = np.array(file.row_ends, np.int64)
+            group_of = np.searchsorted(ends, rows, side="right")
+            for group in np.unique(group_of).tolist():
+                start = int(ends[group - 1]) if group else 0
+                chosen.append((file, rows[group_of == group], start, int(ends[group]) - start))
+        plan = plan_rows(name, config, None, chosen, spaces)
+        return cls(plan, part, order, read_queries(plan, source))
+
+
+class Asked:
+    """The queries of the config, or none.
+
+    Attributes:
+        groups: {name: what is to be embedded}.
+        answers: (n,) items that were taken in the held-out traffic, as often as they are asked for there; empty where
+            other queries are held out, or nothing was taken.
+        fingerprint: of the held-out traffic; "" where it is not what measures.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        config: QueriesConfig | None,
+        source: Source,
+        spaces: Mapping[str, str],
+        quarantine: QuarantineConfig,
+        seed: int,
+    ) -> None:
+        self._context, self._source, self._config, self._seed = context, source, config, seed
+        self._plan: QueryPlan | None = None
+        self._rows: QueryRows | None = None
+        self._log: QueryLog | None = None
+        self._fit: _Part | None = None
+        self._held_out: _Part | None = None
+        self._events: I64 = np.empty(0, np.int64)  # of the held-out part: pairs of a query and an item, else queries
+        self.groups: dict[str, UnitGroup] = {}
+        self.answers: Objects = np.empty(0, object)
+        self.fingerprint = ""
+        if config is None:
+            return
+        if config.path is not None:
+            inputs, judgements = pin_queries(context.store, config)
+            self._plan = plan_queries(config, inputs, judgements, spaces, seed)
+            self._add(context.files, "queries", self._plan, quarantine)
+        if (found := read_log(context.store, config, source.id_type, seed)) is not None:
+            pinned, self._log = found
+            name = fingerprint(
+                [
+                    pinned.model_dump(mode="json"),
+                    config.model_dump(mode="json", exclude={"group_column"}),
+                    dict(spaces),
+                    seed,
+                    MAX_LOGGED,
+                ]
+            )
+            fit = fingerprint([name, "fit"])
+            self._fit = _Part.of(fit, of_log(config), pinned, self._log.fit, spaces, source)
+            self._add(context.files, "logged queries", self._fit.plan, quarantine)
+            if config.path is None:
+                self._hold_out(pinned, self._log.held_out, name, spaces)
+                self._add(context.files, "held-out traffic", self._held_out_part.plan, quarantine)
+
+    def _hold_out(self, pinned: TableInput, part: LogPart, name: str, spaces: Mapping[str, str]) -> None:
+        assert self._config is not None
+        self.fingerprint = fingerprint([name, "held out"])
+        self._held_out = _Part.of(self.fingerprint, of_log(self._config), pinned, part, spaces, self._source)
+        of_queries = seeded_hash(part.hashes, self._seed)
+        if len(part.taken):
+            self._events = draw_events(part.taken_traffic, of_queries[part.taken_by], MAX_QUERIES)
+            self.answers = part.taken[self._events]
+        else:
+            self._events = draw_events(part.traffic, of_queries, MAX_QUERIES)
+
+    @property
+    def _held_out_part(self) -> _Part:
+        assert self._held_out is not None
+        return self._held_out
+
+    def _add(self, files: Files, what: str, plan: QueryPlan, quarantine: QuarantineConfig) -> None:
+        for model, units in plan.units.items():
+            name = f"{what}, {model} model"
+            self.groups[name] = UnitGroup(files, units[0].folder, name, units, quarantine)
+
+    def read(self) -> None:
+        """What the files say; raises if no query can have an answer."""
+        if self._plan is not None:
+            self._rows = read_queries(self._plan, self._source)
+
+    def queries(self, snapshot: str, new_dim: int) -> Queries | None:
+        """The held-out queries with their vectors; None where there are none.
+
+        Args:
+            snapshot: fingerprint of the gallery that the order is made for.
+        """
+        if self._held_out is not None:
+            return self._traffic(self._held_out, snapshot, new_dim)
+        if self._plan is None or self._rows is None:
+            return None
+        receipts = self._receipts("queries", self._plan)
+        return load_queries(self._context.files, self._plan, self._rows, receipts, self._source, (snapshot, new_dim))
+
+    def logged(self, new_dim: int) -> LoggedQueries | None:
+        """What orders know of the log; None without one."""
+        if self._fit is None or self._log is None:
+            return None
+        plan = self._fit.plan
+        receipts = self._receipts("logged queries", plan)
+        usable, new, old = vectors_of_queries(
+            self._context.files, plan, self._fit.read, receipts, self._source, new_dim
+        )
+        if not len(usable):
+            raise self._none_embedded()
+        taken = TakenItems.of(self._log.items, self._log.item_traffic) if len(self._log.items) else None
+        name = fingerprint([plan.fingerprint, usable.tolist()])
+        return LoggedQueries(new, old, self._fit.part.traffic[self._fit.rows[usable]], taken, name)
+
+    def _traffic(self, held_out: _Part, snapshot: str, new_dim: int) -> Queries:
+        """The events whose query has its vectors; an event's answer is what was taken in it."""
+        plan, part, read = held_out.plan, held_out.part, held_out.read
+        receipts = self._receipts("held-out traffic", plan)
+        usable, new, old = vectors_of_queries(self._context.files, plan, read, receipts, self._source, new_dim)
+        if not len(usable):
+            raise self._none_embedded()
+        row_of = np.full(len(part.traffic), -1)
+        row_of[held_out.rows[usable]] = np.arange(len(usable))
+        asked = self._events if not len(part.taken) else part.taken_by[self._events]
+        kept = np.flatnonzero(row_of[asked] >= 0)
+        rows = row_of[asked[kept]]
+        distinct = Queries(
+            ids=read.ids[usable],
+            new=new,
+            old=old,
+            labels=None if read.labels is None else read.labels[usable],
+            groups=None if read.groups is None else read.groups[usable],
+            fingerprint=fingerprint([plan.fingerprint, snapshot, usable.tolist(), len(self._events)]),
+        )
+        traffic = distinct.take(rows)
+        ids = np.array([f"{query}#{number}" for number, query in enumerate(traffic.ids.tolist())], object)
+        if not len(part.taken):
+            return replace(traffic, ids=ids)
+        answers = part.taken[self._events[kept]].tolist()
+        judged = tuple(Judgement(row, answer) for row, answer in enumerate(answers))
+        return replace(traffic, ids=ids, judged=judged, judged_as="log")
+
+    def _receipts(self, what: str, plan: QueryPlan) -> dict[str, Mapping[str, Receipt]]:
+        return {model: self.groups[f"{what}, {model} model"].receipts for model in plan.units}
+
+    def _none_embedded(self) -> InputError:
+        paths = self._config.log_path if self._config is not None else None
+        return InputError(
+            f"queries.log_path {shown_paths(paths or '')}: no query could be embedded; see the quarantine reasons in "
+            "the log"
+        )
+
+    def note(self, added: int) -> str:
+        """What PLAN says of the log; added: how many items of it joined the pairs. "" without a log."""
+        if self._log is None or self._fit is None:
+            return ""
+        seconds = sum(
+            receipt.seconds
+            for name, group in self.groups.items()
+            if not name.startswith("queries")
+            for receipt in group.receipts.values()
+        )
+        said = [f"ordered by {_shown(self._log.fit)}"]
+        if self._held_out is not None:
+            cut = "by time" if self._log.cut == "time" else "by a hash of the query"
+            said.append(f"measured by {_shown(self._log.held_out)}, held out {cut}, as {len(self._events):,} events")
+        if len(self.answers):
+            distinct = len(set(self.answers.tolist()))
+            said.append(f"{added:,} of the {distinct:,} items that were taken there are looked at beside the pairs")
+        elif self._held_out is not None:
+            said.append("no item was taken there, so what the new model alone returns is right")
+        return "; ".join([*said, f"embedding the queries took {seconds:.1f} s of one embedder"])
+
+
+def _shown(part: LogPart) -> str:
+    asked = f"{part.covered:.0%} of {part.all_traffic:,.0f} asked"
+    return f"{len(part.traffic):,} of {part.all_queries:,} distinct queries ({asked})"

@@ -1,0 +1,239 @@
+"""A query log in whole runs: orders by it, held-out traffic as the objective, and what PLAN says of it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fastfill_ray.errors import ConfigError, InputError
+from fastfill_ray.log.records import Plan
+from fastfill_ray.report.prediction import promises
+from fastfill_ray.storage.arrow import read_table
+from tests import synthetic
+from tests.integration.conftest import Workshop, in_process
+
+EVENTS, POPULAR = 1500, 150
+
+
+def write_log(folder: Path, workshop: Workshop, *, with_items: bool = True, name: str = "log") -> Path:
+    """Users mean one of some popular items, by Zipf; what they ask is near it. Half of the log is after the other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(11)
+    popular = rng.permutation(len(workshop.ids))[:POPULAR]
+    shares = 1 / np.arange(1, POPULAR + 1)
+    meant = popular[rng.choice(POPULAR, EVENTS, p=shares / shares.sum())]
+    # Two ways to ask for each.
+    way = rng.integers(0, 2, EVENTS)
+    asked = (
+        workshop.x[meant]
+        + 0.4 * np.random.default_rng(12).normal(size=(len(workshop.x), 2, synthetic.LATENT))[meant, way]
+    )
+    columns: dict[str, Any] = {
+        "x": pa.array(list(asked.astype(np.float32))),
+        "time": pa.array(np.arange(EVENTS) * 1_000_000, pa.timestamp("us")),
+    }
+    if with_items:
+        columns["item_id"] = workshop.ids[meant]
+    path = folder / f"{name}.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=400)
+    return path
+
+
+@pytest.fixture(scope="module")
+def log(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_log(tmp_path_factory.mktemp("log"), workshop)
+
+
+def config(workshop: Workshop, root: Path, log: Path, **sections: Any) -> dict[str, Any]:
+    return synthetic.config(
+        workshop.folder,
+        output=str(root),
+        queries={"log_path": str(log), "payload_columns": ["x"]},
+        old_model={"embedder": "tests.synthetic:OldEmbedder"},
+        **{"policy": {"name": "auto"}, **sections},
+    )
+
+
+def planned(values: dict[str, Any]) -> Plan:
+    plan = in_process(values, until="plan").state.plan
+    assert plan is not None
+    return plan
+
+
+def test_a_whole_run_is_measured_by_the_traffic_that_came_later(workshop: Workshop, log: Path, tmp_path: Path) -> None:
+    said = io.StringIO()
+    result = in_process(config(workshop, tmp_path / "root", log), stream=said)
+    plan = result.state.plan
+    assert plan is not None
+    assert plan.objective == "log/mrr"
+    assert plan.fitted_by == "log"
+    assert plan.policy in ("demand", "taken")
+    note = plan.choices["queries.log_path"]
+    assert note.startswith("ordered by ")
+    for words in (
+        "distinct queries (100% of 1,050 asked)",
+        "held out by time",
+        "as 450 events",
+        "items that were taken",
+    ):
+        assert words in note
+    # What was taken there is measured by, and not served as new for that.
+    assert plan.wave_rows[0] == 120
+    versions = result.state.versions
+    assert [version.fraction for version in versions][-1] == 1
+    for version in versions:
+        [value] = [
+            value
+            for value in version.metrics
+            if (value.scope, value.relevance, value.metric, value.calibrated, value.group)
+            == ("gallery", "log", "mrr", True, None)
+        ]
+        assert value.queries > 300
+    made = promises(result.state)
+    assert {(p.prediction.scope, p.prediction.relevance) for p in made} == {("gallery", "log")}
+    for promise in made:
+        measured = promise.measured["gallery"]
+        assert promise.prediction.low <= measured.value <= promise.prediction.high
+    # The same call finds everything done, and needs no log for that.
+    assert in_process(config(workshop, tmp_path / "root", log)).state == result.state
+    report = (tmp_path / "root" / "report.html").read_text()
+    assert "an item is right when the user took it" in report
+    assert "distinct queries" in report
+
+
+def test_an_interrupted_run_goes_on_and_comes_to_the_same(
+    workshop: Workshop, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = config(workshop, tmp_path / "root", log, policy={"name": "taken"}, waves=[0.5, 1.0])
+    whole = in_process({**values, "output": str(tmp_path / "other")})
+    in_process(values, until="plan")
+    in_process(values, until="version0")
+    parts = in_process(values)
+    assert parts.state.plan is not None
+    assert whole.state.plan is not None
+    assert parts.state.plan.plan == whole.state.plan.plan
+    for one, other in zip(parts.state.versions, whole.state.versions, strict=True):
+        assert one.ids_digest == other.ids_digest
+        for value, same in zip(one.metrics, other.metrics, strict=True):
+            assert value.value == pytest.approx(same.value, abs=1e-6)
+
+
+def test_what_was_taken_comes_first_and_the_most_traffic_of_it_foremost(
+    workshop: Workshop, log: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    plan = planned(config(workshop, root, log, policy={"name": "taken"}))
+    table = pq.read_table(log)
+    fit = table.slice(0, int(0.7 * EVENTS)).column("item_id").to_pylist()
+    traffic = {value: fit.count(value) for value in set(fit)}
+    scored = _scores(root, plan)
+    assert [traffic.get(value, 0) for value in scored] == sorted((traffic.get(v, 0) for v in scored), reverse=True)
+
+
+def _scores(root: Path, plan: Plan) -> list[int]:
+    """The ids of all items that have an old vector, by descending priority."""
+    files = sorted((root / "scores" / plan.scores).glob("*/*.parquet")) + sorted(
+        (root / "scores" / plan.scores).glob("*.parquet")
+    )
+    found: dict[int, float] = {}
+    for path in files:
+        table = read_table(path.read_bytes(), name=path.name)
+        if "priority" in table.column_names:
+            for row in table.to_pylist():
+                if row["usable"]:
+                    found[row["id"]] = row["priority"]
+    assert len(found) > 590
+    return sorted(found, key=lambda value: -found[value])
+
+
+def test_a_log_without_items_asks_what_the_new_model_alone_returns(workshop: Workshop, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", workshop, with_items=False)
+    plan = planned(config(workshop, tmp_path / "root", log))
+    assert plan.objective == "new_model/recall@10"
+    assert plan.policy != "taken"
+    assert "no item was taken there" in plan.choices["queries.log_path"]
+    assert {p.scope for p in plan.prediction} == {"audit"}
+
+
+def test_beside_held_out_queries_all_of_a_log_orders(workshop: Workshop, log: Path, tmp_path: Path) -> None:
+    queries = {**synthetic.with_queries(workshop.folder)["queries"], "log_path": str(log)}
+    values = config(workshop, tmp_path / "root", log, policy={"name": "demand"})
+    plan = planned({**values, "queries": queries})
+    assert plan.objective == "label/map"
+    assert plan.policy == "demand"
+    assert "(100% of 1,500 asked)" in plan.choices["queries.log_path"]
+    assert "held out" not in plan.choices["queries.log_path"]
+
+
+def test_a_priority_column_of_the_users_is_the_order(workshop: Workshop, tmp_path: Path) -> None:
+    folder = tmp_path / "gallery"
+    folder.mkdir()
+    wanted: dict[int, float] = {}
+    for number, path in enumerate(sorted((workshop.folder / "gallery").iterdir())):
+        table = pq.read_table(path)
+        views = [None if row % 50 == 7 else float((row * 37) % 101) for row in range(table.num_rows)]
+        wanted |= {v: -1.0 if w is None else w for v, w in zip(table.column("id").to_pylist(), views, strict=True)}
+        pq.write_table(table.append_column("views", pa.array(views)), folder / f"{number}.parquet")
+    values = synthetic.config(workshop.folder, output=str(tmp_path / "root"), gallery={"path": str(folder)})
+    plan = planned({**values, "policy": {"column": "views"}})
+    assert plan.policy == "column"
+    assert plan.settings["gallery"]["priority_column"] == "views"
+    order = [wanted[value] for value in _scores(tmp_path / "root", plan)]
+    assert order == sorted(order, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"queries": {"payload_columns": ["x"]}}, ConfigError, "queries has neither path nor log_path"),
+        ({"policy": {"name": "column"}}, ConfigError, "gallery.priority_column is not set; name the column"),
+        ({"policy": {"column": "nowhere"}}, ConfigError, "nowhere"),
+        ({"policy": {"column": "label"}}, InputError, "numbers are expected"),
+        ({"queries": {"log_path": "{log}", "payload_columns": ["y"]}}, ConfigError, "'y'"),
+        ({"queries": {"log_path": "/nowhere", "payload_columns": ["x"]}}, ConfigError, "queries.log_path"),
+        (
+            {"queries": {"log_path": "{log}", "payload_columns": ["x"], "qrels_path": "{log}"}},
+            ConfigError,
+            "queries.qrels_path judges the queries of queries.path, which is not set",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_starts(
+    workshop: Workshop, log: Path, tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    filled = json.loads(json.dumps(change).replace("{log}", str(log)))
+    values = {**config(workshop, tmp_path / "root", log), **filled}
+    if "queries" in change:
+        values["old_model"] = {}
+    with pytest.raises(error, match=message):
+        in_process(values)
+    assert not (tmp_path / "root").exists()
+
+
+def test_orders_by_a_log_need_one(workshop: Workshop, tmp_path: Path) -> None:
+    values = workshop.config(tmp_path / "root", policy={"name": "demand"})
+    with pytest.raises(ConfigError, match=r"policy.name is 'demand' but queries.log_path is not set"):
+        in_process(values)
+    with pytest.raises(ConfigError, match=r"objective.relevance is 'log' but the held-out queries are not from a log"):
+        in_process(workshop.config(tmp_path / "root", objective={"relevance": "log"}))
+
+
+def test_a_policy_for_taken_items_needs_some(workshop: Workshop, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", workshop, with_items=False)
+    with pytest.raises(ConfigError, match="the query log names no items that were taken; add a column item_id"):
+        in_process(config(workshop, tmp_path / "root", log, policy={"name": "taken"}))
+
+
+def test_a_log_of_one_moment_cannot_be_cut(workshop: Workshop, log: Path, tmp_path: Path) -> None:
+    table = pq.read_table(log).slice(0, 1)
+    path = tmp_path / "one.parquet"
+    pq.write_table(table, path)
+    with pytest.raises(InputError, match=r"1 distinct queries, and cut by (time|hash) one part has none"):
+        in_process(config(workshop, tmp_path / "root", path))
