@@ -103,7 +103,7 @@ def test_a_whole_run_is_measured_by_the_traffic_that_came_later(workshop: Worksh
         assert promise.prediction.low <= measured.value <= promise.prediction.high
     # The same call finds everything done, and needs no log for that.
     assert in_process(config(workshop, tmp_path / "root", log)).state == result.state
-    report = (tmp_path / "root" / "report.html").read_text()
+    report = (tmp_path / "root" / "reports" / "report.html").read_text()
     assert "an item is right when the user took it" in report
     assert "distinct queries" in report
 
