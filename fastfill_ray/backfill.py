@@ -324,6 +324,7 @@ class _Run:
             objective=order.objective,
             waves=self.schedule.waves,
             index=config.index,
+            taken=None if sampled.logged is None else sampled.logged.taken,
             log_note=sampled.note,
         )
 

@@ -231,7 +231,9 @@ class Plan(Model):
     units: FileRef = Field(description="the work list: rows per (chunk, wave)")
     templates: dict[str, FileRef]
     objective: str
-    baselines: dict[str, tuple[MetricValue, ...]] = Field(description="arms old/old and new/new")
+    baselines: dict[str, tuple[MetricValue, ...]] = Field(
+        description="arms old/old and new/new, and both with a prior of what users took where a log says that"
+    )
     baseline_queries: FileRef | None = Field(description="old/old per query, for the gate")
     choices: dict[str, str] = Field(default_factory=dict, description="why each `auto` became what it is")
     form: Literal["identity", "offset", "offset_by_wave", "scale_offset", "scale_offset_by_wave"] = Field(

@@ -196,7 +196,19 @@ def _done(state: State, plan: Plan, curve: MeasuredCurve, newest: Version) -> st
     old = score(curve.old.value)
     if value <= curve.old.value:
         return f"Done, but without a gain: {reached}; {name} is {score(value)}, the old system had {old}{work}."
-    return f"Done: {reached}; {name} rose from {old} with the old system to {score(value)}{work}."
+    return f"Done: {reached}; {name} rose from {old} with the old system to {score(value)}{work}{_bend(curve)}."
+
+
+def _bend(curve: MeasuredCurve) -> str:
+    """What share of the items brought which share of the gain, where the curve bends up most; "" where it does not."""
+    old, last = curve.old, curve.points[-1]
+    if old is None or last.value <= old.value:
+        return ""
+    shares = {point: (point.value - old.value) / (last.value - old.value) for point in curve.points[:-1]}
+    point = max(shares, key=lambda each: shares[each] - each.fraction / last.fraction, default=None)
+    if point is None or shares[point] <= point.fraction / last.fraction:
+        return ""
+    return f"; the first {percent(point.fraction)} of the items brought {percent(shares[point])} of the gain"
 
 
 def _on_what_is_left(state: State, plan: Plan, rest: Rest | None) -> Answer:

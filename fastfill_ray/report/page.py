@@ -20,7 +20,7 @@ from fastfill_ray.report.model import (
     status,
 )
 from fastfill_ray.report.prediction import drawn_prediction, prediction_error
-from fastfill_ray.report.rest import arm_of_prediction
+from fastfill_ray.report.rest import arm_of_prediction, prior_words
 from fastfill_ray.report.tables import (
     MetricTable,
     Table,
@@ -172,8 +172,8 @@ def _events(state: State) -> tuple[str, ...]:
 
 
 def _remarks(state: State) -> tuple[str, ...]:
-    """The rows that are not where they should be."""
-    versions, remarks = state.order_versions, []
+    """The rows that are not where they should be; what a prior of what users took would bring."""
+    versions, remarks = state.order_versions, [words for words in (prior_words(state),) if words]
     if versions and versions[-1].quarantined:
         remarks.append(
             f"{versions[-1].quarantined:,} items are quarantined: embedding them failed, so they stay stale. "

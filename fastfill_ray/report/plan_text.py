@@ -7,7 +7,13 @@ from fastfill_ray.log.records import MetricValue, Plan, Prediction
 from fastfill_ray.log.state import State
 from fastfill_ray.report.choice import choice_words
 from fastfill_ray.report.prediction import Promise, promises
-from fastfill_ray.report.rest import arm_of_prediction, predicted_objective, predicted_scope
+from fastfill_ray.report.rest import (
+    arm_of_prediction,
+    peak_words,
+    predicted_objective,
+    predicted_scope,
+    prior_words,
+)
 from fastfill_ray.report.text import Column, table_lines, wrapped
 from fastfill_ray.report.wording import MISSING, SCOPE_PLACES, metric_name, percent, score_interval
 from fastfill_ray.wording import duration
@@ -25,7 +31,8 @@ def plan_text(state: State, item_s: float | None) -> str:
     relevance, _, metric = plan.objective.partition("/")
     title = f"Plan {plan.plan}: {plan.rows:,} items, {plan.wave_rows[0]:,} of them pairs. Objective: "
     lines = [f"{title}{metric_name(metric)} by {relevance}.", "", *_choice(plan), "", *_versions(state, plan)]
-    return "\n".join([*lines, "", wrapped(_work(plan, item_s))])
+    notes = [note for note in (peak_words(plan), prior_words(state), _work(plan, item_s)) if note]
+    return "\n".join([*lines, "", *map(wrapped, notes)])
 
 
 def _choice(plan: Plan) -> list[str]:
@@ -46,6 +53,8 @@ def _choice(plan: Plan) -> list[str]:
     if fitted_by := words.get("chosen and fitted by"):
         notes.append(f"Chosen and fitted by {fitted_by}.")
     notes.append(_runner_up(plan.choice))
+    if (log := plan.choices.get("queries.log_path")) is not None:
+        notes.append(f"Query log: {log}.")
     return ["Chosen:", *lines, f"  {'calibration':<12} {plan.form}", *(wrapped(note) for note in notes if note)]
 
 

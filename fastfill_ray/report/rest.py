@@ -13,7 +13,7 @@ from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import work_ahead_s
 from fastfill_ray.report.findings import held_against
 from fastfill_ray.report.model import metric_value
-from fastfill_ray.report.wording import change, metric_name, percent
+from fastfill_ray.report.wording import change, metric_name, percent, score
 from fastfill_ray.types import Scope
 from fastfill_ray.wording import duration
 
@@ -161,6 +161,47 @@ def arm_of_prediction(plan: Plan, arm: str) -> MetricValue | None:
     """What is predicted, of an arm, on the scale of the prediction."""
     relevance, _, metric = predicted_objective(plan).partition("/")
     return metric_value(plan.baselines.get(arm, ()), relevance, metric, predicted_scope(plan))
+
+
+def prior_words(state: State) -> str:
+    """What a prior of what users took would bring without a backfill, on the audit items; "" where it is not known."""
+    plan = state.plan
+    if plan is None:
+        return ""
+    relevance, _, metric = plan.objective.partition("/")
+    found = {
+        name: metric_value(plan.baselines.get(f"{arm} + prior", ()), relevance, metric, "audit")
+        for arm, name in (("old/old", "the old system"), ("new/new", "the full new model"))
+    }
+    said = [f"{name} {score(value.value)}" for name, value in found.items() if value is not None]
+    if not said:
+        return ""
+    words = f"A prior of what users took, and nothing else, on the audit items: {metric_name(metric)} of {said[0]}"
+    words += f", of {said[1]}" if len(said) > 1 else ""
+    served = None if state.serving is None else state.version(state.serving)
+    here = None if served is None else metric_value(served.metrics, relevance, metric, "audit")
+    if served is not None and here is not None:
+        words += f"; version {served.version}, which is served, has {score(here.value)} there"
+    return f"{words}."
+
+
+def peak_words(plan: Plan) -> str:
+    """That the curve is predicted to peak before its end, and what to do; "" where it is not, by the intervals.
+
+    What is new first stands out among stale items, so that an order by what users took is a prior, too.
+    """
+    if len(plan.prediction) < 2:
+        return ""
+    best, last = max(plan.prediction, key=lambda each: each.value), plan.prediction[-1]
+    if best.low <= last.value or best.value <= last.high:
+        return ""
+    wave = plan.prediction.index(best)
+    ends = "version 0 (`--until version0`)" if wave == 0 else f"wave {wave} (`--until wave:{wave}`)"
+    return (
+        f"{predicted_name(plan)} is predicted to peak at {percent(best.fraction)} new, {score(best.value)}, and to end "
+        f"at {score(last.value)}: stop after {ends}. What is new first stands out among what is stale, and that was "
+        "chosen by what users want; the gate will hold later versions that are surely worse."
+    )
 
 
 def predicted_objective(plan: Plan) -> str:

@@ -14,6 +14,7 @@ from fastfill_ray.report.findings import difference, gains, outcome
 from fastfill_ray.report.flips import flips_of
 from fastfill_ray.report.model import change_note, column_curves, column_note, objective_curve, wave_words
 from fastfill_ray.report.prediction import prediction_error
+from fastfill_ray.report.rest import prior_words
 from fastfill_ray.report.wording import MISSING, metric_name, percent, score
 from fastfill_ray.sanitize import printable
 from fastfill_ray.types import Scope
@@ -42,7 +43,7 @@ def version_table(state: State) -> str:
     note = column_note(state) if state.order_versions else "No version yet."
     if not any(version.version == state.serving for version in state.order_versions) and state.serving is not None:
         note += f" Version {state.serving}, of an earlier order, is served."
-    notes = (gate_note(state), change_note(state), flips_note(state), prediction_note(state))
+    notes = (gate_note(state), change_note(state), flips_note(state), prediction_note(state), prior_words(state))
     below = [wrapped(words) for words in notes if words]
     return "\n".join([wrapped(note), *table_lines(_version_columns(state)), *below])
 

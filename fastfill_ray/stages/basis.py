@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fastfill_ray.config import IndexConfig, ObjectiveConfig
 from fastfill_ray.experiment.items import PairedItems, Queries
+from fastfill_ray.ordering.demand import TakenItems
 from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.stages.choose import Decision
 from fastfill_ray.stages.score import Scorer, Scores
@@ -20,8 +21,8 @@ class Basis:
     """What a plan and every version of it are made from: the outputs of the stages before, and the config's parts.
 
     num_sampled: items that were sampled as pairs; those that teach nothing are not among `pairs`. pair_offsets: {unit
-    of a chunk: offsets of the pairs in it}. known_pairs: those of them that were new before. log_note: what PLAN says
-    of the query log.
+    of a chunk: offsets of the pairs in it}. known_pairs: those of them that were new before. taken: what users took, by
+    the query log; None where it does not say. log_note: what PLAN says of the log.
     """
 
     snapshot: Snapshot
@@ -35,6 +36,7 @@ class Basis:
     objective: ObjectiveConfig
     waves: tuple[float, ...]
     index: IndexConfig
+    taken: TakenItems | None = None
     log_note: str = ""
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.experiment.candidate import Objective
+from fastfill_ray.experiment.prior import best_strength, with_prior
 from fastfill_ray.experiment.versions import ShadowVersions
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.gate import judge
@@ -32,6 +33,9 @@ from fastfill_ray.stages.shadows import ShadowPlan, shadow_versions
 from fastfill_ray.storage.paths import stage_output
 from fastfill_ray.storage.refs import put_content
 from fastfill_ray.types import F32, F64, Split
+
+# Behind the name of an arm: with a prior of what users took.
+PRIOR = " + prior"
 
 
 class Served(NamedTuple):
@@ -80,7 +84,7 @@ class Evaluator:
         """The arms' means, and old/old per query.
 
         old/old is measured in both scopes where queries have old vectors; new/new on the audit shadow (in the gallery
-        it is the last version).
+        it is the last version). Where a log says what was taken, both are also measured there with a prior of it.
 
         Raises:
             ConfigError: no query has a relevant item, so that the objective measures nothing.
@@ -98,8 +102,31 @@ class Evaluator:
             per_query = self.keep(old, plan, "old-old.parquet")
         new: PerQuery = self._on_audit(shadow.new, calibrated=True)
         arms["new/new"] = self.means(new)
+        arms |= {f"{name}{PRIOR}": self.means(values) for name, values in self._with_prior().items()}
         self._check_answerable(arms)
         return arms, per_query
+
+    def _with_prior(self) -> dict[str, PerQuery]:
+        """The arms with a prior of what was taken, on the audit shadow; its strength is chosen on the other one."""
+        basis, objective = self._basis, self._basis.objective
+        if basis.taken is None or objective.relevance not in self._audit.shadow.relevant:
+            return {}
+        arms: dict[str, PerQuery] = {}
+        for name, of_audit, of_calibration in (
+            ("old/old", self._audit.shadow.old, self._calibration.shadow.old),
+            ("new/new", self._audit.shadow.new, self._calibration.shadow.new),
+        ):
+            if of_audit is None or of_calibration is None:
+                continue
+            calibration, audit = (
+                basis.taken.of_items(basis.pairs.part(split).id_hash) for split in ("calibration", "audit")
+            )
+            relevant = self._calibration.shadow.relevant[objective.relevance]
+            strength = best_strength(of_calibration, calibration, relevant, objective.metric)
+            values = self._on_audit(with_prior(of_audit, audit, strength), calibrated=True)
+            key = "audit", objective.relevance, True
+            arms[name] = {key: values[key]}
+        return arms
 
     def _search_old(self, buckets: Sequence[Sequence[Place]]) -> PerRelevance:
         """The old index with every query, per query."""

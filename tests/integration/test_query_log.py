@@ -104,8 +104,10 @@ def test_a_whole_run_is_measured_by_the_traffic_that_came_later(workshop: Worksh
     # The same call finds everything done, and needs no log for that.
     assert in_process(config(workshop, tmp_path / "root", log)).state == result.state
     report = (tmp_path / "root" / "reports" / "report.html").read_text()
-    assert "an item is right when the user took it" in report
+    assert "An item is right when the user took it" in report
     assert "distinct queries" in report
+    assert {"old/old + prior", "new/new + prior"} <= set(plan.baselines)
+    assert "A prior of what users took, and nothing else, on the audit items: MRR of the old system " in report
 
 
 def test_an_interrupted_run_goes_on_and_comes_to_the_same(
