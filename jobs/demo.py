@@ -32,14 +32,13 @@ def run(folder: Path, more: list[str], until: str | None) -> int:
     print("building the demo's input, unless it is there...", file=sys.stderr)
     given = build_demo_input(folder / "input")
     print(
-        f"{given.num_items:,} docstrings in {given.gallery}, {given.num_queries:,} queries "
+        f"{given.num_items:,} docstrings in {given.gallery}, a log of {given.num_events:,} searches for them "
         f"({time.monotonic() - start:.1f} s)",
         file=sys.stderr,
     )
     places = {
         "gallery.path": given.gallery,
-        "queries.path": given.queries,
-        "queries.qrels_path": given.qrels,
+        "queries.log_path": given.log,
         "output": folder / "run",
     }
     overrides = [f"{key}={path}" for key, path in places.items()]

@@ -1,8 +1,10 @@
 """The demo's input: real docstrings as a gallery, with the vectors of an old model beside them.
 
 Docstrings are parsed from source with ``ast``; nothing of what is parsed is imported. An item is the docstring without
-its first sentence, a query is a first sentence, and the judgement of a query is its own docstring. Built once per
-folder and kept: ``manifest.json``, written last, names every file with its size and sha256.
+its first sentence, a query is a first sentence, and the judgement of a query is its own docstring. The query log is
+made up: few of the queries are asked often and many seldom (Zipf), some for the first time late, and who asks takes the
+docstring that was meant. Built once per folder and kept: ``manifest.json``, written last, names every file with its
+size and sha256.
 """
 
 from __future__ import annotations
@@ -22,11 +24,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastfill_ray.errors import InputError
 
-BUILDER_VERSION = 1
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BUILDER_VERSION = 2
 OLD_DIM = 64
 ROW_GROUP_ROWS = 256
 MIN_TEXT_CHARS = 80
@@ -51,6 +56,7 @@ class DemoSpec:
     max_items: int = 6400
     max_items_per_label: int = 400
     max_queries: int = 1000
+    num_events: int = 20_000
     num_shards: int = 8
 
 
@@ -59,14 +65,17 @@ class DemoInput:
     """Where the built input is, and how large.
 
     ``gallery`` is a folder of Parquet shards: id, text, label, group (strings) and embedding (64 float32, unit length).
-    ``queries`` is one file: id, text, label, group. ``qrels`` is one file: query_id, item_id.
+    ``queries`` is one file: id, text, label, group. ``qrels`` is one file: query_id, item_id. ``log`` is one file, an
+    event a row: time, text, group, item_id.
     """
 
     gallery: Path
     queries: Path
     qrels: Path
+    log: Path
     num_items: int
     num_queries: int
+    num_events: int
     num_labels: int
 
 
@@ -97,14 +106,16 @@ def build(folder: Path, spec: DemoSpec) -> DemoInput:
     if manifest is None or manifest.get("request") != request or not _is_complete(folder, manifest["files"]):
         items = select_items(read_docstrings(find_sources(spec)), spec)
         queries = select_queries(items, spec.max_queries)
-        manifest = _write(folder, request, items, queries, spec.num_shards)
+        manifest = _write(folder, request, items, queries, spec)
     counts = manifest["counts"]
     return DemoInput(
         gallery=folder / "gallery",
         queries=folder / "queries.parquet",
         qrels=folder / "qrels.parquet",
+        log=folder / "log.parquet",
         num_items=counts["items"],
         num_queries=counts["queries"],
+        num_events=spec.num_events,
         num_labels=len(counts["labels"]),
     )
 
@@ -230,7 +241,7 @@ def select_queries(items: list[Docstring], max_queries: int) -> list[Docstring]:
 
 
 def _write(
-    folder: Path, request: dict[str, Any], items: list[Docstring], queries: list[Docstring], num_shards: int
+    folder: Path, request: dict[str, Any], items: list[Docstring], queries: list[Docstring], spec: DemoSpec
 ) -> dict[str, Any]:
     # Imported here, so that a second run, which only reads the manifest, starts at once.
     import pyarrow as pa
@@ -260,8 +271,9 @@ def _write(
     tables = {
         "queries.parquet": pa.table(asked),
         "qrels.parquet": pa.table({"query_id": asked["id"], "item_id": [query.id for query in queries]}),
+        "log.parquet": _log(queries, spec.num_events),
     }
-    cuts = [len(items) * shard // num_shards for shard in range(num_shards + 1)]
+    cuts = [len(items) * shard // spec.num_shards for shard in range(spec.num_shards + 1)]
     for shard, (start, stop) in enumerate(itertools.pairwise(cuts)):
         tables[f"gallery/shard-{shard:02d}.parquet"] = gallery.slice(start, stop - start)
 
@@ -287,6 +299,34 @@ def _write(
     }
     _replace(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest
+
+
+def _log(queries: list[Docstring], num_events: int) -> pa.Table:
+    """What users asked, in the order of time, and which docstring they took."""
+    import numpy as np
+    import pyarrow as pa
+
+    rng = np.random.default_rng(0)
+    by_rank = rng.permutation(len(queries))
+    shares = 1 / np.arange(1, len(queries) + 1)
+    # One query in five is asked for the first time when four fifths of the log are over.
+    is_late = rng.random(len(queries)) < 0.2
+    now = np.arange(num_events) / num_events
+    weights = np.where(is_late, 0.0, shares), shares
+    asked = by_rank[
+        np.where(
+            now < 0.8,
+            *(rng.choice(len(queries), num_events, p=each / each.sum()) for each in weights),
+        )
+    ].tolist()
+    return pa.table(
+        {
+            "time": pa.array((now * 30 * 86400 * 1_000_000).astype(np.int64), pa.timestamp("us")),
+            "text": [queries[row].sentence for row in asked],
+            "group": [queries[row].group for row in asked],
+            "item_id": [queries[row].id for row in asked],
+        }
+    )
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -196,13 +196,20 @@ class Backfill:
             for metric, values in metrics_of(relevant, state.relevant(relevant).ranks(served)).items()
         }
 
-    def fit(self, objective: Objective, form: Form, knots: Sequence[float] = KNOTS) -> FittedCalibrations:
-        """The calibration at each knot, for the objective, under this very order; each starts from the one before."""
+    def fit(
+        self, objective: Objective, form: Form, knots: Sequence[float] = KNOTS, sampled: Bools | None = None
+    ) -> FittedCalibrations:
+        """The calibration at each knot, for the objective, under this very order; each starts from the one before.
+
+        Args:
+            sampled: see ``served``.
+        """
         fitted: list[OrderCalibration] = []
         in_order = self.sorted_stale, self.shadow.sorted_new
         relevant = self.shadow.relevant[objective.relevance]
         for knot in knots:
-            state = self.state(self.positions < knot)
+            is_new = self.positions < knot
+            state = self.state(is_new if sampled is None else is_new | sampled)
             fitted.append(fit_calibration(state, relevant, objective.metric, form, fitted[-1:], in_order))
         return FittedCalibrations(tuple(knots), tuple(fitted))
 

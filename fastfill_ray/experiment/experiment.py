@@ -13,13 +13,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fastfill_ray.experiment.candidate import Allowed, Candidate, Objective, policies_allowed
-from fastfill_ray.experiment.curves import Curve, FittedCalibrations, cutoffs_at, published_cutoffs, stand_for_pairs
+from fastfill_ray.experiment.curves import (
+    KNOTS,
+    Curve,
+    FittedCalibrations,
+    cutoffs_at,
+    published_cutoffs,
+    stand_for_pairs,
+)
 from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
 from fastfill_ray.experiment.items import MAX_QUERIES
 from fastfill_ray.experiment.prediction import predict_gallery
 from fastfill_ray.experiment.search import Choice, Watcher, choose
 from fastfill_ray.experiment.shadow import Measured
-from fastfill_ray.ordering.policies import Policy
+from fastfill_ray.ordering.policies import LOGGED, Policy
 from fastfill_ray.retrieval.calibration import FORMS, Form, fit_queries
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
 from fastfill_ray.types import F64, Objects, Relevance, Scope
@@ -109,7 +116,7 @@ def run_experiment(evidence: Evidence, question: Question, watcher: Watcher | No
     candidates = [choice.winner, *([] if choice.runner_up is None else [choice.runner_up])]
     if question.report_all:
         candidates += list(_variants(choice.winner, allowed, has_old=calibration.queries.old is not None))
-    report = Report(calibration, audit, chosen_by, _answerable(audit, objective))
+    report = Report(calibration, audit, chosen_by, _answerable(audit, objective), evidence.seed)
     reported = tuple(Reported(candidate, report.curve(candidate)) for candidate in dict.fromkeys(candidates))
     margin = None
     if choice.runner_up is not None:
@@ -140,7 +147,7 @@ def _predict(
     """
     objective, fractions = question.objective, question.fractions
     if objective.relevance != "new_model" and fractions and fractions[0] > 0:
-        predicted = predict_gallery(evidence, winner, report.fit(winner), objective, fractions)
+        predicted = predict_gallery(evidence, winner, report.fit_versions(winner, fractions[0]), objective, fractions)
         if predicted[0].queries >= MIN_QUERIES:
             return predicted, objective, "gallery"
     ordered = report.in_gallery(evidence, winner, fractions)
@@ -150,9 +157,11 @@ def _predict(
 class Report:
     """Candidates on the audit split, under calibrations that are fitted on the calibration queries, both folds."""
 
-    def __init__(self, calibration: HeldOut, audit: HeldOut, fitted_by: Objective, shown_by: Objective) -> None:
+    def __init__(
+        self, calibration: HeldOut, audit: HeldOut, fitted_by: Objective, shown_by: Objective, seed: int = 0
+    ) -> None:
         self.fitted_by, self.shown_by = fitted_by, shown_by
-        self._calibration, self._audit = calibration, audit
+        self._calibration, self._audit, self._seed = calibration, audit, seed
         self._fit_queries = calibration.answered(fitted_by.relevance).first(fit_queries(fitted_by.metric))
         self._fit_shadow = calibration.shadow(self._fit_queries).only([fitted_by.relevance])
         self._queries = audit.answered(shown_by.relevance).first(MAX_QUERIES)
@@ -165,6 +174,19 @@ class Report:
             backfill = self._calibration.backfill(candidate, self._fit_queries, self._fit_shadow)
             self._fitted[candidate] = backfill.fit(self.fitted_by, candidate.form)
         return self._fitted[candidate]
+
+    def fit_versions(self, candidate: Candidate, first: float) -> FittedCalibrations:
+        """The candidate's calibrations as versions are served, whose share `first` is new whatever the order.
+
+        Orders by demand change what users see within the first items: a calibration for after these serves version 0
+        badly. So theirs are fitted from 0 on, in the states that versions have. With the other orders a state changes
+        so slowly that ``fit`` does, by which their predictions were tuned.
+        """
+        if candidate.policy not in LOGGED:
+            return self.fit(candidate)
+        backfill = self._calibration.backfill(candidate, self._fit_queries, self._fit_shadow)
+        sampled = stand_for_pairs(self._calibration.items.id_hash, first, self._seed)
+        return backfill.fit(self.fitted_by, candidate.form, (0.0, 0.02, *KNOTS), sampled)
 
     def curve(self, candidate: Candidate, cutoffs: Sequence[int] | None = None) -> Curve:
         """The candidate's curve on the audit split, at the 22 published points unless told otherwise."""
@@ -179,7 +201,7 @@ class Report:
         maps = {candidate.view.method: evidence.maps[candidate.view.method]}
         share = fractions[0] * self._audit.items.size / evidence.pairs.size
         audit = hold_out(replace(evidence, maps=maps), "audit", [candidate.policy], share)
-        report = Report(self._calibration, audit, self.fitted_by, self.shown_by)
+        report = Report(self._calibration, audit, self.fitted_by, self.shown_by, self._seed)
         report._fitted = self._fitted  # by the same calibration queries
         return report
 
@@ -213,7 +235,8 @@ class Report:
         sampled = stand_for_pairs(self._audit.items.id_hash, first, seed)
         cutoffs = cutoffs_at(backfill.sample, sampled, fractions)
         relevances: list[Relevance] = [self.shown_by.relevance]
-        curve = backfill.trace(self.fit(candidate), cutoffs, relevances=relevances, sampled=sampled)
+        fitted = self.fit_versions(candidate, first)
+        curve = backfill.trace(fitted, cutoffs, relevances=relevances, sampled=sampled)
         return curve.values[self.shown_by.relevance, self.shown_by.metric]
 
 

@@ -87,7 +87,7 @@ def _answer(state: State, plan: Plan, curve: MeasuredCurve | None, rest: Rest | 
     if curve is None:
         return Answer("unknown", f"Nothing can be decided: {objective_name(plan)} was not measured on any version.")
     if status(state, newest) == "held":
-        return _held(state, newest, rest)
+        return _held(state, newest, rest, curve)
     if state.finished:
         return Answer("done", _done(state, plan, curve, newest))
     return _on_what_is_left(state, plan, rest)
@@ -160,7 +160,7 @@ def _after_rollback(state: State, newest: Version) -> Answer:
     return Answer("stop", f"Stop until it is clear why somebody rolled back to version {back}: {why}{goes_on}.")
 
 
-def _held(state: State, newest: Version, rest: Rest | None) -> Answer:
+def _held(state: State, newest: Version, rest: Rest | None, curve: MeasuredCurve) -> Answer:
     """The newest version is worse than what is served."""
     plan = state.order_plans[newest.plan]
     stays, than = (
@@ -171,7 +171,7 @@ def _held(state: State, newest: Version, rest: Rest | None) -> Answer:
     if state.stopped is not None:
         return Answer("stop", f"Stop here and keep {stays}, as the config's rule says: {state.stopped}; {why}.")
     if state.finished:
-        return Answer("stop", f"Stop here and keep {stays}: {why}, and it is the last one.")
+        return Answer("stop", f"Stop here and keep {stays}{_peak(state, curve)}: {why}, and it is the last one.")
     if rest is None or rest.outlook is None:
         return Answer("go on", f"Go on: {why}, and what is left is not predicted.")
     left = rest.in_brief(rest.outlook)
@@ -180,6 +180,20 @@ def _held(state: State, newest: Version, rest: Rest | None) -> Answer:
     if rest.outlook.is_little or rest.outlook.best + lost <= 0:
         return Answer("stop", f"Stop here and keep {stays}: {why}, and {left}.")
     return Answer("go on", f"Go on: {why}, but {left}.")
+
+
+def _peak(state: State, curve: MeasuredCurve) -> str:
+    """What the served version brought, where that is more than all items new bring; "" where it is not."""
+    served = next((point for point in curve.points if point.version == state.serving), None)
+    old, last = curve.old, curve.points[-1]
+    if served is None or old is None or last.fraction < 1 or not old.value < last.value < served.value:
+        return ""
+    share = percent((served.value - old.value) / (last.value - old.value))
+    name = metric_name(curve.metric)
+    return (
+        f", with which {name} rose from {score(old.value)} to {score(served.value)}: the first "
+        f"{percent(served.fraction)} of the items brought {share} of what all of them bring"
+    )
 
 
 def _done(state: State, plan: Plan, curve: MeasuredCurve, newest: Version) -> str:

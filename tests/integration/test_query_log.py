@@ -69,7 +69,8 @@ def planned(values: dict[str, Any]) -> Plan:
 
 def test_a_whole_run_is_measured_by_the_traffic_that_came_later(workshop: Workshop, log: Path, tmp_path: Path) -> None:
     said = io.StringIO()
-    result = in_process(config(workshop, tmp_path / "root", log), stream=said)
+    values = config(workshop, tmp_path / "root", log, pairs={"count": 240}, waves=[0.5, 0.7, 1.0])
+    result = in_process(values, stream=said)
     plan = result.state.plan
     assert plan is not None
     assert plan.objective == "log/mrr"
@@ -85,7 +86,7 @@ def test_a_whole_run_is_measured_by_the_traffic_that_came_later(workshop: Worksh
     ):
         assert words in note
     # What was taken there is measured by, and not served as new for that.
-    assert plan.wave_rows[0] == 120
+    assert plan.wave_rows[0] == 240
     versions = result.state.versions
     assert [version.fraction for version in versions][-1] == 1
     for version in versions:
@@ -102,7 +103,7 @@ def test_a_whole_run_is_measured_by_the_traffic_that_came_later(workshop: Worksh
         measured = promise.measured["gallery"]
         assert promise.prediction.low <= measured.value <= promise.prediction.high
     # The same call finds everything done, and needs no log for that.
-    assert in_process(config(workshop, tmp_path / "root", log)).state == result.state
+    assert in_process(values).state == result.state
     report = (tmp_path / "root" / "reports" / "report.html").read_text()
     assert "An item is right when the user took it" in report
     assert "distinct queries" in report

@@ -292,8 +292,8 @@ def test_a_rule_that_stopped_the_run_is_named_with_what_is_left() -> None:
 def test_a_finished_run_says_what_was_gained_against_what_and_for_how_much_work() -> None:
     assert told(finished()) == (
         "done",
-        "Done: every item is re-embedded; mAP rose from 0.380 with the old system to 0.630, for 72 s of work; the first "
-        "12.5 % of the items brought 54.8 % of the gain.",
+        "Done: every item is re-embedded; mAP rose from 0.380 with the old system to 0.630, for 72 s of work; "
+        "the first 12.5 % of the items brought 54.8 % of the gain.",
     )
     assert decision(finished()).rest == ""
     some = changed(finished(), fraction=6000 / 6012, new_rows=6000)
