@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastfill_ray.export import bake_queries as bake_queries
     from fastfill_ray.index.reader import Index as Index
     from fastfill_ray.index.reader import open_index as open_index
+    from fastfill_ray.mapped import map_queries as map_queries
     from fastfill_ray.report.result import BackfillResult as BackfillResult
     from fastfill_ray.simulation import Simulation as Simulation
     from fastfill_ray.simulation import simulate as simulate
@@ -28,6 +29,7 @@ _HOMES = {
     "Simulation": "fastfill_ray.simulation",
     "bake_queries": "fastfill_ray.export",
     "load_config": "fastfill_ray.config",
+    "map_queries": "fastfill_ray.mapped",
     "open_index": "fastfill_ray.index.reader",
     "run_backfill": "fastfill_ray.backfill",
     "simulate": "fastfill_ray.simulation",

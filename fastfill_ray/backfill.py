@@ -51,7 +51,7 @@ from fastfill_ray.stages.hook import tell
 from fastfill_ray.stages.known import Known, read_known
 from fastfill_ray.stages.ledger import take_snapshot
 from fastfill_ray.stages.mend import can_be_made_again, check_sources, mend_named, set_aside
-from fastfill_ray.stages.order import OrderConfig, choose_order, train_order
+from fastfill_ray.stages.order import OrderConfig, choose_order, train_order, with_mapped_queries
 from fastfill_ray.stages.plan import Request, follow_plan, make_plan, wave_units
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.quarantine import UnitGroup
@@ -302,6 +302,9 @@ class _Run:
         config = self.config
         rows = snapshot.rows if root is None else root.rows
         order = self._order_config(snapshot, sampled)
+        reverse = None
+        if config.serving.old_queries == "mapped":
+            sampled, reverse = with_mapped_queries(self.context, order, sampled, init)
         trained = train_order(self.context, order, sampled.pairs, init)
         scorer, decision = choose_order(self.context, order, source, sampled, trained, init, rows)
         trained_in = stage_folder("alignment", scorer.trained.fingerprint)
@@ -326,6 +329,7 @@ class _Run:
             index=config.index,
             taken=None if sampled.logged is None else sampled.logged.taken,
             log_note=sampled.note,
+            reverse=reverse,
         )
 
     def _claim(self) -> int:
@@ -429,7 +433,7 @@ class _Run:
     def _order_config(self, snapshot: Snapshot, sampled: Sample) -> OrderConfig:
         config = self.config
         can_fuse = config.serving.stale_mode != "auto" or preflight.can_fuse(
-            config.index, config.queries, self.models, snapshot.old_dim, self.schedule.num_pairs
+            config, self.models, snapshot.old_dim, self.schedule.num_pairs
         )
         return OrderConfig(
             alignment=config.alignment,

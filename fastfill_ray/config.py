@@ -253,6 +253,11 @@ class PolicyConfig(Part):
 
 class ServingConfig(Part):
     stale_mode: Literal["auto", "aligned", "fused"] = "auto"
+    old_queries: Literal["embedder", "mapped"] = Field(
+        "embedder",
+        description="where the old vectors of queries are from that `fused` needs: the old model, or, where that is "
+        "gone, a map from the queries' new vectors",
+    )
     max_regression: float = Field(
         0.0,
         ge=0,
@@ -404,11 +409,15 @@ class BackfillConfig(Part):
             and self.queries is not None
             and self.old_model.embedder is None
             and self.queries.old_vector_column is None
+            and self.serving.old_queries != "mapped"
         ):
             raise ValueError(
                 "serving.stale_mode is 'fused' but neither old_model.embedder nor queries.old_vector_column is set; "
-                "fused vectors are searched with the queries' old vectors, too"
+                "fused vectors are searched with the queries' old vectors, too. Where the old model is gone, set "
+                "serving.old_queries to 'mapped'"
             )
+        if self.serving.old_queries == "mapped":
+            self._check_mapped()
         if self.policy.name in ("demand", "taken") and (self.queries is None or self.queries.log_path is None):
             raise ValueError(
                 f"policy.name is {self.policy.name!r} but queries.log_path is not set; it orders by what users asked"
@@ -431,6 +440,19 @@ class BackfillConfig(Part):
                 "new_model.classifier is set but gallery.label_column is not; the classifier's loss needs labels"
             )
         return self
+
+    def _check_mapped(self) -> None:
+        """Refuse mapped old queries where there are real ones, and where no queries say how well they serve."""
+        if self.queries is None:
+            raise ValueError(
+                "serving.old_queries is 'mapped' but there is no section `queries`: without users' queries nothing "
+                "says how well mapped ones serve. Give queries.log_path or queries.path, or leave the key out"
+            )
+        if self.old_model.embedder is not None or self.queries.old_vector_column is not None:
+            raise ValueError(
+                "serving.old_queries is 'mapped' but old_model.embedder or queries.old_vector_column is set; real old "
+                "vectors serve better. Leave one of the two out"
+            )
 
 
 def _check_queries(queries: QueriesConfig) -> None:
@@ -475,7 +497,11 @@ _OUTSIDE_THE_PLAN: Any = {
 }
 
 
-_LATER_KEYS = (("gallery", "priority_column"), ("queries", "log_path"))
+_LATER_KEYS = (
+    ("gallery", "priority_column", None),
+    ("queries", "log_path", None),
+    ("serving", "old_queries", "embedder"),
+)
 
 
 def plan_settings(config: BackfillConfig, *, exclude_defaults: bool = False) -> dict[str, Any]:
@@ -484,8 +510,8 @@ def plan_settings(config: BackfillConfig, *, exclude_defaults: bool = False) -> 
     Without the defaults it identifies a request: a later release that adds a key then still knows an older plan.
     """
     settings = config.model_dump(mode="json", exclude=_OUTSIDE_THE_PLAN, exclude_defaults=exclude_defaults)
-    for section, name in _LATER_KEYS:  # a plan of before does not have them, and is the same plan without them
-        if (settings.get(section) or {}).get(name, "") is None:
+    for section, name, default in _LATER_KEYS:  # a plan of before lacks them, and is the same plan without them
+        if (settings.get(section) or {}).get(name, "") == default:
             del settings[section][name]
     for model in ("new_model", "old_model"):
         if "kwargs" in settings.get(model, {}):

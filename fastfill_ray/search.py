@@ -12,7 +12,7 @@ import numpy as np
 from fastfill_ray.config import BackfillConfig, load_config
 from fastfill_ray.embedders.protocol import embed_rows, load_embedder
 from fastfill_ray.errors import ConfigError, FastfillError
-from fastfill_ray.index.reader import Index
+from fastfill_ray.index.reader import Index, choose_version
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.log.state import State
 from fastfill_ray.report.hits import Hit
@@ -77,7 +77,16 @@ def search(request: SearchRequest, say: Say) -> Searched:
         say(f"opening version {version.version}, {version.index_bytes / 1e9:.1f} GB ...")
     index = Index(files, state, request.version)
     queries = _queries(request, config, index, say)
-    old_queries = _old_queries(request, config, index, say) if index.needs_old_queries else None
+    old_queries = None
+    if index.needs_old_queries:
+        served = choose_version(files, state, index.version)
+        plan = next(plan for plan in state.plans if plan.plan == served.plan)
+        if plan.reverse is not None and request.old_vectors is None:
+            from fastfill_ray.mapped import mapped_by  # it brings in torch, which few searches need
+
+            old_queries = mapped_by(files, state, index.version, queries)
+        else:
+            old_queries = _old_queries(request, config, index, say)
     try:
         scores, ids = index.search(queries, k=request.k, old_queries=old_queries)
     except ValueError as error:

@@ -259,6 +259,10 @@ class Plan(Model):
     )
     first_share: float = Field(default=0.0, description="of the items whose order it is: new from version 0 on")
     carried_share: float = Field(default=0.0, description="of the same items: new before the order was made")
+    reverse: tuple[FileRef, FileRef] | None = Field(
+        default=None,
+        description="weights and description of the map from new vectors to old ones, where queries are mapped by one",
+    )
     inputs: str = Field(default="", description="fingerprint of the pins of queries, qrels and classifier")
     follows: str | None = Field(
         default=None,

@@ -13,6 +13,7 @@ from fastfill_ray.report.rest import (
     predicted_objective,
     predicted_scope,
     prior_words,
+    query_map_words,
 )
 from fastfill_ray.report.text import Column, table_lines, wrapped
 from fastfill_ray.report.wording import MISSING, SCOPE_PLACES, metric_name, percent, score_interval
@@ -31,8 +32,8 @@ def plan_text(state: State, item_s: float | None) -> str:
     relevance, _, metric = plan.objective.partition("/")
     title = f"Plan {plan.plan}: {plan.rows:,} items, {plan.wave_rows[0]:,} of them pairs. Objective: "
     lines = [f"{title}{metric_name(metric)} by {relevance}.", "", *_choice(plan), "", *_versions(state, plan)]
-    notes = [note for note in (peak_words(plan), prior_words(state), _work(plan, item_s)) if note]
-    return "\n".join([*lines, "", *map(wrapped, notes)])
+    notes = (peak_words(plan), query_map_words(plan), prior_words(state), _work(plan, item_s))
+    return "\n".join([*lines, "", *(wrapped(note) for note in notes if note)])
 
 
 def _choice(plan: Plan) -> list[str]:

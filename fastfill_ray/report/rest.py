@@ -13,7 +13,7 @@ from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import work_ahead_s
 from fastfill_ray.report.findings import held_against
 from fastfill_ray.report.model import metric_value
-from fastfill_ray.report.wording import change, metric_name, percent, score
+from fastfill_ray.report.wording import change, metric_name, percent, score, score_interval
 from fastfill_ray.types import Scope
 from fastfill_ray.wording import duration
 
@@ -183,6 +183,17 @@ def prior_words(state: State) -> str:
     if served is not None and here is not None:
         words += f"; version {served.version}, which is served, has {score(here.value)} there"
     return f"{words}."
+
+
+def query_map_words(plan: Plan) -> str:
+    """What the old index gives when it is asked with mapped queries, without a backfill; "" where that is not known."""
+    value = arm_of_prediction(plan, "query map")
+    if value is None:
+        return ""
+    return (
+        f"The old index as it is, asked with mapped queries and without any backfill, has {predicted_name(plan)} "
+        f"{score_interval(value.value, value.low, value.high)}."
+    )
 
 
 def peak_words(plan: Plan) -> str:

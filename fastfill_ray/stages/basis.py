@@ -12,6 +12,7 @@ from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.stages.choose import Decision
 from fastfill_ray.stages.score import Scorer, Scores
 from fastfill_ray.stages.snapshot import Snapshot
+from fastfill_ray.stages.train import TrainedAlignment
 from fastfill_ray.stages.work import KnownRows
 from fastfill_ray.types import Metric
 
@@ -23,6 +24,7 @@ class Basis:
     num_sampled: items that were sampled as pairs; those that teach nothing are not among `pairs`. pair_offsets: {unit
     of a chunk: offsets of the pairs in it}. known_pairs: those of them that were new before. taken: what users took, by
     the query log; None where it does not say. log_note: what PLAN says of the log.
+    reverse: the map that the queries' old vectors are from; None where they are the old model's.
     """
 
     snapshot: Snapshot
@@ -38,6 +40,7 @@ class Basis:
     index: IndexConfig
     taken: TakenItems | None = None
     log_note: str = ""
+    reverse: TrainedAlignment | None = None
 
     @property
     def scorer(self) -> Scorer:
@@ -64,4 +67,5 @@ class Basis:
             "choice": self.decision.digest,
             "alignment": self.scorer.trained.weights.sha256,
             "scores": self.scores.digest,
+            **({} if self.reverse is None else {"reverse map": self.reverse.weights.sha256}),
         }

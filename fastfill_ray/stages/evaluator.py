@@ -34,6 +34,8 @@ from fastfill_ray.storage.paths import stage_output
 from fastfill_ray.storage.refs import put_content
 from fastfill_ray.types import F32, F64, Split
 
+# The old index as it is, asked with mapped queries: no backfill at all (Drift-Adapter; Vejendla, EMNLP 2025).
+QUERY_MAP = "query map"
 # Behind the name of an arm: with a prior of what users took.
 PRIOR = " + prior"
 
@@ -84,7 +86,8 @@ class Evaluator:
         """The arms' means, and old/old per query.
 
         old/old is measured in both scopes where queries have old vectors; new/new on the audit shadow (in the gallery
-        it is the last version). Where a log says what was taken, both are also measured there with a prior of it.
+        it is the last version). Where queries' old vectors are mapped, that is the arm *query map* and no old/old.
+        Where a log says what was taken, both are also measured there with a prior of it.
 
         Raises:
             ConfigError: no query has a relevant item, so that the objective measures nothing.
@@ -98,8 +101,11 @@ class Evaluator:
                 places = [[(place.chunk, place.file) for place in bucket] for bucket in buckets.values()]
                 merged = self._search_old(places)
                 old |= {("gallery", name, True): values for name, values in merged.items()}
-            arms["old/old"] = self.means(old)
-            per_query = self.keep(old, plan, "old-old.parquet")
+            if basis.reverse is None:
+                arms["old/old"] = self.means(old)
+                per_query = self.keep(old, plan, "old-old.parquet")
+            else:  # what users had before is not known any more
+                arms[QUERY_MAP] = self.means(old)
         new: PerQuery = self._on_audit(shadow.new, calibrated=True)
         arms["new/new"] = self.means(new)
         arms |= {f"{name}{PRIOR}": self.means(values) for name, values in self._with_prior().items()}

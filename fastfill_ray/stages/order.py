@@ -18,7 +18,14 @@ from fastfill_ray.stages import choose
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.sample import Sample
 from fastfill_ray.stages.score import Scorer
-from fastfill_ray.stages.train import TrainedAlignment, Training, classifier_digest, load_alignment, train_maps
+from fastfill_ray.stages.train import (
+    TrainedAlignment,
+    Training,
+    classifier_digest,
+    load_alignment,
+    train_maps,
+    train_reverse,
+)
 from fastfill_ray.types import fingerprint
 
 
@@ -52,6 +59,21 @@ def train_order(
         spaces=_directions(init),
     )
     return train_maps(context, choose.methods_to_train(config.alignment), training, pairs)
+
+
+def with_mapped_queries(
+    context: Context, config: OrderConfig, sampled: Sample, init: Init
+) -> tuple[Sample, TrainedAlignment]:
+    """The sample whose queries have old vectors that are mapped from their new ones, and the map."""
+    spaces = _directions(init)
+    training = Training(
+        preset=config.alignment.preset, classifier=None, seed=config.seed, use_gpu=config.use_gpu, spaces=spaces
+    )
+    reverse = train_reverse(context, training, sampled.pairs)
+    back = load_alignment(context.files, reverse, {"old": spaces["new"], "new": spaces["old"]})
+    queries = sampled.queries
+    name = fingerprint([queries.fingerprint, reverse.fingerprint])
+    return replace(sampled, queries=replace(queries, old=back(queries.new)[0], fingerprint=name)), reverse
 
 
 def choose_order(

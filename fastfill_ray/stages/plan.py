@@ -176,6 +176,7 @@ def _of_basis(basis: Basis, request: Request, name: str, work: WorkList) -> dict
         "policy": decision.policy,
         "stale_mode": "aligned" if basis.fusion is None else "fused",
         "fusion": basis.fusion,
+        "reverse": None if basis.reverse is None else (basis.reverse.weights, basis.reverse.info),
         "wave_rows": work.wave_rows,
         "rows": basis.snapshot.rows,
         "unusable_rows": work.absent(range(len(work.wave_rows)))[0],

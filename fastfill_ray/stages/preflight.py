@@ -179,10 +179,11 @@ def check_index(index: IndexConfig, new: NewModelConfig, old_dim: int, num_pairs
         check_factory(index.stale_factory, new.dim, new.metric, 2 * num_pairs, key)
 
 
-def can_fuse(index: IndexConfig, queries: QueriesConfig | None, models: Models, old_dim: int, num_pairs: int) -> bool:
+def can_fuse(config: BackfillConfig, models: Models, old_dim: int, num_pairs: int) -> bool:
     """Whether `auto` may choose fused: users can ask with old vectors, and the index of stale ones can hold them."""
+    index, queries = config.index, config.queries
     given = queries is not None and queries.old_vector_column is not None
-    if not given and models.old.embedder is None:
+    if not given and models.old.embedder is None and config.serving.old_queries != "mapped":
         return False
     try:
         for dim in _fused_dims(models.new, old_dim):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastfill_ray.alignment.maps import Alignment, Method, PresetName
-from fastfill_ray.alignment.pairs import check_pairs, training_pairs
+from fastfill_ray.alignment.pairs import TrainingPairs, check_pairs, training_pairs
+from fastfill_ray.alignment.reverse import swapped
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.engine.interface import Checkpoints, TrainSetup
 from fastfill_ray.errors import AlignmentFailed, SpaceMismatch
@@ -30,11 +31,13 @@ from fastfill_ray.types import canonical, fingerprint
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT_EVERY = 8  # epochs
+# Of queries: on docstrings and operations it finds more than ridge does (benchmarks.rivals).
+REVERSE: Method = "kernel"
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """One map to train, and what the worker needs to know for it."""
+    """One map to train, and what the worker needs to know for it. is_reverse: from new vectors to old ones."""
 
     files: Files
     method: Method
@@ -44,6 +47,11 @@ class TrainJob:
     use_gpu: bool
     fingerprint: str
     spaces: dict[str, str]
+    is_reverse: bool = False
+
+    def pairs(self, train_part: PairedItems) -> TrainingPairs:
+        """What the map is fitted to."""
+        return training_pairs(swapped(train_part) if self.is_reverse else train_part, self.method, self.classifier)
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,29 @@ def train_maps(
     return {method: outcome for method, outcome in outcomes.items() if not isinstance(outcome, str)}
 
 
+def train_reverse(context: Context, training: Training, pairs: PairedItems) -> TrainedAlignment:
+    """A map from new vectors (N, E) to old ones (N, D), for queries whose old model is gone.
+
+    Raises:
+        AlignmentFailed: the pairs allow none.
+    """
+    job = TrainJob(
+        files=context.files,
+        method=REVERSE,
+        preset=training.preset,
+        classifier=None,
+        seed=training.seed,
+        use_gpu=training.use_gpu,
+        fingerprint=fingerprint([pairs.fingerprint, "reverse", REVERSE, training.preset, training.seed]),
+        spaces={"old": training.spaces["new"], "new": training.spaces["old"]},
+        is_reverse=True,
+    )
+    outcome = train_all(context, [job], pairs)[REVERSE]
+    if isinstance(outcome, str):
+        raise AlignmentFailed(f"no map from new vectors to old ones can be fitted: {outcome}")
+    return outcome
+
+
 def alignment_fingerprint(pairs: str, method: Method, preset: str, classifier: Classifier | None, seed: int) -> str:
     """Names the alignment by everything that shapes it."""
     return fingerprint([pairs, method, preset, classifier_digest(classifier), seed])
@@ -133,7 +164,7 @@ def train_all(context: Context, jobs: Sequence[TrainJob], pairs: PairedItems) ->
     for job in pending:
         # What cannot be fitted is said here, before a cluster starts a worker for it (and retries it).
         try:
-            check_pairs(training_pairs(train_part, job.method, job.classifier))
+            check_pairs(job.pairs(train_part))
         except AlignmentFailed as error:
             if len(jobs) == 1:
                 raise
@@ -201,7 +232,7 @@ def _train_pending(
 def _train_one(job: TrainJob, train_part: PairedItems, checkpoints: Checkpoints, *, alone: bool) -> None:
     """One epoch at a time, so that a killed run loses at most ``_CHECKPOINT_EVERY`` of them."""
     device = "cuda" if job.use_gpu else "cpu"
-    pairs = training_pairs(train_part, job.method, job.classifier)
+    pairs = job.pairs(train_part)
     fit = Fit(job.method, job.preset, pairs, seed=job.seed, device=device)
     name = f"{job.fingerprint}.safetensors"  # a checkpoint of another map is none for this one
     kept = checkpoints.latest(name)
