@@ -21,6 +21,7 @@ from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import SPLITS, Split
 
 LATENT, OLD_DIM, NEW_DIM, CLASSES = 12, 8, 16, 6
+EVENTS = 1500  # of ``write_log``
 
 
 def _matrix(seed: int, shape: tuple[int, int]) -> np.ndarray:
@@ -150,6 +151,29 @@ def write_queries(folder: Path, ids: np.ndarray, x: np.ndarray, classes: np.ndar
         folder / "queries.parquet",
     )
     return chosen
+
+
+def write_log(folder: Path, ids: np.ndarray, x: np.ndarray, *, with_items: bool = True) -> Path:
+    """A log of users who mean one of some popular items, by Zipf, and ask for what is near it in one of two ways.
+
+    Columns x, time and, unless told otherwise, item_id: the item that was meant.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(11)
+    popular = rng.permutation(len(ids))[:150]
+    shares = 1 / np.arange(1, len(popular) + 1)
+    meant = popular[rng.choice(len(popular), EVENTS, p=shares / shares.sum())]
+    way = rng.integers(0, 2, EVENTS)
+    off = 0.4 * np.random.default_rng(12).normal(size=(len(x), 2, LATENT))
+    columns: dict[str, Any] = {
+        "x": pa.array(list((x[meant] + off[meant, way]).astype(np.float32))),
+        "time": pa.array(np.arange(EVENTS) * 1_000_000, pa.timestamp("us")),
+    }
+    if with_items:
+        columns["item_id"] = ids[meant]
+    path = folder / "log.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=400)
+    return path
 
 
 def with_queries(root: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,31 +18,11 @@ from fastfill_ray.storage.arrow import read_table
 from tests import synthetic
 from tests.integration.conftest import Workshop, in_process
 
-EVENTS, POPULAR = 1500, 150
+EVENTS = synthetic.EVENTS
 
 
-def write_log(folder: Path, workshop: Workshop, *, with_items: bool = True, name: str = "log") -> Path:
-    """Users mean one of some popular items, by Zipf; what they ask is near it. Half of the log is after the other."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(11)
-    popular = rng.permutation(len(workshop.ids))[:POPULAR]
-    shares = 1 / np.arange(1, POPULAR + 1)
-    meant = popular[rng.choice(POPULAR, EVENTS, p=shares / shares.sum())]
-    # Two ways to ask for each.
-    way = rng.integers(0, 2, EVENTS)
-    asked = (
-        workshop.x[meant]
-        + 0.4 * np.random.default_rng(12).normal(size=(len(workshop.x), 2, synthetic.LATENT))[meant, way]
-    )
-    columns: dict[str, Any] = {
-        "x": pa.array(list(asked.astype(np.float32))),
-        "time": pa.array(np.arange(EVENTS) * 1_000_000, pa.timestamp("us")),
-    }
-    if with_items:
-        columns["item_id"] = workshop.ids[meant]
-    path = folder / f"{name}.parquet"
-    pq.write_table(pa.table(columns), path, row_group_size=400)
-    return path
+def write_log(folder: Path, workshop: Workshop, *, with_items: bool = True) -> Path:
+    return synthetic.write_log(folder, workshop.ids, workshop.x, with_items=with_items)
 
 
 @pytest.fixture(scope="module")
