@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -219,3 +221,28 @@ def test_a_log_of_one_moment_cannot_be_cut(workshop: Workshop, log: Path, tmp_pa
     pq.write_table(table, path)
     with pytest.raises(InputError, match=r"1 distinct queries, and cut by (time|hash) one part has none"):
         in_process(config(workshop, tmp_path / "root", path))
+
+
+def test_a_gallery_that_grows_keeps_the_order_and_another_log_asks_for_another(
+    workshop: Workshop, log: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(workshop.folder / "gallery", tmp_path / "gallery")
+    mine = Path(shutil.copy(log, tmp_path / "mine.parquet"))
+    values = config(workshop, tmp_path / "root", mine, gallery={"path": str(tmp_path / "gallery")}, waves=[0.5, 1.0])
+    values |= {"policy": {"name": "taken"}, "serving": {"stale_mode": "aligned", "max_regression": 1}}
+    first = in_process(values, until="version0").state.plan
+    table = pq.read_table(tmp_path / "gallery" / "part-000.parquet").slice(0, 20)
+    ids = pa.array(np.arange(20) + 1_000_000)
+    pq.write_table(table.set_column(0, "id", ids), tmp_path / "gallery" / "part-003.parquet")
+    grown = in_process(values)
+    assert first is not None
+    assert grown.state.plan is not None
+    assert grown.finished
+    assert grown.state.plan.follows == first.plan
+    assert grown.state.versions[-1].new_rows == 620
+    assert grown.state.plan.choices["queries.log_path"] == first.choices["queries.log_path"]
+    pq.write_table(pq.read_table(mine).slice(100), mine)
+    again = in_process(values, until="plan").state.plan
+    assert again is not None
+    assert again.follows is None
+    assert again.settings == grown.state.plan.settings
