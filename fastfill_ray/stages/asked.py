@@ -38,7 +38,7 @@ from fastfill_ray.stages.queries import (
 )
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.receipts import Receipt
-from fastfill_ray.types import I64, IdType, Objects, fingerprint
+from fastfill_ray.types import F32, I64, IdType, Objects, fingerprint
 
 # Distinct queries of each part of a log that are embedded, the most frequent first.
 MAX_LOGGED = 1000
@@ -85,12 +85,16 @@ def asked_files(store: InputStore, config: QueriesConfig) -> list[PinnedFile]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """The queries of one part of a log. rows: (Q,) which of the part each query of the plan is."""
+class _Logged:
+    """The queries of a log, each once, whichever part it is in.
 
+    fit, held_out: (Q,) the place in the plan of each query of either part.
+    """
+
+    log: QueryLog
     plan: QueryPlan
-    part: LogPart
-    rows: I64
+    fit: I64
+    held_out: I64
     read: QueryRows
 
     @classmethod
@@ -99,22 +103,36 @@ class _Part:
         name: str,
         config: QueriesConfig,
         pinned: TableInput,
-        part: LogPart,
+        log: QueryLog,
         spaces: Mapping[str, str],
         source: Source,
-    ) -> _Part:
+    ) -> _Logged:
         """Each row group that holds some of the queries is read once."""
-        order = np.lexsort((part.places[:, 1], part.places[:, 0]))
+        fit, held_out = log.fit, log.held_out
+        number_of = {query: number for number, query in enumerate(fit.hashes.tolist())}
+        only_later = np.flatnonzero([query not in number_of for query in held_out.hashes.tolist()])
+        number_of |= {int(held_out.hashes[row]): len(number_of) + n for n, row in enumerate(only_later.tolist())}
+        places = np.concatenate([fit.places, held_out.places[only_later]])
+        order = np.lexsort((places[:, 1], places[:, 0]))
         chosen = []
         for number, file in enumerate(pinned.files):
-            rows = part.places[order][part.places[order, 0] == number, 1]
+            rows = places[order][places[order, 0] == number, 1]
             ends = np.array(file.row_ends, np.int64)
             group_of = np.searchsorted(ends, rows, side="right")
             for group in np.unique(group_of).tolist():
                 start = int(ends[group - 1]) if group else 0
                 chosen.append((file, rows[group_of == group], start, int(ends[group]) - start))
         plan = plan_rows(name, config, None, chosen, spaces)
-        return cls(plan, part, order, read_queries(plan, source))
+        place_of = np.argsort(order)
+        of_held_out = np.array([number_of[query] for query in held_out.hashes.tolist()], np.int64)
+        return cls(log, plan, place_of[: len(fit.hashes)], place_of[of_held_out], read_queries(plan, source))
+
+    def embedded(self, rows: I64, usable: I64) -> I64:
+        """Which of the `usable` queries each row of a part is, -1 for none; rows: ``fit`` or ``held_out``."""
+        found = np.full(len(self.read.places), -1)
+        found[usable] = np.arange(len(usable))
+        there: I64 = found[rows]
+        return there
 
 
 class Asked:
@@ -139,9 +157,8 @@ class Asked:
         self._context, self._source, self._config, self._seed = context, source, config, seed
         self._plan: QueryPlan | None = None
         self._rows: QueryRows | None = None
-        self._log: QueryLog | None = None
-        self._fit: _Part | None = None
-        self._held_out: _Part | None = None
+        self._logged: _Logged | None = None
+        self._measures = False  # whether the held-out traffic does
         self._events: I64 = np.empty(0, np.int64)  # of the held-out part: pairs of a query and an item, else queries
         self.groups: dict[str, UnitGroup] = {}
         self.answers: Objects = np.empty(0, object)
@@ -153,38 +170,22 @@ class Asked:
             self._plan = plan_queries(config, inputs, judgements, spaces, seed)
             self._add(context.files, "queries", self._plan, quarantine)
         if (found := read_log(context.store, config, source.id_type, seed)) is not None:
-            pinned, self._log = found
-            name = fingerprint(
-                [
-                    pinned.model_dump(mode="json"),
-                    config.model_dump(mode="json", exclude={"group_column"}),
-                    dict(spaces),
-                    seed,
-                    MAX_LOGGED,
-                ]
-            )
-            fit = fingerprint([name, "fit"])
-            self._fit = _Part.of(fit, of_log(config), pinned, self._log.fit, spaces, source)
-            self._add(context.files, "logged queries", self._fit.plan, quarantine)
+            pinned, log = found
+            seen = config.model_dump(mode="json", exclude={"group_column"})
+            name = fingerprint([pinned.model_dump(mode="json"), seen, dict(spaces), seed, MAX_LOGGED])
+            self._logged = _Logged.of(name, of_log(config), pinned, log, spaces, source)
+            self._add(context.files, "logged queries", self._logged.plan, quarantine)
             if config.path is None:
-                self._hold_out(pinned, self._log.held_out, name, spaces)
-                self._add(context.files, "held-out traffic", self._held_out_part.plan, quarantine)
+                self._measures, self.fingerprint = True, fingerprint([name, "held out"])
+                self._hold_out(log.held_out)
 
-    def _hold_out(self, pinned: TableInput, part: LogPart, name: str, spaces: Mapping[str, str]) -> None:
-        assert self._config is not None
-        self.fingerprint = fingerprint([name, "held out"])
-        self._held_out = _Part.of(self.fingerprint, of_log(self._config), pinned, part, spaces, self._source)
+    def _hold_out(self, part: LogPart) -> None:
         of_queries = seeded_hash(part.hashes, self._seed)
         if len(part.taken):
             self._events = draw_events(part.taken_traffic, of_queries[part.taken_by], MAX_QUERIES)
             self.answers = part.taken[self._events]
         else:
             self._events = draw_events(part.traffic, of_queries, MAX_QUERIES)
-
-    @property
-    def _held_out_part(self) -> _Part:
-        assert self._held_out is not None
-        return self._held_out
 
     def _add(self, files: Files, what: str, plan: QueryPlan, quarantine: QuarantineConfig) -> None:
         for model, units in plan.units.items():
@@ -202,8 +203,8 @@ class Asked:
         Args:
             snapshot: fingerprint of the gallery that the order is made for.
         """
-        if self._held_out is not None:
-            return self._traffic(self._held_out, snapshot, new_dim)
+        if self._logged is not None and self._measures:
+            return self._traffic(self._logged, snapshot, new_dim)
         if self._plan is None or self._rows is None:
             return None
         receipts = self._receipts("queries", self._plan)
@@ -211,46 +212,48 @@ class Asked:
 
     def logged(self, new_dim: int) -> LoggedQueries | None:
         """What orders know of the log; None without one."""
-        if self._fit is None or self._log is None:
+        if self._logged is None:
             return None
-        plan = self._fit.plan
-        receipts = self._receipts("logged queries", plan)
-        usable, new, old = vectors_of_queries(
-            self._context.files, plan, self._fit.read, receipts, self._source, new_dim
-        )
-        if not len(usable):
+        log, plan = self._logged.log, self._logged.plan
+        usable, new, old = self._vectors(self._logged, new_dim)
+        rows = self._logged.embedded(self._logged.fit, usable)
+        there = np.flatnonzero(rows >= 0)
+        if not len(there):
             raise self._none_embedded()
-        taken = TakenItems.of(self._log.items, self._log.item_traffic) if len(self._log.items) else None
+        taken = TakenItems.of(log.items, log.item_traffic) if len(log.items) else None
         name = fingerprint([plan.fingerprint, usable.tolist()])
-        return LoggedQueries(new, old, self._fit.part.traffic[self._fit.rows[usable]], taken, name)
+        chosen = rows[there]
+        return LoggedQueries(new[chosen], None if old is None else old[chosen], log.fit.traffic[there], taken, name)
 
-    def _traffic(self, held_out: _Part, snapshot: str, new_dim: int) -> Queries:
+    def _traffic(self, logged: _Logged, snapshot: str, new_dim: int) -> Queries:
         """The events whose query has its vectors; an event's answer is what was taken in it."""
-        plan, part, read = held_out.plan, held_out.part, held_out.read
-        receipts = self._receipts("held-out traffic", plan)
-        usable, new, old = vectors_of_queries(self._context.files, plan, read, receipts, self._source, new_dim)
-        if not len(usable):
-            raise self._none_embedded()
-        row_of = np.full(len(part.traffic), -1)
-        row_of[held_out.rows[usable]] = np.arange(len(usable))
+        part, read = logged.log.held_out, logged.read
+        usable, new, old = self._vectors(logged, new_dim)
+        row_of = logged.embedded(logged.held_out, usable)
         asked = self._events if not len(part.taken) else part.taken_by[self._events]
         kept = np.flatnonzero(row_of[asked] >= 0)
-        rows = row_of[asked[kept]]
+        if not len(kept):
+            raise self._none_embedded()
         distinct = Queries(
             ids=read.ids[usable],
             new=new,
             old=old,
             labels=None if read.labels is None else read.labels[usable],
             groups=None if read.groups is None else read.groups[usable],
-            fingerprint=fingerprint([plan.fingerprint, snapshot, usable.tolist(), len(self._events)]),
+            fingerprint=fingerprint([self.fingerprint, snapshot, usable.tolist(), len(self._events)]),
         )
-        traffic = distinct.take(rows)
+        traffic = distinct.take(row_of[asked[kept]])
         ids = np.array([f"{query}#{number}" for number, query in enumerate(traffic.ids.tolist())], object)
         if not len(part.taken):
             return replace(traffic, ids=ids)
         answers = part.taken[self._events[kept]].tolist()
         judged = tuple(Judgement(row, answer) for row, answer in enumerate(answers))
         return replace(traffic, ids=ids, judged=judged, judged_as="log")
+
+    def _vectors(self, logged: _Logged, new_dim: int) -> tuple[I64, F32, F32 | None]:
+        receipts = self._receipts("logged queries", logged.plan)
+        files = self._context.files
+        return vectors_of_queries(files, logged.plan, logged.read, receipts, self._source, new_dim)
 
     def _receipts(self, what: str, plan: QueryPlan) -> dict[str, Mapping[str, Receipt]]:
         return {model: self.groups[f"{what}, {model} model"].receipts for model in plan.units}
@@ -264,24 +267,24 @@ class Asked:
 
     def note(self, added: int) -> str:
         """What PLAN says of the log; added: how many items of it joined the pairs. "" without a log."""
-        if self._log is None or self._fit is None:
+        if self._logged is None:
             return ""
-        seconds = sum(
-            receipt.seconds
-            for name, group in self.groups.items()
-            if not name.startswith("queries")
-            for receipt in group.receipts.values()
-        )
-        said = [f"ordered by {_shown(self._log.fit)}"]
-        if self._held_out is not None:
-            cut = "by time" if self._log.cut == "time" else "by a hash of the query"
-            said.append(f"measured by {_shown(self._log.held_out)}, held out {cut}, as {len(self._events):,} events")
+        log, plan = self._logged.log, self._logged.plan
+        receipts = self._receipts("logged queries", plan).values()
+        seconds = sum(receipt.seconds for of_model in receipts for receipt in of_model.values())
+        said = [f"ordered by {_shown(log.fit)}"]
+        if self._measures:
+            cut = "by time" if log.cut == "time" else "by a hash of the query"
+            said.append(f"measured by {_shown(log.held_out)}, held out {cut}, as {len(self._events):,} events")
         if len(self.answers):
             distinct = len(set(self.answers.tolist()))
             said.append(f"{added:,} of the {distinct:,} items that were taken there are looked at beside the pairs")
-        elif self._held_out is not None:
+        elif self._measures:
             said.append("no item was taken there, so what the new model alone returns is right")
-        return "; ".join([*said, f"embedding the queries took {seconds:.1f} s of one embedder"])
+        if plan.units:
+            queries = len(self._logged.read.places)
+            said.append(f"{queries:,} queries were embedded, in {seconds:.1f} s of one embedder")
+        return "; ".join(said)
 
 
 def _shown(part: LogPart) -> str:
