@@ -328,7 +328,7 @@ class _Run:
             waves=self.schedule.waves,
             index=config.index,
             taken=None if sampled.logged is None else sampled.logged.taken,
-            log_note=sampled.note,
+            notes=sampled.notes,
             reverse=reverse,
         )
 
@@ -418,6 +418,7 @@ class _Run:
             self.models.fingerprints(),
             config.quarantine,
             config.resources,
+            config.objective.relevance,
             config.seed,
         )
         if root is not None:

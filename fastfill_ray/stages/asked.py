@@ -38,10 +38,11 @@ from fastfill_ray.stages.queries import (
 )
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.receipts import Receipt
-from fastfill_ray.types import F32, I64, IdType, Objects, fingerprint
+from fastfill_ray.types import F32, I64, IdType, Objects, Relevance, fingerprint
 
 # Distinct queries of each part of a log that are embedded, the most frequent first.
 MAX_LOGGED = 1000
+_BESIDE = "are looked at beside the pairs"
 
 
 # The log that was read last, by name: preflight looks through it, and what comes after does not do so again.
@@ -140,9 +141,9 @@ class Asked:
 
     Attributes:
         groups: {name: what is to be embedded}.
-        answers: (n,) items that were taken in the held-out traffic, as often as they are asked for there; empty where
-            other queries are held out, or nothing was taken.
-        fingerprint: of the held-out traffic; "" where it is not what measures.
+        answers: (n,) items that are right for the queries, by the relevance that is asked for: what was taken in the
+            held-out traffic, or judged right; some of them often. Empty where another relevance decides.
+        fingerprint: of what measures, where it has answers.
     """
 
     def __init__(
@@ -152,9 +153,11 @@ class Asked:
         source: Source,
         spaces: Mapping[str, str],
         quarantine: QuarantineConfig,
+        relevance: Relevance,
         seed: int,
     ) -> None:
         self._context, self._source, self._config, self._seed = context, source, config, seed
+        self._relevance = relevance
         self._plan: QueryPlan | None = None
         self._rows: QueryRows | None = None
         self._logged: _Logged | None = None
@@ -183,7 +186,8 @@ class Asked:
         of_queries = seeded_hash(part.hashes, self._seed)
         if len(part.taken):
             self._events = draw_events(part.taken_traffic, of_queries[part.taken_by], MAX_QUERIES)
-            self.answers = part.taken[self._events]
+            if self._relevance == "log":
+                self.answers = part.taken[self._events]
         else:
             self._events = draw_events(part.traffic, of_queries, MAX_QUERIES)
 
@@ -194,8 +198,13 @@ class Asked:
 
     def read(self) -> None:
         """What the files say; raises if no query can have an answer."""
-        if self._plan is not None:
-            self._rows = read_queries(self._plan, self._source)
+        if self._plan is None:
+            return
+        self._rows = read_queries(self._plan, self._source)
+        if self._relevance == "qrels" and self._rows.judged is not None:
+            right = [each.item for each in self._rows.judged if each.grade > 0]
+            self.answers, self.fingerprint = np.empty(len(right), object), self._plan.fingerprint
+            self.answers[:] = right
 
     def queries(self, snapshot: str, new_dim: int) -> Queries | None:
         """The held-out queries with their vectors; None where there are none.
@@ -265,24 +274,32 @@ class Asked:
             "the log"
         )
 
-    def note(self, added: int) -> str:
-        """What PLAN says of the log; added: how many items of it joined the pairs. "" without a log."""
-        if self._logged is None:
-            return ""
-        log, plan = self._logged.log, self._logged.plan
+    def notes(self, added: int) -> dict[str, str]:
+        """{config key: what PLAN says of it} of judgements and log; added: how many of the answers joined the pairs."""
+        notes = {}
+        if self._relevance == "qrels" and len(self.answers):
+            notes["queries.qrels_path"] = f"{added:,} of the {self._shown_answers()} judged right {_BESIDE}"
+        if self._logged is not None:
+            notes["queries.log_path"] = self._note_of_log(self._logged, added)
+        return notes
+
+    def _shown_answers(self) -> str:
+        return f"{len(set(self.answers.tolist())):,} items that were"
+
+    def _note_of_log(self, logged: _Logged, added: int) -> str:
+        log, plan = logged.log, logged.plan
         receipts = self._receipts("logged queries", plan).values()
         seconds = sum(receipt.seconds for of_model in receipts for receipt in of_model.values())
         said = [f"ordered by {_shown(log.fit)}"]
         if self._measures:
             cut = "by time" if log.cut == "time" else "by a hash of the query"
             said.append(f"measured by {_shown(log.held_out)}, held out {cut}, as {len(self._events):,} events")
-        if len(self.answers):
-            distinct = len(set(self.answers.tolist()))
-            said.append(f"{added:,} of the {distinct:,} items that were taken there are looked at beside the pairs")
-        elif self._measures:
+        if self._measures and len(self.answers):
+            said.append(f"{added:,} of the {self._shown_answers()} taken there {_BESIDE}")
+        elif self._measures and not len(log.held_out.taken):
             said.append("no item was taken there, so what the new model alone returns is right")
         if plan.units:
-            queries = len(self._logged.read.places)
+            queries = len(logged.read.places)
             said.append(f"{queries:,} queries were embedded, in {seconds:.1f} s of one embedder")
         return "; ".join(said)
 

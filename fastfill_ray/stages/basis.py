@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastfill_ray.config import IndexConfig, ObjectiveConfig
 from fastfill_ray.experiment.items import PairedItems, Queries
@@ -23,7 +23,7 @@ class Basis:
 
     num_sampled: items that were sampled as pairs; those that teach nothing are not among `pairs`. pair_offsets: {unit
     of a chunk: offsets of the pairs in it}. known_pairs: those of them that were new before. taken: what users took, by
-    the query log; None where it does not say. log_note: what PLAN says of the log.
+    the query log; None where it does not say. notes: {config key: what PLAN says of it}.
     reverse: the map that the queries' old vectors are from; None where they are the old model's.
     """
 
@@ -39,7 +39,7 @@ class Basis:
     waves: tuple[float, ...]
     index: IndexConfig
     taken: TakenItems | None = None
-    log_note: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
     reverse: TrainedAlignment | None = None
 
     @property

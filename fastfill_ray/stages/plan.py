@@ -181,7 +181,7 @@ def _of_basis(basis: Basis, request: Request, name: str, work: WorkList) -> dict
         "rows": basis.snapshot.rows,
         "unusable_rows": work.absent(range(len(work.wave_rows)))[0],
         "objective": f"{basis.objective.relevance}/{basis.objective.metric}",
-        "choices": decision.reasons | ({"queries.log_path": basis.log_note} if basis.log_note else {}),
+        "choices": {**decision.reasons, **basis.notes},
         "form": decision.form,
         "fitted_by": decision.chosen_by,
         "choice": decision.choice,

@@ -46,7 +46,7 @@ from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import Stage, stage_folder, stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.types import F32, fingerprint
+from fastfill_ray.types import F32, Relevance, fingerprint
 
 # Of the items that were taken in the held-out traffic, how many join the pairs: half as many as these, within limits.
 MIN_TAKEN, MAX_TAKEN = 200, 1000
@@ -72,6 +72,7 @@ class Sampling:
     """What is sampled and how it is embedded.
 
     num_pairs: items to draw as pairs. split: ``pairs.split``. spaces: fingerprints of the models.
+    relevance: that is asked for: its answers join the pairs.
     """
 
     num_pairs: int
@@ -80,6 +81,7 @@ class Sampling:
     spaces: Mapping[str, str]
     quarantine: QuarantineConfig
     resources: ResourcesConfig
+    relevance: Relevance
     seed: int
 
 
@@ -90,13 +92,13 @@ class Sample:
     pairs: with the items that were added since users took them (``PairedItems.added``). logged: None without a query
     log. offsets, receipts: {unit of a chunk: its pairs' offsets, their receipt}. added: {unit of a chunk: offsets of
     the added items}. known: pairs that were new before, and are in no receipt. All are empty of pairs that another plan
-    has drawn. note: what PLAN says of the log.
+    has drawn. notes: {config key: what PLAN says of it}.
     """
 
     pairs: PairedItems
     queries: Queries
     logged: LoggedQueries | None = None
-    note: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
     added: dict[str, tuple[int, ...]] = field(default_factory=dict)
     offsets: dict[str, tuple[int, ...]] = field(default_factory=dict)
     receipts: Mapping[str, Receipt] = field(default_factory=dict)
@@ -126,55 +128,82 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
     others = gather_known(context.engine, files, before, new_space, frozenset({plan.folder}))
     known = find_pairs(context, source, plan.units, there, others)
     pair_group = UnitGroup(files, plan.folder, "pairs", list(_without(plan.units, known)), sampling.quarantine)
-    asked = Asked(context, sampling.queries, source, sampling.spaces, sampling.quarantine, sampling.seed)
+    asked = Asked(
+        context, sampling.queries, source, sampling.spaces, sampling.quarantine, sampling.relevance, sampling.seed
+    )
     pairs = load_pairs(files, plan.fingerprint)
     # Before anything is embedded: too few pairs may have an old vector, and no query an answer.
     read = read_old(context, plan, source) if pairs is None else {}
     if pairs is None:
         check_splits(list(read.values()), plan, "an old vector that can be used")
     asked.read()
-    taken, taken_group = _plan_taken(context, asked, snapshot, plan, sampling, source.config)
-    groups = [pair_group, *([] if taken_group is None else [taken_group]), *asked.groups.values()]
+    taken = _plan_taken(context, asked, snapshot, plan, sampling, source, others)
+    groups = [pair_group, *([] if taken is None else [taken.group]), *asked.groups.values()]
     embed_first(context, job, groups, sampling.resources)
     if pairs is None:
         pairs = finish_pairs(files, plan, pair_group.receipts, known, read, new_dim=new_dim)
-    if taken is not None and taken_group is not None:
+    if taken is not None:
         name = _name_of_taken(plan.fingerprint, asked)
         if (items := load_pairs(files, name)) is None:
-            read = read_old(context, taken, source)
-            named = replace(taken, fingerprint=name)
-            items = finish_pairs(files, named, taken_group.receipts, {}, read, new_dim=new_dim, are_pairs=False)
+            read, named = read_old(context, taken.plan, source), replace(taken.plan, fingerprint=name)
+            receipts = taken.group.receipts
+            items = finish_pairs(files, named, receipts, taken.known, read, new_dim=new_dim, are_pairs=False)
         pairs = pairs.with_added(items)
     queries = asked.queries(snapshot.fingerprint, new_dim) or audit_queries(pairs, sampling.seed)
     return Sample(
         pairs,
         queries,
         asked.logged(new_dim),
-        asked.note(len(pairs.ids) - pairs.size),
-        {} if taken is None else taken.offsets,
+        asked.notes(len(pairs.ids) - pairs.size),
+        {} if taken is None else taken.plan.offsets,
         plan.offsets,
         pair_group.receipts.copy(),
         known,
     )
 
 
-def _plan_taken(
-    context: Context, asked: Asked, snapshot: Snapshot, pairs: PairPlan, sampling: Sampling, gallery: GalleryConfig
-) -> tuple[PairPlan | None, UnitGroup | None]:
-    """The items that users took in the held-out traffic and that are no pairs, as units of work; None where none are.
+def _asked(context: Context, sampling: Sampling, source: Source) -> Asked:
+    given = sampling.queries, source, sampling.spaces, sampling.quarantine, sampling.relevance, sampling.seed
+    return Asked(context, *given)
 
-    They are embedded to be measured by, and again in their wave: were they served as new at once, the traffic that
-    measures would find its answers however good the order is.
+
+@dataclass(frozen=True)
+class _Taken:
+    """The answers of the queries that join the pairs. known: those of them that are embedded already."""
+
+    plan: PairPlan
+    group: UnitGroup
+    known: KnownPairs
+
+
+def _plan_taken(
+    context: Context,
+    asked: Asked,
+    snapshot: Snapshot,
+    pairs: PairPlan,
+    sampling: Sampling,
+    source: Source,
+    others: Known,
+) -> _Taken | None:
+    """The answers of the queries that are no pairs, as units of work; None where there are none.
+
+    They are embedded to be measured by, and again in their wave: were they served as new at once, the queries that
+    measure would find their answers however good the order is.
+
+    Args:
+        others: what is known of other plans.
     """
     if not len(asked.answers):
-        return None, None
+        return None
     most = min(MAX_TAKEN, max(MIN_TAKEN, sampling.num_pairs // 2))
     drawn = draw_taken(context, snapshot, asked.answers, pairs.offsets, most, sampling.seed)
     if not drawn.offsets:
-        return None, None
+        return None
     # With those of the queries: whatever lies with the pairs' is taken for embedded by the next plan, and served.
-    plan = plan_pairs(drawn, gallery, snapshot, sampling.spaces["new"], stage="evaluation")
-    return plan, UnitGroup(context.files, plan.folder, "items that were taken", list(plan.units), sampling.quarantine)
+    plan = plan_pairs(drawn, source.config, snapshot, sampling.spaces["new"], stage="evaluation")
+    known = find_pairs(context, source, plan.units, find_receipts(context.files, plan.folder), others)
+    units = list(_without(plan.units, known))
+    return _Taken(plan, UnitGroup(context.files, plan.folder, "answers", units, sampling.quarantine), known)
 
 
 def _name_of_taken(pairs: str, asked: Asked) -> str:
@@ -194,14 +223,16 @@ def sample_again(context: Context, job: Job, source: Source, sampling: Sampling,
             f"{context.files.root}/{stage_folder('pairs', plan.pairs)}: gone, and plan {plan.plan} was made from it. "
             "Restore the folder from a copy, or choose another output."
         )
-    asked = Asked(context, sampling.queries, source, sampling.spaces, sampling.quarantine, sampling.seed)
+    asked = Asked(
+        context, sampling.queries, source, sampling.spaces, sampling.quarantine, sampling.relevance, sampling.seed
+    )
     asked.read()
     embed_first(context, job, list(asked.groups.values()), sampling.resources)
     taken = load_pairs(context.files, _name_of_taken(plan.pairs, asked)) if len(asked.answers) else None
     pairs = pairs if taken is None else pairs.with_added(taken)
     new_dim = job.spaces["new"].dim
     queries = asked.queries(plan.snapshot, new_dim) or audit_queries(pairs, sampling.seed)
-    return Sample(pairs, queries, asked.logged(new_dim), asked.note(len(pairs.ids) - pairs.size))
+    return Sample(pairs, queries, asked.logged(new_dim), asked.notes(len(pairs.ids) - pairs.size))
 
 
 def _without(units: Iterable[Unit], known: KnownPairs) -> Iterator[Unit]:
