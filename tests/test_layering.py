@@ -41,6 +41,7 @@ LEVELS = {
     "report": 10,
     "backfill": 11,
     "search": 11,
+    "shadow": 11,
     "export": 11,
     "simulation": 11,
     "cli": 12,
