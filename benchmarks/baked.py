@@ -67,7 +67,7 @@ def measure(name: str, seed: int, *, cache: Path, folder: Path | None = None) ->
 
 
 def _case(material: Material, report: Report, candidate: Candidate, seed: int) -> Result:
-    """Per fraction the mean of `exact`, and what `frozen` and `naive` are above or below it, paired over the queries."""
+    """Per fraction the mean of `exact`, and what `frozen` and `naive` are above or below it, query by query."""
     objective = report.shown_by
     queries = material.audit.answered(objective.relevance).first(report.shadow.new.shape[0])
     backfill = material.audit.backfill(candidate, queries, report.shadow)

@@ -120,6 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="parquet",
         help="faiss: one index beside the Parquet files, too",
     )
+    export.add_argument(
+        "--columns", metavar="a,b", type=lambda given: tuple(given.split(",")), help="columns of the gallery, too"
+    )
+    export.add_argument("--config", help="YAML file of the run: says where the gallery of --columns is")
     export.set_defaults(act=_export)
 
     for name, about in (
@@ -362,11 +366,12 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from fastfill_ray.export import export_version, read_export
+    from fastfill_ray.export import export_version, gallery_columns, read_export
     from fastfill_ray.stages.export_manifest import ExportRequest
 
     since = None if arguments.since is None else read_export(arguments.since, arguments.s3_endpoint)
-    request = ExportRequest(arguments.version, arguments.baked, since)
+    columns = None if arguments.columns is None else gallery_columns(arguments.columns, arguments.config)
+    request = ExportRequest(arguments.version, arguments.baked, since, columns)
     with redirect_stdout(sys.stderr):  # libraries may print; stdout is for results
         manifest = export_version(
             arguments.root,

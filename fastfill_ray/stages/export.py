@@ -23,10 +23,11 @@ from fastfill_ray.errors import NotPublished
 from fastfill_ray.index.reader import choose_version
 from fastfill_ray.index.segment import FAISS_METRIC, load_index, search_segment, segment_queries, serialise
 from fastfill_ray.index.segment_list import segments_of
-from fastfill_ray.log.records import Delete, Segment, Undelete, Version
+from fastfill_ray.log.records import Delete, Plan, Segment, Undelete, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.proxies import GAIN_DEPTH, merge_top
 from fastfill_ray.stages.export_changes import Portion, PortionReader, portions_since
+from fastfill_ray.stages.export_columns import ColumnReader, GalleryColumns
 from fastfill_ray.stages.export_manifest import (
     MANIFEST,
     Exported,
@@ -70,8 +71,8 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
 
     Raises:
         NotPublished: nothing is published, or there is no such version.
-        RefusedError: `target` holds another export; the version is fused and is to be exported as it is; or it cannot
-            be reached from `request.since`.
+        RefusedError: `target` holds another export; the version is fused and is to be exported as it is; it cannot be
+            reached from `request.since`; or the gallery is not the version's any more, and columns of it are wanted.
         CorruptFile, FileMissing: a file of the version is not the one that the log names.
     """
     state = read_state(files)
@@ -94,7 +95,8 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
     receipts = find_receipts(target, RECEIPTS, {part.unit for part in parts})
     missing = [part for part in parts if part.unit not in receipts]
     samples = _samples(files, state, version) if exported.baking is not None and request.since is None else None
-    work = partial(_export_parts, files, target, exported, state.deletions, samples)
+    columns = None if request.columns is None else (plan_of(state, version), request.columns)
+    work = partial(_export_parts, files, target, exported, state.deletions, samples, columns)
     rows = sum(part.portion.rows for part in parts)
     done = sum(receipts[part.unit].rows for part in parts if part.unit in receipts)
     with progress.stage("export", rows, "items", done=done) as bar:
@@ -197,22 +199,30 @@ def _export_parts(
     exported: Exported,
     deletions: Sequence[Delete | Undelete],
     samples: tuple[F32, F32] | None,
+    columns: tuple[Plan, GalleryColumns] | None,
     parts: Sequence[_Part],
 ) -> Iterator[Receipt]:
     baking, reader = exported.baking, PortionReader(files, deletions)
+    gallery = None if columns is None else ColumnReader(files, *columns)
     for part in parts:
         segment = part.portion.segment
         index = _load(files, exported.metric if baking is None else baking.metric, segment)
         ids, rows = reader.rows(part.portion)
+        places = None if gallery is None else gallery.places(segment, ids.take(pa.array(rows)))
         outputs = []
         for start in range(0, segment.rows, _FILE_ROWS):
-            chosen = rows[(rows >= start) & (rows < start + _FILE_ROWS)]
+            first, end = np.searchsorted(rows, [start, start + _FILE_ROWS])
+            chosen = rows[first:end]
             if len(chosen) == 0:
                 continue
             vectors: F32 = index.reconstruct_n(start, min(_FILE_ROWS, segment.rows - start))[chosen - start]
             if baking is not None:
                 vectors = baking.items(vectors, part.place, segment.fusion)
-            data = _table_bytes(_columns(ids.take(pa.array(chosen)), vectors, segment.state))
+            written = _columns(ids.take(pa.array(chosen)), vectors, segment.state)
+            if gallery is not None and places is not None:
+                beside = gallery.read(*(each[first:end] for each in places))
+                written |= dict(zip(beside.column_names, beside.columns, strict=True))
+            data = _table_bytes(written)
             outputs.append(put_content(target, lambda digest: f"data/part-{digest[:16]}.parquet", data))
         details: dict[str, Any] = {"exact": _keeps_vectors(index)}
         if baking is not None and part.place is not None and samples is not None:
@@ -234,20 +244,28 @@ def _columns(ids: pa.Array, vectors: F32, state: str) -> dict[str, pa.Array]:
     }
 
 
-def _table_bytes(columns: dict[str, pa.Array]) -> bytes:
-    sink = pa.BufferOutputStream()
+def _table_bytes(columns: dict[str, pa.Array | pa.ChunkedArray]) -> bytes:
+    table, sink = pa.table(columns), pa.BufferOutputStream()
     # Floats of vectors do not compress: nothing is gained but time lost.
-    compression = {"id": "zstd", "vector.list.element": "none", "state": "zstd"}
+    leaves = [path for path in _leaves(table.schema) if not path.startswith("vector.")]
     pq.write_table(
-        pa.table(columns),
+        table,
         sink,
         row_group_size=_GROUP_ROWS,
-        compression=compression if "vector" in columns else "zstd",
-        use_dictionary=["state"] if "state" in columns else False,
-        write_statistics=[name for name in columns if name != "vector"],
+        compression=dict.fromkeys(leaves, "zstd") | {"vector.list.element": "none"} if "vector" in columns else "zstd",
+        use_dictionary=[path for path in leaves if path != "id"],
+        write_statistics=leaves,
         write_page_checksum=True,
     )
     return bytes(sink.getvalue())
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """How Parquet calls the columns that those of a table are stored as."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    stored = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
+    return [stored.column(leaf).path for leaf in range(len(stored.names))]
 
 
 def _keeps_vectors(index: Any) -> bool:
