@@ -2,12 +2,13 @@
 
 python -m benchmarks.export [--rows 1000000] [--dim 64] [--segments 4] [--repeat 3] [--ray]
 
-A root is written as a run writes it, cosine, Flat: half of the segments are stale and calibrated, 1 % of the ids are
-deleted. Asserted first: every live id once, with its vector; and of the baked export that inner products find what
-``open_index`` finds. Then both run in turn, each in a process of its own, without Ray: medians, the median of the
-ratios, and the peak memory of the process. The rewrite reads each file of the export and writes it with the same
-row groups and codecs; the export reads the index instead, checks its bytes, bakes, and makes its files durable. --ray
-also times the whole command on a fresh local Ray, its start included.
+A root is written as a run writes it, cosine, Flat: half of the segments are stale and calibrated. It is exported as it
+is, baked, and baked after a DELETE of 1 % of the ids, for which every id is hashed. Asserted first: every live id once,
+with its vector; and of a baked export that inner products find what ``open_index`` finds. Then export and rewrite run
+in turn, each in a process of its own, without Ray: medians, the median of the ratios, and the peak memory of the
+process. The rewrite reads each file of the export and writes it with the same row groups and codecs; the export reads
+the index instead, checks its bytes, bakes, and makes its files durable. --ray also times the whole command on a fresh
+local Ray, its start included.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ from fastfill_ray.storage.refs import put_file
 from fastfill_ray.types import F32, I64
 
 IDENTITY, STALE = Calibration(), Calibration(scale=1.2, offset=-0.1)
-MODES = {"as they are": False, "baked": True}
+# Whether it is baked, and after a DELETE.
+MODES = {"as it is": (False, False), "baked": (True, False), "baked, 1 % deleted": (True, True)}
 QUERIES, K, PAIRS = 50, 10, 200
 
 
@@ -70,13 +72,13 @@ def main() -> None:
         f"{platform.python_version()}\n"
     )
     with tempfile.TemporaryDirectory() as folder:
-        root, lines = Path(folder, "root"), []
-        items, deleted = make_root(root, options.rows, options.dim, options.segments)
-        for mode, baked in MODES.items():
-            whole = Path(folder, "whole")
+        lines = []
+        for mode, (baked, is_deleted) in MODES.items():
+            root, whole = Path(folder, "root"), Path(folder, "whole")
+            items, deleted = make_root(root, options.rows, options.dim, options.segments, is_deleted=is_deleted)
             alone(mode, root, whole)
             check(root, whole, items, deleted, baked=baked)
-            lines.append([f"vectors {mode}", *compare(mode, root, whole, options.repeat)])
+            lines.append([mode, *compare(mode, root, whole, options.repeat)])
             if options.ray:
                 start = time.perf_counter()
                 command = ["-m", "fastfill_ray.cli", "export", str(root), "--to", f"{folder}/ray", "--json"]
@@ -84,11 +86,12 @@ def main() -> None:
                 lines[-1].append(f"{time.perf_counter() - start:.1f}")
                 shutil.rmtree(f"{folder}/ray")
             shutil.rmtree(whole)
+            shutil.rmtree(root)
     head = ["", "MB", "rewrite: s", "export: s", "median ratio", "rewrite: peak MB", "export: peak MB"]
     print(markdown([*head, *["on Ray, with its start: s"] * options.ray], lines))
 
 
-def make_root(root: Path, rows: int, dim: int, count: int) -> tuple[F32, I64]:
+def make_root(root: Path, rows: int, dim: int, count: int, *, is_deleted: bool) -> tuple[F32, I64]:
     """Its items (N, E) by id, and the deleted ids."""
     random = np.random.default_rng(0)
     items = unit_rows(random.standard_normal((rows, dim), dtype=np.float32))
@@ -99,7 +102,7 @@ def make_root(root: Path, rows: int, dim: int, count: int) -> tuple[F32, I64]:
         else segment
         for number, segment in enumerate(put_segments(files, items, template, count, [IDENTITY]))
     ]
-    deleted = np.sort(random.permutation(rows)[: rows // 100])
+    deleted = np.sort(random.permutation(rows)[: rows // 100 * is_deleted])
     commit(files, segments, deleted)
     pairs = table_bytes(pa.table({name: matrix_column(items[:PAIRS]) for name in ("new", "old")}))
     output = put_file(files, f"pairs/{PLAN}/pairs.parquet", pairs)
@@ -159,7 +162,7 @@ def measured(what: str, source: str, to: str) -> dict[str, Any]:
         rewrite(Path(source), Path(to))
     else:
         with open(os.devnull, "w") as stream:
-            export_version(source, to, ExportRequest(baked=MODES[what]), engine=InProcessEngine(), stream=stream)
+            export_version(source, to, ExportRequest(baked=MODES[what][0]), engine=InProcessEngine(), stream=stream)
     return {"seconds": time.perf_counter() - start, "peak_mb": peak_kb() / 1024}
 
 

@@ -9,13 +9,11 @@ import numpy as np
 from pydantic import Field
 
 from fastfill_ray.errors import FileMissing, RefusedError
-from fastfill_ray.index.deletions import Deleted
-from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import FileRef, Init, Plan, Segment, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.waves import wave_middles
 from fastfill_ray.retrieval.baking import Baking
-from fastfill_ray.stages.export_changes import Held
+from fastfill_ray.stages.export_changes import Held, PortionReader
 from fastfill_ray.stages.export_columns import GalleryColumns, same_columns
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.sealed import seal_file, unseal_file
@@ -109,9 +107,11 @@ def is_same_export(found: Exported, wanted: Exported) -> bool:
     return first == second
 
 
-def wanted_export(files: Files, state: State, init: Init, version: Version, request: ExportRequest) -> Exported:
+def wanted_export(
+    files: Files, reader: PortionReader, state: State, init: Init, version: Version, request: ExportRequest
+) -> Exported:
     """What is to be exported; its centres are not known yet."""
-    segments, plan = segments_of(files, version), plan_of(state, version)
+    segments, plan = reader.segments(version), plan_of(state, version)
     fused = next((segment for segment in segments if segment.fusion is not None), None)
     if fused is not None and not request.baked and request.since is None:
         raise RefusedError(
@@ -136,7 +136,7 @@ def wanted_export(files: Files, state: State, init: Init, version: Version, requ
         plan=version.plan,
         since=None if request.since is None else request.since.held,
         num_deletions=len(state.deletions),
-        deletions=Deleted.read(files, state.deletions).fingerprint,
+        deletions=reader.deleted(len(state.deletions)).fingerprint,
         old_space=init.old_space,
         new_space=init.new_space,
         id_type=init.id_type,

@@ -38,7 +38,8 @@ def living(tmp_path: Path) -> Living:
 
 
 def test_every_item_has_its_own_rows_values(living: Living, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "_FILE_ROWS", 50)
+    monkeypatch.setattr(stage, "_GROUP_ROWS", 20)
+    monkeypatch.setattr(stage, "_FILE_BYTES", 1)
     manifest = export_columns(living, tmp_path / "to", ("label", "x"), baked=True)
     table = pq.read_table(tmp_path / "to" / "data")
     assert table.column_names == ["id", "vector", "state", "label", "x"]
