@@ -73,7 +73,8 @@ def main() -> None:
         for name, calibrations, part in CASES:
             deleted = np.sort(random.permutation(options.rows)[: int(part * options.rows)])
             with tempfile.TemporaryDirectory() as folder:
-                commit(open_files(folder), items, template, options.segments, calibrations, deleted)
+                files = open_files(folder)
+                commit(files, put_segments(files, items, template, options.segments, calibrations), deleted)
                 version = ff.open_index(folder)
             compare(f"{factory} {name}".strip(), version, items, template, queries, deleted, calibrations, options)
 
@@ -165,31 +166,36 @@ def interleaved(searches: Sequence[Callable[[F32], Any]], queries: F32, batch: i
     return times
 
 
-def commit(
-    files: Files, items: F32, template: bytes, count: int, calibrations: Sequence[Calibration], deleted: I64
-) -> None:
-    """Version 0, published, of so many segments; then a DELETE."""
-    log = Log(files)
-    log.initialise(Init(id_type="int64", metric="cosine", old_dim=DIM, new_dim=DIM, old_space="old", new_space="new"))
-    log.claim()
-    segments = [
+def put_segments(
+    files: Files, items: F32, template: bytes, count: int, calibrations: Sequence[Calibration]
+) -> list[Segment]:
+    """Items (N, E) in so many segments, each with the next of the calibrations; an id is the item's row."""
+    return [
         put_segment(files, items, template, ids, bucket, calibrations[bucket % len(calibrations)])
         for bucket, ids in enumerate(np.array_split(np.arange(len(items)), count))
     ]
+
+
+def commit(files: Files, segments: Sequence[Segment], deleted: I64) -> None:
+    """Version 0, published, of these segments; then a DELETE."""
+    log, dim, rows = Log(files), segments[0].dim, sum(segment.rows for segment in segments)
+    new_rows = sum(segment.rows for segment in segments if segment.state == "new")
+    log.initialise(Init(id_type="int64", metric="cosine", old_dim=dim, new_dim=dim, old_space="old", new_space="new"))
+    log.claim()
     digest, nothing = combine_digests(s.ids_digest for s in segments), FileRef(path="unused", size=0, sha256="")
     log.append(
         Plan(
-            plan=PLAN, request="", settings={}, snapshot="", pairs="", alignment="", scores="", method="ridge",
-            policy="random", stale_mode="aligned", waves=(1.0,), thresholds=(0,), wave_rows=(0, len(items)),
-            rows=len(items), ids_digest=digest, unusable_rows=0, factory="", stale_factory="",
-            segment_rows=len(items), units=nothing, templates={}, objective="", baselines={}, baseline_queries=None,
+            plan=PLAN, request="", settings={}, snapshot="", pairs=PLAN, alignment="", scores="", method="ridge",
+            policy="random", stale_mode="aligned", waves=(1.0,), thresholds=(0,), wave_rows=(0, rows),
+            rows=rows, ids_digest=digest, unusable_rows=0, factory="", stale_factory="",
+            segment_rows=rows, units=nothing, templates={}, objective="", baselines={}, baseline_queries=None,
             version_waves=(0, 1),
         )
     )  # fmt: skip
     log.append(
         Version(
-            version=0, plan=PLAN, wave=0, **listed(files, PLAN, segments), rows=len(items), new_rows=len(items),
-            quarantined=0, absent=0, deleted=0, deletions="", fraction=1.0, ids_digest=digest, metrics=(),
+            version=0, plan=PLAN, wave=0, **listed(files, PLAN, segments), rows=rows, new_rows=new_rows,
+            quarantined=0, absent=0, deleted=0, deletions="", fraction=new_rows / rows, ids_digest=digest, metrics=(),
             query_metrics=None, verdict=Verdict(publish=True, reason="benchmark"), seconds=0.0, final=True,
         )
     )  # fmt: skip
@@ -203,7 +209,8 @@ def commit(
 def put_segment(files: Files, items: F32, template: bytes, ids: I64, bucket: int, calibration: Calibration) -> Segment:
     index_path, ids_path = segment_paths(PLAN, 0, bucket, "new", 1, uuid.uuid4().hex)
     return Segment(
-        bucket=bucket, wave=0, state="new", space="new", dim=DIM, rows=len(ids), ids_digest=ids_digest(ids.tolist()),
+        bucket=bucket, wave=0, state="new", space="new", dim=items.shape[1], rows=len(ids),
+        ids_digest=ids_digest(ids.tolist()),
         index=put_file(files, index_path, build_index(template, items[ids], "cosine")),
         ids=put_file(files, ids_path, table_bytes(pa.table({"id": pa.array(ids)}))),
         calibration=calibration,

@@ -142,6 +142,7 @@ class _Run:
         self._epoch: int | None = None
         self.damaged: set[str] = set()  # paths under the root that this call has found damaged
         self._mended: set[str] = set()  # the work whose outcome they were, whatever it is called the next time
+        self.told: int | None = None  # the record that the user's command was run for last, whether or not it failed
         self.unfit: int | None = None  # a version that was committed, but cannot be published any more
         self.inputs = Inputs(config, context)
         self._schedule: Schedule | None = None  # known once the rows are
@@ -495,8 +496,10 @@ class _Run:
                 waves.close()
 
     def _tell(self, state: State) -> None:
-        """The user's command is told of what readers see."""
-        tell(self.context.files, state, self.config.serving.on_publish, self.context.progress.say)
+        """The user's command is told of what readers see; where it fails, the next change or start tells it again."""
+        if state.readers_seq != self.told:
+            self.told = state.readers_seq
+            tell(self.context.files, state, self.config.serving.on_publish, self.context.progress.say)
 
     def _is_time_to_look(self, plan: Plan) -> bool:
         """Whether a changed gallery is adopted now: not once the last wave has begun."""

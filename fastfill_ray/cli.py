@@ -86,6 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     search.add_argument("--version", type=int, help="version number; the published one if left out")
     search.set_defaults(act=_search)
 
+    shadow = _root_command(
+        commands, "shadow", "ask two versions the same queries: what changes for users, and how fast"
+    )
+    shadow.add_argument("--queries", required=True, metavar="FILE", help="Parquet: a set of queries, or a log of them")
+    shadow.add_argument("--versions", required=True, type=_two_versions, metavar="3,5", help="before and after")
+    shadow.add_argument("--config", help="YAML file of the run: its models embed the queries; names the hits' payload")
+    shadow.add_argument("--vector-column", help="the file's column of new vectors, if they are already there")
+    shadow.add_argument("--old-vector-column", help="the file's column of old vectors; read if a version is fused")
+    shadow.set_defaults(act=_shadow)
+
     verify = _root_command(commands, "verify", "re-read the log and every segment: checksums, rows, ids exactly once")
     verify.add_argument("--version", type=int, help="only this version")
     verify.set_defaults(act=_verify)
@@ -110,6 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="parquet",
         help="faiss: one index beside the Parquet files, too",
     )
+    export.add_argument(
+        "--columns", metavar="a,b", type=lambda given: tuple(given.split(",")), help="columns of the gallery, too"
+    )
+    export.add_argument("--config", help="YAML file of the run: says where the gallery of --columns is")
     export.set_defaults(act=_export)
 
     for name, about in (
@@ -290,6 +304,28 @@ def _search(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _two_versions(given: str) -> tuple[int, int]:
+    parts = given.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{given!r}: two version numbers are expected, such as 3,5")
+    return int(parts[0]), int(parts[1])
+
+
+def _shadow(arguments: argparse.Namespace) -> int:
+    from fastfill_ray.report.shadow import shadow_json, shadow_text
+    from fastfill_ray.shadow import ShadowRequest, shadow
+
+    names = [each.name for each in dataclasses.fields(ShadowRequest)]
+    request = ShadowRequest(**{name: getattr(arguments, name) for name in names})
+    with redirect_stdout(sys.stderr):  # an embedder may print; stdout is for results
+        comparison = shadow(request, say=_say)
+    if arguments.json:
+        print(json.dumps(shadow_json(comparison)))
+    else:
+        print(shadow_text(comparison, shutil.get_terminal_size((120, 24)).columns))
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from fastfill_ray.index.verify import verify
     from fastfill_ray.storage.files import open_files
@@ -330,11 +366,12 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from fastfill_ray.export import export_version, read_export
+    from fastfill_ray.export import export_version, gallery_columns, read_export
     from fastfill_ray.stages.export_manifest import ExportRequest
 
     since = None if arguments.since is None else read_export(arguments.since, arguments.s3_endpoint)
-    request = ExportRequest(arguments.version, arguments.baked, since)
+    columns = None if arguments.columns is None else gallery_columns(arguments.columns, arguments.config)
+    request = ExportRequest(arguments.version, arguments.baked, since, columns)
     with redirect_stdout(sys.stderr):  # libraries may print; stdout is for results
         manifest = export_version(
             arguments.root,

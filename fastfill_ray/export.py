@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastfill_ray.config import load_config
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import ConfigError, CorruptFile, FileMissing
+from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.retrieval.baking import Baking
 from fastfill_ray.stages.export import export, write_index
+from fastfill_ray.stages.export_columns import GalleryColumns
 from fastfill_ray.stages.export_manifest import MANIFEST, ExportRequest, Manifest, read_manifest
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.storage.files import open_files
@@ -34,6 +37,19 @@ def read_export(folder: str, s3_endpoint: str | None = None) -> Manifest:
         raise ConfigError(
             f"--since {folder}: there is no {MANIFEST}. Give the folder of the finished export that the store holds."
         ) from None
+
+
+def gallery_columns(names: Sequence[str], config_path: str | None) -> GalleryColumns:
+    """Columns of the gallery that a config names.
+
+    Raises:
+        ConfigError: there is no config, or it is wrong.
+    """
+    if config_path is None:
+        raise ConfigError("--columns needs --config FILE: the gallery is read where your config says, never elsewhere")
+    config = load_config(config_path)
+    store = InputStore(config.storage.s3_endpoint, config.storage.anonymous)
+    return GalleryColumns(tuple(names), store, config.gallery)
 
 
 def export_version(

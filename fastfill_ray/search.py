@@ -11,20 +11,15 @@ import numpy as np
 
 from fastfill_ray.config import BackfillConfig, load_config
 from fastfill_ray.embedders.protocol import embed_rows, load_embedder
-from fastfill_ray.errors import ConfigError, FastfillError
+from fastfill_ray.errors import ConfigError
 from fastfill_ray.index.reader import Index, choose_version
-from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.log.state import State
 from fastfill_ray.report.hits import Hit
-from fastfill_ray.stages.lookup import Payloads, look_up
-from fastfill_ray.stages.snapshot import read_snapshot
+from fastfill_ray.stages.lookup import payload_of
 from fastfill_ray.storage.commit_log import read_state
-from fastfill_ray.storage.files import Files, open_files
+from fastfill_ray.storage.files import open_files
 
-# What takes longer than this is said before it begins.
-_LARGE_BYTES, _MANY_ROWS = 1 << 28, 2_000_000
-# Hits whose payload is shown; nobody reads more.
-_LOOKED_UP = 1_000
+# Opening a version that is larger takes a while, which is said before.
+_LARGE_BYTES = 1 << 28
 
 Say = Callable[[str], None]
 
@@ -97,7 +92,9 @@ def search(request: SearchRequest, say: Say) -> Searched:
     ]
     if config is None or request.json:
         return Searched(index.version, hits)
-    payloads = _payload(files, state, config, index.version, hits, say)
+    by_rank = itertools.chain.from_iterable(itertools.zip_longest(*hits))
+    wanted = list(dict.fromkeys(hit.id for hit in by_rank if hit is not None))
+    payloads = payload_of(files, state, config, index.version, wanted, say)
     return Searched(index.version, hits, config.gallery.payload_columns if payloads.values else (), payloads.values)
 
 
@@ -159,30 +156,3 @@ def text_column(column: str | None, config: BackfillConfig) -> str:
     if column is None and len(columns) > 1 and "text" not in columns:
         raise ConfigError(f"--text: the payload columns are {', '.join(columns)}; say with --column which one it is")
     return column or (columns[0] if len(columns) == 1 else "text")
-
-
-# Hits
-
-
-def _payload(
-    files: Files, state: State, config: BackfillConfig, number: int, hits: Sequence[Sequence[Hit]], say: Say
-) -> Payloads:
-    """What the gallery says of the hits. Where it says nothing, the search has succeeded all the same."""
-    by_rank = itertools.chain.from_iterable(itertools.zip_longest(*hits))
-    ids = list(dict.fromkeys(hit.id for hit in by_rank if hit is not None))
-    version = state.version(number)
-    plan = next((plan for plan in state.plans if version is not None and plan.plan == version.plan), None)
-    if plan is None or not ids:
-        return Payloads({}, "")
-    if len(ids) > _LOOKED_UP:
-        say(f"payload shown of the first {_LOOKED_UP:,} of {len(ids):,} hits")
-    if plan.rows > _MANY_ROWS:
-        say(f"looking the hits up among {plan.rows:,} items ...")
-    store = InputStore(config.storage.s3_endpoint, config.storage.anonymous)
-    try:
-        payloads = look_up(files, store, config.gallery, read_snapshot(files, plan.snapshot), ids[:_LOOKED_UP])
-    except FastfillError as error:  # of the snapshot
-        payloads = Payloads({}, str(error))
-    if payloads.note:
-        say(f"payload not shown: {payloads.note}")
-    return payloads

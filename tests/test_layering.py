@@ -41,6 +41,7 @@ LEVELS = {
     "report": 10,
     "backfill": 11,
     "search": 11,
+    "shadow": 11,
     "export": 11,
     "mapped": 10,
     "simulation": 11,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastfill_ray.errors import CorruptFile, FileMissing
+from fastfill_ray.index.deletion_vector import DeletionVector
 from fastfill_ray.log.records import Delete, FileRef, Undelete, Version
 from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
@@ -81,7 +82,7 @@ class Deleted:
 
         Args:
             prefixes: ``prefixes_of(ids)`` of this or an earlier state of the same root's deletions. Without them every
-                id is hashed (0.9 s per million; with them 0.02 s).
+                id is hashed (0.7 s per million; with them 0.02 s).
         """
         if not len(self):
             return np.empty(0, np.int64)
@@ -92,6 +93,21 @@ class Deleted:
         return rows[_rows_in(hash_ids(ids.take(pa.array(rows)), self._salt), self._hashes)]
 
 
+def hidden_in(
+    vector: DeletionVector, ids: pa.Array, deleted: Deleted, *, are_flagged: bool, prefixes: U64 | None = None
+) -> I64:
+    """The ascending rows of a segment that searches skip: superseded ones for good, others while their id is deleted.
+
+    Args:
+        vector: of the segment. ids: (N,) of the segment.
+        are_flagged: ``deleted.are_flagged_in`` the version: the vector says it all.
+        prefixes: see ``Deleted.rows_of``.
+    """
+    if are_flagged:
+        return vector.rows
+    return np.union1d(vector.rows[~vector.deleted], deleted.rows_of(ids, prefixes))
+
+
 def hash_ids(ids: pa.Array, salt: str) -> pa.FixedSizeBinaryArray:
     """The hash of each id (N,). An integer and the string of its digits have the same one; a root has one id type.
 
@@ -99,8 +115,13 @@ def hash_ids(ids: pa.Array, salt: str) -> pa.FixedSizeBinaryArray:
         ids: (N,) int64 or string.
         salt: 32 hex digits.
     """
-    key, blake2b = bytes.fromhex(salt), hashlib.blake2b
-    return _hash_array(b"".join(blake2b(str(i).encode(), key=key, digest_size=16).digest() for i in ids.to_pylist()))
+    # A copy of a hash takes less time than a new one.
+    copy, hashes = hashlib.blake2b(key=bytes.fromhex(salt), digest_size=16).copy, []
+    for text in map(str.encode, map(str, ids.to_pylist())):
+        of_id = copy()
+        of_id.update(text)
+        hashes.append(of_id.digest())
+    return _hash_array(b"".join(hashes))
 
 
 def write_ids(files: Files, ids: pa.Array, salt: str) -> FileRef:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fastfill_ray.errors import CorruptFile, NotPublished
 from fastfill_ray.index.block import Block, BlockSearch, Key, Member, arrange
 from fastfill_ray.index.deletion_vector import NO_ROWS, DeletionVector, read_deletion
-from fastfill_ray.index.deletions import Deleted
+from fastfill_ray.index.deletions import Deleted, hidden_in
 from fastfill_ray.index.ivf import Assignment, coarse
 from fastfill_ray.index.parallel import run_searches
 from fastfill_ray.index.segment import HiddenRows, load_index, prepare_queries, segment_dim, segment_queries
@@ -239,12 +239,10 @@ class Index:
             return loaded
         if key != loaded.vector_key:
             vector = read_deletion(self._files, segment)
-        rows = vector.rows
-        if not deleted.are_flagged_in(version):
-            rows = vector.rows[~vector.deleted]
-            if len(deleted):
-                prefixes = deleted.prefixes_of(loaded.ids) if prefixes is None else prefixes
-                rows = np.union1d(rows, deleted.rows_of(loaded.ids, prefixes))
+        are_flagged = deleted.are_flagged_in(version)
+        if not are_flagged and len(deleted) and prefixes is None:
+            prefixes = deleted.prefixes_of(loaded.ids)
+        rows = hidden_in(vector, loaded.ids, deleted, are_flagged=are_flagged, prefixes=prefixes)
         return replace(
             loaded,
             vector_key=key,

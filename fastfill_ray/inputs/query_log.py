@@ -93,13 +93,19 @@ class QueryLog:
 
 
 def pin_query_log(
-    store: InputStore, path: str | Sequence[str], columns: Sequence[Column], id_type: IdType | None = None
+    store: InputStore,
+    path: str | Sequence[str],
+    columns: Sequence[Column],
+    id_type: IdType | None = None,
+    *,
+    key: str = "queries.log_path",
 ) -> TableInput:
     """The files of a log, pinned: `columns`, and those of count, time, item_id and weight that are there.
 
     Args:
         columns: what queries are: their payload columns and given vectors.
         id_type: of the gallery; None where it is not known yet.
+        key: what names the log, for messages.
 
     Raises:
         ConfigError, InputError: a missing column, one of another kind than it must be, or no rows; names the file.
@@ -108,10 +114,10 @@ def pin_query_log(
     own += [Column(name, name, "weight", optional=True) for name in (COUNT, WEIGHT)]
     pinned = pin(store, store.find(path), [*columns, *own])
     if pinned.rows == 0:
-        raise InputError(f"queries.log_path {shown_paths(path)}: there are no rows; leave it out, or log what is asked")
+        raise InputError(f"{key} {shown_paths(path)}: there are no rows; leave it out, or log what is asked")
     if id_type is not None and pinned.kinds.get(ITEM, id_type) != id_type:
         raise InputError(
-            f"queries.log_path {shown_paths(path)}: column {ITEM!r} is {pinned.kinds[ITEM]}, but the gallery's ids are "
+            f"{key} {shown_paths(path)}: column {ITEM!r} is {pinned.kinds[ITEM]}, but the gallery's ids are "
             f"{id_type}. Cast it: an integer never equals a text."
         )
     return pinned

@@ -46,23 +46,23 @@ def hits_table(
     of_hits = [hit.id for ranked in hits for hit in ranked]
     for cells, item in zip(rows, of_hits, strict=True):
         values = payload.get(item, [None] * len(columns))
-        lines.append(_line(cells, widths, [_shown(value) for value in values], each, width))
+        lines.append(_line(cells, widths, [shown(value) for value in values], each, width))
     return "\n".join(lines)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], payload: Sequence[str], each: int, width: int) -> str:
     """Numbers to the right, the id and the payload to the left, each payload column `each` wide."""
     numbers = [cell.rjust(size) for cell, size in zip(cells[:-1], widths[:-1], strict=True)]
-    line = _GAP.join([*numbers, _padded(cells[-1], widths[-1])])
+    line = _GAP.join([*numbers, padded(cells[-1], widths[-1])])
     room = width - display_width(line) - len(_GAP)
     if not payload or room < _LEAST_CELL:
         return line.rstrip()
-    shown = _GAP.join([*(_padded(_cut(value, each), each) for value in payload[:-1]), payload[-1]])
-    return f"{line}{_GAP}{_cut(shown.rstrip(), room)}"
+    shown = _GAP.join([*(padded(cut(value, each), each) for value in payload[:-1]), payload[-1]])
+    return f"{line}{_GAP}{cut(shown.rstrip(), room)}"
 
 
-def _shown(value: object) -> str:
-    """A payload's value on one line."""
+def shown(value: object) -> str:
+    """A payload's value on one line, for people."""
     if value is None:
         return MISSING
     if isinstance(value, bytes):
@@ -72,7 +72,8 @@ def _shown(value: object) -> str:
     return printable(" ".join(str(value)[:10_000].split()))
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
+    """A text that takes at most so many columns, "..." at its end where something is missing."""
     if display_width(text) <= width:
         return text
     kept = text[: max(0, width - len(_MORE))]
@@ -81,7 +82,8 @@ def _cut(text: str, width: int) -> str:
     return kept.rstrip() + _MORE
 
 
-def _padded(text: str, width: int) -> str:
+def padded(text: str, width: int) -> str:
+    """A text with spaces behind it, as wide as that."""
     return text + " " * max(0, width - display_width(text))
 
 

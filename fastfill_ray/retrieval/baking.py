@@ -60,23 +60,29 @@ class Baking(Model):
         of_old, of_new = (self.old_dim if factors.old > 0 else 0), (self.new_dim if factors.new > 0 else 0)
         if vectors.shape[1] != of_old + of_new or (factors.old > 0 and self.old_dim == 0):
             raise ValueError(f"vectors are {vectors.shape}, expected {of_old} old and {of_new} new dims")
-        scale = 1.0 if place is None else self.scale
-        weights, halves, squares = [], [], np.zeros((len(vectors), 1))
+        scale, is_l2 = 1.0 if place is None else self.scale, self.metric == "l2"
+        baked, start = np.zeros((len(vectors), self.dim), np.float32), 0
+        weights, squares = [], np.zeros(len(vectors))
         for factor, dim, centre, part in (
             (factors.old, self.old_dim, self.old_centre, vectors[:, :of_old]),
             (factors.new, self.new_dim, self.new_centre, vectors[:, of_old:]),
         ):
             if dim == 0:
                 continue
-            weight = scale * factor**2
-            half = np.zeros((len(vectors), dim))
-            if factor > 0:
+            weight, block = scale * factor**2, baked[:, start : start + dim]
+            start += dim
+            weights.append(-weight)
+            if factor == 1 and not is_l2:
+                np.multiply(part, weight, out=block, dtype=np.float64, casting="same_kind")
+            elif factor > 0:
                 half = part.astype(np.float64) / factor - self._centre(centre)
-            halves.append(weight * half * (2 if self.metric == "l2" else 1))
-            weights.append(np.full((len(vectors), 1), -weight))
-            squares -= weight * _squares(half)
-        last = np.full((len(vectors), 2), (0.0, 0.0) if place is None else (1.0, place))
-        return _joined(*halves, *([squares, *weights] if self.metric == "l2" else []), last)
+                block[:] = half * (weight * (2 if is_l2 else 1))
+                squares -= weight * _squares(half)[:, 0]
+        if is_l2:
+            baked[:, start] = squares
+            baked[:, start + 1 : start + 1 + len(weights)] = weights
+        baked[:, -2:] = (0.0, 0.0) if place is None else (1.0, place)
+        return baked
 
     def queries(self, new: F32, old: F32 | None = None) -> F32:
         """Baked queries (N, B) float32.

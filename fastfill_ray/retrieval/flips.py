@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
-from fastfill_ray.types import F64
+from fastfill_ray.types import F64, Bools
 
 
 class Flips(NamedTuple):
@@ -26,7 +26,7 @@ class Flips(NamedTuple):
     mean_loss: float
 
 
-def flips(now: F64, before: F64, *, seed: int = 0) -> Flips:
+def flips(now: F64, before: F64, *, weights: F64 | None = None, seed: int = 0) -> Flips:
     """Negative and positive flips of one metric.
 
     With d = now - before: NFR = mean[d < 0], PFR = mean[d > 0], the mean gain is sum(d+) / count(d > 0), the mean loss
@@ -36,13 +36,21 @@ def flips(now: F64, before: F64, *, seed: int = 0) -> Flips:
     Args:
         now: (Q,) the metric per query, NaN where a query has none.
         before: (Q,) the same for what it is compared with.
+        weights: (Q,) see ``mean_interval``.
     """
     difference = now - before
-    difference = difference[~np.isnan(difference)]
+    there = ~np.isnan(difference)
+    difference, weights = difference[there], None if weights is None else weights[there]
     better, worse = difference > 0, difference < 0
+
+    def mean_of(chosen: Bools) -> float:
+        if not chosen.any():
+            return 0.0
+        return float(np.average(np.abs(difference[chosen]), weights=None if weights is None else weights[chosen]))
+
     return Flips(
-        nfr=mean_interval(worse.astype(np.float64), seed=seed),
-        pfr=mean_interval(better.astype(np.float64), seed=seed),
-        mean_gain=float(difference[better].mean()) if better.any() else 0.0,
-        mean_loss=float(-difference[worse].mean()) if worse.any() else 0.0,
+        nfr=mean_interval(worse.astype(np.float64), weights=weights, seed=seed),
+        pfr=mean_interval(better.astype(np.float64), weights=weights, seed=seed),
+        mean_gain=mean_of(better),
+        mean_loss=mean_of(worse),
     )

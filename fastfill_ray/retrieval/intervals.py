@@ -33,14 +33,25 @@ def resampling(count: int, seed: int) -> F64:
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES).astype(np.float64)
 
 
-def mean_interval(values: F64, *, seed: int = 0) -> Interval:
-    """Mean of the values that are not NaN, with a 95 % bootstrap interval; NaN throughout where there are none."""
-    values = values[~np.isnan(values)]
+def mean_interval(values: F64, *, weights: F64 | None = None, seed: int = 0) -> Interval:
+    """Mean of the values that are not NaN, with a 95 % bootstrap interval; NaN throughout where there are none.
+
+    Args:
+        weights: (Q,) above 0, how much each query counts; None: all alike. Queries are drawn, and their weights with
+            them.
+    """
+    there = ~np.isnan(values)
+    values = values[there]
     if len(values) == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
-    means = resampling(len(values), seed) @ values / len(values)
+    drawn = resampling(len(values), seed)
+    if weights is None:
+        mean, means = float(values.mean()), drawn @ values / len(values)
+    else:
+        weights = weights[there]
+        mean, means = float(values @ weights / weights.sum()), drawn @ (values * weights) / (drawn @ weights)
     low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high), len(values))
+    return Interval(mean, float(low), float(high), len(values))
 
 
 def paired_difference(now: F64, before: F64, *, seed: int = 0) -> Interval:

@@ -4,7 +4,7 @@ What is made lies under a folder of its own: ``export.json`` says of what, put f
 the files, ``parts/`` the receipts; ``manifest.json``, put last, names every file. The same call completes what was
 interrupted.
 
-Legend: N rows of a segment, E new dim, B dims of what is exported.
+Legend: N rows of a segment, C those that are exported, E new dim, B dims of what is exported.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import NotPublished
 from fastfill_ray.index.reader import choose_version
 from fastfill_ray.index.segment import FAISS_METRIC, load_index, search_segment, segment_queries, serialise
-from fastfill_ray.index.segment_list import segments_of
-from fastfill_ray.log.records import Delete, Segment, Undelete, Version
+from fastfill_ray.log.records import Delete, FileRef, Plan, Segment, Undelete, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.proxies import GAIN_DEPTH, merge_top
 from fastfill_ray.stages.export_changes import Portion, PortionReader, portions_since
+from fastfill_ray.stages.export_columns import ColumnReader, GalleryColumns
 from fastfill_ray.stages.export_manifest import (
     MANIFEST,
     Exported,
@@ -46,11 +46,13 @@ from fastfill_ray.storage.paths import chunk_unit, stage_receipt
 from fastfill_ray.storage.receipts import Receipt, find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.storage.sealed import seal_file
-from fastfill_ray.types import F32, Metric, Model
+from fastfill_ray.storage.write_behind import write_behind
+from fastfill_ray.types import F32, I64, Metric, Model
 
 RECEIPTS = "parts"
-# Rows of a file: what a worker holds beside the index of one segment. Rows of a row group: what loaders read at a time.
-_FILE_ROWS, _GROUP_ROWS = 1 << 17, 1 << 14
+# Vectors of a file: a worker holds some files beside the index of one segment. Rows of a row group: what loaders read
+# at a time.
+_FILE_BYTES, _GROUP_ROWS = 1 << 25, 1 << 14
 # Items that say where the middle of a space is, and queries that say how high the scores are that matter.
 _CENTRE_ROWS, _LEVEL_QUERIES = 1 << 14, 64
 # The score of a hit that a segment is too small to have; JSON knows no infinity.
@@ -70,19 +72,20 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
 
     Raises:
         NotPublished: nothing is published, or there is no such version.
-        RefusedError: `target` holds another export; the version is fused and is to be exported as it is; or it cannot
-            be reached from `request.since`.
+        RefusedError: `target` holds another export; the version is fused and is to be exported as it is; it cannot be
+            reached from `request.since`; or the gallery is not the version's any more, and columns of it are wanted.
         CorruptFile, FileMissing: a file of the version is not the one that the log names.
     """
     state = read_state(files)
     if state.init is None:
         raise NotPublished(f"{files.root}: there is no log here, so nothing to export. Mend the path.")
     version = choose_version(files, state, request.version)
-    wanted = wanted_export(files, state, state.init, version, request)
+    reader = PortionReader(files, state.deletions)
+    wanted = wanted_export(files, reader, state, state.init, version, request)
     if (whole := finished_export(target)) is not None and is_same_export(whole, wanted):
         return whole
-    exported = begin_export(target, wanted, partial(_centred, files, state))
-    portions = portions_since(files, state, version, None if request.since is None else request.since.held)
+    exported = begin_export(target, wanted, partial(_centred, files, reader.segments(version)))
+    portions = portions_since(reader, state, version, None if request.since is None else request.since.held)
     parts = [
         _Part(
             unit=chunk_unit(portion.digest),
@@ -94,7 +97,8 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
     receipts = find_receipts(target, RECEIPTS, {part.unit for part in parts})
     missing = [part for part in parts if part.unit not in receipts]
     samples = _samples(files, state, version) if exported.baking is not None and request.since is None else None
-    work = partial(_export_parts, files, target, exported, state.deletions, samples)
+    columns = None if request.columns is None else (plan_of(state, version), request.columns)
+    work = partial(_export_parts, files, target, exported, state.deletions, samples, columns)
     rows = sum(part.portion.rows for part in parts)
     done = sum(receipts[part.unit].rows for part in parts if part.unit in receipts)
     with progress.stage("export", rows, "items", done=done) as bar:
@@ -103,8 +107,11 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
             bar.advance(receipt.rows)
     ordered = [receipts[part.unit] for part in parts]
     new_rows = sum(r.rows for part, r in zip(parts, ordered, strict=True) if part.place is None)
-    gone = [put_content(target, lambda digest: f"deleted/ids-{digest[:16]}.parquet", _table_bytes({"id": ids}))
-            for ids in portions.deleted if len(ids)]  # fmt: skip
+    gone = tuple(
+        put_content(target, lambda digest: f"deleted/ids-{digest[:16]}.parquet", _table_bytes(pa.table({"id": ids})))
+        for ids in portions.deleted
+        if len(ids)
+    )
     manifest = Manifest(
         **{**exported.model_dump(), "level": _level(ordered) if request.since is None else exported.level},
         rows=sum(receipt.rows for receipt in ordered),
@@ -113,7 +120,7 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
         deleted_rows=sum(len(ids) for ids in portions.deleted),
         is_exact=all(receipt.details["exact"] for receipt in ordered),
         files=tuple(output for receipt in ordered for output in receipt.outputs),
-        deleted=tuple(gone),
+        deleted=gone,
     )
     target.put_data(MANIFEST, seal_file(MANIFEST, manifest))
     return manifest
@@ -137,16 +144,15 @@ def write_index(target: Files, manifest: Manifest) -> None:
         index.add_with_ids(vectors.values.to_numpy().reshape(-1, manifest.dim), ids)
         count += len(column)
     if names:
-        target.put_data("ids.parquet", _table_bytes({"id": pa.concat_arrays(names)}))
+        target.put_data("ids.parquet", _table_bytes(pa.table({"id": pa.concat_arrays(names)})))
     target.put_data("index.faiss", serialise(index))
 
 
-def _centred(files: Files, state: State, wanted: Exported) -> Exported:
+def _centred(files: Files, segments: Sequence[Segment], wanted: Exported) -> Exported:
     """With the centres of both spaces, where the metric is l2: the means of some of the vectors."""
-    baking, version = wanted.baking, state.version(wanted.version)
-    if baking is None or baking.metric != "l2" or version is None or wanted.since is not None:
+    baking, centres = wanted.baking, {}
+    if baking is None or baking.metric != "l2" or wanted.since is not None:
         return wanted
-    segments, centres = segments_of(files, version), {}
     fused = next((segment for segment in segments if segment.needs_old_queries), None)
     plain = next((segment for segment in segments if segment.fusion is None), None)
     if fused is not None and fused.fusion is not None:
@@ -197,30 +203,52 @@ def _export_parts(
     exported: Exported,
     deletions: Sequence[Delete | Undelete],
     samples: tuple[F32, F32] | None,
+    columns: tuple[Plan, GalleryColumns] | None,
     parts: Sequence[_Part],
 ) -> Iterator[Receipt]:
     baking, reader = exported.baking, PortionReader(files, deletions)
+    gallery = None if columns is None else ColumnReader(files, *columns)
     for part in parts:
         segment = part.portion.segment
         index = _load(files, exported.metric if baking is None else baking.metric, segment)
         ids, rows = reader.rows(part.portion)
-        outputs = []
-        for start in range(0, segment.rows, _FILE_ROWS):
-            chosen = rows[(rows >= start) & (rows < start + _FILE_ROWS)]
-            if len(chosen) == 0:
-                continue
-            vectors: F32 = index.reconstruct_n(start, min(_FILE_ROWS, segment.rows - start))[chosen - start]
-            if baking is not None:
-                vectors = baking.items(vectors, part.place, segment.fusion)
-            data = _table_bytes(_columns(ids.take(pa.array(chosen)), vectors, segment.state))
-            outputs.append(put_content(target, lambda digest: f"data/part-{digest[:16]}.parquet", data))
+        tables = _tables(exported, part, index, ids, rows, gallery)
+        written = tuple(write_behind(partial(_put_table, target, table) for table in tables))
         details: dict[str, Any] = {"exact": _keeps_vectors(index)}
         if baking is not None and part.place is not None and samples is not None:
             queries = segment_queries(segment, *samples, baking.metric)
             scores, _ = search_segment(index, queries, GAIN_DEPTH, baking.metric)
             details["best"] = np.where(np.isfinite(scores), scores, _MISSING).tolist()
-        receipt = Receipt(unit=part.unit, outputs=tuple(outputs), rows=len(rows), details=details)
+        receipt = Receipt(unit=part.unit, outputs=written, rows=len(rows), details=details)
         yield put_receipt(target, f"{RECEIPTS}/{part.unit}.receipt.json", receipt)
+
+
+def _tables(
+    exported: Exported, part: _Part, index: Any, ids: pa.Array, rows: I64, gallery: ColumnReader | None
+) -> Iterator[pa.Table]:
+    """What the files of a part hold, of its rows (C,) of a segment with N ids."""
+    baking, segment = exported.baking, part.portion.segment
+    places = None if gallery is None else gallery.places(segment, ids.take(pa.array(rows)))
+    step = max(1, _FILE_BYTES // (4 * exported.dim * _GROUP_ROWS)) * _GROUP_ROWS
+    for start in range(0, segment.rows, step):
+        first, end = np.searchsorted(rows, [start, start + step])
+        chosen = rows[first:end]
+        if len(chosen) == 0:
+            continue
+        vectors: F32 = index.reconstruct_n(start, min(step, segment.rows - start))
+        if len(chosen) < len(vectors):
+            vectors = vectors[chosen - start]
+        if baking is not None:
+            vectors = baking.items(vectors, part.place, segment.fusion)
+        columns = _columns(ids.take(pa.array(chosen)), vectors, segment.state)
+        if gallery is not None and places is not None:
+            beside = gallery.read(*(each[first:end] for each in places))
+            columns |= dict(zip(beside.column_names, beside.columns, strict=True))
+        yield pa.table(columns)
+
+
+def _put_table(target: Files, table: pa.Table) -> FileRef:
+    return put_content(target, lambda digest: f"data/part-{digest[:16]}.parquet", _table_bytes(table))
 
 
 def _columns(ids: pa.Array, vectors: F32, state: str) -> dict[str, pa.Array]:
@@ -234,20 +262,30 @@ def _columns(ids: pa.Array, vectors: F32, state: str) -> dict[str, pa.Array]:
     }
 
 
-def _table_bytes(columns: dict[str, pa.Array]) -> bytes:
+def _table_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     # Floats of vectors do not compress: nothing is gained but time lost.
-    compression = {"id": "zstd", "vector.list.element": "none", "state": "zstd"}
+    leaves = [path for path in _leaves(table.schema) if not path.startswith("vector.")]
     pq.write_table(
-        pa.table(columns),
+        table,
         sink,
         row_group_size=_GROUP_ROWS,
-        compression=compression if "vector" in columns else "zstd",
-        use_dictionary=["state"] if "state" in columns else False,
-        write_statistics=[name for name in columns if name != "vector"],
+        compression=dict.fromkeys(leaves, "zstd") | {"vector.list.element": "none"}
+        if "vector" in table.column_names
+        else "zstd",
+        use_dictionary=[path for path in leaves if path != "id"],
+        write_statistics=leaves,
         write_page_checksum=True,
     )
     return bytes(sink.getvalue())
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """How Parquet calls the columns that those of a table are stored as."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    stored = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
+    return [stored.column(leaf).path for leaf in range(len(stored.names))]
 
 
 def _keeps_vectors(index: Any) -> bool:

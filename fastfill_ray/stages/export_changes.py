@@ -16,12 +16,12 @@ from pydantic import Field
 
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.index.deletion_vector import read_deletion, read_ids
-from fastfill_ray.index.deletions import Deleted
+from fastfill_ray.index.deletions import Deleted, hidden_in
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Delete, Segment, Undelete, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.storage.files import Files
-from fastfill_ray.types import I64, Model, fingerprint
+from fastfill_ray.types import I64, Bools, Model, fingerprint
 
 # A segment by its files: its rows, whatever is hidden of them.
 Key: TypeAlias = tuple[str, str]
@@ -76,6 +76,18 @@ class PortionReader:
     def __init__(self, files: Files, deletions: Sequence[Delete | Undelete]) -> None:
         self._files, self._deletions = files, deletions
         self._known: dict[int, Deleted] = {}
+        self._segments: dict[int, tuple[Segment, ...]] = {}
+
+    @property
+    def root(self) -> str:
+        """Of the output, for messages."""
+        return self._files.root
+
+    def segments(self, version: Version) -> tuple[Segment, ...]:
+        """The segments of a version; their list is read once."""
+        if version.version not in self._segments:
+            self._segments[version.version] = segments_of(self._files, version)
+        return self._segments[version.version]
 
     def deleted(self, num_deletions: int) -> Deleted:
         """What the first so many deletions of the log delete."""
@@ -88,17 +100,17 @@ class PortionReader:
         are_flagged = self.deleted(num_deletions).are_flagged_in(version)
         found = [
             Portion(segment=segment, num_deletions=num_deletions, are_flagged=are_flagged, rows=segment.live_rows)
-            for segment in segments_of(self._files, version)
+            for segment in self.segments(version)
         ]
         return {portion.key: portion for portion in found}
 
     def rows(self, portion: Portion) -> tuple[pa.Array, I64]:
         """The ids (N,) of the portion's segment, and its rows (C,), ascending."""
         ids = read_ids(self._files, portion.segment)
-        rows = self._findable(portion, ids)
+        wanted = self._findable(portion, ids)
         if portion.earlier is not None:
-            rows = np.setdiff1d(rows, self._findable(portion.earlier, ids))
-        return ids, rows
+            wanted &= ~self._findable(portion.earlier, ids)
+        return ids, np.flatnonzero(wanted)
 
     def ids(self, portion: Portion) -> pa.Array:
         """The ids (C,) of its rows."""
@@ -113,16 +125,15 @@ class PortionReader:
         in_force = [self.deleted(each.num_deletions).fingerprint for each in (one, other)]
         return vectors[0] == vectors[1] and in_force[0] == in_force[1] and one.are_flagged == other.are_flagged
 
-    def _findable(self, portion: Portion, ids: pa.Array) -> I64:
-        """The rows that ``open_index`` would find."""
-        vector = read_deletion(self._files, portion.segment)
-        hidden = vector.rows
-        if not portion.are_flagged:
-            hidden = np.union1d(vector.rows[~vector.deleted], self.deleted(portion.num_deletions).rows_of(ids))
-        return np.setdiff1d(np.arange(portion.segment.rows), hidden)
+    def _findable(self, portion: Portion, ids: pa.Array) -> Bools:
+        """Which rows (N,) ``open_index`` would find."""
+        vector, deleted = read_deletion(self._files, portion.segment), self.deleted(portion.num_deletions)
+        findable = np.ones(portion.segment.rows, bool)
+        findable[hidden_in(vector, ids, deleted, are_flagged=portion.are_flagged)] = False
+        return findable
 
 
-def portions_since(files: Files, state: State, version: Version, held: Held | None) -> Portions:
+def portions_since(reader: PortionReader, state: State, version: Version, held: Held | None) -> Portions:
     """What takes a store from what it holds to a version without all that the log deletes.
 
     Segments of which the same rows are hidden as before are not read. Of the others the ids are: memory grows with
@@ -134,13 +145,12 @@ def portions_since(files: Files, state: State, version: Version, held: Held | No
     Raises:
         CorruptFile, FileMissing: a file of either version is damaged or gone.
     """
-    reader = PortionReader(files, state.deletions)
     now = reader.portions(version, len(state.deletions))
     if held is None:
         return Portions(list(now.values()))
     earlier = state.version(held.version)
     if earlier is None:
-        raise CorruptFile(f"{files.root}: there is no version {held.version} in the log")
+        raise CorruptFile(f"{reader.root}: there is no version {held.version} in the log")
     then = reader.portions(earlier, held.num_deletions)
     upserted, taken_in = [], []
     for key, portion in now.items():

@@ -9,13 +9,12 @@ import numpy as np
 from pydantic import Field
 
 from fastfill_ray.errors import FileMissing, RefusedError
-from fastfill_ray.index.deletions import Deleted
-from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import FileRef, Init, Plan, Segment, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.waves import wave_middles
 from fastfill_ray.retrieval.baking import Baking
-from fastfill_ray.stages.export_changes import Held
+from fastfill_ray.stages.export_changes import Held, PortionReader
+from fastfill_ray.stages.export_columns import GalleryColumns, same_columns
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.sealed import seal_file, unseal_file
 from fastfill_ray.types import IdType, Metric, Model
@@ -38,6 +37,7 @@ class Exported(Model):
     id_type: IdType
     metric: Metric = Field(description="that a store is to use on the column `vector`")
     dim: int = Field(gt=0, description="of the column `vector`")
+    columns: tuple[str, ...] = Field(default=(), description="of the gallery, beside id, vector and state")
     baking: Baking | None = Field(default=None, description="null: vectors are as the index has them")
     places: tuple[float, ...] = Field(default=(), description="u of each wave's stale items")
     level: float | None = Field(
@@ -64,11 +64,18 @@ class Manifest(Exported):
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """version: None for the published one. baked: see ``retrieval.baking``. since: the export that a store holds."""
+    """version: None for the published one. baked: see ``retrieval.baking``. since: the export that a store holds.
+    columns: of the gallery, which every item is to have beside its vector; None for none.
+    """
 
     version: int | None = None
     baked: bool = False
     since: Manifest | None = None
+    columns: GalleryColumns | None = None
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return () if self.columns is None else self.columns.names
 
 
 def read_manifest(target: Files) -> Manifest:
@@ -90,23 +97,31 @@ def finished_export(target: Files) -> Manifest | None:
 
 
 def is_same_export(found: Exported, wanted: Exported) -> bool:
-    """Whether both are of the same version, under the same deletions, baked or not, since the same version."""
+    """Whether both are of the same version, under the same deletions, baked or not, since the same version, with the
+    same columns.
+    """
     first, second = (
-        (each.root, each.version, each.plan, each.since, each.deletions, each.baking is None)
+        (each.root, each.version, each.plan, each.since, each.deletions, each.baking is None, each.columns)
         for each in (found, wanted)
     )
     return first == second
 
 
-def wanted_export(files: Files, state: State, init: Init, version: Version, request: ExportRequest) -> Exported:
+def wanted_export(
+    files: Files, reader: PortionReader, state: State, init: Init, version: Version, request: ExportRequest
+) -> Exported:
     """What is to be exported; its centres are not known yet."""
-    segments, plan = segments_of(files, version), plan_of(state, version)
+    segments, plan = reader.segments(version), plan_of(state, version)
     fused = next((segment for segment in segments if segment.fusion is not None), None)
     if fused is not None and not request.baked and request.since is None:
         raise RefusedError(
             f"{files.root}: version {version.version} is fused: its stale vectors have {fused.dim} dims and its new "
             f"ones {init.new_dim}, so no store can hold both in one column. Export it with --baked."
         )
+    if request.columns is not None:
+        request.columns.check(files, plan)
+    if request.since is not None:
+        same_columns(request.column_names, request.since.columns)
     places = tuple(float(place) for place in wave_middles(plan.waves, plan.first_share))
     baking = None
     if request.since is not None:
@@ -121,12 +136,13 @@ def wanted_export(files: Files, state: State, init: Init, version: Version, requ
         plan=version.plan,
         since=None if request.since is None else request.since.held,
         num_deletions=len(state.deletions),
-        deletions=Deleted.read(files, state.deletions).fingerprint,
+        deletions=reader.deleted(len(state.deletions)).fingerprint,
         old_space=init.old_space,
         new_space=init.new_space,
         id_type=init.id_type,
         metric=init.metric if baking is None else "ip",
         dim=init.new_dim if baking is None else baking.dim,
+        columns=request.column_names,
         baking=baking,
         places=places,
         level=None if request.since is None else request.since.level,
@@ -230,4 +246,6 @@ def begin_export(target: Files, wanted: Exported, complete: Callable[[Exported],
 def _words(exported: Exported) -> str:
     since = "" if exported.since is None else f" since version {exported.since.version}"
     baked = "not baked" if exported.baking is None else "baked"
-    return f"version {exported.version}{since} of {exported.root}, {baked}, after {exported.num_deletions} deletions"
+    columns = f", with {', '.join(exported.columns)}" if exported.columns else ""
+    after = f"after {exported.num_deletions} deletions"
+    return f"version {exported.version}{since} of {exported.root}, {baked}{columns}, {after}"

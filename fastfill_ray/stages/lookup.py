@@ -6,25 +6,31 @@ The ledger of a version's plan says in which row of which file an item lies; onl
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fastfill_ray.config import GalleryConfig
+from fastfill_ray.config import BackfillConfig, GalleryConfig
 from fastfill_ray.errors import FastfillError
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, read_around
 from fastfill_ray.inputs.payload import payload_values
+from fastfill_ray.log.state import State
 from fastfill_ray.ordering.ids import item_keys
 from fastfill_ray.stages.ledger import LedgerPart, ledger_parts, read_keys
-from fastfill_ray.stages.snapshot import Snapshot
+from fastfill_ray.stages.snapshot import Snapshot, read_snapshot
 from fastfill_ray.storage.files import Files
 
 # Of a gallery's rows, whose keys are looked through: 16 bytes each, a second for ten millions of them or so.
 MOST_ROWS = 30_000_000
 # Of the row groups that hits lie in, uncompressed: some seconds. Those of the best hits are read first.
 MOST_BYTES = 2 << 30
+
+# Hits whose payload is shown; nobody reads more.
+_LOOKED_UP = 1_000
+# A gallery of more rows takes seconds to look through, which is said before.
+_MANY_ROWS = 2_000_000
 
 _Place = tuple[PinnedFile, int]  # row in the file
 
@@ -37,6 +43,37 @@ class Payloads:
 
     values: Mapping[int | str, Sequence[object]]
     note: str
+
+
+def payload_of(
+    files: Files,
+    state: State,
+    config: BackfillConfig,
+    number: int,
+    ids: Sequence[int | str],
+    say: Callable[[str], None],
+) -> Payloads:
+    """What the gallery says of hits in a version, for people. Where it says nothing, `say` is told why.
+
+    Args:
+        ids: the most wanted first, each once.
+    """
+    version = state.version(number)
+    plan = next((plan for plan in state.plans if version is not None and plan.plan == version.plan), None)
+    if plan is None or not ids:
+        return Payloads({}, "")
+    if len(ids) > _LOOKED_UP:
+        say(f"payload shown of the first {_LOOKED_UP:,} of {len(ids):,} hits")
+    if plan.rows > _MANY_ROWS:
+        say(f"looking the hits up among {plan.rows:,} items ...")
+    store = InputStore(config.storage.s3_endpoint, config.storage.anonymous)
+    try:
+        payloads = look_up(files, store, config.gallery, read_snapshot(files, plan.snapshot), ids[:_LOOKED_UP])
+    except FastfillError as error:  # of the snapshot
+        payloads = Payloads({}, str(error))
+    if payloads.note:
+        say(f"payload not shown: {payloads.note}")
+    return payloads
 
 
 def look_up(

@@ -74,3 +74,12 @@ def test_the_other_way_round_gains_are_losses(pairs: list[tuple[float, float]]) 
     there, back = flips(now, before), flips(before, now)
     assert (there.mean_gain, there.mean_loss) == (back.mean_loss, back.mean_gain)
     assert there.nfr.queries == 0 or (there.nfr, there.pfr) == (back.pfr, back.nfr)
+
+
+def test_weights_count_a_query_as_often_as_it_is_asked() -> None:
+    now, before, weights = np.array([1.0, 0.0, np.nan, 0.5]), np.array([0.0, 1.0, 1.0, 0.5]), np.array([1.0, 3, 9, 4])
+    found = flips(now, before, weights=weights)
+    assert (found.pfr.value, found.nfr.value) == pytest.approx((1 / 8, 3 / 8))
+    assert (found.mean_gain, found.mean_loss) == (1.0, 1.0)
+    plain = mean_interval(np.array([0.0, 1.0, 1.0]))
+    assert mean_interval(np.array([0.0, 1.0, 1.0]), weights=np.full(3, 7.0)) == pytest.approx(plain)

@@ -156,7 +156,8 @@ def test_an_interrupted_export_goes_on_and_a_whole_one_is_left_alone(
 ) -> None:
     root, to = tmp_path / "root", tmp_path / "to"
     mixed_root(root, "ip", None)
-    monkeypatch.setattr(stage, "_FILE_ROWS", 20)
+    monkeypatch.setattr(stage, "_GROUP_ROWS", 20)
+    monkeypatch.setattr(stage, "_FILE_BYTES", 1)
     loads: list[str] = []
     load = stage.load_index
 

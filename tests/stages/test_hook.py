@@ -18,13 +18,14 @@ from fastfill_ray.stages import hook
 from fastfill_ray.stages.hook import tell
 from tests.index.test_reader import Root
 from tests.index.test_segment import vectors
+from tests.living import small_gallery
 
 WRITES = "import os, sys; open(sys.argv[1], 'a').write(' '.join(os.environ['FASTFILL_' + n] for n in " \
          "('VERSION', 'SEQUENCE')) + '\\n')"  # fmt: skip
 
 
 def told(path: Path) -> list[tuple[int, int]]:
-    """(version, sequence) of each call of the command that succeeded."""
+    """(version, sequence) of each call of the command that got so far."""
     return [(int(line.split()[0]), int(line.split()[1])) for line in path.read_text().splitlines()]
 
 
@@ -109,3 +110,13 @@ def test_rollback_and_delete_tell_the_hook_of_the_config_that_they_are_given(roo
     assert not (tmp_path / "told").exists()
     assert main(["rollback", root.files.root, "--to", "0", "--config", str(tmp_path / "config.yaml")]) == 0
     assert [version for version, _ in told(tmp_path / "told")] == [0]
+
+
+def test_a_run_tells_a_command_that_fails_once_per_change(tmp_path: Path) -> None:
+    fails = [sys.executable, "-c", f"{WRITES}\nsys.exit(3)", str(tmp_path / "told")]
+    living = small_gallery(tmp_path / "here", serving={"on_publish": fails})
+    living.run()
+    of_run = [sequence for _, sequence in told(tmp_path / "told")]
+    assert len(of_run) == len(set(of_run)) == 4  # one per published version
+    living.run()  # the next start tells the last change again
+    assert [sequence for _, sequence in told(tmp_path / "told")] == [*of_run, of_run[-1]]

@@ -1,0 +1,166 @@
+"""Two versions asked the same queries: what it says to people, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+from fastfill_ray.report.hits import Hit, cut, display_width, hits_table, padded, shown
+from fastfill_ray.report.wording import percent, score_interval
+from fastfill_ray.retrieval.flips import Flips
+from fastfill_ray.retrieval.intervals import Interval
+
+# Of an example, in the text: lists of ten side by side fill the screen with what is the same.
+_HITS_SHOWN = 5
+_GAP = "   "
+
+
+class Latency(NamedTuple):
+    """Of one query at a time, in milliseconds."""
+
+    median_ms: float
+    p95_ms: float
+
+
+class Taken(NamedTuple):
+    """By the items that users took: MRR of either version, and which queries the later one helps and hurts."""
+
+    mrr: tuple[Interval, Interval]
+    flips: Flips
+
+
+class Example(NamedTuple):
+    """A query whose first hit changed. query: its payload; overlap: of its hits; hits: in either version."""
+
+    query: str
+    row: str
+    traffic: float
+    overlap: float
+    hits: tuple[Sequence[Hit], Sequence[Hit]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two versions answer to the same queries; every mean is by traffic.
+
+    Attributes:
+        versions, latency: of what is compared with, and of the version looked at.
+        queries: that both answered. dropped: that have no vector.
+        is_weighed: whether some are asked more often than others.
+        covered: the share of the file's traffic that the queries are.
+        k: hits per query.
+        taken: None where the file says nothing of what was taken.
+        changed: how many queries have another first hit; some of them are the examples.
+        columns, payload: {id: their values}, as the gallery has them now; empty where it is not at hand.
+    """
+
+    versions: tuple[int, int]
+    queries: int
+    dropped: int
+    is_weighed: bool
+    covered: float
+    k: int
+    overlap: Interval
+    same_first: Interval
+    taken: Taken | None
+    latency: tuple[Latency, Latency]
+    changed: int
+    examples: tuple[Example, ...]
+    columns: tuple[str, ...]
+    payload: Mapping[int | str, Sequence[object]]
+
+
+def shadow_json(comparison: Comparison) -> dict[str, Any]:
+    """Every figure and example, payload as text."""
+    of_taken = None
+    if comparison.taken is not None:
+        flips = comparison.taken.flips
+        of_taken = {
+            "mrr": _by_version(comparison, [each._asdict() for each in comparison.taken.mrr]),
+            "worse": flips.nfr._asdict(),
+            "better": flips.pfr._asdict(),
+            "mean_loss": flips.mean_loss,
+            "mean_gain": flips.mean_gain,
+        }
+    return {
+        "versions": list(comparison.versions),
+        "queries": comparison.queries,
+        "dropped": comparison.dropped,
+        "covered": comparison.covered,
+        "k": comparison.k,
+        "overlap": comparison.overlap._asdict(),
+        "same_first": comparison.same_first._asdict(),
+        "taken": of_taken,
+        "latency": _by_version(comparison, [each._asdict() for each in comparison.latency]),
+        "changed": comparison.changed,
+        "examples": [
+            {
+                **example._asdict(),
+                "hits": _by_version(comparison, [[_hit_json(comparison, h) for h in hits] for hits in example.hits]),
+            }
+            for example in comparison.examples
+        ],
+    }
+
+
+def _by_version(comparison: Comparison, values: Sequence[Any]) -> dict[str, Any]:
+    return {str(version): value for version, value in zip(comparison.versions, values, strict=True)}
+
+
+def _hit_json(comparison: Comparison, hit: Hit) -> dict[str, Any]:
+    if (values := comparison.payload.get(hit.id)) is None:
+        return hit._asdict()
+    return {**hit._asdict(), "payload": {n: shown(v) for n, v in zip(comparison.columns, values, strict=True)}}
+
+
+def shadow_text(comparison: Comparison, width: int) -> str:
+    """The figures, then the examples, both versions side by side.
+
+    Args:
+        width: columns of the terminal.
+    """
+    before, now = comparison.versions
+    weighed = ", each counted as often as it was asked" if comparison.is_weighed else ""
+    covered = "" if comparison.covered > 0.9995 else f", {percent(comparison.covered)} of the file's traffic"
+    lines = [
+        f"Versions {before} and {now}, asked the same {comparison.queries:,} queries{weighed}{covered}. In brackets: "
+        "95 % intervals.",
+        f"the same among the first {comparison.k}: {_share(comparison.overlap)}",
+        f"the same first hit: {_share(comparison.same_first)}",
+    ]
+    if comparison.taken is not None:
+        (mrr_before, mrr_now), flips = comparison.taken
+        lines += [
+            f"MRR of what users took, of {mrr_now.queries:,} queries: version {before} "
+            f"{score_interval(*mrr_before[:3])}, version {now} {score_interval(*mrr_now[:3])}",
+            f"of these, version {now} ranks it better for {_share(flips.pfr)}, worse for {_share(flips.nfr)}",
+        ]
+    for version, latency in zip(comparison.versions, comparison.latency, strict=True):
+        lines.append(
+            f"latency of version {version}, one query at a time: median {latency.median_ms:.2f} ms, "
+            f"95 of 100 within {latency.p95_ms:.2f} ms"
+        )
+    if comparison.changed:
+        some = "" if comparison.changed == len(comparison.examples) else f" {len(comparison.examples)} of them:"
+        lines.append(f"\n{comparison.changed:,} queries have another first hit.{some}")
+    lines += [_example(comparison, example, width) for example in comparison.examples]
+    return "\n".join(lines)
+
+
+def _share(interval: Interval) -> str:
+    return f"{percent(interval.value)} ({percent(interval.low)} to {percent(interval.high)})"
+
+
+def _example(comparison: Comparison, example: Example, width: int) -> str:
+    half = (width - len(_GAP)) // 2
+    sides = []
+    for version, hits in zip(comparison.versions, example.hits, strict=True):
+        table = hits_table([hits[:_HITS_SHOWN]], comparison.columns, comparison.payload, half)
+        sides.append([f"version {version}", *table.splitlines()])
+    room = max([half if comparison.columns else 0, *(display_width(line) for line in sides[0])])
+    rows = [f"{padded(left, room)}{_GAP}{right}".rstrip() for left, right in zip_longest(*sides, fillvalue="")]
+    times = f", asked {example.traffic:g} times" if example.traffic != 1 else ""
+    same = f"{round(example.overlap * comparison.k)} of {comparison.k} hits the same"
+    return "\n".join([f"\n{cut(example.query, width)}", f"({example.row}{times}; {same})", *rows])

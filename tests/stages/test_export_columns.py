@@ -1,0 +1,136 @@
+"""Columns of the gallery beside exported items: the rows that the gallery has, or a refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fastfill_ray.config import GalleryConfig
+from fastfill_ray.engine.in_process import InProcessEngine
+from fastfill_ray.errors import ConfigError, RefusedError
+from fastfill_ray.export import export_version, gallery_columns
+from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.stages import export as stage
+from fastfill_ray.stages.export_columns import GalleryColumns
+from fastfill_ray.stages.export_manifest import ExportRequest, Manifest
+from tests.living import Living, small_gallery, without
+
+
+def export_columns(living: Living, to: Path, names: tuple[str, ...], **request: Any) -> Manifest:
+    columns = GalleryColumns(
+        names, InputStore(), GalleryConfig(path=str(living.folder / "gallery"), payload_columns=("x",))
+    )
+    request.setdefault("columns", columns)
+    return export_version(living.root, str(to), ExportRequest(**request), engine=InProcessEngine())
+
+
+@pytest.fixture
+def living(tmp_path: Path) -> Living:
+    """249 items with their first version."""
+    made = small_gallery(tmp_path / "here")
+    made.run(until="version0")
+    return made
+
+
+def test_every_item_has_its_own_rows_values(living: Living, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_GROUP_ROWS", 20)
+    monkeypatch.setattr(stage, "_FILE_BYTES", 1)
+    manifest = export_columns(living, tmp_path / "to", ("label", "x"), baked=True)
+    table = pq.read_table(tmp_path / "to" / "data")
+    assert table.column_names == ["id", "vector", "state", "label", "x"]
+    assert manifest.columns == ("label", "x")
+    assert table.num_rows == manifest.rows == len(living.items)
+    for row in table.select(["id", "label", "x"]).to_pylist():
+        item = living.items[row["id"]]
+        assert row["label"] == item.label
+        np.testing.assert_array_equal(np.array(row["x"], np.float32), item.x)
+    file = pq.ParquetFile(next((tmp_path / "to" / "data").iterdir()))
+    codecs = {file.metadata.row_group(0).column(i).path_in_schema: file.metadata.row_group(0).column(i).compression
+              for i in range(file.metadata.num_columns)}  # fmt: skip
+    assert codecs == {"id": "ZSTD", "vector.list.element": "UNCOMPRESSED", "state": "ZSTD", "label": "ZSTD",
+                      "x.list.element": "ZSTD"}  # fmt: skip
+
+
+def test_items_of_several_plans_are_found_and_changes_follow(living: Living, tmp_path: Path) -> None:
+    living.run()
+    first = export_columns(living, tmp_path / "first", ("label",))
+    name = next(iter(living.files))
+    dropped = list(living.files[name])[:10]
+    living.edit(name, lambda items: {**without(items, dropped), **living.new_items(50_000, 15)})
+    living.run()
+    since = export_columns(living, tmp_path / "since", ("label",), since=first)
+    table = pq.read_table(tmp_path / "since" / "data")
+    assert since.deleted_rows == 10
+    assert set(range(50_000, 50_015)) <= set(table.column("id").to_pylist())
+    export_columns(living, tmp_path / "whole", ("label",))
+    whole = pq.read_table(tmp_path / "whole" / "data")
+    for part in (table, whole):
+        labels = dict(zip(part.column("id").to_pylist(), part.column("label").to_pylist(), strict=True))
+        assert labels == {key: living.items[key].label for key in labels}
+    assert whole.num_rows == len(living.items)
+    with pytest.raises(RefusedError, match=r"that export has --columns label\. Give the same ones"):
+        export_columns(living, tmp_path / "other", ("x",), since=first)
+    with pytest.raises(RefusedError, match="Give the same ones"):
+        export_columns(living, tmp_path / "other", (), since=first, columns=None)
+
+
+def test_files_that_changed_or_are_gone_are_refused(living: Living, tmp_path: Path) -> None:
+    name = next(iter(living.files))
+    living.touch(name)
+    with pytest.raises(RefusedError, match=rf"{name} has changed since .* Export without --columns"):
+        export_columns(living, tmp_path / "to", ("label",))
+    (living.folder / "gallery" / name).unlink()
+    with pytest.raises(RefusedError, match="or is gone"):
+        export_columns(living, tmp_path / "to", ("label",))
+    assert not (tmp_path / "to").exists()
+    assert export_columns(living, tmp_path / "to", (), columns=None).rows == 249
+
+
+def test_a_file_that_changes_while_it_is_exported_is_refused_too(
+    living: Living, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = stage.load_index
+
+    def touches(data: bytes, **options: Any) -> Any:
+        living.touch(next(iter(living.files)))
+        return load(data, **options)
+
+    monkeypatch.setattr(stage, "load_index", touches)
+    with pytest.raises(RefusedError, match="has changed, or is gone"):
+        export_columns(living, tmp_path / "to", ("label",))
+    assert not (tmp_path / "to" / "manifest.json").exists()
+
+
+def test_columns_that_cannot_be_exported_are_refused(living: Living, tmp_path: Path) -> None:
+    for names, match in (
+        (("label", "vector"), "'vector': every export has a column of that name"),
+        (("label", "label"), "'label': it is named twice"),
+        (("lable",), "--columns: column 'lable' is not in .* Did you mean label"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            export_columns(living, tmp_path / "to", names)
+    with pytest.raises(ConfigError, match="--columns needs --config"):
+        gallery_columns(["label"], None)
+    export_columns(living, tmp_path / "to", ("label",))
+    with pytest.raises(
+        RefusedError, match=r"holds another export, .*, with label, .*; this one is .* not baked, after"
+    ):
+        export_columns(living, tmp_path / "to", (), columns=None)
+
+
+def test_types_that_differ_between_files_are_one_where_arrow_can(living: Living, tmp_path: Path) -> None:
+    """Text in one file and large text in another."""
+    other = small_gallery(tmp_path / "there")
+    path = other.folder / "gallery" / "part-001.parquet"
+    table = pq.read_table(path)
+    place = table.column_names.index("group")
+    pq.write_table(table.set_column(place, "group", table.column("group").cast(pa.large_string())), path)
+    other.run(until="version0")
+    export_columns(other, tmp_path / "to", ("group",))
+    groups = {row["id"]: row["group"] for row in pq.read_table(tmp_path / "to" / "data").to_pylist()}
+    assert groups == {key: f"group-{key % 3}" for key in other.items}
