@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastfill_ray.experiment.rivals import QUERY_MAP, SHOWN
+from fastfill_ray.experiment.rivals import QUERY_MAP, SHOWN, SWAP_AT_END
 from fastfill_ray.experiment.summary import CHOICE
 from fastfill_ray.report.text import Column, table_lines, wrapped
 from fastfill_ray.report.wording import MISSING, metric_name
@@ -58,7 +58,7 @@ def worth_words(rivals: Mapping[str, Any]) -> list[str]:
     ways = _ways(rivals)
     if CHOICE not in ways:
         return []
-    words = [_new_model(rivals), _without_embedding(rivals, ways)]
+    words = [_new_model(rivals), _without_embedding(ways)]
     others = {name: values for name, values in ways.items() if name != CHOICE}
     if others:
         name, best = max(others.items(), key=lambda way: way[1]["area"])
@@ -95,23 +95,22 @@ def _new_model(rivals: Mapping[str, Any]) -> str:
     return f"The new model is better than the old one: {by}. That is what a whole backfill brings."
 
 
-def _without_embedding(rivals: Mapping[str, Any], ways: Mapping[str, Values]) -> str:
+def _without_embedding(ways: Mapping[str, Values]) -> str:
     """What can be had at once, with no item embedded anew."""
-    objective, chosen = rivals["objective"], ways[CHOICE]
+    chosen, mapped = ways[CHOICE], ways.get(QUERY_MAP)
+    old = ways[SWAP_AT_END]["curve"][0] if SWAP_AT_END in ways else None
     new = chosen["curve"][-1]
-    old = None if (gain := rivals["gain"].get(objective)) is None else new - gain["value"]
-    at_once = {"the chosen map gives": chosen}
-    if QUERY_MAP in ways:
-        at_once["the old index, asked with mapped queries,"] = ways[QUERY_MAP]
-    beside = "" if old is None else f" (old/old {100 * old:.1f}, new/new {100 * new:.1f})"
-    known = ", ".join(f"{what} {100 * values['curve'][0]:.1f}" for what, values in at_once.items())
-    words = f"With nothing embedded anew, {known}{beside}."
-    best = max(at_once.values(), key=lambda values: values["curve"][0])
+    at_once = [chosen] if mapped is None else [chosen, mapped]
+    words = f"With nothing embedded anew, the choice gives {100 * chosen['curve'][0]:.1f}"
+    if mapped is not None:
+        words += f" and the old index, asked with mapped queries, {100 * mapped['curve'][0]:.1f}"
+    words += f"; new/new is {100 * new:.1f}" + ("." if old is None else f", old/old {100 * old:.1f}.")
+    best = max(at_once, key=lambda way: way["curve"][0])
     if best["below_new"]["low"] <= 0:
-        way = "the chosen map" if best is chosen else "mapped queries"
-        words += f" The new model itself is not measurably above {way}: serve that, and embed only what is new."
-    elif old is not None and best["curve"][0] < old:
-        words += " Neither reaches the old system." if len(at_once) > 1 else " That is below the old system."
+        way = "the choice at 0 %" if best is chosen else "mapped queries"
+        return f"{words} The new model itself is not measurably above {way}: serve that, and embed only what is new."
+    if old is not None and best["curve"][0] < old:
+        words += " That is below the old system." if mapped is None else " Both are below the old system."
     return words
 
 
