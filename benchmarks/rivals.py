@@ -12,7 +12,6 @@ Legend: Q queries, N items.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import sys
@@ -28,7 +27,7 @@ import numpy as np
 
 from benchmarks.quality.material import SETS as QUALITY_SETS
 from benchmarks.quality.material import Limits, prepare_set
-from benchmarks.results import Result, command_line, markdown
+from benchmarks.results import Result, main_with_maps, markdown
 from benchmarks.sets import load_set
 from fastfill_ray.alignment.maps import Method
 from fastfill_ray.alignment.reverse import fit_reverse
@@ -169,14 +168,7 @@ def _gap(intervals: list[list[float]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    command_line(
-        argparse.ArgumentParser(prog="python -m benchmarks.rivals", description=__doc__.splitlines()[0]),
-        arguments,
-        sets=SETS,
-        seeds=[0, 1, 2],
-        measure=lambda name, seed, given: measure(name, seed, given.cache, given.out / "maps"),
-        render=render,
-    )
+    main_with_maps("benchmarks.rivals", __doc__, arguments, sets=SETS, measure=measure, render=render)
 
 
 if __name__ == "__main__":
