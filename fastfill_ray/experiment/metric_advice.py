@@ -9,7 +9,7 @@ from typing import NamedTuple, get_args
 
 from fastfill_ray.experiment.candidate import Objective
 from fastfill_ray.experiment.items import PairedItems, Queries
-from fastfill_ray.experiment.shadow import Shadow, make_shadow, own_items, scores_of
+from fastfill_ray.experiment.shadow import make_shadow
 from fastfill_ray.retrieval.intervals import Interval, paired_difference
 from fastfill_ray.types import F64, Metric
 
@@ -34,14 +34,14 @@ def advise_metric(
     """
     if objective.relevance == "new_model":
         return None
-    shadow, own = make_shadow(items, queries, metric), own_items(items, queries)
+    shadow = make_shadow(items, queries, metric)
     if not shadow.answered(objective.relevance).any():
         return None
-    relevant = shadow.only([objective.relevance]).relevant
+    by_objective = shadow.only([objective.relevance])
 
     def values(of_metric: Metric) -> F64:
-        scores = shadow.new if of_metric == metric else scores_of(queries.new, items.new, of_metric, own)
-        return Shadow(scores, None, relevant).measure(scores)[objective.relevance, objective.metric]
+        scores = shadow.new if of_metric == metric else make_shadow(items, queries, of_metric).new
+        return by_objective.measure(scores)[objective.relevance, objective.metric]
 
     given = values(metric)
     others: list[Metric] = [other for other in get_args(Metric) if other != metric]

@@ -8,13 +8,13 @@ Legend: Q queries, N items, D old dim, P relevant (query, item) pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fastfill_ray.experiment.curves import Backfill, Curve, FittedCalibrations, backfill_order, published_cutoffs
 from fastfill_ray.experiment.items import PairedItems, Queries
-from fastfill_ray.experiment.shadow import Measured, Shadow, make_shadow, own_items, scores_of
+from fastfill_ray.experiment.shadow import Measured, Shadow, make_shadow
 from fastfill_ray.ordering.policies import random_priority
 from fastfill_ray.retrieval.metrics import metrics_of
 from fastfill_ray.retrieval.ranking import rank
@@ -44,26 +44,32 @@ def rival_curves(
         items: (N,) of one split.
         mapped: (Q, D) old query vectors made of the new ones by a reverse map; None without one.
     """
-    shadow, own = make_shadow(items, queries, metric), own_items(items, queries)
+    shadow = make_shadow(items, queries, metric)
     order = backfill_order(random_priority(items.id_hash, seed), items.id_hash)
     curves: dict[str, Curve] = {}
 
     def merged(stale: F32) -> Curve:
         return Backfill(shadow, stale, order).trace(FittedCalibrations(), published_cutoffs(len(order)))
 
+    def of_old_index(asking: F32) -> F32:
+        """Scores (Q, N) of the old vectors, asked with some vectors (Q, D)."""
+        scores = make_shadow(items, replace(queries, old=asking), metric).old
+        assert scores is not None
+        return scores
+
     if shadow.old is not None:
         arms = shadow.arms()
         curves[SWAP_AT_END] = _constant(arms["old/old"], arms["new/new"], len(order))
     if items.old.shape[1] == queries.new.shape[1]:
-        curves[NAIVE_SWAP] = merged(scores_of(queries.new, items.old, metric, own))
+        curves[NAIVE_SWAP] = merged(of_old_index(queries.new))
     if mapped is not None:
-        of_mapped = scores_of(mapped, items.old, metric, own)
+        of_mapped = of_old_index(mapped)
         old_index = shadow.measure(of_mapped)
         curves[QUERY_MAP] = _constant(old_index, old_index, len(order))
         curves[MAPPED_RANK_MERGE] = merged(of_mapped)
     if shadow.old is not None:
         curves[RANK_MERGE] = merged(shadow.old)
-        curves[RRF] = _reciprocal_ranks(shadow, shadow.old, order, own)
+        curves[RRF] = _reciprocal_ranks(shadow, shadow.old, order)
     return curves
 
 
@@ -73,14 +79,14 @@ def _constant(before: Measured, end: Measured, size: int) -> Curve:
     return Curve(fractions, {key: np.stack([*[before[key]] * (len(fractions) - 1), end[key]]) for key in before})
 
 
-def _reciprocal_ranks(shadow: Shadow, old: F32, order: I64, own: I64) -> Curve:
-    """RRF's curve; old: (Q, N), order: (N,), own: (Q,) the item that a query itself is, -1 for none."""
+def _reciprocal_ranks(shadow: Shadow, old: F32, order: I64) -> Curve:
+    """RRF's curve; old: (Q, N), order: (N,)."""
     size, cutoffs = len(order), published_cutoffs(len(order))
     step = max(1, _BLOCK_SCORES // max(size, 1))
     blocks: list[Measured] = []
     for first in range(0, len(old), step):
-        part, rows = shadow.some(first, first + step), slice(first, first + step)
-        lists = RankedLists.of(part.new, old[rows], own[rows])
+        part = shadow.some(first, first + step)
+        lists = RankedLists.of(part.new, old[first : first + step])
         states: list[Measured] = []
         for cutoff in cutoffs:
             is_new = np.zeros(size, bool)
@@ -100,29 +106,28 @@ def _reciprocal_ranks(shadow: Shadow, old: F32, order: I64, own: I64) -> Curve:
 
 @dataclass(frozen=True, eq=False)
 class RankedLists:
-    """All items as each index ranks them: `columns` (2, Q, N) best first, `places` (2, Q, N) of each item; new, old.
+    """All items as the new and the old index rank them, those that a query does not meet behind all others.
 
-    own: (Q,) the item that a query itself is, -1 for none: both lists end with it.
+    columns: (2, Q, N) items, best first. places: (2, Q, N) of each item. met: (Q, N) whether a query meets an item.
     """
 
     columns: I64
     places: I64
-    own: I64
+    met: Bools
 
     @classmethod
-    def of(cls, new: F32, old: F32, own: I64) -> RankedLists:
+    def of(cls, new: F32, old: F32) -> RankedLists:
+        """From scores (Q, N), -inf where a query does not meet an item."""
         columns = np.stack([rank(new), rank(old)])
         places = np.empty_like(columns)
         np.put_along_axis(places, columns, np.arange(new.shape[1])[None, None, :], axis=2)
-        return cls(columns, places, own)
+        return cls(columns, places, np.isfinite(new))
 
     def merged(self, is_new: Bools) -> MergedLists:
         """The two lists while some of the items (N,) are in the new index and the others in the old one."""
-        inside = np.stack([is_new, ~is_new])
-        # upto: how many of its index stand in a list up to each place.
+        inside = is_new, ~is_new
         upto = np.stack([np.cumsum(part[columns], axis=1) for part, columns in zip(inside, self.columns, strict=True)])
-        excluded = np.stack([part[self.own] & (self.own >= 0) for part in inside])
-        return MergedLists(self, is_new, upto, upto[:, :, -1] - excluded)
+        return MergedLists(self, is_new, upto, np.stack([self.met[:, part].sum(axis=1) for part in inside]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,12 +136,14 @@ class MergedLists:
 
     Each item is in one list, so that merging takes one from each in turn, of equal ranks the new one first, whatever
     the constant (60; Cormack et al., SIGIR 2009).
+
+    is_new: (N,). upto: (2, Q, N) how many of its items an index ranks up to each place. lengths: (2, Q).
     """
 
     lists: RankedLists
-    is_new: Bools  # (N,)
-    upto: I64  # (2, Q, N)
-    lengths: I64  # (2, Q)
+    is_new: Bools
+    upto: I64
+    lengths: I64
 
     def ranks(self, relevant: RelevantItems) -> I64:
         """The rank (P,), from 1, of every relevant item."""

@@ -20,7 +20,7 @@ from fastfill_ray.experiment.rivals import (
     RankedLists,
     rival_curves,
 )
-from fastfill_ray.experiment.shadow import make_shadow, own_items, scores_of
+from fastfill_ray.experiment.shadow import make_shadow
 from fastfill_ray.ordering.policies import random_priority
 from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.types import F32, Bools
@@ -47,9 +47,10 @@ def test_every_rival_is_what_its_name_says(ask_themselves: bool) -> None:
     assert queries.old is not None
     mapped = np.roll(queries.old, 1, axis=1)
     curves = rival_curves(items, queries, "cosine", mapped=mapped, seed=0)
-    shadow, own = make_shadow(items, queries, "cosine"), own_items(items, queries)
+    shadow = make_shadow(items, queries, "cosine")
+    of_mapped = make_shadow(items, replace(queries, old=mapped), "cosine").old
     assert shadow.old is not None
-    of_mapped = scores_of(mapped, items.old, "cosine", own)
+    assert of_mapped is not None
     order = backfill_order(random_priority(items.id_hash, 0), items.id_hash)
     for point, cutoff in enumerate(published_cutoffs(len(order))):
         is_new = np.zeros(len(order), bool)
@@ -74,7 +75,7 @@ def test_every_rival_is_what_its_name_says(ask_themselves: bool) -> None:
 def test_of_equal_ranks_the_new_item_is_first_and_a_list_that_ends_gives_way() -> None:
     new = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]], np.float32)
     old = np.array([[0.1, 0.5, 0.3, 0.2, 0.4]], np.float32)
-    lists = RankedLists.of(new, old, np.array([-1]))
+    lists = RankedLists.of(new, old)
     everything = RelevantItems.of(np.ones((1, 5), bool))
 
     def ranks(*is_new: int) -> list[int]:
