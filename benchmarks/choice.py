@@ -10,7 +10,6 @@ may be fused where users' queries ask, as in `simulate`.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections import Counter
@@ -31,7 +30,7 @@ from benchmarks.quality.curves import (
     published,
 )
 from benchmarks.quality.material import SETS, Limits, Material, prepare
-from benchmarks.results import Result, command_line, markdown
+from benchmarks.results import Result, main_with_maps, markdown
 from fastfill_ray.experiment.candidate import WEIGHTS, Allowed, Objective
 from fastfill_ray.experiment.heldout import HeldOut
 from fastfill_ray.experiment.search import choose
@@ -183,14 +182,7 @@ def pooled(intervals: list[dict[str, float] | None]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    command_line(
-        argparse.ArgumentParser(prog="python -m benchmarks.choice", description=__doc__.splitlines()[0]),
-        arguments,
-        sets=SETS,
-        seeds=[0, 1, 2, 3, 4],
-        measure=lambda name, seed, given: measure(name, seed, cache=given.cache, folder=given.out / "maps"),
-        render=render,
-    )
+    main_with_maps("benchmarks.choice", __doc__, arguments, sets=SETS, measure=measure, render=render, seeds=range(5))
 
 
 if __name__ == "__main__":

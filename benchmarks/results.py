@@ -56,6 +56,27 @@ def command_line(
     measure_missing(given.out, given.sets, given.seeds, lambda name, seed: measure(name, seed, given))
 
 
+def main_with_maps(
+    module: str,
+    doc: str,
+    arguments: Sequence[str] | None,
+    *,
+    sets: Iterable[str],
+    measure: Callable[..., Result],
+    render: Callable[[list[Result]], str],
+    seeds: Sequence[int] = (0, 1, 2),
+) -> None:
+    """``command_line`` of `measure(set, seed, cache=..., folder=...)`, which keeps its maps beside the results."""
+    command_line(
+        ArgumentParser(prog=f"python -m {module}", description=doc.splitlines()[0]),
+        arguments,
+        sets=sets,
+        seeds=seeds,
+        measure=lambda name, seed, given: measure(name, seed, cache=given.cache, folder=given.out / "maps"),
+        render=render,
+    )
+
+
 def read_results(folder: Path, sets: Sequence[str], seeds: Sequence[int]) -> list[Result]:
     """The results that are there, in the order of `sets`, then of `seeds`."""
     paths = [folder / f"{name}-seed{seed}.json" for name in sets for seed in seeds]

@@ -1,22 +1,23 @@
-"""Cheaper ways through a change of models, beside a backfill: one map (ridge), random order, the same queries for all.
+"""Cheaper ways through a change of models, beside backfills: the same items and queries for all.
 
     python -m benchmarks.rivals --cache sets --out results [--sets docstrings ...] [--seeds 0 1 2]
     python -m benchmarks.rivals --out results --tables > tables.md
 
-naive swap: the old index serves until everything is embedded. query map: the old index as it is, asked with new queries
-mapped to old ones (Drift-Adapter; Vejendla, EMNLP 2025). rank merge: what is stale is asked by old queries, what is new
-by new ones, merged by raw scores (Seo et al., WACV 2025); the same with mapped queries. RRF: two lists merged by
-reciprocal ranks (Cormack et al., SIGIR 2009). aligned, fused: as a backfill serves stale items; fused with old queries
-of the old model, and with mapped ones. One core is enough (OMP_NUM_THREADS=1).
+The rivals are those of ``experiment.rivals``. auto: what a run would choose between two maps in closed form, with every
+order, stale mode and calibration. aligned, fused: its map in random order, one calibration; fused with old queries of
+the old model, and with queries mapped by a reverse map. One core is enough (OMP_NUM_THREADS=1).
 
 Legend: Q queries, N items.
 """
 
 from __future__ import annotations
 
-import argparse
+import os
+import platform
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -25,130 +26,92 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality.material import SETS as QUALITY_SETS
-from benchmarks.quality.material import Limits, Material, prepare_set
-from benchmarks.results import Result, command_line, markdown
+from benchmarks.quality.material import Limits, prepare_set
+from benchmarks.results import Result, main_with_maps, markdown
 from benchmarks.sets import load_set
+from fastfill_ray.alignment.maps import Method
 from fastfill_ray.alignment.reverse import fit_reverse
 from fastfill_ray.experiment.candidate import WEIGHTS, Candidate, MapView, Objective
-from fastfill_ray.experiment.curves import backfill_order, published_cutoffs
-from fastfill_ray.experiment.heldout import HeldOut, answered
-from fastfill_ray.experiment.items import Queries
-from fastfill_ray.experiment.shadow import Measured, Shadow, own_items, scores_of
-from fastfill_ray.retrieval.calibration import fit_queries
+from fastfill_ray.experiment.curves import Curve
+from fastfill_ray.experiment.experiment import Question, Report, run_experiment
+from fastfill_ray.experiment.heldout import Evidence, HeldOut, answered, hold_out
+from fastfill_ray.experiment.items import MAX_QUERIES
+from fastfill_ray.experiment.rivals import QUERY_MAP, SHOWN, rival_curves
+from fastfill_ray.retrieval.calibration import Form
 from fastfill_ray.retrieval.intervals import mean_interval
-from fastfill_ray.retrieval.ranking import rank
-from fastfill_ray.types import F32, F64, Bools
+from fastfill_ray.types import F64
 
-METHOD = "ridge"
-VIEW = MapView(METHOD)
+# In closed form, so that a set takes a minute; `auto` chooses between them.
+METHODS: tuple[Method, ...] = ("kernel", "ridge")
 SETS = QUALITY_SETS | {"operations-qrels": ("operations", True)}
-# Places among the 22 points that are shown: 0, 10, 24, 48, 76, 90 and 100 %.
-SHOWN = (0, 2, 5, 10, 16, 19, 21)
-# Where backfills are calibrated; in random order little changes between.
-KNOTS = (0.05, 0.5, 0.95)
-_RRF_CONSTANT = 60
-
-# (Q, N) scores of the state in which some of the items (N,) are new.
-State = Callable[[Bools], F32]
+AUTO, FUSED, FUSED_MAPPED = "auto", "fused", "fused, mapped queries"
 
 
-def merged(shadow: Shadow, old: F32) -> State:
-    """Rank merge: stale items by `old` (Q, N), the score of an old query, as it is."""
-    return lambda is_new: np.where(is_new, shadow.new, old)
-
-
-def reciprocal_ranks(shadow: Shadow, old: F32) -> State:
-    """RRF: an item scores 1 / (60 + its rank) in the index that it is in; of equal ranks the new item is first."""
-
-    def scores(is_new: Bools) -> F32:
-        fused = np.full(shadow.new.shape, -np.inf, np.float32)
-        for of_part, part, behind in ((shadow.new, is_new, 0.0), (old, ~is_new, 0.25)):
-            ranked = rank(of_part[:, part])
-            places = np.empty(ranked.shape, np.float32)
-            np.put_along_axis(places, ranked, np.arange(ranked.shape[1], dtype=np.float32)[None, :], axis=1)
-            fused[:, part] = np.where(np.isfinite(of_part[:, part]), 1 / (_RRF_CONSTANT + 1 + places + behind), -np.inf)
-        return fused
-
-    return scores
-
-
-def best_weight(part: HeldOut, objective: Objective) -> float:
+def best_weight(part: HeldOut, objective: Objective, view: MapView) -> float:
     """The aligned score's share that is best while all is stale; 1 is `aligned`."""
-    shadow = part.shadow(part.queries).only([objective.relevance])
+    queries = part.answered(objective.relevance).first(MAX_QUERIES)
+    shadow = part.shadow(queries).only([objective.relevance])
 
     def value(weight: float) -> float:
-        measured = shadow.measure(part.stale_scores(part.queries, shadow, VIEW, weight))
+        measured = shadow.measure(part.stale_scores(queries, shadow, view, weight))
         return float(np.nanmean(measured[objective.relevance, objective.metric]))
 
     return max(WEIGHTS, key=value)
 
 
-def backfilled(calibration: HeldOut, audit: HeldOut, shadow: Shadow, objective: Objective, weight: float) -> State:
-    """A backfill in random order, calibrated on the calibration part."""
-    candidate = Candidate(VIEW, weight, "random", "offset" if weight == 1 else "scale_offset")
-    queries = calibration.answered(objective.relevance).first(fit_queries(objective.metric))
-    fit_shadow = calibration.shadow(queries).only([objective.relevance])
-    fitted = calibration.backfill(candidate, queries, fit_shadow).fit(objective, candidate.form, KNOTS)
-    traced = audit.backfill(candidate, audit.queries, shadow)
-    return lambda is_new: traced.served(fitted, int(is_new.sum()))
+def fused(parts: Sequence[HeldOut], objective: Objective, view: MapView) -> tuple[float, Curve]:
+    """The best share of the aligned score, and the curve with it in random order, calibrated on the first part."""
+    weight = best_weight(parts[0], objective, view)
+    form: Form = "offset" if weight == 1 else "scale_offset"
+    return weight, Report(parts[0], parts[1], objective, objective).curve(Candidate(view, weight, "random", form))
 
 
-def curve(shadow: Shadow, order: Any, state: State, objective: Objective) -> F64:
-    """The objective (22, Q) of each query at the published points."""
-    points: list[Measured] = []
-    for cutoff in published_cutoffs(len(order)):
-        is_new = np.zeros(len(order), bool)
-        is_new[order[:cutoff]] = True
-        points.append(shadow.measure(state(is_new)))
-    return np.stack([point[objective.relevance, objective.metric] for point in points])
-
-
-def with_mapped(part: HeldOut, mapped: F32) -> HeldOut:
-    """The part as queries ask it whose old vectors are mapped from their new ones."""
-    return replace(part, queries=replace(part.queries, old=mapped))
-
-
-def rows(material: Material, objective: Objective) -> dict[str, Any]:
+def rows(evidence: Evidence, objective: Objective) -> dict[str, Any]:
     """Every way by one objective: its curve, its area, and how far above it the calibrated backfills are."""
-    reverse = fit_reverse(material.train, METHOD, "default", seed=material.seed, queries=_fit_queries(material))
-    calibration, audit = material.calibration, material.audit
-    mapped = [with_mapped(part, reverse(part.queries.new)[0]) for part in (calibration, audit)]
-    shadow = audit.shadow(audit.queries).only([objective.relevance])
-    if shadow.old is None or mapped[1].queries.old is None:
-        raise ValueError(f"set {material.name!r}: the queries have no old vectors")
-    of_mapped = scores_of(mapped[1].queries.old, audit.items.old, audit.metric, own_items(audit.items, audit.queries))
-    old, new = shadow.old, shadow.new
-    mapped_shadow = replace(shadow, old=of_mapped)
-    weights = {name: best_weight(part, objective) for name, part in (("true", calibration), ("mapped", mapped[0]))}
-    ways: dict[str, State] = {
-        "naive swap": lambda is_new: new if is_new.all() else old,
-        "query map": lambda is_new: of_mapped,
-        "rank merge": merged(shadow, old),
-        "rank merge, mapped queries": merged(shadow, of_mapped),
-        "RRF": reciprocal_ranks(shadow, old),
-        "aligned": backfilled(calibration, audit, shadow, objective, 1.0),
-        "fused": backfilled(calibration, audit, shadow, objective, weights["true"]),
-        "fused, mapped queries": backfilled(mapped[0], mapped[1], mapped_shadow, objective, weights["mapped"]),
+    findings = run_experiment(evidence, Question(objective, WEIGHTS))
+    users, train = evidence.queries, evidence.pairs.part("train")
+    further = None if users is None else answered(users, train, "qrels")
+    reverse = fit_reverse(train, "kernel", "default", seed=evidence.seed, queries=further)
+    winner = findings.choice.winner
+    parts = [hold_out(evidence, split, []) for split in ("calibration", "audit")]
+    mapped = [replace(part, queries=replace(part.queries, old=reverse(part.queries.new)[0])) for part in parts]
+    weight, of_fused = fused(parts, objective, winner.view)
+    mapped_weight, of_mapped = fused(mapped, objective, winner.view)
+    curves = {
+        AUTO: findings.curve(winner),
+        "aligned": Report(parts[0], parts[1], objective, objective).curve(
+            Candidate(winner.view, 1, "random", "offset")
+        ),
+        FUSED: of_fused,
+        FUSED_MAPPED: of_mapped,
+        **rival_curves(
+            parts[1].items,
+            findings.queries,
+            evidence.metric,
+            mapped=reverse(findings.queries.new)[0],
+            seed=evidence.seed,
+        ),
     }
-    order = backfill_order(audit.priorities[VIEW]["random"], audit.items.id_hash)
-    values = {name: curve(shadow, order, state, objective) for name, state in ways.items()}
-    arms = {arm: float(np.nanmean(m[objective.relevance, objective.metric])) for arm, m in shadow.arms().items()}
+    values = {name: curve.values[objective.relevance, objective.metric] for name, curve in curves.items()}
+    arms = {
+        arm: float(np.nanmean(measured[objective.relevance, objective.metric]))
+        for arm, measured in findings.arms.items()
+    }
     for name, of_way in values.items():
-        if name != "query map" and abs(float(np.nanmean(of_way[-1])) - arms["new/new"]) > 1e-9:
+        if name != QUERY_MAP and abs(float(np.nanmean(of_way[-1])) - arms["new/new"]) > 1e-9:
             raise AssertionError(f"{name}: does not end where the new model is")
-    return {"arms": arms, "weights": weights, "rows": {name: _row(name, values, material.seed) for name in ways}}
-
-
-def _fit_queries(material: Material) -> Queries | None:
-    """The set's own queries that seek train items: the reverse map learns from them, too. None where items ask."""
-    users = material.evidence.queries
-    return None if users is None else answered(users, material.train, "qrels")
+    return {
+        "arms": arms,
+        "winner": str(winner),
+        "weights": {FUSED: weight, FUSED_MAPPED: mapped_weight},
+        "rows": {name: _row(name, values, evidence.seed) for name in values},
+    }
 
 
 def _row(name: str, values: Mapping[str, F64], seed: int) -> dict[str, Any]:
     area = values[name].mean(axis=0)
     above = {
-        other: mean_interval(values[other].mean(axis=0) - area, seed=seed)[:3] for other in values if "fused" in other
+        other: mean_interval(values[other].mean(axis=0) - area, seed=seed)[:3] for other in (AUTO, FUSED, FUSED_MAPPED)
     }
     return {
         "curve": np.nanmean(values[name], axis=1).tolist(),
@@ -159,18 +122,20 @@ def _row(name: str, values: Mapping[str, F64], seed: int) -> dict[str, Any]:
 
 def measure(name: str, seed: int, cache: Path, folder: Path) -> Result:
     data, judged = SETS[name]
-    limits = Limits(methods=(METHOD,), calibration=2000 if judged else 800, queries=500)
+    limits = Limits(methods=METHODS, calibration=2000 if judged else 800)
+    start = time.process_time()
     material = prepare_set(load_set(data, cache), name, seed, limits, judged=judged, folder=folder, stream=sys.stderr)
     return {
         "set": name,
         "seed": seed,
         "description": material.built.description,
-        "objectives": {str(objective): rows(material, objective) for objective in material.both},
+        "objectives": {str(objective): rows(material.evidence, objective) for objective in material.both},
+        "seconds": round(time.process_time() - start, 1),
     }
 
 
 def render(results: list[Result]) -> str:
-    parts = []
+    parts = [f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs; numpy {np.__version__}."]
     for name, group in groupby(results, key=lambda result: result["set"]):
         runs = list(group)
         parts += [
@@ -189,9 +154,11 @@ def _table(name: str, objective: str, runs: list[dict[str, Any]]) -> str:
         gaps = [_gap([run["rows"][way]["above"][other] for run in runs]) for other in runs[0]["rows"][way]["above"]]
         lines.append([way, *(f"{100 * value:.1f}" for value in shown), f"{100 * area:.1f}", *gaps])
     shares = [f"{100 * place / 21:.0f} %" for place in SHOWN]
-    head = ["way", *shares, "area", *(f"area of {other} above it" for other in runs[0]["rows"]["query map"]["above"])]
+    head = ["way", *shares, "area", *(f"area of {other} above it" for other in runs[0]["rows"][AUTO]["above"])]
     said = ", ".join(f"{arm} {value:.1f}" for arm, value in arms.items())
-    return f"### {name}, {objective} ({len(runs)} seeds): {said}\n\n{markdown(head, lines)}"
+    counted = Counter(run["winner"] for run in runs)
+    winners = "; ".join(f"{count} x {winner}" for winner, count in counted.most_common())
+    return f"### {name}, {objective} ({len(runs)} seeds): {said}\n\nauto: {winners}.\n\n{markdown(head, lines)}"
 
 
 def _gap(intervals: list[list[float]]) -> str:
@@ -201,14 +168,7 @@ def _gap(intervals: list[list[float]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    command_line(
-        argparse.ArgumentParser(prog="python -m benchmarks.rivals", description=__doc__.splitlines()[0]),
-        arguments,
-        sets=SETS,
-        seeds=[0, 1, 2],
-        measure=lambda name, seed, given: measure(name, seed, given.cache, given.out / "maps"),
-        render=render,
-    )
+    main_with_maps("benchmarks.rivals", __doc__, arguments, sets=SETS, measure=measure, render=render)
 
 
 if __name__ == "__main__":

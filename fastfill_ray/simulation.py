@@ -19,22 +19,26 @@ import numpy as np
 
 from fastfill_ray.alignment.maps import METHODS, Alignment, Method, PresetName
 from fastfill_ray.alignment.pairs import classifier_for, training_pairs
+from fastfill_ray.alignment.reverse import fit_reverse
 from fastfill_ray.alignment.training import Fit
 from fastfill_ray.errors import AlignmentFailed, ConfigError
 from fastfill_ray.experiment.candidate import WEIGHTS, Candidate, MapView, Objective
 from fastfill_ray.experiment.experiment import Findings, Question, Reported, run_experiment
 from fastfill_ray.experiment.heldout import Evidence, answered
 from fastfill_ray.experiment.items import PairedItems, Queries
+from fastfill_ray.experiment.metric_advice import advise_metric
 from fastfill_ray.experiment.published import published_curve
+from fastfill_ray.experiment.rivals import rival_curves
 from fastfill_ray.experiment.search import Watcher
 from fastfill_ray.experiment.shadow import make_shadow
-from fastfill_ray.experiment.summary import arms_json, curve_json, findings_json
+from fastfill_ray.experiment.summary import arms_json, better_metric_json, curve_json, findings_json, rivals_json
 from fastfill_ray.inputs.classifier import read_classifier
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.pairs import read_pairs, read_queries
 from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.partition import MIN_SPLIT
 from fastfill_ray.ordering.policies import POLICIES, Policy
+from fastfill_ray.report.rivals import metric_lines, rival_lines, worth_words
 from fastfill_ray.report.text import simulation_table
 from fastfill_ray.retrieval.metrics import METRICS
 from fastfill_ray.sanitize import printable
@@ -52,8 +56,9 @@ class Simulation:
     findings: Findings | None
 
     def table(self) -> str:
-        """The arms and every reported curve, best area first, as plain text."""
-        return simulation_table(self.data)
+        """The arms, every reported curve, best area first, the rivals, and what follows from both, as plain text."""
+        lines = [*rival_lines(self.data), *metric_lines(self.data)] if self.findings is not None else []
+        return "\n".join([simulation_table(self.data), *lines])
 
 
 def simulate(
@@ -124,6 +129,9 @@ def simulate(
         with Progress(stream).stage("choose", 0, "candidates") as bar:
             findings = _findings(evidence, wanted, policies, tuple(waves), bar)
         data = {"objective": str(wanted), **findings_json(findings, seed=seed)}
+        data["rivals"] = _rivals(evidence, findings)
+        shown, audit = findings.shown_by, pairs.part("audit")
+        data["better_metric"] = better_metric_json(advise_metric(audit, findings.queries, metric, shown, seed=seed))
     data |= {"seed": seed, "metric": metric, "seconds": round(time.monotonic() - start, 1), "preset": preset}
     data["maps"] = "given" if alignments else f"trained here, preset {preset}, seed {seed}"
     data["dropped"] = len(dropped)
@@ -150,6 +158,24 @@ def _findings(
     # Items have old vectors, users' queries only where they are given: `fused` is for those.
     weights = WEIGHTS if users is not None and users.old is not None else (1.0,)
     return run_experiment(evidence, Question(wanted, weights, policies, fractions=waves, report_all=True), watcher)
+
+
+def _rivals(evidence: Evidence, findings: Findings) -> dict[str, Any]:
+    """What cheaper ways would give, and in words whether a backfill is worth it."""
+    users, asking = evidence.queries, findings.queries
+    further = None
+    if users is not None and users.old is not None:  # the reverse map learns from those that measure nothing
+        measuring = set(asking.ids.tolist())
+        further = users.take(np.flatnonzero([one not in measuring for one in users.ids.tolist()]))
+    mapped = None
+    try:
+        reverse = fit_reverse(evidence.pairs.part("train"), "kernel", "default", seed=evidence.seed, queries=further)
+        mapped = reverse(asking.new)[0]
+    except AlignmentFailed:  # the rivals that need no map are left
+        pass
+    curves = rival_curves(evidence.pairs.part("audit"), asking, evidence.metric, mapped=mapped, seed=evidence.seed)
+    rivals = rivals_json(curves, findings, seed=evidence.seed)
+    return rivals | {"words": worth_words(rivals)}
 
 
 def _refuse(**given: object) -> None:

@@ -1,16 +1,12 @@
-"""The benchmarks of demand: how traffic is drawn, what counts as found, and how rivals merge two indexes."""
+"""The benchmarks of demand: how traffic is drawn, and what counts as found."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from benchmarks.rivals import merged, reciprocal_ranks
 from benchmarks.zipf.curves import found_first, interval
 from benchmarks.zipf.traffic import log_events, zipf
-from fastfill_ray.experiment.shadow import Shadow
-from fastfill_ray.retrieval.ranking import rank
-from fastfill_ray.retrieval.relevance import RelevantItems
 
 
 @pytest.mark.parametrize("coverage", [0.5, 0.8, 0.95])
@@ -34,22 +30,3 @@ def test_the_interval_weights_queries_by_their_traffic() -> None:
     assert at.low == 0
     assert at.high == 1
     assert interval(np.ones(3), weights, seed=0)[:3] == pytest.approx((1, 1, 1))
-
-
-def test_rivals_rank_each_index_by_itself() -> None:
-    new = np.array([[0.9, 0.8, 0.7, 0.6]], np.float32)
-    old = np.array([[0.1, 0.5, 0.3, 0.2]], np.float32)
-    shadow = Shadow(new, old, {"new_model": RelevantItems.top(new)})
-    is_new = np.array([False, True, False, True])
-    assert rank(merged(shadow, old)(is_new)).tolist() == [[1, 3, 2, 0]]
-    assert rank(reciprocal_ranks(shadow, old)(is_new)).tolist() == [[1, 2, 3, 0]]
-    for state in (merged(shadow, old), reciprocal_ranks(shadow, old)):
-        assert rank(state(np.ones(4, bool))).tolist() == rank(new).tolist()
-        assert rank(state(np.zeros(4, bool))).tolist() == rank(old).tolist()
-
-
-def test_a_query_never_finds_itself_by_its_rank() -> None:
-    new = np.array([[-np.inf, 0.2, 0.1]], np.float32)
-    shadow = Shadow(new, new, {"new_model": RelevantItems.top(new)})
-    scores = reciprocal_ranks(shadow, new)(np.array([True, False, True]))
-    assert np.isneginf(scores).tolist() == [[True, False, False]]

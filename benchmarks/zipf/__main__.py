@@ -4,13 +4,13 @@
     python -m benchmarks.zipf --out results --tables > tables.md
 
 Known items: each query seeks one item; a state is judged by the share of the test's traffic that finds its answer
-first. A log without taken items orders by `demand`, one with them by `taken`. Nothing is downloaded; a file that exists
-is not measured again. One core is enough (OMP_NUM_THREADS=1).
+first. A log without taken items orders by `demand`, one with them by `taken`; `auto` is the order and stale mode of the
+largest area under the calibration part's traffic. Nothing is downloaded; a file that exists is not measured again. One
+core is enough (OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.quality.maps import kept_maps
 from benchmarks.quality.material import Limits, draw, items_of
-from benchmarks.results import command_line
+from benchmarks.results import main_with_maps
 from benchmarks.sets import load_set
 from benchmarks.zipf.curves import (
     FIT_EVENTS,
@@ -61,8 +61,7 @@ def measure(name: str, seed: int, cache: Path, folder: Path) -> dict[str, Any]:
 
     events = calibration.events(FIT_EVENTS, seed)
     fitting = Side.of(calibration, events, np.ones(len(events)))
-    asked = np.flatnonzero(audit.tested)
-    test = Side.of(audit, asked, audit.tested[asked].astype(np.float64))
+    test = Side.tested(audit)
     arms = {arm: test.mean(test.arm(arm)) for arm in ("old/old", "new/new")}
     rows: dict[str, Any] = {}
 
@@ -84,8 +83,20 @@ def measure(name: str, seed: int, cache: Path, folder: Path) -> dict[str, Any]:
             }
 
     weight = best_weight(fitting)
-    add("aligned", fitting, test, 1.0, ORDERS)
-    add("fused", fitting, test, weight, ORDERS)
+    modes = {"aligned": 1.0, "fused": weight}
+    for mode, share in modes.items():
+        add(mode, fitting, test, share, ORDERS)
+    comparing = Side.tested(calibration)
+    areas = {
+        f"{mode}/{order}": float(
+            comparing.weights @ traffic_curve(fitting, comparing, (priorities[0], priorities[0]), order, share).area
+        )
+        for mode, share in modes.items()
+        for order in ORDERS
+    }
+    for auto, left_out in (("auto, nothing taken", "taken"), ("auto", "")):
+        best = max((row for row in areas if row.partition("/")[2] != left_out), key=lambda row: areas[row])
+        rows[auto] = rows[best] | {"chosen": best}
     strengths = {arm: best_prior(fitting, arm) for arm in arms}
     priors = {
         f"{arm} + prior": test.with_prior(strength).mean(test.with_prior(strength).arm(arm))
@@ -112,14 +123,7 @@ def measure(name: str, seed: int, cache: Path, folder: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    command_line(
-        argparse.ArgumentParser(prog="python -m benchmarks.zipf", description=__doc__.splitlines()[0]),
-        arguments,
-        sets=SETS,
-        seeds=[0, 1, 2],
-        measure=lambda name, seed, given: measure(name, seed, given.cache, given.out / "maps"),
-        render=render,
-    )
+    main_with_maps("benchmarks.zipf", __doc__, arguments, sets=SETS, measure=measure, render=render)
 
 
 if __name__ == "__main__":

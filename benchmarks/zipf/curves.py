@@ -56,6 +56,12 @@ class Side:
         none = np.zeros(len(asked.part.items.ids), np.float32)
         return cls(asked, queries, asked.answers[chosen], traffic / traffic.sum(), shadow, none)
 
+    @classmethod
+    def tested(cls, asked: AskedPart) -> Side:
+        """Every query of the test's traffic."""
+        chosen = np.flatnonzero(asked.tested)
+        return cls.of(asked, chosen, asked.tested[chosen].astype(np.float64))
+
     def stale(self, weight: float) -> F32:
         return self.asked.part.stale_scores(self.queries, self.shadow, VIEW, weight) + self.prior
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
@@ -47,8 +48,10 @@ def _set(name: str, results: list[Result]) -> str:
         gains = [f"{100 * value:.1f} ({_share(value, low, high)})" for value in at]
         floor = min(min(each["curve"]) - result["arms"]["old/old"] for each, result in zip(rows, results, strict=True))
         above = [_difference([each["above"].get(other) for each in rows]) for other in ("random", "expected_gain")]
+        chosen = Counter(each["chosen"] for each in rows if "chosen" in each).most_common()
+        named = f"{row}: " + ", ".join(f"{count} x {order}" for order, count in chosen) if chosen else row
         lines.append(
-            [row, *gains, f"{100 * mean(e['area']['value'] for e in rows):.1f}", *above, f"{100 * floor:+.1f}"]
+            [named, *gains, f"{100 * mean(e['area']['value'] for e in rows):.1f}", *above, f"{100 * floor:+.1f}"]
         )
     columns = ["order", *shares, "area", "above random", "above expected_gain", "lowest against old/old"]
     return f"{head}\n\n{markdown(columns, lines)}"

@@ -22,7 +22,7 @@ from fastfill_ray.experiment.curves import (
     stand_for_pairs,
 )
 from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
-from fastfill_ray.experiment.items import MAX_QUERIES
+from fastfill_ray.experiment.items import MAX_QUERIES, Queries
 from fastfill_ray.experiment.prediction import predict_gallery
 from fastfill_ray.experiment.search import Choice, Watcher, choose
 from fastfill_ray.experiment.shadow import Measured
@@ -67,7 +67,8 @@ class Findings:
     """What the experiment says.
 
     chosen_by: the objective of the choice; another relevance than the one asked for where too few queries have an
-    answer by that. old_scale: brings old scores to the spread of new ones. reported: winner and runner-up first.
+    answer by that. shown_by: that of `margin`, and whether a query is among `queries`, which all curves and arms are
+    of. old_scale: brings old scores to the spread of new ones. reported: winner and runner-up first.
     arms: {"old/old" where queries have old vectors, "new/new"} on the audit split. groups: (Q,) of the audit queries.
     margin: area of the winner minus that of the runner-up, paired over the audit queries. predicted: the winner's
     objective at the versions' fractions, by the objective `predicted_by` in the scope `predicted_in`.
@@ -75,6 +76,8 @@ class Findings:
 
     choice: Choice
     chosen_by: Objective
+    shown_by: Objective
+    queries: Queries
     old_scale: float
     reported: tuple[Reported, ...]
     arms: Mapping[str, Measured]
@@ -126,6 +129,8 @@ def run_experiment(evidence: Evidence, question: Question, watcher: Watcher | No
     return Findings(
         choice=choice,
         chosen_by=chosen_by,
+        shown_by=report.shown_by,
+        queries=report._queries,
         old_scale=calibration.old_scale,
         reported=reported,
         arms=report.shadow.arms(),

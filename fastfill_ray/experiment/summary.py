@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 
 from fastfill_ray.experiment.candidate import Candidate, Objective
-from fastfill_ray.experiment.curves import last_crossing
+from fastfill_ray.experiment.curves import Curve, last_crossing
 from fastfill_ray.experiment.experiment import Findings, Reported
+from fastfill_ray.experiment.metric_advice import BetterMetric
 from fastfill_ray.experiment.results import CandidateResult, ChoiceResult, MeanValue, TrialResult
 from fastfill_ray.experiment.shadow import Measured
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
-from fastfill_ray.types import F64, Objects
+from fastfill_ray.types import F64, Objects, Relevance
 
 _DIGITS = 6
+# The way beside its rivals that was chosen.
+CHOICE = "the choice"
 # Metrics whose curves are also given per group of the queries.
 _BY_GROUP = ("cmc@1", "map", "recall@1")
 
@@ -92,9 +95,7 @@ def curve_json(
         start = (arms or {}).get("old/old", {}).get(str(objective), {}).get("value", float(mean[0]))
         values[str(objective)] = {
             "curve": _rounded(mean),
-            "area": round(area.value, _DIGITS),
-            "low": round(area.low, _DIGITS),
-            "high": round(area.high, _DIGITS),
+            **_area(area),
             "at_0": round(float(mean[0]), _DIGITS),
             "to_95": _crossing(curve.fractions, mean, start, 0.95),
             "to_99": _crossing(curve.fractions, mean, start, 0.99),
@@ -132,6 +133,54 @@ def findings_json(findings: Findings, *, seed: int) -> dict[str, Any]:
         "curves": [curve_json(reported, arms, groups=groups, seed=seed) for reported in findings.reported],
         "choice": choice_result(findings).model_dump(mode="json"),
     }
+
+
+def rivals_json(rivals: Mapping[str, Curve], findings: Findings, *, seed: int) -> dict[str, Any]:
+    """The chosen backfill and every rival of the same queries, by every relevance and metric; CHOICE is the first way.
+
+    `gain` is new/new minus old/old. Of each way: `curve` and area M~, `below_new`, new/new minus its value while
+    nothing is embedded, and `behind`, the area of the choice minus its own; differences are paired over the queries.
+    """
+    chosen, new = findings.curve(findings.choice.winner), findings.arms["new/new"]
+    old = findings.arms.get("old/old")
+    gain = {} if old is None else {key: mean_interval(new[key] - old[key], seed=seed) for key in new}
+
+    def values(curve: Curve, key: tuple[Relevance, str]) -> dict[str, Any] | None:
+        objective, of_way = Objective(*key), curve.values[key]
+        if np.isnan(of_way).all():
+            return None
+        behind = mean_interval(chosen.area_per_query(objective) - curve.area_per_query(objective), seed=seed)
+        return {
+            "curve": _rounded(curve.mean(objective)),
+            **_area(curve.area(objective, seed=seed)),
+            "below_new": _json(mean_interval(new[key] - of_way[0], seed=seed)),
+            "behind": None if curve is chosen else _json(behind),
+        }
+
+    ways = []
+    for name, curve in {CHOICE: chosen, **rivals}.items():
+        of_way = {str(Objective(*key)): values(curve, key) for key in curve.values}
+        ways.append({"name": name, "values": {name: found for name, found in of_way.items() if found is not None}})
+    return {
+        "objective": str(findings.shown_by),
+        "gain": {str(Objective(*key)): _json(interval) for key, interval in gain.items() if interval.queries},
+        "ways": ways,
+    }
+
+
+def better_metric_json(better: BetterMetric | None) -> dict[str, Any] | None:
+    """A metric under which the new model retrieves better; None without one."""
+    return None if better is None else {"metric": better.metric, "gain": _json(better.gain)}
+
+
+def _json(interval: Interval) -> dict[str, Any] | None:
+    value = _mean_value(interval)
+    return None if value is None else value.model_dump(mode="json")
+
+
+def _area(area: Interval) -> dict[str, float]:
+    """M~ and its interval."""
+    return {name: round(part, _DIGITS) for name, part in zip(("area", "low", "high"), area, strict=False)}
 
 
 def _rounded(values: F64) -> list[float]:

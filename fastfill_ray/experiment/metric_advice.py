@@ -1,0 +1,49 @@
+"""Whether the new model retrieves better under another metric than the given one.
+
+Legend: Q queries, N items.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, get_args
+
+from fastfill_ray.experiment.candidate import Objective
+from fastfill_ray.experiment.items import PairedItems, Queries
+from fastfill_ray.experiment.shadow import make_shadow
+from fastfill_ray.retrieval.intervals import Interval, paired_difference
+from fastfill_ray.types import F64, Metric
+
+
+class BetterMetric(NamedTuple):
+    """A metric under which new/new is better than under the given one, and by how much, paired over the queries."""
+
+    metric: Metric
+    gain: Interval
+
+
+def advise_metric(
+    items: PairedItems, queries: Queries, metric: Metric, objective: Objective, *, seed: int
+) -> BetterMetric | None:
+    """The best of the other metrics whose paired 95 % interval over the given one lies above 0; None without one.
+
+    Only new vectors are looked at, as they are, by the objective's own relevance. `new_model` follows from the metric
+    itself, so it can prefer none.
+
+    Args:
+        items: the audit items. queries: those that are to be measured.
+    """
+    if objective.relevance == "new_model":
+        return None
+    shadow = make_shadow(items, queries, metric)
+    if not shadow.answered(objective.relevance).any():
+        return None
+    by_objective = shadow.only([objective.relevance])
+
+    def values(of_metric: Metric) -> F64:
+        scores = shadow.new if of_metric == metric else make_shadow(items, queries, of_metric).new
+        return by_objective.measure(scores)[objective.relevance, objective.metric]
+
+    given = values(metric)
+    others: list[Metric] = [other for other in get_args(Metric) if other != metric]
+    gains = [BetterMetric(other, paired_difference(values(other), given, seed=seed)) for other in others]
+    return max((better for better in gains if better.gain.low > 0), key=lambda better: better.gain.value, default=None)
