@@ -51,7 +51,7 @@ from fastfill_ray.stages.hook import tell
 from fastfill_ray.stages.known import Known, read_known
 from fastfill_ray.stages.ledger import take_snapshot
 from fastfill_ray.stages.mend import can_be_made_again, check_sources, mend_named, set_aside
-from fastfill_ray.stages.order import OrderConfig, choose_order, train_order, with_mapped_queries
+from fastfill_ray.stages.order import OrderConfig, choose_order, metric_note, train_order, with_mapped_queries
 from fastfill_ray.stages.plan import Request, follow_plan, make_plan, wave_units
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.stages.quarantine import UnitGroup
@@ -329,7 +329,7 @@ class _Run:
             waves=self.schedule.waves,
             index=config.index,
             taken=None if sampled.logged is None else sampled.logged.taken,
-            notes=sampled.notes,
+            notes={**sampled.notes, **metric_note(order, sampled, init)},
             reverse=reverse,
         )
 

@@ -56,6 +56,8 @@ def _choice(plan: Plan) -> list[str]:
     notes.append(_runner_up(plan.choice))
     if (log := plan.choices.get("queries.log_path")) is not None:
         notes.append(f"Query log: {log}.")
+    if (metric := plan.choices.get("new_model.metric")) is not None:
+        notes.append(f"Metric: {metric}.")
     if (judged := plan.choices.get("queries.qrels_path")) is not None:
         notes.append(f"Judgements: {judged}.")
     return ["Chosen:", *lines, f"  {'calibration':<12} {plan.form}", *(wrapped(note) for note in notes if note)]

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from fastfill_ray.alignment.maps import METHODS, Method
 from fastfill_ray.alignment.pairs import classifier_for
 from fastfill_ray.config import AlignmentConfig, ObjectiveConfig, PolicyConfig, ServingConfig
+from fastfill_ray.experiment.candidate import Objective
 from fastfill_ray.experiment.heldout import Evidence
-from fastfill_ray.experiment.items import PairedItems
+from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems
+from fastfill_ray.experiment.metric_advice import advise_metric
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.log.records import Init
 from fastfill_ray.ordering.classifier import Classifier
@@ -59,6 +61,22 @@ def train_order(
         spaces=_directions(init),
     )
     return train_maps(context, choose.methods_to_train(config.alignment), training, pairs)
+
+
+def metric_note(config: OrderConfig, sampled: Sample, init: Init) -> dict[str, str]:
+    """What PLAN says where the new model retrieves better under another metric: {config key: words}, else nothing."""
+    audit = sampled.pairs.part("audit")
+    queries = audit.as_queries().sample(MAX_QUERIES, config.seed) if sampled.queries.are_items else sampled.queries
+    objective = Objective(config.objective.relevance, config.objective.metric)
+    better = advise_metric(audit, queries, init.metric, objective, seed=config.seed)
+    if better is None:
+        return {}
+    value, low, high, _ = better.gain
+    words = (
+        f"the new model finds more by {better.metric} than by {init.metric}: {value:+.4f} [{low:+.4f}, {high:+.4f}] of "
+        f"{objective} on the audit items. A root keeps its metric: set another one for another output"
+    )
+    return {"new_model.metric": words}
 
 
 def with_mapped_queries(
