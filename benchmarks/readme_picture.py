@@ -17,8 +17,8 @@ from markupsafe import Markup
 
 from fastfill_ray.log.state import State
 from fastfill_ray.report.chart import MEDIUM, drawing, element, summary
-from fastfill_ray.report.model import HEADINGS, MeasuredCurve, column_note, objective_curve, table_rows
-from fastfill_ray.report.wording import metric_name
+from fastfill_ray.report.model import HEADINGS, MeasuredCurve, column_curves, column_note, objective_curve, table_rows
+from fastfill_ray.report.wording import MISSING, metric_name, score
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
 
@@ -49,8 +49,17 @@ def standalone(curve: MeasuredCurve) -> str:
 
 
 def markdown_table(state: State) -> str:
-    """The version table as Markdown, what its metrics mean below it."""
-    lines = [HEADINGS, tuple("---:" if heading != "version" else "---" for heading in HEADINGS), *table_rows(state)]
+    """The version table as Markdown with the objective, without columns that are empty; what its metrics mean below."""
+    columns = list(zip(HEADINGS, *table_rows(state), strict=True))
+    curve = objective_curve(state)
+    if curve is not None and curve.name not in {each.name for each in column_curves(state).values()}:
+        value_of = {str(point.version): score(point.value) for point in curve.points}
+        value_of |= {arm: score(v.value) for arm, v in (("old/old", curve.old), ("new/new", curve.new)) if v}
+        cells = [value_of.get(version, MISSING) for version in columns[0][1:]]
+        columns.insert(4, (metric_name(curve.metric), *cells))
+    columns = [column for column in columns if set(column[1:]) != {MISSING}]
+    first, *rows = zip(*columns, strict=True)
+    lines = [first, tuple("---:" if heading != "version" else "---" for heading in first), *rows]
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines]) + f"\n\n{column_note(state)}"
 
 
