@@ -96,8 +96,8 @@ def export_text(manifest: Manifest, to: str) -> str:
     exact = "" if manifest.is_exact else " The index keeps vectors compressed: these are what it keeps."
     lines = [
         f"version {manifest.version}: {manifest.rows:,} items ({manifest.new_rows:,} new, "
-        f"{manifest.stale_rows:,} stale) of {manifest.dim} dims in {len(manifest.files)} files under {printable(to)}/data. Search them by "
-        f"{manifest.metric}.{exact}"
+        f"{manifest.stale_rows:,} stale) of {manifest.dim} dims in {len(manifest.files)} files under "
+        f"{printable(to)}/data. Search them by {manifest.metric}.{exact}"
     ]
     if manifest.since is not None:
         lines.append(
