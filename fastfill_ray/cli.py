@@ -366,7 +366,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from fastfill_ray.export import export_version, gallery_columns, read_export
+    from fastfill_ray.export import export_text, export_version, gallery_columns, read_export
     from fastfill_ray.stages.export_manifest import ExportRequest
 
     since = None if arguments.since is None else read_export(arguments.since, arguments.s3_endpoint)
@@ -380,22 +380,8 @@ def _export(arguments: argparse.Namespace) -> int:
             s3_endpoint=arguments.s3_endpoint,
             as_index=arguments.format == "faiss",
         )
-    if arguments.json:
-        print(
-            json.dumps({"to": arguments.to, **manifest.model_dump(mode="json", exclude={"files", "deleted", "baking"})})
-        )
-    else:
-        exact = "" if manifest.is_exact else " The index keeps vectors compressed: these are what it keeps."
-        print(
-            f"version {manifest.version}: {manifest.rows:,} items ({manifest.new_rows:,} new, "
-            f"{manifest.stale_rows:,} stale) of {manifest.dim} dims in {len(manifest.files)} files under "
-            f"{printable(arguments.to)}/data. Search them by {manifest.metric}.{exact}"
-        )
-        if manifest.since is not None:
-            print(
-                f"They are what changed since version {manifest.since.version}; {manifest.deleted_rows:,} ids to take "
-                f"out are under {printable(arguments.to)}/deleted."
-            )
+    fields = {"to": arguments.to, **manifest.model_dump(mode="json", exclude={"files", "deleted", "baking"})}
+    print(json.dumps(fields) if arguments.json else export_text(manifest, arguments.to))
     return 0
 
 

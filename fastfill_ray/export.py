@@ -16,6 +16,7 @@ from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import ConfigError, CorruptFile, FileMissing
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.retrieval.baking import Baking
+from fastfill_ray.sanitize import printable
 from fastfill_ray.stages.export import export, write_index
 from fastfill_ray.stages.export_columns import GalleryColumns
 from fastfill_ray.stages.export_manifest import MANIFEST, ExportRequest, Manifest, read_manifest
@@ -88,6 +89,22 @@ def export_version(
     if as_index:
         write_index(target, manifest)
     return manifest
+
+
+def export_text(manifest: Manifest, to: str) -> str:
+    """What a finished export in the folder `to` holds, for people."""
+    exact = "" if manifest.is_exact else " The index keeps vectors compressed: these are what it keeps."
+    lines = [
+        f"version {manifest.version}: {manifest.rows:,} items ({manifest.new_rows:,} new, "
+        f"{manifest.stale_rows:,} stale) of {manifest.dim} dims in {len(manifest.files)} files under "
+        f"{printable(to)}/data. Search them by {manifest.metric}.{exact}"
+    ]
+    if manifest.since is not None:
+        lines.append(
+            f"They are what changed since version {manifest.since.version}; {manifest.deleted_rows:,} ids to take out "
+            f"are under {printable(to)}/deleted."
+        )
+    return "\n".join(lines)
 
 
 def bake_queries(

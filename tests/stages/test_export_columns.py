@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from fastfill_ray.cli import main
 from fastfill_ray.config import GalleryConfig
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.errors import ConfigError, RefusedError
@@ -134,3 +137,16 @@ def test_types_that_differ_between_files_are_one_where_arrow_can(living: Living,
     export_columns(other, tmp_path / "to", ("group",))
     groups = {row["id"]: row["group"] for row in pq.read_table(tmp_path / "to" / "data").to_pylist()}
     assert groups == {key: f"group-{key % 3}" for key in other.items}
+
+
+def test_the_command_line_names_columns_and_where_the_gallery_is(
+    living: Living, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(living.config()))
+    made = partial(export_version, engine=InProcessEngine())
+    monkeypatch.setattr("fastfill_ray.export.export_version", made)
+    to = str(tmp_path / "to")
+    command = ["export", living.root, "--to", to, "--columns", "label,x", "--config", str(tmp_path / "config.yaml")]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("version 0: 249 items (")
+    assert pq.read_table(tmp_path / "to" / "data").column_names == ["id", "vector", "state", "label", "x"]
