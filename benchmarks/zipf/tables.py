@@ -47,7 +47,7 @@ def _set(name: str, results: list[Result]) -> str:
         at = [mean(each["at"][place] for each in rows) for place in range(len(shares))]
         gains = [f"{100 * value:.1f} ({_share(value, low, high)})" for value in at]
         floor = min(min(each["curve"]) - result["arms"]["old/old"] for each, result in zip(rows, results, strict=True))
-        above = [_difference([each["above"].get(other) for each in rows]) for other in ("random", "expected_gain")]
+        above = [_difference([_above(each, other) for each in rows]) for other in ("random", "expected_gain")]
         chosen = Counter(each["chosen"] for each in rows if "chosen" in each).most_common()
         named = f"{row}: " + ", ".join(f"{count} x {order}" for order, count in chosen) if chosen else row
         lines.append(
@@ -59,6 +59,12 @@ def _set(name: str, results: list[Result]) -> str:
 
 def _share(value: float, low: float, high: float) -> str:
     return f"{100 * (value - low) / (high - low):.0f} %" if high > low else "no gain"
+
+
+def _above(row: dict[str, Any], other: str) -> dict[str, float] | None:
+    """The area above another order's; 0 where `auto` took that order; None where they are not compared."""
+    itself = row.get("chosen", "").endswith(f"/{other}")
+    return dict.fromkeys(("value", "low", "high"), 0.0) if itself else row["above"].get(other)
 
 
 def _difference(intervals: list[dict[str, Any] | None]) -> str:
