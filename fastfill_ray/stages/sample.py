@@ -36,7 +36,7 @@ from fastfill_ray.stages.blocks import BlockLimits, in_blocks
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.draw import Drawn, draw_pairs, draw_taken
 from fastfill_ray.stages.embed import Job, Unit, grouped, loads, pool_work, read_vectors, read_vectors_file
-from fastfill_ray.stages.known import Known, gather_known
+from fastfill_ray.stages.known import Known, gather_known, vector_file
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.reuse import KnownPairs, find_pairs
 from fastfill_ray.stages.snapshot import Snapshot
@@ -91,8 +91,8 @@ class Sample:
 
     pairs: with the items that were added since users took them (``PairedItems.added``). logged: None without a query
     log. offsets, receipts: {unit of a chunk: its pairs' offsets, their receipt}. added: {unit of a chunk: offsets of
-    the added items}. known: pairs that were new before, and are in no receipt. All are empty of pairs that another plan
-    has drawn. notes: {config key: what PLAN says of it}.
+    the added items}. known: pairs that were new before, and added items: what has a vector, and is in no receipt of the
+    pairs. All are empty of pairs that another plan has drawn. notes: {config key: what PLAN says of it}.
     """
 
     pairs: PairedItems
@@ -149,6 +149,7 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
             receipts = taken.group.receipts
             items = finish_pairs(files, named, receipts, taken.known, read, new_dim=new_dim, are_pairs=False)
         pairs = pairs.with_added(items)
+        known = _both_known(known, taken.vectors(new_space))
     queries = asked.queries(snapshot.fingerprint, new_dim) or audit_queries(pairs, sampling.seed)
     return Sample(
         pairs,
@@ -175,6 +176,19 @@ class _Taken:
     group: UnitGroup
     known: KnownPairs
 
+    def vectors(self, space: str) -> KnownPairs:
+        """Where the vector of each is that has one: it is not embedded again in its wave."""
+        made: KnownPairs = {}
+        for unit in self.group.units:
+            receipt = self.group.receipts.get(unit.unit)
+            file = None if receipt is None else vector_file(receipt, space)
+            if receipt is None or file is None:
+                continue
+            bad = {fault.row for fault in receipt.quarantined}
+            kept = [offset for offset in unit.offsets or () if unit.start + offset not in bad]
+            made[unit.unit] = {offset: (file, row) for row, offset in enumerate(kept)}
+        return _both_known(self.known, made)
+
 
 def _plan_taken(
     context: Context,
@@ -187,8 +201,8 @@ def _plan_taken(
 ) -> _Taken | None:
     """The answers of the queries that are no pairs, as units of work; None where there are none.
 
-    They are embedded to be measured by, and again in their wave: were they served as new at once, the queries that
-    measure would find their answers however good the order is.
+    They are embedded to be measured by, and become new in their wave: were they served as new at once, the queries
+    that measure would find their answers however good the order is.
 
     Args:
         others: what is known of other plans.
@@ -204,6 +218,10 @@ def _plan_taken(
     known = find_pairs(context, source, plan.units, find_receipts(context.files, plan.folder), others)
     units = list(_without(plan.units, known))
     return _Taken(plan, UnitGroup(context.files, plan.folder, "answers", units, sampling.quarantine), known)
+
+
+def _both_known(some: KnownPairs, others: KnownPairs) -> KnownPairs:
+    return {unit: {**some.get(unit, {}), **others.get(unit, {})} for unit in {**some, **others}}
 
 
 def _name_of_taken(pairs: str, asked: Asked) -> str:
