@@ -94,7 +94,8 @@ def policies_allowed(
     taken: bool = False,
     prioritised: bool = False,
 ) -> list[Policy]:
-    """The orders to compare: those that are asked for, else all that the data allows and that suit the relevance.
+    """The orders to compare: those that are asked for, else all that the data allows and that suit the relevance, the
+    one first that is chosen within the noise.
 
     Args:
         labelled: whether each item has one label. classified: whether there is a classifier, given or fitted.
@@ -127,4 +128,7 @@ def policies_allowed(
         return list(wanted)
     # An order that reads gallery labels keeps stale what scores well by label: it suits that relevance and no other.
     unsuited: frozenset[Policy] = (frozenset() if relevance == "label" else LABELLED) | {"column"}
-    return [policy for policy in POLICIES if policy not in lacking and policy not in unsuited]
+    allowed = [policy for policy in POLICIES if policy not in lacking and policy not in unsuited]
+    # Within the noise the first one is chosen: by what users took, where what they take is the objective.
+    first: tuple[Policy, ...] = ("taken", "demand") if relevance == "log" else ()
+    return sorted(allowed, key=lambda policy: first.index(policy) if policy in first else len(first))

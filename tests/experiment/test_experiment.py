@@ -199,6 +199,9 @@ def test_what_may_be_chosen_follows_from_the_data_and_the_relevance() -> None:
     assert allowed("label", logged=True, taken=True, prioritised=True) == set(POLICIES) - {"column"}
     assert allowed("log", logged=True) == free | {"entropy", "demand"}
     assert allowed("label") == set(POLICIES) - {"column", "demand", "taken"}
+    there = policies_allowed(None, "log", labelled=False, classified=False, logged=True, taken=True)
+    assert there == ["taken", "demand", "random", "uncertainty", "expected_gain"]
+    assert policies_allowed(None, "qrels", labelled=False, classified=False, logged=True)[0] == "random"
     assert allowed("new_model") == allowed("qrels") == free | {"entropy"}
     assert allowed("label", classified=False) == free | {"class_margin"}
     assert allowed("label", labelled=False) == free | {"entropy"}
