@@ -45,7 +45,7 @@ def run(folder: Path, more: list[str], until: str | None) -> int:
     result = run_backfill(CONFIG, overrides=[*overrides, *more], until=until)
     print(result.text("make demo"))
     print(f"Search: .venv/bin/fastfill-ray search {folder / 'run'} --config {CONFIG} --text 'read a file line by line'")
-    return result.exit_code
+    return 0 if result.finished else result.exit_code  # a held version is what the gate is for, and no failure here
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def _held(state: State, newest: Version, rest: Rest | None, curve: MeasuredCurve
     if state.stopped is not None:
         return Answer("stop", f"Stop here and keep {stays}, as the config's rule says: {state.stopped}; {why}.")
     if state.finished:
-        return Answer("stop", f"Stop here and keep {stays}{_peak(state, curve)}: {why}, and it is the last one.")
+        return Answer("stop", f"Stop here and keep {stays}: {_peak(state, curve)}{why}, and it is the last one.")
     if rest is None or rest.outlook is None:
         return Answer("go on", f"Go on: {why}, and what is left is not predicted.")
     left = rest.in_brief(rest.outlook)
@@ -188,12 +188,9 @@ def _peak(state: State, curve: MeasuredCurve) -> str:
     old, last = curve.old, curve.points[-1]
     if served is None or old is None or last.fraction < 1 or not old.value < last.value < served.value:
         return ""
-    share = percent((served.value - old.value) / (last.value - old.value))
-    name = metric_name(curve.metric)
-    return (
-        f", with which {name} rose from {score(old.value)} to {score(served.value)}: the first "
-        f"{percent(served.fraction)} of the items brought {share} of what all of them bring"
-    )
+    bend = _bend(curve)
+    words = f"{metric_name(curve.metric)} rose from {score(old.value)} to {score(served.value)}"
+    return f"{words}, and {bend.removeprefix('; ')} of embedding all; " if bend else f"{words}; "
 
 
 def _done(state: State, plan: Plan, curve: MeasuredCurve, newest: Version) -> str:

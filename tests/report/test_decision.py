@@ -210,6 +210,20 @@ def test_a_first_version_that_is_held_leaves_users_with_the_old_system() -> None
     assert decision(state).gained == "Nothing yet: no version is published, users have the old system."
 
 
+def test_where_the_curve_has_peaked_it_says_what_the_served_version_brought_and_for_how_little() -> None:
+    last = running(5).versions[-1]
+    lower = [
+        value.model_copy(update={"value": 0.4}) if (value.relevance, value.metric) == ("label", "map") else value
+        for value in last.metrics
+    ]
+    state = changed(running(5, verdict=worse("worse")), final=True, fraction=1.0, metrics=tuple(lower))
+    words = told(state)[1]
+    assert words.startswith("Stop here and keep version 3: mAP rose from 0.380 to 0.5")
+    assert " of the items brought " in words
+    assert words.endswith("; version 4 is held, because it is worse than version 3 by 0.030 (0.010 to 0.050) of mAP, "
+                          "and it is the last one.")  # fmt: skip
+
+
 def test_a_last_version_that_is_held_means_that_the_curve_has_peaked() -> None:
     assert told(changed(running(5, verdict=worse("worse")), final=True)) == (
         "stop",
