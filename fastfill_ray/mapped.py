@@ -32,6 +32,7 @@ def map_queries(root: str, queries: ArrayLike, *, version: int | None = None, s3
         ConfigError: the version has no such map.
         NotPublished: there is no such version.
         SpaceMismatch: queries of another dim.
+        ValueError: queries that are not finite.
     """
     files = open_files(root, s3_endpoint=s3_endpoint)
     return mapped_by(files, read_state(files), version, queries)
@@ -51,6 +52,8 @@ def mapped_by(files: Files, state: State, version: int | None, queries: ArrayLik
         raise SpaceMismatch(
             f"queries have shape {new.shape}, expected (Q, {state.init.new_dim}): embed them with the new model."
         )
+    if not np.isfinite(new).all():
+        raise ValueError("queries hold a value that is not a finite number")
     weights, info = plan.reverse
     back = Alignment.load(get_verified(files, weights), json.loads(get_verified(files, info)))
     mapped, _ = back(new)

@@ -15,7 +15,7 @@ def draw_events(traffic: F64, hashes: U64, most: int) -> I64:
 
     A row comes up as often as its share says, give or take one, and what is asked once in a while comes up by chance.
     Where there is less traffic than `most`, there are no more events than that, but one per row at least: what was
-    asked ten times is not known as well as if it were a thousand.
+    asked ten times is not known as well as if it were a thousand. Traffic that is shares counts in units of the least.
 
     Args:
         traffic: (R,) above 0. hashes: (R,) that order the rows along which the sample steps, so that what stands
@@ -23,7 +23,8 @@ def draw_events(traffic: F64, hashes: U64, most: int) -> I64:
     """
     if not len(traffic):
         return np.empty(0, np.int64)
-    count = int(min(most, max(len(traffic), traffic.sum())))
+    asked = traffic.sum() / min(1.0, traffic.min())
+    count = int(min(most, max(len(traffic), asked)))
     order = np.argsort(hashes, kind="stable")
     ends = np.cumsum(traffic[order])
     steps = (np.arange(count) + 0.5) / count * ends[-1]

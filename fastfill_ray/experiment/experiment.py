@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastfill_ray.experiment.candidate import Allowed, Candidate, Objective, policies_allowed
+from fastfill_ray.experiment.candidate import Allowed, Candidate, Objective, policies_allowed, stand_in
 from fastfill_ray.experiment.curves import (
     KNOTS,
     Curve,
@@ -259,9 +259,9 @@ def share_errors(fractions: Sequence[float], size: int) -> F64:
 
 
 def _answerable(split: HeldOut, objective: Objective) -> Objective:
-    """The objective, or the same metric by `new_model` where too few queries of the split have an answer."""
+    """The objective, or its stand-in where too few queries of the split have an answer."""
     enough = len(split.answered(objective.relevance).ids) >= MIN_QUERIES
-    return objective if enough else replace(objective, relevance="new_model")
+    return objective if enough else stand_in(objective)
 
 
 def _variants(winner: Candidate, allowed: Allowed, *, has_old: bool) -> Iterator[Candidate]:

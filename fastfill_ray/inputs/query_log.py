@@ -36,6 +36,8 @@ from fastfill_ray.types import F64, I64, U64, Bools, IdType, Objects
 COUNT, TIME, ITEM, WEIGHT = "count", "time", "item_id", "weight"
 # Share of the traffic that is held out: the last of it by time; where there is no time, of the queries by hash.
 HELD_OUT_SHARE = 0.3
+# Of one row: sums of them keep far from the ends of float32.
+MAX_TRAFFIC = 1e24
 # Pairs of a query and an item that are aggregated at a time; some 60 bytes each.
 MAX_PAIRS = 4_000_000
 _BATCH_ROWS = 1 << 16
@@ -248,7 +250,14 @@ class _Reader:
         traffic = np.ones(table.num_rows)
         for name in (COUNT, WEIGHT):
             if name not in self.pinned.absent:
-                traffic = traffic * _amounts(table, name, path, start)
+                with np.errstate(over="ignore"):  # is refused below
+                    traffic = traffic * _amounts(table, name, path, start)
+        if len(above := np.flatnonzero(traffic > MAX_TRAFFIC)):
+            row = int(above[0])
+            raise InputError(
+                f"{path} row {start + row}: count and weight come to {traffic[row]:.3g}, at most {MAX_TRAFFIC:g} is "
+                "expected. Divide them all by one number."
+            )
         return traffic
 
     def _items(self, table: pa.Table, path: str, start: int) -> pa.Array:

@@ -222,6 +222,9 @@ class Plan(Model):
     wave_rows: tuple[int, ...] = Field(
         description="rows of waves 0 (the pairs), 1..W and of the rest that no wave reaches; sums to `rows`"
     )
+    known_rows: tuple[int, ...] = Field(
+        default=(), description="of `wave_rows`, those whose new vector is there already, so that they are not embedded"
+    )
     rows: int
     ids_digest: str
     unusable_rows: int = Field(description="rows whose old vector cannot be used: absent until they are embedded")

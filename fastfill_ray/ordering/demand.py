@@ -72,8 +72,8 @@ class TakenItems:
 
     @classmethod
     def of(cls, ids: Objects | I64, traffic: F64) -> TakenItems:
-        """From the items' ids (M,), each once, and their traffic (M,)."""
-        hashes = hash_ids(ids)
+        """From the items' ids (M,), each once, and their traffic (M,): where that is shares, in units of the least."""
+        hashes, traffic = hash_ids(ids), traffic / min(1.0, float(traffic[traffic > 0].min(initial=1.0)))
         order = np.argsort(hashes)
         return cls(hashes[order], traffic[order])
 

@@ -73,6 +73,8 @@ def _runner_up(choice: ChoiceResult | None) -> str:
     if margin is None:
         return name
     meaning = "The interval holds 0: by these pairs both are as good." if margin.low <= 0 <= margin.high else ""
+    if margin.high < 0:
+        meaning = "By these pairs the runner-up is better; the choice was made on the calibration pairs."
     return (
         f"{name} The choice is ahead by {margin.value:+.4f} ({margin.low:+.4f} to {margin.high:+.4f}) of the area "
         f"under the curve, over {margin.queries} queries of the audit pairs. {meaning}"
@@ -120,10 +122,12 @@ def _interval(value: MetricValue | Prediction) -> str:
 
 def _work(plan: Plan, item_s: float | None) -> str:
     """What the waves cost."""
-    due = sum(plan.wave_rows[1 : plan.version_waves[-1] + 1])
+    last = plan.version_waves[-1] + 1
+    due = sum(plan.wave_rows[1:last]) - sum(plan.known_rows[1:last])
     if not due:
         return "Nothing is left to embed."
-    most = "at most " if plan.known is not None else ""  # some of them may be embedded already
+    # Plans of before do not say how many of them are embedded already.
+    most = "at most " if plan.known is not None and not plan.known_rows else ""
     if item_s is None:
         return f"To embed: {most}{due:,} items. Nothing was embedded so far that would say how long that takes."
     hours = f"{due * item_s / 3600:,.2g}" if due * item_s < 36000 else f"{due * item_s / 3600:,.0f}"

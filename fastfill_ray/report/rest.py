@@ -169,17 +169,26 @@ def prior_words(state: State) -> str:
     if plan is None:
         return ""
     relevance, _, metric = plan.objective.partition("/")
-    found = {
-        name: metric_value(plan.baselines.get(f"{arm} + prior", ()), relevance, metric, "audit")
-        for arm, name in (("old/old", "the old system"), ("new/new", "the full new model"))
-    }
-    said = [f"{name} {score(value.value)}" for name, value in found.items() if value is not None]
+
+    def on_audit(values: Sequence[MetricValue]) -> MetricValue | None:
+        return metric_value(values, relevance, metric, "audit")
+
+    said = []
+    for arm, name in (
+        ("old/old", "the old system"),
+        ("query map", "the old index with mapped queries"),
+        ("new/new", "the full new model"),
+    ):
+        plain, prior = (on_audit(plan.baselines.get(each, ())) for each in (arm, f"{arm} + prior"))
+        if plain is not None and prior is not None:
+            said.append(f"of {name} from {score(plain.value)} to {score(prior.value)}")
     if not said:
         return ""
-    words = f"A prior of what users took, and nothing else, on the audit items: {metric_name(metric)} of {said[0]}"
-    words += f", of {said[1]}" if len(said) > 1 else ""
-    served = None if state.serving is None else state.version(state.serving)
-    here = None if served is None else metric_value(served.metrics, relevance, metric, "audit")
+    words = f"A prior of what users took, and nothing else, brings {metric_name(metric)} {' and '.join(said)}, on the "
+    words += "audit items alone, whose level is another than the index's"
+    # Only of this plan: another one's queries may be others.
+    served = next((version for version in state.plan_versions if version.version == state.serving), None)
+    here = None if served is None else on_audit(served.metrics)
     if served is not None and here is not None:
         words += f"; version {served.version}, which is served, has {score(here.value)} there"
     return f"{words}."

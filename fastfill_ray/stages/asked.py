@@ -163,6 +163,8 @@ class Asked:
         self._logged: _Logged | None = None
         self._measures = False  # whether the held-out traffic does
         self._events: I64 = np.empty(0, np.int64)  # of the held-out part: pairs of a query and an item, else queries
+        self._num_usable, self._num_kept = 0, 0  # queries that have vectors, and events of such a query
+        self._lacking = 0  # answers that the gallery does not have
         self.groups: dict[str, UnitGroup] = {}
         self.answers: Objects = np.empty(0, object)
         self.fingerprint = ""
@@ -206,6 +208,21 @@ class Asked:
             self.answers, self.fingerprint = np.empty(len(right), object), self._plan.fingerprint
             self.answers[:] = right
 
+    def found(self, in_gallery: int) -> None:
+        """How many of the distinct answers the gallery has.
+
+        Raises:
+            InputError: none that was taken: then `item_id` is not what it is taken for.
+        """
+        self._lacking = len(set(self.answers.tolist())) - in_gallery
+        if in_gallery or self._config is None or self._relevance != "log":
+            return
+        raise InputError(
+            f"queries.log_path {shown_paths(self._config.log_path or '')}: none of the {self._lacking:,} items that "
+            f"were taken in the part that measures is in the gallery, such as {self.answers[0]!r}. Column item_id must "
+            f"hold ids of gallery.id_column {self._source.config.id_column!r}: cast or join them, or leave it out."
+        )
+
     def queries(self, snapshot: str, new_dim: int) -> Queries | None:
         """The held-out queries with their vectors; None where there are none.
 
@@ -241,6 +258,7 @@ class Asked:
         row_of = logged.embedded(logged.held_out, usable)
         asked = self._events if not len(part.taken) else part.taken_by[self._events]
         kept = np.flatnonzero(row_of[asked] >= 0)
+        self._num_kept = len(kept)
         if not len(kept):
             raise self._none_embedded()
         distinct = Queries(
@@ -261,8 +279,9 @@ class Asked:
 
     def _vectors(self, logged: _Logged, new_dim: int) -> tuple[I64, F32, F32 | None]:
         receipts = self._receipts("logged queries", logged.plan)
-        files = self._context.files
-        return vectors_of_queries(files, logged.plan, logged.read, receipts, self._source, new_dim)
+        found = vectors_of_queries(self._context.files, logged.plan, logged.read, receipts, self._source, new_dim)
+        self._num_usable = len(found[0])
+        return found
 
     def _receipts(self, what: str, plan: QueryPlan) -> dict[str, Mapping[str, Receipt]]:
         return {model: self.groups[f"{what}, {model} model"].receipts for model in plan.units}
@@ -270,8 +289,8 @@ class Asked:
     def _none_embedded(self) -> InputError:
         paths = self._config.log_path if self._config is not None else None
         return InputError(
-            f"queries.log_path {shown_paths(paths or '')}: no query could be embedded; see the quarantine reasons in "
-            "the log"
+            f"queries.log_path {shown_paths(paths or '')}: no query of a part of it has vectors that can be used. The "
+            "receipts of its queries name each with its reason."
         )
 
     def notes(self, added: int) -> dict[str, str]:
@@ -293,17 +312,24 @@ class Asked:
         said = [f"ordered by {_shown(log.fit)}"]
         if self._measures:
             cut = "by time" if log.cut == "time" else "by a hash of the query"
-            said.append(f"measured by {_shown(log.held_out)}, held out {cut}, as {len(self._events):,} events")
+            events = f"as {self._num_kept:,} events"
+            if len(part := log.held_out.taken_traffic):
+                events += f" that name what was taken ({part.sum() / log.held_out.all_traffic:.0%} of that)"
+            said.append(f"measured by {_shown(log.held_out)}, held out {cut}, {events}")
         if self._measures and len(self.answers):
             said.append(f"{added:,} of the {self._shown_answers()} taken there {_BESIDE}")
+            if self._lacking:
+                said.append(f"{self._lacking:,} of these are not in the gallery")
         elif self._measures and not len(log.held_out.taken):
             said.append("no item was taken there, so what the new model alone returns is right")
         if plan.units:
-            queries = len(logged.read.places)
-            said.append(f"{queries:,} queries were embedded, in {seconds:.1f} s of one embedder")
+            asked = len(logged.read.places)
+            of_all = f"all {asked:,}" if self._num_usable == asked else f"{self._num_usable:,} of {asked:,}"
+            said.append(f"queries that could be embedded: {of_all}, in {seconds:.1f} s of one embedder")
         return "; ".join(said)
 
 
 def _shown(part: LogPart) -> str:
-    asked = f"{part.covered:.0%} of {part.all_traffic:,.0f} asked"
+    whole = f"{part.all_traffic:,.0f}" if 10 <= part.all_traffic < 1e9 else f"{part.all_traffic:.3g}"
+    asked = f"{part.covered:.0%} of {whole} asked"
     return f"{len(part.traffic):,} of {part.all_queries:,} distinct queries ({asked})"

@@ -83,9 +83,9 @@ def draw_taken(
     pairs: Mapping[str, tuple[int, ...]],
     most: int,
     seed: int,
-) -> Drawn:
+) -> tuple[Drawn, int]:
     """The items that were taken, half of them for calibration and half for the audit: at most so many, each as likely
-    as any other, and none that is a pair.
+    as any other, and none that is a pair. And how many of the ids the gallery has, pairs among them.
 
     Args:
         ids: (n,) of items, some of them often; those that the gallery lacks are left out.
@@ -100,10 +100,11 @@ def draw_taken(
     there = _Found(np.concatenate([part.keys for part in found]), np.concatenate([part.rows for part in found]))
     start_of = dict(zip((chunk.unit for chunk in snapshot.chunks), _starts(snapshot).tolist(), strict=True))
     known = [start_of[unit] + offset for unit, offsets in pairs.items() for offset in offsets]
+    in_gallery = len(there.rows)
     there = there.take(np.flatnonzero(~np.isin(there.rows, known)))
     there = there.take(smallest(there.keys, min(most, len(there.rows)), seed))
     splits = ["calibration" if rank % 2 else "audit" for rank in range(len(there.rows))]
-    return _drawn(_by_chunk(snapshot, there.rows, splits))
+    return _drawn(_by_chunk(snapshot, there.rows, splits)), in_gallery
 
 
 def _find_these(parts: Sequence[LedgerPart], *, files: Files, keys: U64) -> _Found:

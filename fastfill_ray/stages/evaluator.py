@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastfill_ray.errors import ConfigError
-from fastfill_ray.experiment.candidate import Objective
+from fastfill_ray.experiment.candidate import Objective, stand_in
 from fastfill_ray.experiment.prior import best_strength, with_prior
 from fastfill_ray.experiment.versions import ShadowVersions
 from fastfill_ray.index.segment_list import segments_of
@@ -119,7 +119,7 @@ class Evaluator:
             return {}
         arms: dict[str, PerQuery] = {}
         for name, of_audit, of_calibration in (
-            ("old/old", self._audit.shadow.old, self._calibration.shadow.old),
+            ("old/old" if basis.reverse is None else QUERY_MAP, self._audit.shadow.old, self._calibration.shadow.old),
             ("new/new", self._audit.shadow.new, self._calibration.shadow.new),
         ):
             if of_audit is None or of_calibration is None:
@@ -144,7 +144,8 @@ class Evaluator:
     def fit(self, wave: int, plan: Plan) -> OrderCalibration:
         """The calibration of a version's stale scores, for the objective or for what stands in for it."""
         objective = self._basis.objective
-        fitted_by = Objective(plan.fitted_by or objective.relevance, objective.metric)
+        asked = Objective(objective.relevance, objective.metric)
+        fitted_by = asked if plan.fitted_by in (None, asked.relevance) else stand_in(asked)
         return self._calibration.fit(wave, fitted_by, plan.form)
 
     def calibrated(self, segments: Sequence[Segment], calibration: OrderCalibration) -> list[Segment]:
@@ -296,5 +297,5 @@ def _label_column(plan: Plan) -> object:
 def _unanswerable(relevance: str) -> ConfigError:
     return ConfigError(
         f"objective.relevance is {relevance!r}, but no query has a relevant item in the gallery. Check that queries "
-        "and gallery name labels or items alike, or choose another relevance."
+        "and gallery name labels or items alike and that these items have old vectors, or choose another relevance."
     )

@@ -178,6 +178,7 @@ def _of_basis(basis: Basis, request: Request, name: str, work: WorkList) -> dict
         "fusion": basis.fusion,
         "reverse": None if basis.reverse is None else (basis.reverse.weights, basis.reverse.info),
         "wave_rows": work.wave_rows,
+        "known_rows": work.known_rows,
         "rows": basis.snapshot.rows,
         "unusable_rows": work.absent(range(len(work.wave_rows)))[0],
         "objective": f"{basis.objective.relevance}/{basis.objective.metric}",

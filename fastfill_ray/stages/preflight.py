@@ -296,7 +296,7 @@ def changed_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     changed = [
         f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in {**then, **now} if then.get(key) != now.get(key)
     ]
-    return "; ".join(changed) or "files were added, changed or removed"
+    return "; ".join(changed) or "files of the gallery, the queries or the log were added, changed or removed"
 
 
 def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from fastfill_ray.config import GalleryConfig, ObjectiveConfig, QuarantineConfig, QueriesConfig, ResourcesConfig
 from fastfill_ray.errors import ConfigError, CorruptFile, EmbedderError, QuarantineExceeded
+from fastfill_ray.experiment.candidate import Objective, stand_in
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
 from fastfill_ray.inputs.encodings import take_rows
 from fastfill_ray.inputs.gallery import (
@@ -105,14 +106,11 @@ class Sample:
     known: KnownPairs = field(default_factory=dict)
 
     def answered_by(self, objective: ObjectiveConfig) -> ObjectiveConfig:
-        """The objective; where a log says nothing of what was taken, by what the new model alone returns.
-
-        The rank of the first of those ten, MRR, says little: then it is how many of them are found.
-        """
+        """The objective; where a log says nothing of what was taken, what stands in for it."""
         if objective.relevance != "log" or self.queries.judged is not None:
             return objective
-        metric = "recall@10" if objective.metric == "mrr" else objective.metric
-        return objective.model_copy(update={"relevance": "new_model", "metric": metric})
+        other = stand_in(Objective(objective.relevance, objective.metric))
+        return objective.model_copy(update={"relevance": other.relevance, "metric": other.metric})
 
 
 def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampling: Sampling, before: Known) -> Sample:
@@ -210,7 +208,8 @@ def _plan_taken(
     if not len(asked.answers):
         return None
     most = min(MAX_TAKEN, max(MIN_TAKEN, sampling.num_pairs // 2))
-    drawn = draw_taken(context, snapshot, asked.answers, pairs.offsets, most, sampling.seed)
+    drawn, in_gallery = draw_taken(context, snapshot, asked.answers, pairs.offsets, most, sampling.seed)
+    asked.found(in_gallery)
     if not drawn.offsets:
         return None
     # With those of the queries: whatever lies with the pairs' is taken for embedded by the next plan, and served.

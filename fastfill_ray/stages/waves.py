@@ -154,6 +154,7 @@ def standing_of(files: Files, plan: Plan, versions: Sequence[Version], groups: M
     # Before its first version, a plan that follows the gallery has what it took over.
     newest, new = (versions[-1].wave, versions[-1].new_rows) if versions else (0, sum(plan.wave_rows[:1]))
     ahead = sum(group.done_rows for wave, group in groups.items() if wave > newest)
+    ahead += sum(plan.known_rows[newest + 1 :])
     return Standing(plan.rows, new + ahead, len(plan.waves), item_seconds(files, plan, versions))
 
 

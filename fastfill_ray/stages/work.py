@@ -128,6 +128,11 @@ class WorkList:
         counts = [[*map(sum, zip(chunk.due, chunk.known, strict=True))] for chunk in self.chunks]
         return tuple(np.array(counts, np.int64).sum(axis=0).tolist())
 
+    @property
+    def known_rows(self) -> tuple[int, ...]:
+        """Rows per wave whose new vector is there already (W + 2,)."""
+        return tuple(np.array([chunk.known for chunk in self.chunks], np.int64).sum(axis=0).tolist())
+
     def absent(self, waves: Iterable[int]) -> tuple[int, str]:
         """Rows that are absent while none of `waves` is embedded, and the digest of their ids."""
         waves = list(waves)

@@ -62,7 +62,7 @@ def test_a_whole_run_is_measured_by_the_traffic_that_came_later(workshop: Worksh
     for words in (
         "distinct queries (100% of 1,050 asked)",
         "held out by time",
-        "as 450 events",
+        "as 450 events that name what was taken (100% of that)",
         "items that were taken",
     ):
         assert words in note
@@ -89,7 +89,7 @@ def test_a_whole_run_is_measured_by_the_traffic_that_came_later(workshop: Worksh
     assert "An item is right when the user took it" in report
     assert "distinct queries" in report
     assert {"old/old + prior", "new/new + prior"} <= set(plan.baselines)
-    assert "A prior of what users took, and nothing else, on the audit items: MRR of the old system " in report
+    assert "A prior of what users took, and nothing else, brings MRR of the old system from " in report
 
 
 def test_an_interrupted_run_goes_on_and_comes_to_the_same(
@@ -246,3 +246,54 @@ def test_a_gallery_that_grows_keeps_the_order_and_another_log_asks_for_another(
     assert again is not None
     assert again.follows is None
     assert again.settings == grown.state.plan.settings
+
+
+def test_few_clicks_leave_choice_and_calibration_to_what_the_new_model_finds(
+    workshop: Workshop, log: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(log)
+    few = [value if row % 12 == 0 else None for row, value in enumerate(table.column("item_id").to_pylist())]
+    path = tmp_path / "few.parquet"
+    pq.write_table(table.set_column(2, "item_id", pa.array(few)), path)
+    values = config(workshop, tmp_path / "root", path, policy={"name": "taken"}, waves=[0.5, 1.0])
+    state = in_process(values).state
+    assert state.plan is not None
+    assert state.plan.fitted_by == "new_model"
+    assert "events that name what was taken (8% of that)" in state.plan.choices["queries.log_path"]
+    [served, raw] = [
+        next(
+            value.value
+            for value in state.versions[1].metrics
+            if (value.scope, value.relevance, value.metric, value.calibrated) == ("gallery", "log", "mrr", calibrated)
+        )
+        for calibrated in (True, False)
+    ]
+    assert served > raw - 0.15, "stale items are not pushed out"
+
+
+def test_a_log_of_items_that_the_gallery_lacks_is_refused_before_anything_is_embedded(
+    workshop: Workshop, log: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(log)
+    path = tmp_path / "other.parquet"
+    pq.write_table(table.set_column(2, "item_id", pa.array(np.arange(len(table)) + 10_000_000)), path)
+    with pytest.raises(
+        InputError, match=r"none of the 450 items that were taken .* is in the gallery, such as 1000\d+"
+    ):
+        in_process(config(workshop, tmp_path / "root", path))
+    assert not list((tmp_path / "root" / "evaluation").glob("*/*.parquet"))
+
+
+@pytest.mark.parametrize(("count", "weight"), [(1e308, 1.0), (1e200, 1e200), (1e25, 1.0)])
+def test_traffic_beyond_measure_is_refused_by_row(
+    workshop: Workshop, log: Path, tmp_path: Path, count: float, weight: float
+) -> None:
+    table = pq.read_table(log)
+    counts = [count if row == 7 else 1.0 for row in range(len(table))]
+    path = tmp_path / "huge.parquet"
+    table = table.append_column("count", pa.array(counts)).append_column("weight", pa.array([weight] * len(table)))
+    pq.write_table(table, path)
+    with pytest.raises(
+        InputError, match=r"huge.parquet row \d: count and weight come to .*, at most 1e\+24 is expected"
+    ):
+        in_process(config(workshop, tmp_path / "root", path))
