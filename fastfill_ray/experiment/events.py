@@ -24,7 +24,7 @@ def draw_events(traffic: F64, hashes: U64, most: int) -> I64:
     if not len(traffic):
         return np.empty(0, np.int64)
     asked = traffic.sum() / min(1.0, traffic.min())
-    count = int(min(most, max(len(traffic), asked)))
+    count = min(most, max(len(traffic), round(min(asked, most))))
     order = np.argsort(hashes, kind="stable")
     ends = np.cumsum(traffic[order])
     steps = (np.arange(count) + 0.5) / count * ends[-1]

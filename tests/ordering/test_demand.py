@@ -109,3 +109,15 @@ def test_a_column_of_the_users_keeps_its_order_and_what_is_missing_comes_last() 
     keys = order_key(column_priority(values), np.arange(6, dtype=np.uint64))
     assert np.argsort(keys, kind="stable")[3:].tolist() == [3, 4, 5]
     assert keys[0] < keys[3]
+
+
+def test_traffic_that_is_shares_orders_as_counts_do() -> None:
+    ids = np.arange(200)
+    counts = np.random.default_rng(4).integers(1, 400, 200).astype(np.float64)
+    demanded = np.zeros(200, np.float32)
+    hashes = hash_ids(ids)
+    whole = taken(hashes, TakenItems.of(ids, counts), demanded)
+    shares = taken(hashes, TakenItems.of(ids, counts / counts.sum()), demanded)
+    order = np.argsort(-shares, kind="stable")
+    assert (np.diff(counts[order]) <= 0).all()
+    assert (np.diff(whole[order]) <= 0).all()
