@@ -25,6 +25,7 @@ import numpy as np
 import fastfill_ray as ff
 
 MOST_BYTES = 64 << 20  # of a request
+MOST_HITS = 10_000  # of a query
 LEAST_REFRESH_S = 0.1
 logger = logging.getLogger("serve")
 
@@ -44,7 +45,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """The best items of each query."""
-        length = int(self.headers.get("Content-Length", 0))
+        given = self.headers.get("Content-Length", "0")
+        length = int(given) if given.isdecimal() and len(given) < 12 else 0
         if self.path != "/search" or not 0 < length <= MOST_BYTES:
             self.close_connection = True  # its body is not read
             return self.answer(400, {"error": f"POST at most {MOST_BYTES:,} bytes to /search"})
@@ -53,10 +55,18 @@ class Handler(BaseHTTPRequestHandler):
             queries = np.array(request["queries"], np.float32)
             old = request.get("old_queries")
             # Always give the old queries where there are some: a version that needs none does not read them.
-            scores, ids = self.server.index.search(
-                queries, k=int(request.get("k", 10)), old_queries=None if old is None else np.array(old, np.float32)
-            )
-        except (ValueError, TypeError, KeyError, AttributeError, ff.FastfillError) as error:
+            index = self.server.index
+            k = min(int(request.get("k", 10)), index.rows, MOST_HITS)
+            scores, ids = index.search(queries, k=k, old_queries=None if old is None else np.array(old, np.float32))
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+            ff.FastfillError,
+        ) as error:
             return self.answer(400, {"error": f"{type(error).__name__}: {error}"})
         there = np.isfinite(scores)  # a version may hold fewer items than k
         self.answer(

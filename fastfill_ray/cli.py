@@ -21,6 +21,7 @@ from fastfill_ray.process import guarded, outlive_readers, print_traceback
 from fastfill_ray.sanitize import one_line, printable, redact
 
 if TYPE_CHECKING:
+    from fastfill_ray.config import BackfillConfig
     from fastfill_ray.log.preview import Preview
     from fastfill_ray.log.state import State
     from fastfill_ray.storage.files import Files
@@ -200,15 +201,33 @@ def _add_hook_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="YAML file of the run: its serving.on_publish is told at once")
 
 
-def _tell(arguments: argparse.Namespace, files: Files) -> None:
-    """What readers see has changed: without a config the next run tells it."""
+def _hook(arguments: argparse.Namespace, files: Files) -> tuple[str, ...]:
+    """The command of the root's config, read before anything is recorded; none without a config."""
     if arguments.config is None:
-        return
+        return ()
+    return _config_of(arguments, files, []).serving.on_publish
+
+
+def _config_of(arguments: argparse.Namespace, files: Files, overrides: Sequence[str]) -> BackfillConfig:
+    """The config, which has to be the root's."""
     from fastfill_ray.config import load_config
+    from fastfill_ray.storage.files import open_files
+
+    config = load_config(arguments.config, overrides)
+    if open_files(config.output, s3_endpoint=config.storage.s3_endpoint).root != files.root:
+        raise ConfigError(
+            f"{arguments.config}: output is {config.output}, not {arguments.root}: give the root's config"
+        )
+    return config
+
+
+def _tell(command: tuple[str, ...], files: Files) -> None:
+    """What readers see has changed: without a command the next run tells it."""
+    if not command:
+        return
     from fastfill_ray.stages.hook import tell
     from fastfill_ray.storage.commit_log import read_state
 
-    command = load_config(arguments.config).serving.on_publish
     tell(files, read_state(files), command, _say)
 
 
@@ -274,17 +293,10 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _preview(arguments: argparse.Namespace, files: Files, state: State) -> Preview:
     """What the next start with this config would do."""
-    from fastfill_ray.config import load_config
     from fastfill_ray.stages.preview import preview
     from fastfill_ray.stages.progress import Progress
-    from fastfill_ray.storage.files import open_files
 
-    config = load_config(arguments.config, arguments.set)
-    if open_files(config.output, s3_endpoint=config.storage.s3_endpoint).root != files.root:
-        raise ConfigError(
-            f"{arguments.config}: output is {config.output}, not {arguments.root}: give the root's config"
-        )
-    return preview(files, config, state, Progress())
+    return preview(files, _config_of(arguments, files, arguments.set), state, Progress())
 
 
 def _search(arguments: argparse.Namespace) -> int:
@@ -354,12 +366,13 @@ def _rollback(arguments: argparse.Namespace) -> int:
     from fastfill_ray.storage.files import open_files
 
     files = open_files(arguments.root, s3_endpoint=arguments.s3_endpoint)
+    command = _hook(arguments, files)
     verify(files, arguments.to)  # a version that cannot be read is not put in front of users
     log = Log(files)
     before = log.read().serving
     log.claim()
     write_report(files, log.append(Publish(version=arguments.to, reason=ROLLBACK)))
-    _tell(arguments, files)
+    _tell(command, files)
     answer = {"published": arguments.to, "before": before}
     print(json.dumps(answer) if arguments.json else f"version {arguments.to} is published (before: {before})")
     return 0
@@ -391,8 +404,9 @@ def _delete(arguments: argparse.Namespace) -> int:
     from fastfill_ray.storage.files import open_files
 
     files = open_files(arguments.root, s3_endpoint=arguments.s3_endpoint)
+    command = _hook(arguments, files)
     recorded = delete(files, InputStore(arguments.s3_endpoint), arguments.ids, arguments.kind)
-    _tell(arguments, files)
+    _tell(command, files)
     if arguments.json:
         print(json.dumps({"kind": recorded.kind, "ids": recorded.ids, "record": recorded.record}))
     elif recorded.record is None:

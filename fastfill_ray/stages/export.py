@@ -21,7 +21,14 @@ import pyarrow.parquet as pq
 from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import NotPublished
 from fastfill_ray.index.reader import choose_version
-from fastfill_ray.index.segment import FAISS_METRIC, load_index, search_segment, segment_queries, serialise
+from fastfill_ray.index.segment import (
+    FAISS_METRIC,
+    load_index,
+    prepare_queries,
+    search_segment,
+    segment_queries,
+    serialise,
+)
 from fastfill_ray.log.records import Delete, FileRef, Plan, Segment, Undelete, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.proxies import GAIN_DEPTH, merge_top
@@ -216,7 +223,8 @@ def _export_parts(
         written = tuple(write_behind(partial(_put_table, target, table) for table in tables))
         details: dict[str, Any] = {"exact": _keeps_vectors(index)}
         if baking is not None and part.place is not None and samples is not None:
-            queries = segment_queries(segment, *samples, baking.metric)
+            new, old = samples
+            queries = segment_queries(segment, prepare_queries(new, new.shape[1], baking.metric), old, baking.metric)
             scores, _ = search_segment(index, queries, GAIN_DEPTH, baking.metric)
             details["best"] = np.where(np.isfinite(scores), scores, _MISSING).tolist()
         receipt = Receipt(unit=part.unit, outputs=written, rows=len(rows), details=details)

@@ -60,7 +60,13 @@ class GalleryColumns:
                 raise RefusedError(
                     f"--columns: {file.path} has changed since the version was made, or is gone. {_MEND}"
                 )
-        pin(self.store, found, [Column("--columns", name) for name in self.names])
+        pinned = pin(self.store, found, [Column("--columns", name) for name in self.names])
+        for file in pinned.files:
+            for name, _ in file.constants:
+                raise RefusedError(
+                    f"--columns: {name!r} is only in the name of a folder of {file.path}; columns of the files are "
+                    "exported. Leave it out."
+                )
 
 
 class ColumnReader:
@@ -117,7 +123,13 @@ class ColumnReader:
             except InputChanged as error:
                 raise RefusedError(f"--columns: {file.path} has changed, or is gone. {_MEND}") from error
             order.append(by_row)
-        joined = pa.concat_tables(tables, promote_options="permissive")
+        try:
+            joined = pa.concat_tables(tables, promote_options="permissive")
+        except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+            raise RefusedError(
+                f"--columns: the gallery's files hold a column as types that no one column holds: {error}. Cast it in "
+                "some of the files, or leave it out."
+            ) from error
         return take_rows(joined, np.argsort(np.concatenate(order)))
 
 

@@ -125,7 +125,7 @@ def wanted_export(
     places = tuple(float(place) for place in wave_middles(plan.waves, plan.first_share))
     baking = None
     if request.since is not None:
-        baking = _rebaked(files, state, version, segments, request.since, places)
+        baking = _rebaked(files, state, version, segments, request.since, places, baked=request.baked)
     elif request.baked:
         needs_old = any(segment.needs_old_queries for segment in segments)
         order = _order_calibration(version, segments, places)
@@ -179,7 +179,14 @@ def _order_calibration(version: Version, segments: Sequence[Segment], places: Se
 
 
 def _rebaked(
-    files: Files, state: State, version: Version, segments: Sequence[Segment], since: Manifest, places: Sequence[float]
+    files: Files,
+    state: State,
+    version: Version,
+    segments: Sequence[Segment],
+    since: Manifest,
+    places: Sequence[float],
+    *,
+    baked: bool,
 ) -> Baking | None:
     """The baking of a store that holds `since`, for another version: other queries, the same items.
 
@@ -202,9 +209,15 @@ def _rebaked(
             raise RefusedError(f"--since: {name} is {now} in version {version.version}, and {then} in version "
                                f"{before.version}: every stale vector changed. {full}")  # fmt: skip
     if since.baking is None:
+        if baked:
+            raise RefusedError(f"--since: that export is not baked, --baked is asked for. {full}")
         if any(segment.fusion is not None for segment in segments):
             raise RefusedError(f"--since: version {version.version} is fused, and that export is not baked. {full}")
         return None
+    if since.baking.old_dim == 0 and any(segment.needs_old_queries for segment in segments):
+        raise RefusedError(
+            f"--since: version {version.version} holds old vectors, and that export has no dims for them. {full}"
+        )
     if tuple(places) != since.places:
         raise RefusedError(f"--since: version {version.version} has other waves than version {before.version}. {full}")
     order = _order_calibration(version, segments, places)
@@ -232,6 +245,11 @@ def begin_export(target: Files, wanted: Exported, complete: Callable[[Exported],
     except FileMissing:
         found = None
     if found is None:
+        if (other := next(iter(target.list("data")), None)) is not None:
+            raise RefusedError(
+                f"{target.root}: holds {other}, which no export that is known here has put there, and a store would "
+                "load it as well. Give --to an empty folder."
+            )
         exported = complete(wanted)
         target.put_data(REQUEST, seal_file(REQUEST, exported))
         return exported
