@@ -92,7 +92,13 @@ def shadow(request: ShadowRequest, say: Say) -> Comparison:
     versions = [choose_version(files, state, number) for number in request.versions]
     needs_old = any(segment.needs_old_queries for version in versions for segment in segments_of(files, version))
     queries = _read(request, config, init, needs_old)
-    new, old, unusable = _vectors(request, config, init, queries, needs_old, say)
+    plans = {plan.plan: plan for plan in state.plans}
+    mapping = next((v.version for v in versions if plans[v.plan].reverse is not None), None) if needs_old else None
+    new, old, unusable = _vectors(request, config, init, queries, needs_old and mapping is None, say)
+    if mapping is not None:
+        from fastfill_ray.mapped import mapped_by  # it brings in torch, which few searches need
+
+        old = mapped_by(files, state, mapping, new)
     for query, reason in sorted(unusable.items())[:1]:
         say(f"{len(unusable):,} of {len(queries.rows):,} queries are left out; {queries.rows[query]}: {reason}")
     kept = np.array([query for query in range(len(queries.rows)) if query not in unusable], np.int64)

@@ -50,7 +50,7 @@ class QuerySet:
 
 @dataclass
 class _Query:
-    """One query of the log, out of both of its parts."""
+    """One query of the log."""
 
     place: tuple[int, int]
     traffic: float
@@ -80,28 +80,26 @@ def read_query_set(
     """
     pinned = pin_query_log(store, path, columns, id_type, key=_OPTION)
     columns = [column for column in columns if column.key not in pinned.absent]
-    log = read_query_log(store, pinned, columns, limit=limit, seed=0)
-    queries: dict[int, _Query] = {}
-    for part in (log.fit, log.held_out):
-        theirs = []
-        for name, traffic, place in zip(part.hashes.tolist(), part.traffic.tolist(), part.places.tolist(), strict=True):
-            query = queries.setdefault(name, _Query((place[0], place[1]), 0.0, {}))
-            query.traffic += traffic
-            theirs.append(query)
-        for row, item, traffic in zip(part.taken_by.tolist(), part.taken, part.taken_traffic.tolist(), strict=True):
-            theirs[row].taken[item] = theirs[row].taken.get(item, 0.0) + traffic
-    chosen = [query for _, query in sorted(queries.items(), key=lambda pair: (-pair[1].traffic, pair[0]))][:limit]
+    # As one part: what is asked most is told over the whole log, not over either side of a cut.
+    log = read_query_log(store, pinned, columns, limit=limit, seed=0, held_out_share=0.0)
+    asked = log.fit
+    chosen = [
+        _Query((place[0], place[1]), traffic, {})
+        for traffic, place in zip(asked.traffic.tolist(), asked.places.tolist(), strict=True)
+    ]
+    for row, item, traffic in zip(asked.taken_by.tolist(), asked.taken, asked.taken_traffic.tolist(), strict=True):
+        chosen[row].taken[item] = traffic
     payload: dict[str, list[object]] = {c.name: [None] * len(chosen) for c in columns if c.role == "payload"}
     vectors = {c.name: np.zeros((len(chosen), dims[c.name]), np.float32) for c in columns if c.role == "vector"}
     unusable: dict[int, str] = {}
     by_place = sorted(range(len(chosen)), key=lambda at: chosen[at].place)
     for number, file in enumerate(pinned.files):
-        asked = [at for at in by_place if chosen[at].place[0] == number]
-        if not columns or not asked:
+        left = [at for at in by_place if chosen[at].place[0] == number]
+        if not columns or not left:
             continue
-        rows = np.array([chosen[at].place[1] for at in asked], np.int64)
+        rows = np.array([chosen[at].place[1] for at in left], np.int64)
         for _, table, within in read_around(store, file, rows, [column.name for column in columns]):
-            these, asked = asked[: len(within)], asked[len(within) :]
+            these, left = left[: len(within)], left[len(within) :]
             taken = take_rows(table, within)
             for column in columns:
                 field, faults = taken.schema.field(column.name), dict[int, str]()
@@ -122,5 +120,5 @@ def read_query_set(
         vectors=vectors,
         unusable=unusable,
         taken=tuple(query.taken for query in chosen),
-        all_traffic=log.fit.all_traffic + log.held_out.all_traffic,
+        all_traffic=asked.all_traffic,
     )

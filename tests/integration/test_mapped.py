@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import fastfill_ray as ff
 from fastfill_ray.errors import ConfigError, SpaceMismatch
 from fastfill_ray.report.plan_text import plan_text
 from fastfill_ray.search import SearchRequest, search
+from fastfill_ray.shadow import ShadowRequest, shadow
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import open_files
 from tests import synthetic
@@ -72,3 +75,21 @@ def test_the_same_call_goes_on_to_the_end_where_nothing_is_fused_any_more(worksh
     result = in_process(config(workshop, served))
     assert result.finished
     assert not ff.open_index(str(served)).needs_old_queries
+
+
+def test_two_versions_are_asked_with_mapped_queries(workshop: Workshop, served: Path, tmp_path: Path) -> None:
+    queries = synthetic.new_vectors(workshop.x[workshop.asked])
+    pq.write_table(pa.table({"vector": list(queries)}), tmp_path / "queries.parquet")
+    request = ShadowRequest(
+        root=str(served), s3_endpoint=None, queries=str(tmp_path / "queries.parquet"), versions=(0, 1), config=None,
+        vector_column="vector", old_vector_column=None,
+    )  # fmt: skip
+    found = shadow(request, lambda _: None)
+    old = ff.map_queries(str(served), queries, version=1)
+    first, second = (
+        ff.open_index(str(served), version=number).search(queries, k=10, old_queries=old)[1].tolist()
+        for number in (0, 1)
+    )
+    overlaps = [len(set(a) & set(b)) / 10 for a, b in zip(first, second, strict=True)]
+    assert found.queries == len(queries)
+    assert found.overlap.value == pytest.approx(np.mean(overlaps))

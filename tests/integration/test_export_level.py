@@ -1,0 +1,42 @@
+"""The level that an export keeps of a real root: as high as its scores are."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastfill_ray as ff
+from fastfill_ray.engine.in_process import InProcessEngine
+from fastfill_ray.errors import RefusedError
+from fastfill_ray.export import export_version
+from fastfill_ray.stages.export_manifest import ExportRequest
+from tests import synthetic
+from tests.integration.conftest import Workshop, in_process
+
+
+def test_the_level_of_a_cosine_is_a_cosine_and_a_folder_with_other_files_is_refused(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    in_process(workshop.config(root), until="version0")
+    made = export_version(
+        str(root), str(tmp_path / "to"), ExportRequest(None, True), engine=InProcessEngine(), stream=io.StringIO()
+    )
+    # The stub model's vectors are some times longer than 1.
+    scores, _ = ff.open_index(str(root)).search(synthetic.new_vectors(workshop.x[:50]), k=10)
+    assert made.level is not None
+    assert 0 < made.level <= 1
+    assert made.level == pytest.approx(float(np.mean(scores[:, -1])), abs=0.2)
+    (tmp_path / "other" / "data").mkdir(parents=True)
+    (tmp_path / "other" / "data" / "part.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RefusedError, match=r"holds data/part.parquet, which no export that is known here"):
+        export_version(
+            str(root),
+            str(tmp_path / "other"),
+            ExportRequest(None, True),
+            engine=InProcessEngine(),
+            stream=io.StringIO(),
+        )
