@@ -79,7 +79,8 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> str | None:
     """What is wrong, for people; None if the command ended with code 0."""
     with tempfile.TemporaryFile() as output:
         try:
-            # A group of its own: a Ctrl-C ends the run, and lets a loader of a store come to its end.
+            # A group of its own: all that it starts can be ended with it. A driver that is stopped ends what it has
+            # started, and so this; one that is killed does not. The next start tells it again.
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
