@@ -10,6 +10,7 @@ Legend: N rows of a segment, C those that are exported, E new dim, B dims of wha
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -64,6 +65,7 @@ _FILE_BYTES, _GROUP_ROWS = 1 << 25, 1 << 14
 _CENTRE_ROWS, _LEVEL_QUERIES = 1 << 14, 64
 # The score of a hit that a segment is too small to have; JSON knows no infinity.
 _MISSING = np.finfo(np.float32).min
+_THREADS = 8  # that look at files
 
 
 class _Part(Model):
@@ -89,7 +91,8 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
     version = choose_version(files, state, request.version)
     reader = PortionReader(files, state.deletions)
     wanted = wanted_export(files, reader, state, state.init, version, request)
-    if (whole := finished_export(target)) is not None and is_same_export(whole, wanted):
+    whole = finished_export(target)
+    if whole is not None and is_same_export(whole, wanted) and are_there(target, (*whole.files, *whole.deleted)):
         return whole
     exported = begin_export(target, wanted, partial(_centred, files, reader.segments(version)))
     portions = portions_since(reader, state, version, None if request.since is None else request.since.held)
@@ -101,7 +104,11 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
         )
         for portion in portions.upserted
     ]
-    receipts = find_receipts(target, RECEIPTS, {part.unit for part in parts})
+    receipts = {
+        unit: receipt
+        for unit, receipt in find_receipts(target, RECEIPTS, {part.unit for part in parts}).items()
+        if are_there(target, receipt.outputs)  # somebody may have taken files away, or cut them
+    }
     missing = [part for part in parts if part.unit not in receipts]
     samples = _samples(files, state, version) if exported.baking is not None and request.since is None else None
     columns = None if request.columns is None else (plan_of(state, version), request.columns)
@@ -183,6 +190,13 @@ def _mean(vectors: F32) -> tuple[float, ...]:
 def _load(files: Files, metric: Metric, segment: Segment) -> Any:
     name = segment.index.path
     return load_index(get_verified(files, segment.index), dim=segment.dim, metric=metric, rows=segment.rows, name=name)
+
+
+def are_there(target: Files, references: Sequence[FileRef]) -> bool:
+    """Whether files are there in the size that they were written in; nothing is read."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(target.stat, (each.path for each in references))
+        return all(now is not None and now.size == each.size for each, now in zip(references, found, strict=True))
 
 
 def _samples(files: Files, state: State, version: Version) -> tuple[F32, F32] | None:

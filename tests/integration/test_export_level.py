@@ -30,6 +30,16 @@ def test_the_level_of_a_cosine_is_a_cosine_and_a_folder_with_other_files_is_refu
     assert made.level is not None
     assert 0 < made.level <= 1
     assert made.level == pytest.approx(float(np.mean(scores[:, -1])), abs=0.2)
+    # What is taken away or cut afterwards, the same command makes again.
+    files = sorted((tmp_path / "to" / "data").iterdir())
+    whole = [file.read_bytes() for file in files]
+    files[0].unlink()
+    files[1].write_bytes(whole[1][:100])
+    again = export_version(
+        str(root), str(tmp_path / "to"), ExportRequest(None, True), engine=InProcessEngine(), stream=io.StringIO()
+    )
+    assert [(tmp_path / "to" / file.path).stat().st_size for file in again.files] == [file.size for file in again.files]
+    assert again.rows == made.rows
     (tmp_path / "other" / "data").mkdir(parents=True)
     (tmp_path / "other" / "data" / "part.parquet").write_bytes(b"PAR1")
     with pytest.raises(RefusedError, match=r"holds data/part.parquet, which no export that is known here"):
