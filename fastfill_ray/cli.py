@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.process import guarded, outlive_readers, print_traceback
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from fastfill_ray.log.preview import Preview
     from fastfill_ray.log.state import State
     from fastfill_ray.storage.files import Files
+
+
+_Request = TypeVar("_Request")
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -299,12 +302,16 @@ def _preview(arguments: argparse.Namespace, files: Files, state: State) -> Previ
     return preview(files, _config_of(arguments, files, arguments.set), state, Progress())
 
 
+def _request(kind: type[_Request], arguments: argparse.Namespace) -> _Request:
+    """A dataclass of the arguments of the same names."""
+    return kind(**{each.name: getattr(arguments, each.name) for each in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+
 def _search(arguments: argparse.Namespace) -> int:
     from fastfill_ray.report.hits import hits_table
     from fastfill_ray.search import SearchRequest, search
 
-    names = [each.name for each in dataclasses.fields(SearchRequest)]
-    request = SearchRequest(**{name: getattr(arguments, name) for name in names})
+    request = _request(SearchRequest, arguments)
     with redirect_stdout(sys.stderr):  # an embedder may print; stdout is for results
         result = search(request, say=_say)
     if arguments.json:
@@ -327,8 +334,7 @@ def _shadow(arguments: argparse.Namespace) -> int:
     from fastfill_ray.report.shadow import shadow_json, shadow_text
     from fastfill_ray.shadow import ShadowRequest, shadow
 
-    names = [each.name for each in dataclasses.fields(ShadowRequest)]
-    request = ShadowRequest(**{name: getattr(arguments, name) for name in names})
+    request = _request(ShadowRequest, arguments)
     with redirect_stdout(sys.stderr):  # an embedder may print; stdout is for results
         comparison = shadow(request, say=_say)
     if arguments.json:

@@ -41,7 +41,7 @@ def map_queries(root: str, queries: ArrayLike, *, version: int | None = None, s3
 def mapped_by(files: Files, state: State, version: int | None, queries: ArrayLike) -> F32:
     """The same of a root that is open."""
     chosen = choose_version(files, state, version)
-    plan = next(plan for plan in state.plans if plan.plan == chosen.plan)
+    plan = state.plan_of(chosen)
     if plan.reverse is None or state.init is None:
         raise ConfigError(
             f"{files.root}: version {chosen.version} has no map from new vectors to old ones. Use the old model, or "

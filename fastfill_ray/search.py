@@ -74,8 +74,7 @@ def search(request: SearchRequest, say: Say) -> Searched:
     queries = _queries(request, config, index, say)
     old_queries = None
     if index.needs_old_queries:
-        served = choose_version(files, state, index.version)
-        plan = next(plan for plan in state.plans if plan.plan == served.plan)
+        plan = state.plan_of(choose_version(files, state, index.version))
         if plan.reverse is not None and request.old_vectors is None:
             from fastfill_ray.mapped import mapped_by  # it brings in torch, which few searches need
 

@@ -92,8 +92,7 @@ def shadow(request: ShadowRequest, say: Say) -> Comparison:
     versions = [choose_version(files, state, number) for number in request.versions]
     needs_old = any(segment.needs_old_queries for version in versions for segment in segments_of(files, version))
     queries = _read(request, config, init, needs_old)
-    plans = {plan.plan: plan for plan in state.plans}
-    mapping = next((v.version for v in versions if plans[v.plan].reverse is not None), None) if needs_old else None
+    mapping = next((v.version for v in versions if state.plan_of(v).reverse is not None), None) if needs_old else None
     new, old, unusable = _vectors(request, config, init, queries, needs_old and mapping is None, say)
     if mapping is not None:
         from fastfill_ray.mapped import mapped_by  # it brings in torch, which few searches need

@@ -73,7 +73,7 @@ def verify(files: Files, version: int | None = None) -> list[Verified]:
 
 
 def _verify_version(files: Files, init: Init, state: State, version: Version, deleted: Deleted) -> Verified:
-    plan = next(plan for plan in state.plans if plan.plan == version.plan)
+    plan = state.plan_of(version)
     segments = segments_of(files, version)
     with _Hashes(sum(segment.rows for segment in segments)) as hashes:
         for segment in segments:

@@ -75,7 +75,7 @@ def what_is_kept(state: State, settings: Mapping[str, Any], inputs: str) -> Kept
     base = None if state.serving is None else state.version(state.serving)
     if base is None:
         return None
-    plan = next(plan for plan in state.plans if plan.plan == base.plan)
+    plan = state.plan_of(base)
     versions = tuple(version for version in state.versions if version.plan == plan.plan)
     now = as_planned(settings, plan)
     follows = plan.inputs == inputs and bound(plan.settings, now) == bound(now, plan.settings)

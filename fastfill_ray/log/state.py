@@ -108,6 +108,10 @@ class State(Model):
     def version(self, number: int) -> Version | None:
         return next((v for v in self.versions if v.version == number), None)
 
+    def plan_of(self, version: Version) -> Plan:
+        """The plan that a version of this log is of: ``fold`` has seen to it that there is one."""
+        return next(plan for plan in self.plans if plan.plan == version.plan)
+
 
 def fold(records: Iterable[Record]) -> State:
     """State = fold(records).

@@ -5,7 +5,7 @@ Legend: Q queries of a part of the log, n events of its held-out traffic, D old 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.inputs.query_log import HELD_OUT_SHARE, LogPart, QueryLog, pin_query_log, read_query_log
-from fastfill_ray.inputs.table import TableInput
+from fastfill_ray.inputs.table import Column, TableInput
 from fastfill_ray.ordering.demand import LoggedQueries, TakenItems
 from fastfill_ray.ordering.ids import seeded_hash
 from fastfill_ray.retrieval.relevance import Judgement
@@ -49,6 +49,17 @@ _BESIDE = "are looked at beside the pairs"
 _last: dict[str, QueryLog] = {}
 
 
+def _log_columns(config: QueriesConfig) -> list[Column]:
+    return list(query_columns(of_log(config)).values())
+
+
+def pin_log(
+    store: InputStore, config: QueriesConfig, path: str | Sequence[str], id_type: IdType | None = None
+) -> TableInput:
+    """The config's log, pinned; see ``pin_query_log``."""
+    return pin_query_log(store, path, _log_columns(config), id_type)
+
+
 def read_log(
     store: InputStore, config: QueriesConfig, id_type: IdType, seed: int
 ) -> tuple[TableInput, QueryLog] | None:
@@ -60,8 +71,8 @@ def read_log(
     """
     if config.log_path is None:
         return None
-    columns, share = list(query_columns(of_log(config)).values()), HELD_OUT_SHARE if config.path is None else 0.0
-    pinned = pin_query_log(store, config.log_path, columns, id_type)
+    columns, share = _log_columns(config), HELD_OUT_SHARE if config.path is None else 0.0
+    pinned = pin_log(store, config, config.log_path, id_type)
     name = fingerprint([pinned.model_dump(mode="json"), config.model_dump(mode="json"), seed])
     if name not in _last:
         log = read_query_log(store, pinned, columns, limit=MAX_LOGGED, seed=seed, held_out_share=share)
@@ -81,7 +92,7 @@ def asked_files(store: InputStore, config: QueriesConfig) -> list[PinnedFile]:
     """The files that queries are embedded from."""
     files = [] if config.path is None else list(pin_queries(store, config)[0].files)
     if config.log_path is not None:
-        files += pin_query_log(store, config.log_path, list(query_columns(of_log(config)).values())).files
+        files += pin_log(store, config, config.log_path).files
     return files
 
 

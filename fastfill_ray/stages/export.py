@@ -43,7 +43,6 @@ from fastfill_ray.stages.export_manifest import (
     begin_export,
     finished_export,
     is_same_export,
-    plan_of,
     wanted_export,
 )
 from fastfill_ray.stages.progress import Progress
@@ -111,7 +110,7 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
     }
     missing = [part for part in parts if part.unit not in receipts]
     samples = _samples(files, state, version) if exported.baking is not None and request.since is None else None
-    columns = None if request.columns is None else (plan_of(state, version), request.columns)
+    columns = None if request.columns is None else (state.plan_of(version), request.columns)
     work = partial(_export_parts, files, target, exported, state.deletions, samples, columns)
     rows = sum(part.portion.rows for part in parts)
     done = sum(receipts[part.unit].rows for part in parts if part.unit in receipts)
@@ -201,7 +200,7 @@ def are_there(target: Files, references: Sequence[FileRef]) -> bool:
 
 def _samples(files: Files, state: State, version: Version) -> tuple[F32, F32] | None:
     """New (Q, E) and old (Q, D) vectors of some pairs, as queries; None where they are gone."""
-    receipt = read_receipt(files, stage_receipt("pairs", plan_of(state, version).pairs))
+    receipt = read_receipt(files, stage_receipt("pairs", state.plan_of(version).pairs))
     if receipt is None or not receipt.outputs:
         return None
     output = receipt.outputs[0]

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from fastfill_ray.errors import FileMissing, RefusedError
-from fastfill_ray.log.records import FileRef, Init, Plan, Segment, Version
+from fastfill_ray.log.records import FileRef, Init, Segment, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.waves import wave_middles
 from fastfill_ray.retrieval.baking import Baking
@@ -111,7 +111,7 @@ def wanted_export(
     files: Files, reader: PortionReader, state: State, init: Init, version: Version, request: ExportRequest
 ) -> Exported:
     """What is to be exported; its centres are not known yet."""
-    segments, plan = reader.segments(version), plan_of(state, version)
+    segments, plan = reader.segments(version), state.plan_of(version)
     fused = next((segment for segment in segments if segment.fusion is not None), None)
     if fused is not None and not request.baked and request.since is None:
         raise RefusedError(
@@ -147,11 +147,6 @@ def wanted_export(
         places=places,
         level=None if request.since is None else request.since.level,
     )
-
-
-def plan_of(state: State, version: Version) -> Plan:
-    """The plan that a version is of."""
-    return next(plan for plan in state.plans if plan.plan == version.plan)
 
 
 def _order_calibration(version: Version, segments: Sequence[Segment], places: Sequence[float]) -> dict[str, float]:
@@ -203,7 +198,7 @@ def _rebaked(
             f"--since: that export is of version {since.version} of {since.root}, which {files.root} does not have "
             f"any more. {full}"
         )
-    plan, theirs = plan_of(state, version), plan_of(state, before)
+    plan, theirs = state.plan_of(version), state.plan_of(before)
     for name in ("alignment", "fusion"):
         if (now := getattr(plan, name)) != (then := getattr(theirs, name)):
             raise RefusedError(f"--since: {name} is {now} in version {version.version}, and {then} in version "

@@ -20,13 +20,12 @@ from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch, TooManyR
 from fastfill_ray.index.factory import check_factory
 from fastfill_ray.inputs.labels import comparable_labels
 from fastfill_ray.inputs.locate import InputStore, Listing
-from fastfill_ray.inputs.query_log import pin_query_log
 from fastfill_ray.inputs.table import TableInput, dim_of
 from fastfill_ray.log.carry import Kept
 from fastfill_ray.log.records import Init, Plan
 from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED
 from fastfill_ray.ordering.schedule import Schedule, make_schedule
-from fastfill_ray.stages.asked import read_log
+from fastfill_ray.stages.asked import pin_log, read_log
 from fastfill_ray.stages.embed import Models
 from fastfill_ray.stages.queries import (
     LABELS,
@@ -224,9 +223,8 @@ def check_queries(store: InputStore, config: BackfillConfig, queries: QueriesCon
         plan = plan_queries(queries, inputs, judgements, spaces, config.seed)
         read_queries(plan, source_of(store, config, inspected))
     if queries.log_path is not None:
-        logged = of_log(queries)
-        pinned = pin_query_log(store, queries.log_path, list(query_columns(logged).values()), inspected.id_type)
-        check_query_columns(store, config, logged, pinned, inspected)
+        pinned = pin_log(store, queries, queries.log_path, inspected.id_type)
+        check_query_columns(store, config, of_log(queries), pinned, inspected)
         read_log(store, queries, inspected.id_type, config.seed)
 
 

@@ -164,4 +164,4 @@ def _served(state: State) -> Served | None:
     version = None if state.serving is None else state.version(state.serving)
     if version is None:
         return None
-    return Served(version, next(plan for plan in state.plans if plan.plan == version.plan))
+    return Served(version, state.plan_of(version))
