@@ -19,7 +19,7 @@ from fastfill_ray.ordering import demand
 from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.demand import Demand, LoggedQueries
 from fastfill_ray.ordering.policies import CLASSIFIED, LOGGED, ItemColumns, Policy, Reference, priority_of
-from fastfill_ray.ordering.proxies import Proxies, make_proxies, with_thresholds
+from fastfill_ray.ordering.proxies import make_proxies, with_thresholds
 from fastfill_ray.retrieval.intervals import JACKKNIFE_GROUPS
 from fastfill_ray.retrieval.relevance import judged_rows, label_matches
 from fastfill_ray.retrieval.similarity import match_norms, similarity
@@ -74,12 +74,18 @@ class Evidence:
         them; the spread of their evidence is measured on items that the map has not seen.
         """
         train = self.pairs.part("train")
-        proxies, demanded, logged = None, None, self.logged
-        if "expected_gain" in policies:
-            chosen = train.sample(MAX_PROXIES, self.seed)
-            proxies = self._proxies(view, chosen.new, chosen.old)
-        if logged is not None and LOGGED & set(policies):
-            demanded = Demand(self._proxies(view, logged.new, logged.old), logged.traffic)
+        by_pairs, logged = "expected_gain" in policies, self.logged
+        by_log = logged is not None and bool(LOGGED & set(policies))
+        proxies, demanded = None, None
+        if by_pairs or by_log:
+            unseen = self.pairs.part("calibration").sampled()
+            aligned = self.as_indexed(view, self.maps[view.method](unseen.old, unseen.side)[0])
+            measured_on = {"items_new": unseen.new, "items_old": unseen.old, "items_aligned": aligned}
+            if by_pairs:
+                chosen = train.sample(MAX_PROXIES, self.seed)
+                proxies = make_proxies(chosen.new, chosen.old, self.metric, **measured_on)
+            if by_log and logged is not None:
+                demanded = Demand(make_proxies(logged.new, logged.old, self.metric, **measured_on), logged.traffic)
         by_class = "class_margin" in policies
         return Reference(
             new=train.new if by_class else None,
@@ -89,12 +95,6 @@ class Evidence:
             demand=demanded,
             taken=None if logged is None else logged.taken,
         )
-
-    def _proxies(self, view: MapView, new: F32, old: F32 | None) -> Proxies:
-        """Queries (P, E), (P, D) as proxies, without thresholds."""
-        unseen = self.pairs.part("calibration").sampled()
-        aligned = self.as_indexed(view, self.maps[view.method](unseen.old, unseen.side)[0])
-        return make_proxies(new, old, self.metric, items_new=unseen.new, items_old=unseen.old, items_aligned=aligned)
 
     def measured(self, reference: Reference, old: F32, aligned: F32, share: float) -> Reference:
         """The reference with the thresholds of a gallery, from items that are this share of it: old (N, D), aligned

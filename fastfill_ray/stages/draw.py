@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import stage_output, stage_receipt
 from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
-from fastfill_ray.storage.refs import get_verified, put_content
+from fastfill_ray.storage.refs import get_verified, put_content, sha256_hex
 from fastfill_ray.types import I64, U64, Objects, fingerprint
 
 
@@ -52,18 +53,29 @@ def draw_pairs(context: Context, snapshot: Snapshot, count: int, split: tuple[fl
         ConfigError: the gallery or a split is too small.
     """
     sizes = split_sizes(snapshot.rows, count, split)
-    files = context.files
-    name = fingerprint([snapshot.fingerprint, snapshot.cut, snapshot.ledger, list(sizes.items()), seed])
+
+    def draw() -> tuple[pa.Table, int]:
+        found = _find_smallest(context, snapshot, count, seed)
+        return _by_chunk(snapshot, found.rows, split_pairs(found.keys, sizes, seed).tolist()), count
+
+    return _kept(context.files, _name(snapshot, list(sizes.items()), seed), draw)[0]
+
+
+def _name(snapshot: Snapshot, *what: Any) -> str:
+    return fingerprint([snapshot.fingerprint, snapshot.cut, snapshot.ledger, *what])
+
+
+def _kept(files: Files, name: str, draw: Callable[[], tuple[pa.Table, int]]) -> tuple[Drawn, int]:
+    """What was drawn under that name, or is now: columns unit, offset and split, and a number that goes with them."""
     receipt = read_receipt(files, stage_receipt("sample", name))
     if receipt is None:
-        found = _find_smallest(context, snapshot, count, seed)
-        table = _by_chunk(snapshot, found.rows, split_pairs(found.keys, sizes, seed).tolist())
+        table, number = draw()
         output = put_content(files, partial(stage_output, "sample", name, "sample.parquet"), table_bytes(table))
-        receipt = Receipt(unit="sample", outputs=(output,), rows=table.num_rows)
+        receipt = Receipt(unit="sample", outputs=(output,), rows=table.num_rows, details={"number": number})
         receipt = put_receipt(files, stage_receipt("sample", name), receipt)
     output = receipt.outputs[0]
     table = read_table(get_verified(files, output), name=output.path, columns=["unit", "offset", "split"])
-    return _drawn(table)
+    return _drawn(table), int(receipt.details.get("number", 0))
 
 
 def _drawn(table: pa.Table) -> Drawn:
@@ -92,19 +104,28 @@ def draw_taken(
         pairs: {unit of a chunk: offsets of the pairs in it}.
     """
     wanted = np.unique(item_keys(list(dict.fromkeys(ids.tolist()))), axis=0)
-    find = partial(_find_these, files=context.files, keys=wanted)
+
+    def draw() -> tuple[pa.Table, int]:
+        there = _find(context, snapshot, wanted)
+        start_of = dict(zip((chunk.unit for chunk in snapshot.chunks), _starts(snapshot).tolist(), strict=True))
+        known = [start_of[unit] + offset for unit, offsets in pairs.items() for offset in offsets]
+        others = there.take(np.flatnonzero(~np.isin(there.rows, known)))
+        chosen = others.take(smallest(others.keys, min(most, len(others.rows)), seed))
+        splits = ["calibration" if rank % 2 else "audit" for rank in range(len(chosen.rows))]
+        return _by_chunk(snapshot, chosen.rows, splits), len(there.rows)
+
+    name = _name(snapshot, "taken", sha256_hex(wanted.tobytes()), sorted(pairs.items()), most, seed)
+    return _kept(context.files, name, draw)
+
+
+def _find(context: Context, snapshot: Snapshot, keys: U64) -> _Found:
+    """The items of these keys (M, 2), with global row numbers."""
+    find = partial(_find_these, files=context.files, keys=keys)
     groups, found, first = key_groups(ledger_parts(snapshot)), list[_Found](), 0
     for group, part in context.engine.run_tasks(find, groups, name="find what was taken", ordered=True):
         found.append(_Found(part.keys, part.rows + first))
         first += sum(each.rows for each in group)
-    there = _Found(np.concatenate([part.keys for part in found]), np.concatenate([part.rows for part in found]))
-    start_of = dict(zip((chunk.unit for chunk in snapshot.chunks), _starts(snapshot).tolist(), strict=True))
-    known = [start_of[unit] + offset for unit, offsets in pairs.items() for offset in offsets]
-    in_gallery = len(there.rows)
-    there = there.take(np.flatnonzero(~np.isin(there.rows, known)))
-    there = there.take(smallest(there.keys, min(most, len(there.rows)), seed))
-    splits = ["calibration" if rank % 2 else "audit" for rank in range(len(there.rows))]
-    return _drawn(_by_chunk(snapshot, there.rows, splits)), in_gallery
+    return _Found(np.concatenate([part.keys for part in found]), np.concatenate([part.rows for part in found]))
 
 
 def _find_these(parts: Sequence[LedgerPart], *, files: Files, keys: U64) -> _Found:

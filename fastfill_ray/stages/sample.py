@@ -126,9 +126,7 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
     others = gather_known(context.engine, files, before, new_space, frozenset({plan.folder}))
     known = find_pairs(context, source, plan.units, there, others)
     pair_group = UnitGroup(files, plan.folder, "pairs", list(_without(plan.units, known)), sampling.quarantine)
-    asked = Asked(
-        context, sampling.queries, source, sampling.spaces, sampling.quarantine, sampling.relevance, sampling.seed
-    )
+    asked = _asked(context, sampling, source)
     pairs = load_pairs(files, plan.fingerprint)
     # Before anything is embedded: too few pairs may have an old vector, and no query an answer.
     read = read_old(context, plan, source) if pairs is None else {}
@@ -240,9 +238,7 @@ def sample_again(context: Context, job: Job, source: Source, sampling: Sampling,
             f"{context.files.root}/{stage_folder('pairs', plan.pairs)}: gone, and plan {plan.plan} was made from it. "
             "Restore the folder from a copy, or choose another output."
         )
-    asked = Asked(
-        context, sampling.queries, source, sampling.spaces, sampling.quarantine, sampling.relevance, sampling.seed
-    )
+    asked = _asked(context, sampling, source)
     asked.read()
     embed_first(context, job, list(asked.groups.values()), sampling.resources)
     taken = load_pairs(context.files, _name_of_taken(plan.pairs, asked)) if len(asked.answers) else None

@@ -16,6 +16,7 @@ import pytest
 from fastfill_ray.errors import ConfigError, InputError
 from fastfill_ray.log.records import Plan
 from fastfill_ray.report.prediction import promises
+from fastfill_ray.stages import draw
 from fastfill_ray.storage.arrow import read_table
 from tests import synthetic
 from tests.integration.conftest import Workshop, in_process
@@ -98,6 +99,11 @@ def test_an_interrupted_run_goes_on_and_comes_to_the_same(
     values = config(workshop, tmp_path / "root", log, policy={"name": "taken"}, waves=[0.5, 1.0])
     whole = in_process({**values, "output": str(tmp_path / "other")})
     in_process(values, until="plan")
+
+    def read_again(*_: object) -> None:
+        raise AssertionError("what was taken is looked for in the ledger once")
+
+    monkeypatch.setattr(draw, "_find", read_again)
     in_process(values, until="version0")
     parts = in_process(values)
     assert parts.state.plan is not None
