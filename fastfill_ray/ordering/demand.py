@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fastfill_ray.ordering.ids import hash_ids
-from fastfill_ray.ordering.proxies import GAIN_DEPTH, Proxies, top_scores
+from fastfill_ray.ordering.proxies import GAIN_DEPTH, Proxies
 from fastfill_ray.types import F32, F64, I64, U64, Objects
 
-# Items at a time: Q x so many scores are in memory.
-_ROWS_AT_A_TIME = 1024
 # How many of a query's best items a metric looks at, where these are fewer than `expected_gain` looks at. Measured on
 # docstrings sought by their sentences (aligned, the log covers 80 %), R@1 of the curve: 41.1 with one, 39.8 with ten.
 DEPTHS = {"cmc@1": 1, "recall@1": 1, "mrr": 1, "cmc@5": 5}
@@ -36,8 +34,8 @@ def demand(old: F32, aligned: F32, logged: Demand) -> F32:
     """How much traffic is expected to miss the item while it is stale (N,): in 0 to the sum of the traffic.
 
     sum_q traffic_q Phi((s(q, i) - tau_q) / spread): `expected_gain` with the log as proxies, which is its case of equal
-    traffic. An item counts by how likely it is among the best of a query, and a query by how often it is asked. The
-    logistic function stands for Phi (largest difference 0.01; Bowling et al., 2009). Reads no label.
+    traffic. An item counts by how likely it is among the best of a query, and a query by how often it is asked; see
+    ``Proxies.chances``. Reads no label.
 
     Args:
         old: (N, D). aligned: (N, E), as they are indexed.
@@ -50,16 +48,10 @@ def demand(old: F32, aligned: F32, logged: Demand) -> F32:
         raise ValueError("policy demand needs thresholds of the logged queries, which are missing")
     if traffic.shape != proxies.thresholds.shape:
         raise ValueError(f"policy demand: {len(traffic)} traffics for {len(proxies.thresholds)} logged queries")
-    certain = ~np.isfinite(proxies.thresholds)  # there are fewer items than the metric looks at: each is among the best
-    thresholds = np.where(certain, np.float32(0), proxies.thresholds)
     shares = (traffic / max(float(traffic.max(initial=0)), 1e-300)).astype(np.float32)  # float32 counts to 2^24 only
     priority = np.empty(len(old), np.float32)
-    for start in range(0, len(old), _ROWS_AT_A_TIME):
-        part = slice(start, start + _ROWS_AT_A_TIME)
-        above = (proxies.evidence(old[part], aligned[part]) - thresholds[:, None]) / np.float32(proxies.spread)
-        likely = 1 / (1 + np.exp(np.clip(-1.702 * above, -60, 60)))
-        likely[certain] = 1
-        priority[part] = shares @ likely
+    for part, chances in proxies.chances(old, aligned):
+        np.matmul(shares, chances, out=priority[part])
     return priority * np.float32(traffic.max(initial=0))
 
 
@@ -121,9 +113,8 @@ def with_thresholds(logged: Demand, old: F32, aligned: F32, metric: str, share: 
     Args:
         metric: of the objective: as many of the best items count as it looks at.
     """
-    evidence = logged.proxies.evidence(old, aligned)
     depth = max(1, round(DEPTHS.get(metric, GAIN_DEPTH) * share))
-    thresholds = top_scores(evidence, depth)[:, -1]
+    thresholds = logged.proxies.best(old, aligned, depth)[:, -1]
     return replace(logged, proxies=replace(logged.proxies, thresholds=thresholds))
 
 

@@ -72,8 +72,8 @@ def class_loss(aligned: F32, labels: Objects, classifier: Classifier) -> F32:
 def expected_gain(old: F32, aligned: F32, proxies: Proxies) -> F32:
     """In how many proxy queries' first ten the item is expected to be: what a query loses while it is stale.
 
-    sum_q Phi((s(q, i) - tau_q) / spread), tau_q the k-th best score of q over the gallery. The logistic function stands
-    for Phi (largest difference 0.01; Bowling et al., 2009). Reads no label.
+    sum_q Phi((s(q, i) - tau_q) / spread), tau_q the k-th best score of q over the gallery; see ``Proxies.chances``.
+    Reads no label.
 
     Args:
         old: (N, D). aligned: (N, E). proxies: with thresholds.
@@ -81,13 +81,10 @@ def expected_gain(old: F32, aligned: F32, proxies: Proxies) -> F32:
     Raises:
         ValueError: proxies without thresholds.
     """
-    best = _needed(proxies.thresholds, "expected_gain", "thresholds of its proxy queries")
-    thresholds = np.where(np.isfinite(best), best, np.float32(0))
+    _needed(proxies.thresholds, "expected_gain", "thresholds of its proxy queries")
     priority = np.empty(len(old), np.float32)
-    for start in range(0, len(old), _ROWS_AT_A_TIME):
-        part = slice(start, start + _ROWS_AT_A_TIME)
-        above = (proxies.evidence(old[part], aligned[part]) - thresholds[:, None]) / np.float32(proxies.spread)
-        priority[part] = (1 / (1 + np.exp(np.clip(-1.702 * above, -60, 60)))).sum(axis=0)
+    for part, chances in proxies.chances(old, aligned):
+        chances.sum(axis=0, out=priority[part])
     return priority
 
 

@@ -27,7 +27,7 @@ from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.demand import DEPTHS
 from fastfill_ray.ordering.ids import combine_digests, hash_ids, ids_digest
 from fastfill_ray.ordering.policies import LABELLED, LOGGED, ItemColumns, Policy, Reference, priority_of
-from fastfill_ray.ordering.proxies import GAIN_DEPTH, Proxies, merge_top, top_scores
+from fastfill_ray.ordering.proxies import GAIN_DEPTH, Proxies, merge_top
 from fastfill_ray.ordering.waves import order_key
 from fastfill_ray.retrieval.similarity import match_norms
 from fastfill_ray.stages.context import Context
@@ -43,9 +43,6 @@ from fastfill_ray.storage.write_behind import write_behind
 from fastfill_ray.types import F32, U64, Model, fingerprint
 
 logger = logging.getLogger(__name__)
-
-# Rows whose evidence for all proxy queries is held at a time.
-_EVIDENCE_ROWS = 1 << 11
 
 
 @dataclass(frozen=True)
@@ -293,17 +290,14 @@ def _best_scores(scorer: Scorer, proxies: Proxies, work: Sequence[_Work]) -> np.
     """Each proxy query's best scores (P, k) in some chunks, their pairs and unusable rows left out."""
     source = scorer.source
     tables = read_spans(source.store, (item.span for item in work), mapped_columns(source.config))
-    return merge_top(_best_of_chunk(scorer, proxies, item, table) for item, table in zip(work, tables, strict=True))
-
-
-def _best_of_chunk(scorer: Scorer, proxies: Proxies, work: _Work, table: pa.Table) -> np.ndarray:
-    old, side, unusable = mapped_vectors(table, scorer.source)
-    kept = np.setdiff1d(np.arange(work.rows), [*work.pairs, *unusable])
-    aligned, _ = scorer.align(old[kept], side[kept] if side is not None else None)
-    old = old[kept]
-    starts = range(0, max(1, len(kept)), _EVIDENCE_ROWS)
-    parts = (slice(start, start + _EVIDENCE_ROWS) for start in starts)
-    return merge_top(top_scores(proxies.evidence(old[part], aligned[part])) for part in parts)
+    best: F32 | None = None
+    for item, table in zip(work, tables, strict=True):
+        old, side, unusable = mapped_vectors(table, source)
+        kept = np.setdiff1d(np.arange(item.rows), [*item.pairs, *unusable])
+        aligned, _ = scorer.align(old[kept], side[kept] if side is not None else None)
+        best = proxies.best(old[kept], aligned, so_far=best)
+    assert best is not None
+    return best
 
 
 def _scores_name(scorer: Scorer, snapshot: Snapshot) -> str:

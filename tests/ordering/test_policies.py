@@ -313,6 +313,22 @@ def test_the_top_of_a_gallery_is_the_same_however_it_is_split_into_parts(
     np.testing.assert_array_equal(merged, top_scores(evidence))
 
 
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+@pytest.mark.parametrize("numbers", [1, 40, 1 << 18])
+def test_evidence_in_tiles_is_the_whole_evidence(metric: Metric, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastfill_ray.ordering.proxies._TILE_NUMBERS", numbers)
+    old, _, aligned = vectors(1, 50)
+    proxies = proxies_of(metric)
+    whole = proxies.evidence(old, aligned)
+    for part, tile in proxies.tiles(old, aligned):
+        np.testing.assert_allclose(tile, whole[:, part], rtol=1e-4, atol=1e-4)
+    first = proxies.best(old[:7], aligned[:7])
+    assert np.isneginf(first[:, 7:]).all()
+    best = proxies.best(old[7:], aligned[7:], so_far=first)
+    np.testing.assert_allclose(best, top_scores(whole), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(proxies.best(old[:0], aligned[:0], so_far=best), best)
+
+
 def test_nothing_to_merge_is_an_error() -> None:
     with pytest.raises(ValueError, match="no scores to merge"):
         merge_top([])
