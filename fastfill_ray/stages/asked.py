@@ -154,6 +154,7 @@ class Asked:
         groups: {name: what is to be embedded}.
         answers: (n,) items that are right for the queries, by the relevance that is asked for: what was taken in the
             held-out traffic, or judged right; some of them often. Empty where another relevance decides.
+        first_taken: (n,) items that were taken most in the traffic that orders, each once.
         fingerprint: of what measures, where it has answers.
     """
 
@@ -176,8 +177,10 @@ class Asked:
         self._events: I64 = np.empty(0, np.int64)  # of the held-out part: pairs of a query and an item, else queries
         self._num_usable, self._num_kept = 0, 0  # queries that have vectors, and events of such a query
         self._lacking = 0  # answers that the gallery does not have
+        self._lacking_first = 0  # of those in `first_taken`
         self.groups: dict[str, UnitGroup] = {}
         self.answers: Objects = np.empty(0, object)
+        self.first_taken: Objects = np.empty(0, object)
         self.fingerprint = ""
         if config is None:
             return
@@ -190,6 +193,7 @@ class Asked:
             seen = config.model_dump(mode="json", exclude={"group_column"})
             name = fingerprint([pinned.model_dump(mode="json"), seen, dict(spaces), seed, MAX_LOGGED])
             self._logged = _Logged.of(name, of_log(config), pinned, log, spaces, source)
+            self.first_taken = log.items[:MAX_LOGGED]
             self._add(context.files, "logged queries", self._logged.plan, quarantine)
             if config.path is None:
                 self._measures, self.fingerprint = True, fingerprint([name, "held out"])
@@ -226,12 +230,25 @@ class Asked:
             InputError: none that was taken: then `item_id` is not what it is taken for.
         """
         self._lacking = len(set(self.answers.tolist())) - in_gallery
-        if in_gallery or self._config is None or self._relevance != "log":
-            return
-        raise InputError(
-            f"queries.log_path {shown_paths(self._config.log_path or '')}: none of the {self._lacking:,} items that "
-            f"were taken in the part that measures is in the gallery, such as {self.answers[0]!r}. Column item_id must "
-            f"hold ids of gallery.id_column {self._source.config.id_column!r}: cast or join them, or leave it out."
+        if not in_gallery and self._relevance == "log":
+            raise self._of_another_gallery(self.answers, f"{self._lacking:,} items that were taken", "measures")
+
+    def ordered_by(self, in_gallery: int) -> None:
+        """How many of `first_taken` the gallery has.
+
+        Raises:
+            InputError: none.
+        """
+        self._lacking_first = len(self.first_taken) - in_gallery
+        if self._lacking_first and not in_gallery:
+            raise self._of_another_gallery(self.first_taken, f"{self._lacking_first:,} items taken most", "orders")
+
+    def _of_another_gallery(self, items: Objects, which: str, part: str) -> InputError:
+        paths = self._config.log_path if self._config is not None else None
+        return InputError(
+            f"queries.log_path {shown_paths(paths or '')}: none of the {which} in the part that {part} is in the "
+            f"gallery, such as {items[0]!r}. Column item_id must hold ids of gallery.id_column "
+            f"{self._source.config.id_column!r}: cast or join them, or leave it out."
         )
 
     def queries(self, snapshot: str, new_dim: int) -> Queries | None:
@@ -321,6 +338,9 @@ class Asked:
         receipts = self._receipts("logged queries", plan).values()
         seconds = sum(receipt.seconds for of_model in receipts for receipt in of_model.values())
         said = [f"ordered by {_shown(log.fit)}"]
+        if self._lacking_first:
+            first = f"{len(self.first_taken):,} items taken most there"
+            said.append(f"{self._lacking_first:,} of the {first} are not in the gallery")
         if self._measures:
             cut = "by time" if log.cut == "time" else "by a hash of the query"
             events = f"as {self._num_kept:,} events"

@@ -118,6 +118,18 @@ def draw_taken(
     return _kept(context.files, name, draw)
 
 
+def count_known(context: Context, snapshot: Snapshot, ids: Objects) -> int:
+    """How many of some items (n,), each once, the gallery has; counted once and kept."""
+    if not len(ids):
+        return 0
+    wanted = item_keys(ids.tolist())
+
+    def count() -> tuple[pa.Table, int]:
+        return _by_chunk(snapshot, np.empty(0, np.int64), []), len(_find(context, snapshot, wanted).rows)
+
+    return _kept(context.files, _name(snapshot, "counted", sha256_hex(wanted.tobytes())), count)[1]
+
+
 def _find(context: Context, snapshot: Snapshot, keys: U64) -> _Found:
     """The items of these keys (M, 2), with global row numbers."""
     find = partial(_find_these, files=context.files, keys=keys)

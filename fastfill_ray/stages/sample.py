@@ -35,7 +35,7 @@ from fastfill_ray.ordering.partition import MIN_SPLIT
 from fastfill_ray.stages.asked import Asked
 from fastfill_ray.stages.blocks import BlockLimits, in_blocks
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.draw import Drawn, draw_pairs, draw_taken
+from fastfill_ray.stages.draw import Drawn, count_known, draw_pairs, draw_taken
 from fastfill_ray.stages.embed import Job, Unit, grouped, loads, pool_work, read_vectors, read_vectors_file
 from fastfill_ray.stages.known import Known, gather_known, vector_file
 from fastfill_ray.stages.quarantine import UnitGroup
@@ -134,6 +134,7 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
         check_splits(list(read.values()), plan, "an old vector that can be used")
     asked.read()
     taken = _plan_taken(context, asked, snapshot, plan, sampling, source, others)
+    asked.ordered_by(count_known(context, snapshot, asked.first_taken))
     groups = [pair_group, *([] if taken is None else [taken.group]), *asked.groups.values()]
     embed_first(context, job, groups, sampling.resources)
     if pairs is None:

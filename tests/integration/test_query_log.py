@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,23 @@ def test_a_log_of_items_that_the_gallery_lacks_is_refused_before_anything_is_emb
     ):
         in_process(config(workshop, tmp_path / "root", path))
     assert not list((tmp_path / "root" / "evaluation").glob("*/*.parquet"))
+
+
+def test_taken_items_of_the_part_that_orders_are_looked_for_in_the_gallery(
+    workshop: Workshop, log: Path, tmp_path: Path
+) -> None:
+    """The part that measures is later, and its items are there; of the part that orders none is, or some are not."""
+    table = pq.read_table(log).sort_by("time")
+    items, late = table.column("item_id").to_numpy(), np.arange(len(table)) >= 0.7 * len(table)
+    for lacking, name in ((~late, "all"), (~late & (np.arange(len(table)) % 5 == 0), "some")):
+        changed = table.set_column(2, "item_id", pa.array(np.where(lacking, items + 10_000_000, items)))
+        pq.write_table(changed, tmp_path / f"{name}.parquet")
+    with pytest.raises(InputError, match=r"none of the [\d,]+ items taken most in the part that orders is in the gall"):
+        in_process(config(workshop, tmp_path / "root", tmp_path / "all.parquet"))
+    plan = planned(config(workshop, tmp_path / "root", tmp_path / "some.parquet"))
+    assert re.search(
+        r"; \d+ of the [\d,]+ items taken most there are not in the gallery", plan.choices["queries.log_path"]
+    )
 
 
 @pytest.mark.parametrize(("count", "weight"), [(1e308, 1.0), (1e200, 1e200), (1e25, 1.0)])
