@@ -111,3 +111,15 @@ def combine_digests(digests: Iterable[str]) -> str:
 def subtract_digests(whole: str, part: str) -> str:
     """The digest of a set of ids without a subset of it."""
     return f"{(int(whole, 16) - int(part, 16)) % (1 << 128):032x}"
+
+
+def rows_of_keys(there: U64, wanted: U64) -> tuple[I64, I64]:
+    """Where some keys lie: rows (n,) of `there`, ascending, and which of the `wanted` each one is (n,).
+
+    Args:
+        there: (N, 2), each key once. wanted: (M, 2), each key once.
+    """
+    number_of = {tuple(key): number for number, key in enumerate(wanted.tolist())}
+    rows = np.flatnonzero(np.isin(there[:, 0], wanted[:, 0]))  # nearly always those: the half of a key is 64 bits
+    which = np.array([number_of.get(tuple(key), -1) for key in there[rows].tolist()], np.int64)
+    return rows[which >= 0], which[which >= 0]

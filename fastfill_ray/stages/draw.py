@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.ordering.ids import item_keys
+from fastfill_ray.ordering.ids import item_keys, rows_of_keys
 from fastfill_ray.ordering.partition import hash_bound, smallest, split_pairs, split_sizes
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.ledger import LedgerPart, key_groups, ledger_parts, read_keys
@@ -142,10 +142,8 @@ def _find(context: Context, snapshot: Snapshot, keys: U64) -> _Found:
 
 def _find_these(parts: Sequence[LedgerPart], *, files: Files, keys: U64) -> _Found:
     there = np.concatenate([read_keys(files, part) for part in parts])
-    rows = np.flatnonzero(np.isin(there[:, 0], keys[:, 0]))
-    names = {tuple(key) for key in keys.tolist()}
-    rows = rows[[tuple(key) in names for key in there[rows].tolist()]]
-    return _Found(there, np.arange(len(there))).take(rows)
+    rows, _ = rows_of_keys(there, keys)
+    return _Found(there[rows], rows)
 
 
 def _find_smallest(context: Context, snapshot: Snapshot, count: int, seed: int) -> _Found:

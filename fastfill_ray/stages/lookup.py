@@ -17,7 +17,7 @@ from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile, read_around
 from fastfill_ray.inputs.payload import payload_values
 from fastfill_ray.log.state import State
-from fastfill_ray.ordering.ids import item_keys
+from fastfill_ray.ordering.ids import item_keys, rows_of_keys
 from fastfill_ray.stages.ledger import LedgerPart, ledger_parts, read_keys
 from fastfill_ray.stages.snapshot import Snapshot, read_snapshot
 from fastfill_ray.storage.files import Files
@@ -114,15 +114,12 @@ def look_up(
 def _places(files: Files, parts: Sequence[LedgerPart], ids: Sequence[int | str]) -> dict[int | str, _Place]:
     """Where the items lie that are in these parts, in the order of the ids."""
     keys = item_keys(ids)  # (N, 2)
-    id_of = {tuple(key): value for key, value in zip(keys.tolist(), ids, strict=True)}
     places: dict[int | str, _Place] = {}
     for part in parts:
         if len(places) == len(ids):
             break
-        there = read_keys(files, part)
-        for row in np.flatnonzero(np.isin(there[:, 0], keys[:, 0])).tolist():
-            if (value := id_of.get(tuple(there[row].tolist()))) is not None:
-                places[value] = (part.file, part.start + row)
+        rows, which = rows_of_keys(read_keys(files, part), keys)
+        places |= {ids[n]: (part.file, part.start + row) for row, n in zip(rows.tolist(), which.tolist(), strict=True)}
     return {value: places[value] for value in ids if value in places}
 
 

@@ -24,7 +24,7 @@ from fastfill_ray.ordering.proxies import with_thresholds
 from fastfill_ray.report.prediction import promises
 from fastfill_ray.simulation import simulate
 from fastfill_ray.stages import choose
-from fastfill_ray.stages.sample import _from_table
+from fastfill_ray.stages.pairs import _from_table
 from fastfill_ray.storage.arrow import read_table
 from fastfill_ray.storage.files import open_files
 from fastfill_ray.storage.paths import stage_receipt

@@ -9,7 +9,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastfill_ray.ordering.ids import NO_IDS, hash_ids, ids_digest, item_keys, keys_digest
+from fastfill_ray.ordering.ids import NO_IDS, hash_ids, ids_digest, item_keys, keys_digest, rows_of_keys
 
 IDS = st.lists(st.integers(-(2**63), 2**63 - 1)) | st.lists(st.text(st.characters(codec="utf-8"), max_size=9))
 
@@ -48,3 +48,12 @@ def test_the_digest_carries_between_the_halves_and_wraps_at_128_bits() -> None:
     assert keys_digest(np.array([[0, top], [0, 1]], np.uint64)) == f"{2**64:032x}"
     assert keys_digest(np.array([[top, top], [0, 2]], np.uint64)) == f"{1:032x}"
     assert keys_digest(np.full((1000, 2), top, np.uint64)) == f"{(2**128 - 1) * 1000 % 2**128:032x}"
+
+
+@given(st.lists(st.integers(0, 40), unique=True, max_size=30), st.lists(st.integers(0, 40), unique=True, max_size=30))
+def test_keys_are_found_by_both_halves(there: list[int], wanted: list[int]) -> None:
+    """Halves of few values, so that one half alone says little."""
+    keys, asked = (np.array([(n % 5, n // 5) for n in some], np.uint64).reshape(-1, 2) for some in (there, wanted))
+    rows, which = rows_of_keys(keys, asked)
+    assert rows.tolist() == [row for row, n in enumerate(there) if n in wanted]
+    assert [wanted[n] for n in which.tolist()] == [there[row] for row in rows.tolist()]

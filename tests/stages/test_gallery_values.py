@@ -17,7 +17,7 @@ from fastfill_ray.errors import InputError
 from fastfill_ray.inputs.gallery import Source, item_groups, item_labels
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import Span, read_rows
-from fastfill_ray.stages import build, old_index, sample, score
+from fastfill_ray.stages import build, old_index, pairs, score
 from fastfill_ray.stages.embed import Unit
 from fastfill_ray.stages.snapshot import inspect_gallery
 
@@ -109,7 +109,7 @@ def read_at(stage: str, source: Source, span: Span) -> None:
             model="new",
             offsets=offsets,
         )
-        sample._old_of(unit, table, source)
+        pairs._old_of(unit, table, source)
     elif stage == "score":
         work = score._Work(unit="u", start=span.start, rows=span.rows, file=span.file, pairs=())
         score._score_chunk(scorer, work, table)

@@ -28,8 +28,8 @@ from fastfill_ray.stages import draw, ledger
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.draw import Drawn, draw_pairs
 from fastfill_ray.stages.ledger import key_groups, ledger_parts, read_keys, repeated_keys, take_snapshot
+from fastfill_ray.stages.pairs import PairPlan, plan_pairs
 from fastfill_ray.stages.progress import Progress
-from fastfill_ray.stages.sample import PairPlan, plan_pairs
 from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery
 from fastfill_ray.storage.files import open_files
 from tests import synthetic

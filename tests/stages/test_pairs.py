@@ -8,8 +8,8 @@ from typing import Any
 from fastfill_ray.config import BackfillConfig, load_config
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.stages.draw import Drawn
+from fastfill_ray.stages.pairs import plan_pairs
 from fastfill_ray.stages.queries import pin_queries, plan_queries
-from fastfill_ray.stages.sample import plan_pairs
 from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery
 from fastfill_ray.types import fingerprint
 from tests import synthetic
