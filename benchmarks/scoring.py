@@ -107,7 +107,7 @@ def compare(folder: Path, method: Method, rows: int, dim: int) -> list[str]:
     scorer = scorer_of(files, store, config, snapshot, alignment)
     context = Context(InProcessEngine(), files, store, Progress(io.StringIO()))
     start = time.monotonic()
-    scores = score(context, scorer, snapshot, {snapshot.chunks[0].unit: (0,)})
+    scores = score(context, scorer, snapshot, {snapshot.chunks[0].unit: (0,)}, {})
     scoring_s = time.monotonic() - start
     start = time.monotonic()
     map_s = sum(loop(folder / "gallery", folder / "plain", mapping, residuals))

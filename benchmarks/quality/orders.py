@@ -6,12 +6,14 @@ All of them at one map. Larger = re-embedded earlier. Legend: Q queries, N items
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
 from benchmarks.quality.curves import asking
 from benchmarks.quality.material import Material
 from fastfill_ray.alignment.linear import ridge
+from fastfill_ray.alignment.maps import Alignment
 from fastfill_ray.experiment.candidate import MapView, Objective
 from fastfill_ray.experiment.heldout import HeldOut
 from fastfill_ray.experiment.shadow import Shadow
@@ -66,7 +68,7 @@ def _as_mapped(material: Material, part: HeldOut) -> F32:
 
 def _extra(material: Material, part: HeldOut) -> dict[str, F32]:
     train, items, aligned = material.train, part.items, part.aligned[FIXED_VIEW]
-    alignment = material.evidence.maps[FIXED_MAP]
+    alignment = cast(Alignment, material.evidence.maps[FIXED_MAP])
     priorities = {
         "second opinion": alignment.second_opinion(items.old, None, _as_mapped(material, part)),
         "nearest pair": nearest_pair(aligned, train.new),
