@@ -3,11 +3,11 @@
 python -m benchmarks.search [--rows 200000] [--segments 40] [--factories Flat IVF1024,Flat] [--repeat 30]
 
 A root is written as a run writes it, 256 dims, cosine. It is searched as it is, with 1 % of its ids deleted, and with
-five calibrations in turn over its segments. The one index is searched with normalised queries and a selector of the
-same live items; its rows are turned into ids, too. Asserted first: with one calibration both give the same ids, also
-for IVF, whose lists are the same; with five, the scores are those of five such indexes. Then both are timed in turn,
-each time with other queries: medians, and the median of the ratios, for batches of 1, 16 and 256, on one thread and on
-all.
+five calibrations in turn over its segments. The one index lies in large pages, as a version does. It is searched with
+normalised queries and a selector of the same live items; its rows are turned into ids, too. Asserted first: with one
+calibration both give the same ids, also for IVF, whose lists are the same; with five, the scores are those of five such
+indexes. Then both are timed in turn, each time with other queries: medians, and the median of the ratios, for batches
+of 1, 16 and 256, on one thread and on all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import fastfill_ray as ff
 from benchmarks.results import markdown
 from fastfill_ray.index.deletions import write_ids
 from fastfill_ray.index.reader import Index
-from fastfill_ray.index.segment import HiddenRows, build_index, load_index, train_template
+from fastfill_ray.index.segment import HiddenRows, build_index, in_large_pages, load_index, train_template
 from fastfill_ray.index.segment_list import listed
 from fastfill_ray.log.records import Delete, FileRef, Init, Plan, Publish, Segment, Verdict, Version
 from fastfill_ray.ordering.ids import combine_digests, ids_digest
@@ -135,7 +135,7 @@ def check(
 def one_index(items: F32, template: bytes, ids: I64, deleted: I64) -> Search:
     """A search of one FAISS index of some items, for the ids of those that are not deleted."""
     data = build_index(template, items[ids], "cosine")
-    index: Any = load_index(data, dim=DIM, metric="cosine", rows=len(ids), name="one index")
+    index: Any = load_index(in_large_pages(data), dim=DIM, metric="cosine", rows=len(ids), name="one index")
     library: Any = faiss
     parameters = None
     if (hidden := HiddenRows.of(np.flatnonzero(np.isin(ids, deleted)), len(ids))) is not None:

@@ -25,11 +25,13 @@ from fastfill_ray.index.ivf import (
     swap_lists,
     template_key,
 )
-from fastfill_ray.index.segment import HiddenRows, deserialise, search_segment, serialise
+from fastfill_ray.index.segment import HiddenRows, deserialise, in_large_pages, opened, search_segment, serialise
 from fastfill_ray.log.records import Segment
 from fastfill_ray.retrieval.merging import Hits, best_hits, calibrated_scores
 from fastfill_ray.types import F32, I64, Metric
 
+# Scores (Q, K) as FAISS gives them, larger is better, and rows (Q, K) of a block: -inf and -1 where they are missing.
+Found = tuple[F32, I64]
 # What tells a segment from all others: the sha256 of its index and of its ids.
 Key = tuple[str, str]
 # Most bytes of codes that are joined. Beside these what a further index costs is nothing, and a refresh copies no more
@@ -153,6 +155,7 @@ def _block(pile: Sequence[tuple[Member, Block]], same: dict[tuple[Key, ...], Blo
             for (member, source), start in zip(pile, starts.tolist(), strict=False)
         )
         swap_lists(index, join_lists(index, parts), int(starts[-1]))
+    index = opened(in_large_pages(serialise(index)), "a block")
     return Block(index, keys, starts, template, pile[0][1].coarse_key)
 
 
@@ -197,38 +200,63 @@ class BlockSearch:
     segment: Segment
     hidden: HiddenRows | None
 
-    def search(self, queries: F32, k: int, metric: Metric, assignment: Assignment | None) -> Hits:
-        """Hits of queries (Q, d), the k best of each among them, in any order: what ``best_hits`` of all blocks takes.
+    def search(self, queries: F32, k: int, metric: Metric, assignment: Assignment | None) -> Found:
+        """The best of the block for queries (Q, d): k, and of several segments one more, see ``Blocks.hits``."""
+        width = k if len(self.numbers) == 1 else k + 1
+        return search_segment(self.block.index, queries, width, metric, assignment, self.hidden)
 
-        FAISS does not say which of equal scores it keeps. Within one segment any will do; between segments the first
-        ones count, so a query whose k-th score goes on behind it is searched for more.
-        """
-        if len(self.numbers) == 1:
-            return self._hits(*search_segment(self.block.index, queries, k, metric, assignment, self.hidden))
-        hits = self._hits(*search_segment(self.block.index, queries, k + 1, metric, assignment, self.hidden))
-        last = hits.scores[:, k]
-        for query in np.flatnonzero((last == hits.scores[:, k - 1]) & (last > -np.inf)):
-            row = slice(query, query + 1)
-            its_lists = None if assignment is None else Assignment(assignment.distances[row], assignment.lists[row])
-            first = self._first_of_equals(queries[row], k, metric, its_lists)
-            hits.scores[row, :k], hits.segments[row, :k], hits.rows[row, :k] = first
-            hits.scores[row, k], hits.segments[row, k], hits.rows[row, k] = -np.inf, -1, -1
-        return hits
-
-    def _first_of_equals(self, query: F32, k: int, metric: Metric, assignment: Assignment | None) -> Hits:
+    def first_of_equals(self, query: F32, k: int, metric: Metric, assignment: Assignment | None) -> Hits:
         """The k best hits of one query (1, d), searched for more until a lower score follows or nothing does."""
-        depth, rows = k + 1, self.block.index.ntotal
+        depth, rows, alone = k + 1, self.block.index.ntotal, Blocks([self])
         while True:
             depth = min(_WIDER * depth, rows)
-            hits = self._hits(*search_segment(self.block.index, query, depth, metric, assignment, self.hidden))
+            found = search_segment(self.block.index, query, depth, metric, assignment, self.hidden)
+            hits = alone.numbered([found])
             if depth == rows or hits.scores[0, -1] < hits.scores[0, k - 1]:
                 return best_hits([hits], k)
 
-    def _hits(self, raw: F32, rows: I64) -> Hits:
-        """Hits as the version numbers them, of scores and rows (Q, K) of the block."""
-        scores = calibrated_scores(raw, self.segment.calibration)
-        place = self.block.starts.searchsorted(rows, side="right") - 1
-        hits = Hits(scores, self.numbers[place], rows - self.block.starts[place])
+
+class Blocks:
+    """The blocks of a version side by side: what one query finds in all of them is numbered and calibrated at once."""
+
+    def __init__(self, blocks: Sequence[BlockSearch]) -> None:
+        rows = [each.block.index.ntotal for each in blocks]
+        self._first_rows = np.cumsum([0, *rows])  # of each block, among the rows of all
+        starts = [
+            each.block.starts[:-1] + first for each, first in zip(blocks, self._first_rows.tolist(), strict=False)
+        ]
+        self._starts, self._numbers = np.concatenate(starts), np.concatenate([each.numbers for each in blocks])
+        self._scales = np.array([each.segment.calibration.scale for each in blocks])
+        self._offsets = np.array([each.segment.calibration.offset for each in blocks])
+
+    def numbered(self, found: Sequence[Found]) -> Hits:
+        """Hits (Q, L) as the version numbers them, the blocks' one after the other."""
+        block = np.repeat(np.arange(len(found)), [raw.shape[1] for raw, _ in found])
+        raw, rows = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        places = rows + self._first_rows[block]
+        segment = self._starts.searchsorted(places, side="right") - 1
+        scores = calibrated_scores(raw, self._scales[block], self._offsets[block])
+        hits = Hits(scores, self._numbers[segment], places - self._starts[segment])
         if (missing := rows < 0).any():
             hits.scores[missing], hits.segments[missing], hits.rows[missing] = -np.inf, -1, -1
+        return hits
+
+    def hits(self, found: Sequence[Found], k: int, again: Callable[[int, int], Hits]) -> Hits:
+        """Hits (Q, L), the k best of each query among them, in any order: what ``best_hits`` takes.
+
+        FAISS does not say which of equal scores it keeps. Within one segment any will do; between segments the first
+        ones count, so a query whose k-th score goes on behind it is searched for more.
+
+        Args:
+            found: of each block. again: (block, query) -> ``BlockSearch.first_of_equals``.
+        """
+        hits, ends = self.numbered(found), np.cumsum([raw.shape[1] for raw, _ in found])
+        shared = np.array([block for block, (raw, _) in enumerate(found) if raw.shape[1] > k], np.int64)
+        last = ends[shared] - 1
+        tied = (hits.scores[:, last] == hits.scores[:, last - 1]) & (hits.scores[:, last] > -np.inf)
+        for query, place in zip(*(each.tolist() for each in np.nonzero(tied)), strict=True):
+            first, end = again(int(shared[place]), query), int(last[place])
+            part = slice(end - k, end)
+            hits.scores[query, part], hits.segments[query, part], hits.rows[query, part] = (each[0] for each in first)
+            hits.scores[query, end], hits.segments[query, end], hits.rows[query, end] = -np.inf, -1, -1
         return hits

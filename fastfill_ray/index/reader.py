@@ -18,12 +18,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastfill_ray.errors import CorruptFile, NotPublished
-from fastfill_ray.index.block import Block, BlockSearch, Key, Member, arrange
+from fastfill_ray.index.block import Block, Blocks, BlockSearch, Found, Key, Member, arrange
 from fastfill_ray.index.deletion_vector import NO_ROWS, DeletionVector, read_deletion
 from fastfill_ray.index.deletions import Deleted, hidden_in
 from fastfill_ray.index.ivf import Assignment, coarse
 from fastfill_ray.index.parallel import run_searches
-from fastfill_ray.index.segment import HiddenRows, load_index, prepare_queries, segment_dim, segment_queries
+from fastfill_ray.index.segment import (
+    HiddenRows,
+    in_large_pages,
+    load_index,
+    prepare_queries,
+    segment_dim,
+    segment_queries,
+)
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.records import Delete, Init, Segment, Undelete, Version
 from fastfill_ray.log.state import State
@@ -71,6 +78,10 @@ class _Snapshot:
     @cached_property
     def needs_old_queries(self) -> bool:
         return any(segment.needs_old_queries for segment in self.records)
+
+    @cached_property
+    def side_by_side(self) -> Blocks:
+        return Blocks(self.blocks)
 
     @cached_property
     def sharing(self) -> Counter[tuple[str | None, Fusion | None]]:
@@ -150,7 +161,7 @@ class Index:
         old = self._old_queries(snapshot, old_queries, len(new)) if snapshot.needs_old_queries else None
         vectors: dict[Fusion | None, F32] = {}  # the queries in each space that segments are in
         assignments: dict[tuple[str | None, Fusion | None], Assignment | None] = {}
-        searches: list[Callable[[], Hits]] = []
+        searches: list[Callable[[], Found]] = []
         scanned: list[Callable[[], int]] = []
         for each in snapshot.blocks:
             block, fusion = each.block, each.segment.fusion
@@ -164,8 +175,15 @@ class Index:
                 )
             searches.append(partial(each.search, vectors[fusion], k, self.metric, assignments[shared]))
             scanned.append(partial(block.scanned_bytes, assignments[shared]))
-        parts = run_searches(searches, len(new), lambda: sum(scanned_bytes() for scanned_bytes in scanned))
-        hits = best_hits(parts, k)
+        found = run_searches(searches, len(new), lambda: sum(scanned_bytes() for scanned_bytes in scanned))
+
+        def again(number: int, query: int) -> Hits:
+            each, row = snapshot.blocks[number], slice(query, query + 1)
+            fusion, assignment = each.segment.fusion, assignments[each.block.coarse_key, each.segment.fusion]
+            its_lists = None if assignment is None else Assignment(assignment.distances[row], assignment.lists[row])
+            return each.first_of_equals(vectors[fusion][row], k, self.metric, its_lists)
+
+        hits = best_hits([snapshot.side_by_side.hits(found, k, again)], k)
         return np.ascontiguousarray(hits.scores), self._ids(snapshot, hits)
 
     def _old_queries(self, snapshot: _Snapshot, old_queries: NDArray[Any] | None, count: int) -> F32:
@@ -256,7 +274,7 @@ class Index:
         name = f"{self._files.root}/{segment.index.path}"
         if segment.dim != (bound := segment_dim(segment, self._init)):
             raise CorruptFile(f"{name}: recorded with dim {segment.dim}, the output root is bound to {bound}.")
-        data = get_verified(self._files, segment.index)
+        data = in_large_pages(get_verified(self._files, segment.index))
         return load_index(data, dim=segment.dim, metric=self.metric, rows=segment.rows, name=name)
 
     def _read_ids(self, segment: Segment) -> _Loaded:

@@ -7,6 +7,7 @@ N vectors, Q queries, d dims, K hits, H hidden rows.
 from __future__ import annotations
 
 import math
+import mmap
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ FAISS_METRIC: dict[Metric, int] = {
 _TABLE_BYTES = 2**31
 # Hits that a search of more than is wanted holds at a time.
 _FETCHED_HITS = 1 << 22
+_HUGE_PAGE = 1 << 21
 _reading = threading.Lock()
 _library: Any = faiss  # for what its stubs lack
 
@@ -89,7 +91,27 @@ def build_index(template: bytes, vectors: F32, metric: Metric) -> bytes:
         return serialise(index)
 
 
-def load_index(data: bytes, *, dim: int, metric: Metric, rows: int, name: str) -> faiss.Index:
+def in_large_pages(data: bytes) -> NDArray[np.uint8]:
+    """A copy (n,) of what searches read again and again, in memory for which Linux is asked for huge pages.
+
+    One query reads all of a Flat index, and with pages of 4 KiB the page table costs as much as that: 200,000 x 256
+    took 6.4 ms, 10.8 in the memory of ``bytes``, and 14.6 in that of FAISS.
+    """
+    if len(data) < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.frombuffer(data, np.uint8)
+    memory = mmap.mmap(-1, len(data) + _HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel without them
+        return np.frombuffer(data, np.uint8)
+    whole = np.frombuffer(memory, np.uint8)
+    start = -whole.ctypes.data % _HUGE_PAGE
+    array = whole[start : start + len(data)]
+    array[:] = np.frombuffer(data, np.uint8)
+    return array
+
+
+def load_index(data: bytes | NDArray[np.uint8], *, dim: int, metric: Metric, rows: int, name: str) -> faiss.Index:
     """One segment, checked to be the one that is recorded.
 
     Returns:
@@ -99,14 +121,24 @@ def load_index(data: bytes, *, dim: int, metric: Metric, rows: int, name: str) -
     Raises:
         CorruptFile: not a FAISS index, bytes left over, or another dim, metric or number of rows.
     """
-    array = np.frombuffer(data, np.uint8)
-    reader = _library.ZeroCopyIOReader(faiss.swig_ptr(array), len(data))
-    index: Any = _read(reader, lambda: int(reader.rp_), len(data), name)
-    index.referenced_objects = [array]
+    index = opened(data, name)
     found = (index.d, index.metric_type, index.ntotal)
     expected = (dim, FAISS_METRIC[metric], rows)
     if found != expected or not index.is_trained:
         raise CorruptFile(f"{name}: holds (dim, FAISS metric, rows) {found}, the record says {expected}.")
+    return index
+
+
+def opened(data: bytes | NDArray[np.uint8], name: str) -> faiss.Index:
+    """An index that lies in `data`; see ``load_index``.
+
+    Raises:
+        CorruptFile: not a FAISS index, or bytes left over.
+    """
+    array = np.frombuffer(data, np.uint8)
+    reader = _library.ZeroCopyIOReader(faiss.swig_ptr(array), len(data))
+    index: Any = _read(reader, lambda: int(reader.rp_), len(data), name)
+    index.referenced_objects = [array]
     return index
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfill_ray.retrieval.calibration import Calibration
-from fastfill_ray.types import F32, I64
+from fastfill_ray.types import F32, F64, I64
 
 Number = TypeVar("Number", bound=np.generic)
 Values = NDArray[np.signedinteger]
@@ -71,9 +71,10 @@ def best_hits(parts: Sequence[Hits], k: int) -> Hits:
     return _best(parts, k)[0]
 
 
-def calibrated_scores(raw: F32, calibration: Calibration) -> F32:
-    """Raw scores as they are merged, rounded once."""
-    return (calibration.scale * raw.astype(np.float64) + calibration.offset).astype(np.float32)
+def calibrated_scores(raw: F32, scale: float | F64, offset: float | F64) -> F32:
+    """Raw scores (Q, K) as they are merged, rounded once; scale and offset of all, or (K,)."""
+    scores: F32 = (scale * raw.astype(np.float64) + offset).astype(np.float32)
+    return scores
 
 
 def _calibrated(
@@ -81,7 +82,7 @@ def _calibrated(
 ) -> Iterator[Hits]:
     """The hits of each segment as they are merged."""
     for number, (raw, row, calibration) in enumerate(zip(scores, rows, calibrations, strict=True), first):
-        merged = np.where(row < 0, np.float32(-np.inf), calibrated_scores(raw, calibration))
+        merged = np.where(row < 0, np.float32(-np.inf), calibrated_scores(raw, calibration.scale, calibration.offset))
         yield Hits(merged, np.where(row < 0, -1, number), row)
 
 

@@ -253,7 +253,8 @@ class GalleryRanking:
         number, count = self._num_segments, len(self._own)
         self._num_segments += 1
         self._merger.add(hits.scores, hits.rows, calibration, hits.same_label)
-        self._beyond.append(None if hits.beyond is None else calibrated_scores(hits.beyond, calibration))
+        scale, offset = calibration.scale, calibration.offset
+        self._beyond.append(None if hits.beyond is None else calibrated_scores(hits.beyond, scale, offset))
         there = hits.own_rows >= 0
         self._own[there] = np.stack([np.full(count, number), hits.own_rows], axis=1)[there]
         if hits.num_same_label is not None:
