@@ -27,6 +27,7 @@ LABELLED: frozenset[Policy] = frozenset({"class_margin", "class_loss"})  # they 
 CLASSIFIED: frozenset[Policy] = frozenset({"entropy", "class_loss"})  # they need a classifier
 LOGGED: frozenset[Policy] = frozenset({"demand", "taken"})  # they need a query log
 _ROWS_AT_A_TIME = 1024
+_DISTANCES = 1 << 21  # held at a time
 
 
 def random_priority(id_hash: U64, seed: int) -> F32:
@@ -103,18 +104,27 @@ def class_margin(aligned: F32, labels: Objects, reference: F32, reference_labels
         (N,) float32; an item whose class no pair has is as uncertain as the worst distance seen.
     """
     priority = np.empty(len(aligned), np.float32)
-    # Class numbers instead of objects: N x P comparisons. None is -1 in the reference and -2 among the items.
-    number = {label: i for i, label in enumerate(dict.fromkeys(reference_labels.tolist())) if label is not None}
-    classes = np.array([number.get(label, -1) for label in reference_labels.tolist()])
-    mine = np.array([number.get(label, -2) for label in labels.tolist()])
-    known = classes >= 0
-    for start in range(0, len(aligned), _ROWS_AT_A_TIME):
-        part = slice(start, start + _ROWS_AT_A_TIME)
+    known = dict.fromkeys(label for label in reference_labels.tolist() if label is not None)
+    number = {label: i for i, label in enumerate(known)}
+    classes = np.array([number.get(label, len(number)) for label in reference_labels.tolist()])
+    mine = np.array([number.get(label, -1) for label in labels.tolist()], np.int64)
+    # Class after class, those without one last, so that the least distance to each class is one pass over the rows.
+    order = np.argsort(classes, kind="stable")
+    reference, classes = reference[order], classes[order]
+    starts = np.searchsorted(classes, np.arange(len(number)))
+    num_known = int(np.searchsorted(classes, len(number)))
+    rows = max(1, _DISTANCES // max(1, len(reference)))
+    for start in range(0, len(aligned), rows):
+        part = slice(start, start + rows)
         distances = -similarity(aligned[part], reference, "l2")
-        same = mine[part, None] == classes[None, :]
         worst = distances.max(axis=1)
-        own = np.where(same & known, distances, np.inf).min(axis=1)
-        other = np.where(~same & known, distances, np.inf).min(axis=1)
+        least = np.full((len(distances), len(number) + 1), np.inf, np.float32)  # the last of an item without a class
+        if len(number):
+            least[:, :-1] = np.minimum.reduceat(distances[:, :num_known], starts, axis=1)
+        everyone = np.arange(len(least))
+        own = least[everyone, mine[part]]
+        least[everyone, mine[part]] = np.inf
+        other = least.min(axis=1)
         priority[part] = np.where(np.isinf(own), worst, own) - np.where(np.isinf(other), worst, other)
     return priority
 
