@@ -33,8 +33,9 @@ from fastfill_ray.index.segment import (
 from fastfill_ray.log.records import Delete, FileRef, Plan, Segment, Undelete, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.proxies import GAIN_DEPTH, merge_top
-from fastfill_ray.stages.export_changes import Portion, PortionReader, portions_since
+from fastfill_ray.stages.export_changes import PortionReader, Upsert, portions_since
 from fastfill_ray.stages.export_columns import ColumnReader, GalleryColumns
+from fastfill_ray.stages.export_held import can_be_alike, rows_not_held
 from fastfill_ray.stages.export_manifest import (
     MANIFEST,
     Exported,
@@ -68,11 +69,15 @@ _THREADS = 8  # that look at files
 
 
 class _Part(Model):
-    """Some rows of one segment, which one worker exports."""
+    """Some rows of one segment, which one worker exports; place: u of stale ones, None of new ones."""
 
     unit: str
-    portion: Portion
+    upsert: Upsert
     place: float | None
+
+    @property
+    def segment(self) -> Segment:
+        return self.upsert.portion.segment
 
 
 def export(engine: Engine, files: Files, target: Files, request: ExportRequest, progress: Progress) -> Manifest:
@@ -94,15 +99,14 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
     if whole is not None and is_same_export(whole, wanted) and are_there(target, (*whole.files, *whole.deleted)):
         return whole
     exported = begin_export(target, wanted, partial(_centred, files, reader.segments(version)))
-    portions = portions_since(reader, state, version, None if request.since is None else request.since.held)
-    parts = [
-        _Part(
-            unit=chunk_unit(portion.digest),
-            portion=portion,
-            place=exported.places[portion.segment.wave] if portion.segment.state == "stale" else None,
-        )
-        for portion in portions.upserted
-    ]
+    held = None if request.since is None else request.since.held
+    alike = partial(can_be_alike, by_wave=exported.baking is not None)
+    portions = portions_since(reader, state, version, held, alike)
+    parts = []
+    for upsert in portions.upserted:
+        segment = upsert.portion.segment
+        place = exported.places[segment.wave] if segment.state == "stale" else None
+        parts.append(_Part(unit=chunk_unit(upsert.digest), upsert=upsert, place=place))
     receipts = {
         unit: receipt
         for unit, receipt in find_receipts(target, RECEIPTS, {part.unit for part in parts}).items()
@@ -112,12 +116,12 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
     samples = _samples(files, state, version) if exported.baking is not None and request.since is None else None
     columns = None if request.columns is None else (state.plan_of(version), request.columns)
     work = partial(_export_parts, files, target, exported, state.deletions, samples, columns)
-    rows = sum(part.portion.rows for part in parts)
-    done = sum(receipts[part.unit].rows for part in parts if part.unit in receipts)
-    with progress.stage("export", rows, "items", done=done) as bar:
+    rows = {part.unit: part.upsert.portion.rows for part in parts}
+    done = sum(count for unit, count in rows.items() if unit in receipts)
+    with progress.stage("export", sum(rows.values()), "items", done=done) as bar:
         for receipt in engine.run_units(work, [[part] for part in missing]):
             receipts[receipt.unit] = receipt
-            bar.advance(receipt.rows)
+            bar.advance(rows[receipt.unit])
     ordered = [receipts[part.unit] for part in parts]
     new_rows = sum(r.rows for part, r in zip(parts, ordered, strict=True) if part.place is None)
     gone = tuple(
@@ -228,10 +232,11 @@ def _export_parts(
 ) -> Iterator[Receipt]:
     baking, reader = exported.baking, PortionReader(files, deletions)
     gallery = None if columns is None else ColumnReader(files, *columns)
+    load = partial(_load, files, exported.metric if baking is None else baking.metric)
     for part in parts:
-        segment = part.portion.segment
-        index = _load(files, exported.metric if baking is None else baking.metric, segment)
-        ids, rows = reader.rows(part.portion)
+        segment, index = part.segment, load(part.segment)
+        ids, rows = reader.rows(part.upsert.portion)
+        rows = rows_not_held(reader, load, index, ids, rows, part.upsert.held)
         tables = _tables(exported, part, index, ids, rows, gallery)
         written = tuple(write_behind(partial(_put_table, target, table) for table in tables))
         details: dict[str, Any] = {"exact": _keeps_vectors(index)}
@@ -248,7 +253,7 @@ def _tables(
     exported: Exported, part: _Part, index: Any, ids: pa.Array, rows: I64, gallery: ColumnReader | None
 ) -> Iterator[pa.Table]:
     """What the files of a part hold, of its rows (C,) of a segment with N ids."""
-    baking, segment = exported.baking, part.portion.segment
+    baking, segment = exported.baking, part.segment
     places = None if gallery is None else gallery.places(segment, ids.take(pa.array(rows)))
     step = max(1, _FILE_BYTES // (4 * exported.dim * _GROUP_ROWS)) * _GROUP_ROWS
     for start in range(0, segment.rows, step):

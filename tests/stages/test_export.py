@@ -343,3 +343,27 @@ def test_an_export_whose_process_is_killed_is_completed_by_the_same_call(tmp_pat
     assert not (tmp_path / "to" / "manifest.json").exists()
     manifest = exported(tmp_path / "root", tmp_path / "to", baked=True)
     assert len(table_in(tmp_path / "to")[0]) == manifest.rows == 115
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat"])
+@pytest.mark.parametrize("baked", [True, False])
+def test_items_that_only_lie_in_another_segment_are_not_written_again(
+    tmp_path: Path, factory: str, baked: bool
+) -> None:
+    """A bucket is rebuilt: of its items one has another vector, one is gone, one came, and one was deleted before."""
+    made = mixed(tmp_path / "root", "ip", None, factory=factory)
+    root, names = made.root, made.names
+    root.commit(made.new, *made.stale.values())
+    root.delete([names[40]])
+    first = exported(tmp_path / "root", tmp_path / "first", baked=baked)
+    root.undelete([names[40]])
+    stale = vectors(40, seed=30)
+    made_again = stale[[*range(20, 40), *range(19)]] * (1 + 1e-7)
+    made_again[0] *= 1.001
+    ids = [*names[50:70], *names[30:49], 1000]
+    rebuilt = root.segment(np.vstack([made_again, vectors(1, seed=77)]), ids, made.stale[1].calibration)
+    merged = root.segment(np.vstack([vectors(30, seed=1), vectors(1, seed=78)]), [*names[:30], 1001])
+    root.commit(merged, rebuilt.model_copy(update={"wave": 1}), made.stale[2])
+    since = exported(tmp_path / "root", tmp_path / "since", baked=baked, since=first)
+    assert sorted(table_in(tmp_path / "since")[0]) == [names[40], names[50], 1000, 1001]
+    assert (since.rows, since.new_rows, since.deleted_rows) == (4, 1, 1)
