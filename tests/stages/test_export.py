@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,6 +25,10 @@ from fastfill_ray.retrieval.calibration import OrderCalibration
 from fastfill_ray.retrieval.fusion import fusion_of
 from fastfill_ray.stages import export as stage
 from fastfill_ray.stages.export_manifest import ExportRequest, Manifest
+from fastfill_ray.storage.arrow import matrix_column, table_bytes
+from fastfill_ray.storage.paths import stage_receipt
+from fastfill_ray.storage.receipts import Receipt, put_receipt
+from fastfill_ray.storage.refs import put_file
 from fastfill_ray.types import F32, Metric
 from tests.index.test_reader import DIM, OLD_DIM, Root
 from tests.index.test_segment import vectors
@@ -329,9 +334,9 @@ def test_an_export_whose_process_is_killed_is_completed_by_the_same_call(tmp_pat
     mixed_root(tmp_path / "root", "ip", None)
     code = (
         "import sys, time; from fastfill_ray.stages import export as stage; from fastfill_ray import export; "
-        "from fastfill_ray.engine.in_process import InProcessEngine; put = stage.put_receipt\n"
+        "from fastfill_ray.engine.in_process import InProcessEngine; put = stage.put_part\n"
         "def slow(*given):\n    found = put(*given); print('one', flush=True); time.sleep(60); return found\n"
-        "stage.put_receipt = slow; export.export_version(sys.argv[1], sys.argv[2], stage.ExportRequest(baked=True), "
+        "stage.put_part = slow; export.export_version(sys.argv[1], sys.argv[2], stage.ExportRequest(baked=True), "
         "engine=InProcessEngine())"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "root"), str(tmp_path / "to")]
@@ -367,3 +372,26 @@ def test_items_that_only_lie_in_another_segment_are_not_written_again(
     since = exported(tmp_path / "root", tmp_path / "since", baked=baked, since=first)
     assert sorted(table_in(tmp_path / "since")[0]) == [names[40], names[50], 1000, 1001]
     assert (since.rows, since.new_rows, since.deleted_rows) == (4, 1, 1)
+
+
+def test_a_store_without_stale_items_takes_in_those_of_any_scale_waves_and_alignment(tmp_path: Path) -> None:
+    """Back from the end: until then nothing in it depends on them. From the first stale items on the scale stays."""
+    made = mixed(tmp_path / "root", "ip", None)
+    root, store = made.root, Store()
+    pairs = table_bytes(pa.table({name: matrix_column(vectors(20, seed=3)) for name in ("new", "old")}))
+    output = put_file(root.files, "pairs/p/pairs.parquet", pairs)
+    put_receipt(root.files, stage_receipt("pairs", "p"), Receipt(unit="pairs", outputs=(output,), rows=20))
+    stale = made.at(ORDER)
+    root.commit(made.new, *stale.values())
+    end = root.commit(made.new, root.segment(vectors(90, seed=5), made.names[30:]))
+    assert store.take(tmp_path / "root", tmp_path / "end", baked=True).level is None
+    root.log.append(Publish(version=0, reason="rollback"))
+    back = store.take(tmp_path / "root", tmp_path / "back", baked=True)
+    whole = exported(tmp_path / "root", tmp_path / "whole", baked=True)
+    assert back.level == whole.level is not None
+    assert back.baking == whole.baking
+    assert back.baking is not None
+    assert (back.rows, back.baking.scale) == (90, ORDER.scale)
+    root.log.append(Publish(version=end))
+    again = store.take(tmp_path / "root", tmp_path / "again", baked=True)
+    assert (again.rows, again.stale_rows, again.baking) == (90, 0, back.baking)
