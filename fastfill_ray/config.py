@@ -29,6 +29,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from fastfill_ray.config_command import Command
 from fastfill_ray.config_faults import GIVEN, explain
 from fastfill_ray.config_file import copied, read_yaml, set_value
 from fastfill_ray.errors import ConfigError
@@ -263,7 +264,7 @@ class ServingConfig(Part):
         ge=0,
         description="a version is published if its objective is at most this much lower than the published one's",
     )
-    on_publish: tuple[str, ...] = Field(
+    on_publish: Command = Field(
         (),
         description="program and arguments, run after what readers see has changed; FASTFILL_ROOT, FASTFILL_VERSION "
         "and FASTFILL_SEQUENCE are set",

@@ -372,3 +372,23 @@ def test_anonymous_is_outside_the_plan() -> None:
     assert load_config(VALUES, ["storage.anonymous=yes"]) == config
     assert not load_config(VALUES).storage.anonymous
     assert plan_settings(config) == plan_settings(load_config(VALUES))
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ([""], "a program is expected first"),
+        (["  ", "x"], "a program is expected first"),
+        (["./load.sh", "a\0b"], "argument 1 holds a character that no program can be given"),
+        (["./load.sh\0"], "argument 0 holds"),
+        (["./load.sh", "\ud800"], "argument 1 holds"),
+        ("./load.sh", "a list is expected"),
+    ],
+)
+def test_a_command_that_nothing_can_start_is_refused(command: object, told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"serving\.on_publish: .*{told}"):
+        load_config(values(serving={"on_publish": command}))
+
+
+def test_a_command_may_have_arguments_that_are_empty() -> None:
+    assert load_config(values(serving={"on_publish": ["./load.sh", "", "ü"]})).serving.on_publish[1:] == ("", "ü")
