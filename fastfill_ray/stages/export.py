@@ -98,6 +98,10 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
     version = choose_version(files, state, request.version)
     reader = PortionReader(files, state.deletions)
     wanted = wanted_export(files, reader, state, state.init, version, request)
+    columns = None
+    if request.columns is not None:
+        plan = state.plan_of(version)
+        columns = plan, request.columns, request.columns.schema(files, plan)
     if (whole := finished_export(target, wanted, progress.say)) is not None:
         return whole
     exported = begin_export(target, wanted, partial(_centred, files, reader.segments(version)))
@@ -113,7 +117,6 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
     missing = [part for part in parts if part.unit not in receipts]
     measures_level = exported.baking is not None and not holds_stale(reader, state, request.since)
     samples = _samples(files, state, version) if measures_level else None
-    columns = None if request.columns is None else (state.plan_of(version), request.columns)
     work = partial(_export_parts, files, target, exported, state.deletions, samples, columns)
     rows = {part.unit: part.upsert.portion.rows for part in parts}
     done = sum(count for unit, count in rows.items() if unit in receipts)
@@ -220,7 +223,7 @@ def _export_parts(
     exported: Exported,
     deletions: Sequence[Delete | Undelete],
     samples: tuple[F32, F32] | None,
-    columns: tuple[Plan, GalleryColumns] | None,
+    columns: tuple[Plan, GalleryColumns, pa.Schema] | None,
     parts: Sequence[_Part],
 ) -> Iterator[Receipt]:
     baking, reader = exported.baking, PortionReader(files, deletions)

@@ -112,8 +112,6 @@ def wanted_export(
             f"{files.root}: version {version.version} is fused: its stale vectors have {fused.dim} dims and its new "
             f"ones {init.new_dim}, so no store can hold both in one column. Export it with --baked."
         )
-    if request.columns is not None:
-        request.columns.check(files, plan)
     if request.since is not None:
         same_columns(request.column_names, request.since.columns)
     places = tuple(float(place) for place in wave_middles(plan.waves, plan.first_share))

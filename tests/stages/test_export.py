@@ -20,6 +20,7 @@ import fastfill_ray as ff
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.errors import ConfigError, CorruptFile, NotPublished, RefusedError, UnusableQueries
 from fastfill_ray.export import bake_queries, export_version
+from fastfill_ray.index.segment_list import listed
 from fastfill_ray.log.records import Publish, Segment
 from fastfill_ray.retrieval.calibration import OrderCalibration
 from fastfill_ray.retrieval.fusion import fusion_of
@@ -447,3 +448,46 @@ def test_a_store_without_stale_items_takes_in_those_of_any_scale_waves_and_align
     root.log.append(Publish(version=end))
     again = store.take(tmp_path / "root", tmp_path / "again", baked=True)
     assert (again.rows, again.stale_rows, again.baking) == (90, 0, back.baking)
+
+
+def test_a_store_that_cannot_take_in_what_changed_is_refused(tmp_path: Path) -> None:
+    """It has no dims for old vectors; or it has vectors as they are, and baked ones are asked for."""
+    made = mixed(tmp_path / "root", "ip", 0.4)
+    root = made.root
+    end = root.commit(made.new, root.segment(vectors(90, seed=5), made.names[30:]))
+    all_new = exported(tmp_path / "root", tmp_path / "new", baked=True)
+    assert all_new.baking is not None
+    assert all_new.baking.old_dim == 0
+    plain = exported(tmp_path / "root", tmp_path / "plain")
+    fused = root.commit(made.new, *made.stale.values())
+    for since, asked, told in (
+        (all_new, True, f"version {fused} holds old vectors, and that export has no dims for them"),
+        (plain, False, f"version {fused} is fused, and that export is not baked"),
+        (plain, True, "that export is not baked, --baked is asked for"),
+    ):
+        with pytest.raises(RefusedError, match=rf"--since: {told}\. Export the version as a whole"):
+            exported(tmp_path / "root", tmp_path / "since", baked=asked, since=since)
+    root.log.append(Publish(version=end))
+    assert exported(tmp_path / "root", tmp_path / "since", since=plain).rows == 0
+
+
+def test_another_alignment_is_refused_only_where_stale_items_stay(tmp_path: Path) -> None:
+    made = mixed(tmp_path / "root", "ip", None)
+    root = made.root
+    root.commit(made.new, *made.stale.values())
+    stale = exported(tmp_path / "root", tmp_path / "stale", baked=True)
+    new = root.segment(vectors(90, seed=5), made.names[30:])
+    root.commit(made.new, new)
+    all_new = exported(tmp_path / "root", tmp_path / "new", baked=True, since=stale)
+    version = root.log.state.versions[-1]
+    plan = root.log.state.plan_of(version)
+    root.log.append(plan.model_copy(update={"plan": "q", "alignment": "b", "follows": None}))
+    again = root.segment(vectors(50, seed=70), made.names[70:], made.stale[2].calibration)
+    segments = made.new, root.segment(vectors(40, seed=6), made.names[30:70]), again.model_copy(update={"wave": 2})
+    body = version.model_copy(update={"plan": "q", "version": 2, "wave": 0, **listed(root.files, "q", segments)})
+    root.log.append(body)
+    root.log.append(Publish(version=2))
+    with pytest.raises(RefusedError, match="alignment is b in version 2, and a in version 0: every stale vector"):
+        exported(tmp_path / "root", tmp_path / "since", baked=True, since=stale)
+    followed = exported(tmp_path / "root", tmp_path / "since", baked=True, since=all_new)
+    assert (followed.rows, followed.stale_rows) == (90, 50)
