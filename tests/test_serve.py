@@ -93,7 +93,6 @@ def test_what_is_asked_is_bounded(tmp_path: Path) -> None:
             {"queries": [[float("nan")] * 8]},
             {"queries": {}},
             {},
-            None and {},
             3,
             "[" * 9,
         ):
