@@ -259,6 +259,11 @@ class ServingConfig(Part):
         description="where the old vectors of queries are from that `fused` needs: the old model, or, where that is "
         "gone, a map from the queries' new vectors",
     )
+    calibration: Literal["auto", "no_scale"] = Field(
+        "auto",
+        description="how stale scores are brought beside new ones; no_scale: by offsets alone, which stores that "
+        "follow with `export --since` keep exactly",
+    )
     max_regression: float = Field(
         0.0,
         ge=0,
@@ -502,6 +507,7 @@ _LATER_KEYS = (
     ("gallery", "priority_column", None),
     ("queries", "log_path", None),
     ("serving", "old_queries", "embedder"),
+    ("serving", "calibration", "auto"),
 )
 
 

@@ -392,3 +392,15 @@ def test_a_command_that_nothing_can_start_is_refused(command: object, told: str)
 
 def test_a_command_may_have_arguments_that_are_empty() -> None:
     assert load_config(values(serving={"on_publish": ["./load.sh", "", "ü"]})).serving.on_publish[1:] == ("", "ü")
+
+
+def test_a_plan_of_before_a_key_is_the_same_plan_without_it() -> None:
+    serving = {"serving": {"calibration": "auto", "old_queries": "embedder"}}
+    for exclude in (True, False):
+        plain = plan_settings(load_config(values()), exclude_defaults=exclude)
+        assert plan_settings(load_config(values(**serving)), exclude_defaults=exclude) == plain
+        assert "calibration" not in plain.get("serving", {})
+        other = plan_settings(load_config(values(serving={"calibration": "no_scale"})), exclude_defaults=exclude)
+        assert other["serving"]["calibration"] == "no_scale"
+    with pytest.raises(ConfigError, match=r"serving\.calibration: found 'none'; .*'auto' or 'no_scale'"):
+        load_config(values(serving={"calibration": "none"}))
