@@ -81,6 +81,8 @@ def export_version(
         ConfigError: the folder is the root, or lies in it; or one index of a part is asked for.
         FastfillError: see ``stages.export.export``.
     """
+    if not to:
+        raise ConfigError("--to is empty: a folder, or an s3:// URL, is expected")
     files, target = open_files(root, s3_endpoint=s3_endpoint), open_files(to, s3_endpoint=s3_endpoint)
     if f"{place_of(target.root)}/".startswith(f"{place_of(files.root).rstrip('/')}/"):
         raise ConfigError(f"--to {to}: lies in the output root {files.root}. Give a folder of its own.")

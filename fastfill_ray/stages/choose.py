@@ -109,9 +109,10 @@ def decision_before(
 
 def _name(evidence: Evidence, alignments: Sequence[str], request: ChoiceRequest) -> str:
     queries = "" if evidence.queries is None else evidence.queries.fingerprint
-    wanted = [request.alignment.method, request.policy.name, request.serving.stale_mode, request.can_fuse]
-    if request.serving.calibration != "auto":  # choices of earlier releases are known without it
-        wanted.append(request.serving.calibration)
+    serving = request.serving
+    wanted: list[str | bool] = [request.alignment.method, request.policy.name, serving.stale_mode, request.can_fuse]
+    if serving.calibration != "auto":  # choices of earlier releases are known without it
+        wanted.append(serving.calibration)
     measured_on = [request.objective.model_dump(), list(request.fractions), evidence.seed, evidence.metric]
     seen = [evidence.pairs.fingerprint, queries, list(alignments), request.classifier, wanted, measured_on]
     return fingerprint(seen if evidence.logged is None else [*seen, evidence.logged.fingerprint])

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
+from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.errors import ConfigError, CorruptFile, NotPublished, RefusedError, StorageError
-from fastfill_ray.export import read_export
+from fastfill_ray.export import export_version, read_export
 from fastfill_ray.log.records import Expire, Publish
 from fastfill_ray.retrieval.calibration import OrderCalibration
 from fastfill_ray.stages import export as stage
 from fastfill_ray.stages import export_folder as folder
 from fastfill_ray.stages.export_folder import begin_export
-from fastfill_ray.stages.export_manifest import Exported
+from fastfill_ray.stages.export_manifest import Exported, ExportRequest, Manifest
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.local import LocalFiles
 from fastfill_ray.storage.receipts import Receipt
@@ -274,10 +275,33 @@ def test_a_version_that_is_held_is_exported_by_number_and_an_expired_one_never(t
     assert not (tmp_path / "none").exists()
 
 
+def test_an_export_to_s3_is_made_again_and_followed_as_one_on_a_disk(
+    root: Path, tmp_path: Path, bucket: str, moto_endpoint: str
+) -> None:
+    def to_s3(name: str, **request: Any) -> Manifest:
+        asked = ExportRequest(baked=True, **request)
+        to = f"s3://{bucket}/{name}"
+        return export_version(str(root), to, asked, s3_endpoint=moto_endpoint, engine=InProcessEngine())
+
+    first = to_s3("first")
+    assert first.files == exported(root, tmp_path / "first", baked=True).files
+    target = open_files(f"s3://{bucket}/first", s3_endpoint=moto_endpoint)
+    target.delete("manifest.json")
+    target.delete(first.files[0].path)
+    assert to_s3("first") == first
+    assert target.get(first.files[0].path) == (tmp_path / "first" / first.files[0].path).read_bytes()
+    since = read_export(f"s3://{bucket}/first/", moto_endpoint)
+    assert to_s3("since", since=since).rows == 0
+    with pytest.raises(RefusedError, match=rf"s3://{bucket}/first: holds another export"):
+        to_s3("first", since=since)
+
+
 def test_a_target_that_cannot_be_a_folder_is_said(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"writing .*file/to/export\.json: Not a directory"):
         exported(root, tmp_path / "file" / "to")
+    with pytest.raises(ConfigError, match="--to is empty"):
+        export_version(str(root), "", ExportRequest(), engine=InProcessEngine())
 
 
 def _without_origin(name: str, fields: dict[str, Any]) -> bytes:
