@@ -78,7 +78,7 @@ def export_version(
         engine: by default Ray, for as long as this takes.
 
     Raises:
-        ConfigError: the folder is the root, or lies in it; or one index of a part is asked for.
+        ConfigError: the folder is the root or another one, or lies in it; or one index of a part is asked for.
         FastfillError: see ``stages.export.export``.
     """
     if not to:

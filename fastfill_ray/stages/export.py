@@ -102,7 +102,7 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
     if request.columns is not None:
         plan = state.plan_of(version)
         columns = plan, request.columns, request.columns.schema(files, plan)
-    if (whole := finished_export(target, wanted, progress.say)) is not None:
+    if (whole := finished_export(target, wanted)) is not None:
         return whole
     exported = begin_export(target, wanted, partial(_centred, files, reader.segments(version)))
     held = None if request.since is None else request.since.held

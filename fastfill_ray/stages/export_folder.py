@@ -20,8 +20,6 @@ REQUEST, MANIFEST = "export.json", "manifest.json"
 DATA, DELETED, PARTS = "data", "deleted", "parts"
 _THREADS = 8  # that look at files
 
-Say = Callable[[str], None]
-
 
 def read_manifest(target: Files) -> Manifest:
     """The manifest of a finished export.
@@ -33,14 +31,11 @@ def read_manifest(target: Files) -> Manifest:
     return unseal_file(MANIFEST, target.get(MANIFEST), Manifest)
 
 
-def finished_export(target: Files, wanted: Exported, say: Say) -> Manifest | None:
+def finished_export(target: Files, wanted: Exported) -> Manifest | None:
     """The manifest, if it is of the wanted export and all its files are there; nothing of these is read."""
     try:
         manifest = read_manifest(target)
-    except FileMissing:
-        return None
-    except CorruptFile:
-        say(f"{target.root}/{MANIFEST} is damaged: made again")
+    except (FileMissing, CorruptFile):  # it is written last, so a damaged one is as none
         return None
     is_whole = is_same_export(manifest, wanted) and are_there(target, (*manifest.files, *manifest.deleted))
     return manifest if is_whole else None
@@ -102,7 +97,7 @@ def _anything(target: Files) -> str | None:
     return next((path for folder in (DATA, DELETED, PARTS) for path in target.list(folder)), None)
 
 
-def done_parts(target: Files, units: Set[str], say: Say) -> Receipts:
+def done_parts(target: Files, units: Set[str], say: Callable[[str], None]) -> Receipts:
     """The receipts of the parts whose files are there. What is left of others is taken away: they are made again."""
     while True:
         try:

@@ -79,14 +79,16 @@ class ExportRequest:
 
 
 def is_same_export(found: Exported, wanted: Exported) -> bool:
-    """Whether both are of the same version, under the same deletions, baked or not, since the same version, with the
+    """Whether both are of the same version, under the same deletions, baked alike, since the same version, with the
     same columns.
     """
     first, second = (
         (each.version, each.plan, each.since, each.deletions, each.baking is None, each.columns)
         for each in (found, wanted)
     )
-    return first == second and _is_same_origin(found, wanted.origin, wanted.root)
+    # Stores of one version can have different scales. The centres of a whole export are not known in `wanted`.
+    is_baked_alike = wanted.since is None or found.baking == wanted.baking
+    return first == second and is_baked_alike and _is_same_origin(found, wanted.origin, wanted.root)
 
 
 def _is_same_origin(export: Exported, origin: str, root: str) -> bool:
@@ -240,8 +242,9 @@ def _rebaked(
 
 
 def in_words(exported: Exported) -> str:
+    """Which export it is, for people."""
     since = "" if exported.since is None else f" since version {exported.since.version}"
-    baked = "not baked" if exported.baking is None else "baked"
+    baked = "not baked" if exported.baking is None else f"baked with scale {exported.baking.scale:g}"
     columns = f", with {', '.join(exported.columns)}" if exported.columns else ""
     after = f"after {exported.num_deletions} deletions"
     return f"version {exported.version}{since} of {exported.root}, {baked}{columns}, {after}"
