@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -48,7 +48,9 @@ from fastfill_ray.stages.export_manifest import ExportRequest, Manifest
 from fastfill_ray.storage.commit_log import Log, read_state
 from fastfill_ray.storage.files import open_files
 from fastfill_ray.types import F32, I64
-from tests.living import Living, gallery_of, without
+
+if TYPE_CHECKING:
+    from tests.living import Living
 
 Rows = dict[Any, tuple[str, F32]]
 CHANGED = 100  # one item of so many
@@ -89,6 +91,8 @@ def main() -> None:
 
 def changes(folder: Path) -> Iterator[list[str]]:
     """The cells of a line per event."""
+    from tests.living import gallery_of  # it brings in torch, which would count as memory of the exports below
+
     living = gallery_of(
         folder / "here",
         files=6,
@@ -119,6 +123,8 @@ def changes(folder: Path) -> Iterator[list[str]]:
 
 
 def events(living: Living) -> Iterator[str]:
+    from tests.living import without
+
     names = sorted(living.files)
     run(living, "wave:1")
     yield "wave 1"
