@@ -60,6 +60,8 @@ def test_each_change_that_readers_see_is_told_once_with_its_sequence(root: Root,
         ((sys.executable, "-c", "import sys; sys.exit('no connection')"), "ended with code 1: no connection"),
         (("/no/such/program",), "cannot be started: No such file or directory"),
         ((sys.executable, "-c", "import time; time.sleep(60)"), "took longer than 1 s and was ended"),
+        ((sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"), "was ended by signal 9"),
+        ((sys.executable, "-c", "import sys; sys.exit(3)", "--password=hunter2-secret"), "--password=*** ended with"),
     ],
 )
 def test_a_failure_is_said_and_told_again(
