@@ -5,9 +5,10 @@
 
 `exact` is what ``open_index`` and a full baked export serve. `frozen` is a store that follows with ``--since``: stale
 items keep the scale of the first export, and later offsets make up for it at the level where the first ten of a query
-end. `no scale` is a calibration by offsets alone, which ``--since`` follows exactly. `naive` is an export that is not
-baked. Calibrations are fitted on the calibration items, figures are of the audit items. Asserted first: inner products
-of baked vectors are the scores that are measured. One core is enough (OMP_NUM_THREADS=1).
+end. `no scale` is the same backfill calibrated by offsets alone, which ``--since`` follows exactly; `no_scale` is what
+``serving.calibration: no_scale`` chooses instead, map and order among it. `naive` is an export that is not baked.
+Calibrations are fitted on the calibration items, figures are of the audit items. Asserted first: inner products of
+baked vectors are the scores that are measured. One core is enough (OMP_NUM_THREADS=1).
 
 Legend: Q queries, N items.
 """
@@ -33,15 +34,14 @@ from fastfill_ray.experiment.experiment import Report
 from fastfill_ray.experiment.search import choose
 from fastfill_ray.ordering.proxies import GAIN_DEPTH
 from fastfill_ray.retrieval.baking import Baking
-from fastfill_ray.retrieval.calibration import Form, OrderCalibration
+from fastfill_ray.retrieval.calibration import NO_SCALE, Form, OrderCalibration
 from fastfill_ray.retrieval.intervals import mean_interval, paired_difference
 from fastfill_ray.retrieval.similarity import unit_rows
 
 FRACTIONS = (0.05, 0.25, 0.5, 0.75)
 # The form with most to lose, whatever the choice would have taken.
 FORM: Form = "scale_offset_by_wave"
-NO_SCALE: Form = "offset_by_wave"
-RIVALS = ("frozen", "no scale", "naive")
+RIVALS = ("frozen", "no scale", "no_scale", "naive")
 WEIGHTS = {"aligned": 1.0, "fused": 0.5}
 LIMITS = Limits(methods=("kernel", "ridge", "procrustes"))
 LEVEL_QUERIES = 64  # as many as an export asks
@@ -60,16 +60,21 @@ def measure(name: str, seed: int, *, cache: Path, folder: Path | None = None) ->
         curves = audit_curves(material, objective)
         allowed = Allowed(material.evidence.views, material.tracks(objective)["label-free"], (1.0,))
         winner = choose(material.calibration, allowed, objective, seed).winner
+        without = choose(material.calibration, replace(allowed, forms=NO_SCALE), objective, seed).winner
         for mode, weight in WEIGHTS.items():
             candidate = replace(winner, weight=weight, form=FORM)
-            case = _case(material, curves.report, candidate, seed)
+            case = _case(material, curves.report, candidate, replace(without, weight=weight), seed)
             cases.append({"objective": str(objective), "mode": mode, "candidate": str(candidate), **case})
             print(f"{name}, seed {seed}: {objective}, {candidate}", file=sys.stderr, flush=True)
     return {"set": name, "seed": seed, "python": platform.python_version(), "numpy": np.__version__, "cases": cases}
 
 
-def _case(material: Material, report: Report, candidate: Candidate, seed: int) -> Result:
-    """Per fraction the mean of `exact`, and what the rivals are above or below it, query by query."""
+def _case(material: Material, report: Report, candidate: Candidate, without: Candidate, seed: int) -> Result:
+    """Per fraction the mean of `exact`, and what the rivals are above or below it, query by query.
+
+    Args:
+        without: what is chosen where no form has a scale.
+    """
     objective = report.shown_by
     queries = material.audit.answered(objective.relevance).first(report.shadow.new.shape[0])
     backfill = material.audit.backfill(candidate, queries, report.shadow)
@@ -78,16 +83,20 @@ def _case(material: Material, report: Report, candidate: Candidate, seed: int) -
     if candidate.weight == 1:
         _check(material, candidate, backfill, frozen)
     cutoffs = [round(fraction * len(backfill.order)) for fraction in FRACTIONS]
-    no_scale = report.fit(replace(candidate, form=NO_SCALE))
-    served = {"exact": exact, "frozen": frozen, "no scale": no_scale, "naive": FittedCalibrations()}
+    served = {
+        "exact": (backfill, exact),
+        "frozen": (backfill, frozen),
+        "no scale": (backfill, report.fit(replace(candidate, form="offset_by_wave"))),
+        "no_scale": (material.audit.backfill(without, queries, report.shadow), report.fit(without)),
+        "naive": (backfill, FittedCalibrations()),
+    }
     values = {
-        name: backfill.trace(fitted, cutoffs, relevances=[objective.relevance]).values[
-            objective.relevance, objective.metric
-        ]
-        for name, fitted in served.items()
+        name: of.trace(fitted, cutoffs, relevances=[objective.relevance]).values[objective.relevance, objective.metric]
+        for name, (of, fitted) in served.items()
     }
     return {
         "scales": [calibration.scale for calibration in exact.calibrations],
+        "without": str(without),
         "fractions": [
             {
                 "fraction": fraction,

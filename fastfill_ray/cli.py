@@ -214,10 +214,10 @@ def _hook(arguments: argparse.Namespace, files: Files) -> tuple[str, ...]:
 def _config_of(arguments: argparse.Namespace, files: Files, overrides: Sequence[str]) -> BackfillConfig:
     """The config, which has to be the root's."""
     from fastfill_ray.config import load_config
-    from fastfill_ray.storage.files import open_files
+    from fastfill_ray.storage.files import open_files, place_of
 
     config = load_config(arguments.config, overrides)
-    if open_files(config.output, s3_endpoint=config.storage.s3_endpoint).root != files.root:
+    if place_of(open_files(config.output, s3_endpoint=config.storage.s3_endpoint).root) != place_of(files.root):
         raise ConfigError(
             f"{arguments.config}: output is {config.output}, not {arguments.root}: give the root's config"
         )

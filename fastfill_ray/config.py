@@ -29,6 +29,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from fastfill_ray.config_command import Command
 from fastfill_ray.config_faults import GIVEN, explain
 from fastfill_ray.config_file import copied, read_yaml, set_value
 from fastfill_ray.errors import ConfigError
@@ -258,12 +259,17 @@ class ServingConfig(Part):
         description="where the old vectors of queries are from that `fused` needs: the old model, or, where that is "
         "gone, a map from the queries' new vectors",
     )
+    calibration: Literal["auto", "no_scale"] = Field(
+        "auto",
+        description="how stale scores are brought beside new ones; no_scale: by offsets alone, which stores that "
+        "follow with `export --since` keep exactly",
+    )
     max_regression: float = Field(
         0.0,
         ge=0,
         description="a version is published if its objective is at most this much lower than the published one's",
     )
-    on_publish: tuple[str, ...] = Field(
+    on_publish: Command = Field(
         (),
         description="program and arguments, run after what readers see has changed; FASTFILL_ROOT, FASTFILL_VERSION "
         "and FASTFILL_SEQUENCE are set",
@@ -501,6 +507,7 @@ _LATER_KEYS = (
     ("gallery", "priority_column", None),
     ("queries", "log_path", None),
     ("serving", "old_queries", "embedder"),
+    ("serving", "calibration", "auto"),
 )
 
 

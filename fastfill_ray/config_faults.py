@@ -32,7 +32,7 @@ def explain(fault: Any, model: type[BaseModel]) -> str:
         message = f"a list of at least {fault['ctx']['min_length']} is expected"
     if fault["type"] == "value_error":
         return message
-    if fault["type"] in ("unsafe_url", "paths"):
+    if fault["type"] in ("unsafe_url", "paths", "command"):
         return f"{key}: {message}"
     if fault["loc"][-1] == GIVEN:
         message += ", or auto"

@@ -53,6 +53,10 @@ class InputChanged(InputError):
     """A pinned input file changed or vanished after planning."""
 
 
+class UnusableQueries(InputError, ValueError):
+    """Vectors of queries that are no vectors of the model: mend them. A ValueError, as of any wrong argument."""
+
+
 class EmbedderError(FastfillError):
     """The embedder cannot be built, or breaks its contract for every row."""
 

@@ -13,15 +13,17 @@ from numpy.typing import ArrayLike
 
 from fastfill_ray.config import load_config
 from fastfill_ray.engine.interface import Engine
-from fastfill_ray.errors import ConfigError, CorruptFile, FileMissing
+from fastfill_ray.errors import ConfigError, CorruptFile, FileMissing, UnusableQueries
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.retrieval.baking import Baking
 from fastfill_ray.sanitize import printable
 from fastfill_ray.stages.export import export, write_index
 from fastfill_ray.stages.export_columns import GalleryColumns
-from fastfill_ray.stages.export_manifest import MANIFEST, ExportRequest, Manifest, read_manifest
+from fastfill_ray.stages.export_folder import MANIFEST, read_manifest
+from fastfill_ray.stages.export_manifest import ExportRequest, Manifest
 from fastfill_ray.stages.progress import Progress
-from fastfill_ray.storage.files import open_files
+from fastfill_ray.storage.files import open_files, place_of
+from fastfill_ray.storage.paths import record_path
 from fastfill_ray.types import F32
 
 
@@ -37,6 +39,11 @@ def read_export(folder: str, s3_endpoint: str | None = None) -> Manifest:
     except FileMissing:
         raise ConfigError(
             f"--since {folder}: there is no {MANIFEST}. Give the folder of the finished export that the store holds."
+        ) from None
+    except CorruptFile:
+        raise CorruptFile(
+            f"--since {folder}: its {MANIFEST} is damaged. Restore it from a copy, or export the version as a whole, "
+            "without --since, to another folder, and load that."
         ) from None
 
 
@@ -71,12 +78,16 @@ def export_version(
         engine: by default Ray, for as long as this takes.
 
     Raises:
-        ConfigError: the folder is the root, or lies in it; or one index of a part is asked for.
+        ConfigError: the folder is the root or another one, or lies in it; or one index of a part is asked for.
         FastfillError: see ``stages.export.export``.
     """
+    if not to:
+        raise ConfigError("--to is empty: a folder, or an s3:// URL, is expected")
     files, target = open_files(root, s3_endpoint=s3_endpoint), open_files(to, s3_endpoint=s3_endpoint)
-    if f"{target.root}/".startswith(f"{files.root.rstrip('/')}/"):
+    if f"{place_of(target.root)}/".startswith(f"{place_of(files.root).rstrip('/')}/"):
         raise ConfigError(f"--to {to}: lies in the output root {files.root}. Give a folder of its own.")
+    if target.stat(record_path(0)) is not None:
+        raise ConfigError(f"--to {to}: is an output root itself. Give a folder of its own.")
     if as_index and request.since is not None:
         raise ConfigError("--format faiss: one index holds a whole version. Leave --since out.")
     if engine is None:
@@ -120,9 +131,10 @@ def bake_queries(
         (Q, B) float32, B the export's dims.
 
     Raises:
-        ConfigError: the export is not baked.
+        ConfigError: the export is not baked, or there is no such file.
         CorruptFile: not a manifest.
-        ValueError: vectors of other dims, or old queries are needed and missing.
+        UnusableQueries: not (Q, E) finite numbers, or old queries that are needed are missing or not (Q, D) ones; names
+            the row. It is a ValueError, too.
     """
     fields: Any = manifest
     name = MANIFEST
@@ -130,7 +142,9 @@ def bake_queries(
         name = str(manifest)
         try:
             fields = json.loads(Path(manifest).read_bytes())
-        except ValueError as error:
+        except OSError as error:
+            raise ConfigError(f"{name}: {error.strerror}. Give the {MANIFEST} of a baked export.") from None
+        except (ValueError, RecursionError) as error:
             raise CorruptFile(f"{name}: not a manifest ({error})") from None
     if not isinstance(fields, Mapping) or "baking" not in fields:
         raise CorruptFile(f"{name}: not a manifest of an export")
@@ -142,5 +156,46 @@ def bake_queries(
     except ValueError as error:
         raise CorruptFile(f"{name}: not a manifest of an export: {error}") from None
 
-    old = None if old_queries is None else np.asarray(old_queries, np.float32)
-    return parsed.queries(np.asarray(queries, np.float32), old)
+    new = _vectors("queries", queries, parsed.new_dim)
+    if parsed.old_dim == 0:
+        return parsed.queries(new)
+    if old_queries is None:
+        raise UnusableQueries("old_queries are missing: stale items are fused with old vectors")
+    old = _vectors("old_queries", old_queries, parsed.old_dim)
+    if len(old) != len(new):
+        raise UnusableQueries(f"there are {len(old):,} old_queries, and {len(new):,} queries: give one of each")
+    return parsed.queries(new, old)
+
+
+def _vectors(name: str, given: ArrayLike, dim: int) -> F32:
+    """Queries (Q, dim) float32.
+
+    Raises:
+        UnusableQueries: they are none.
+    """
+    try:
+        array = np.asarray(given)
+    except (ValueError, TypeError):  # rows of several lengths
+        array = np.empty(0, object)
+    if array.dtype.kind not in "fiu" or array.ndim != 2 or array.shape[1] != dim:
+        raise UnusableQueries(f"{name}: expected numbers of shape (Q, {dim}); {_fault(given, array, dim)}")
+    with np.errstate(over="ignore"):
+        vectors = np.asarray(array, np.float32)
+    if not (finite := np.isfinite(vectors).all(axis=1)).all():
+        row = int(np.argmin(finite))
+        value = array[row][~np.isfinite(vectors[row])][0]
+        raise UnusableQueries(f"{name}: row {row} holds {value}, expected numbers that are finite in float32")
+    return vectors
+
+
+def _fault(given: ArrayLike, array: np.ndarray, dim: int) -> str:
+    """What is wrong with what is not (Q, dim) numbers: its first such row, or its shape where all rows are alike."""
+    if array.dtype.kind not in "fiu" and isinstance(given, Sequence | np.ndarray) and not isinstance(given, str):
+        for number, row in enumerate(given):
+            try:
+                vector = np.asarray(row)
+            except (ValueError, TypeError):
+                return f"row {number} is no list of numbers"
+            if vector.dtype.kind not in "fiu" or vector.shape != (dim,):
+                return f"row {number} is {vector.dtype} of shape {vector.shape}"
+    return f"found {array.dtype} of shape {array.shape}"

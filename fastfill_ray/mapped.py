@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastfill_ray.alignment.maps import Alignment
-from fastfill_ray.errors import ConfigError, SpaceMismatch
+from fastfill_ray.errors import ConfigError, SpaceMismatch, UnusableQueries
 from fastfill_ray.index.reader import choose_version
 from fastfill_ray.log.state import State
 from fastfill_ray.storage.commit_log import read_state
@@ -32,7 +32,7 @@ def map_queries(root: str, queries: ArrayLike, *, version: int | None = None, s3
         ConfigError: the version has no such map.
         NotPublished: there is no such version.
         SpaceMismatch: queries of another dim.
-        ValueError: queries that are not finite.
+        UnusableQueries: queries that are not finite numbers; names the row. It is a ValueError, too.
     """
     files = open_files(root, s3_endpoint=s3_endpoint)
     return mapped_by(files, read_state(files), version, queries)
@@ -47,13 +47,16 @@ def mapped_by(files: Files, state: State, version: int | None, queries: ArrayLik
             f"{files.root}: version {chosen.version} has no map from new vectors to old ones. Use the old model, or "
             "set serving.old_queries to 'mapped' in the config and run again."
         )
-    new = np.asarray(queries, np.float32)
+    try:
+        new = np.asarray(queries, np.float32)
+    except (ValueError, TypeError) as error:  # text, or rows of several lengths
+        raise UnusableQueries(f"queries are not numbers of shape (Q, {state.init.new_dim}): {error}") from None
     if new.ndim != 2 or new.shape[1] != state.init.new_dim:
         raise SpaceMismatch(
             f"queries have shape {new.shape}, expected (Q, {state.init.new_dim}): embed them with the new model."
         )
-    if not np.isfinite(new).all():
-        raise ValueError("queries hold a value that is not a finite number")
+    if not (finite := np.isfinite(new).all(axis=1)).all():
+        raise UnusableQueries(f"queries: row {int(np.argmin(finite))} holds a value that is not a finite number")
     weights, info = plan.reverse
     back = Alignment.load(get_verified(files, weights), json.loads(get_verified(files, info)))
     mapped, _ = back(new)

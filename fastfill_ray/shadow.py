@@ -138,7 +138,9 @@ def _read(request: ShadowRequest, config: BackfillConfig | None, init: Init, nee
         # Where all vectors are in the file, the payload is for people only.
         is_shown_only = request.vector_column is not None and (request.old_vector_column is not None or not needs_old)
         payload = (config.queries or config.gallery).payload_columns
-        columns += [Column(f"payload column {name!r}", name, optional=is_shown_only) for name in payload]
+        columns += [
+            Column(f"--queries, payload {name!r} of --config", name, optional=is_shown_only) for name in payload
+        ]
         store = InputStore(config.storage.s3_endpoint, config.storage.anonymous)
     return read_query_set(
         store, request.queries, columns, dims, id_type=init.id_type, metric=init.metric, limit=MAX_QUERIES

@@ -372,3 +372,35 @@ def test_anonymous_is_outside_the_plan() -> None:
     assert load_config(VALUES, ["storage.anonymous=yes"]) == config
     assert not load_config(VALUES).storage.anonymous
     assert plan_settings(config) == plan_settings(load_config(VALUES))
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ([""], "a program is expected first"),
+        (["  ", "x"], "a program is expected first"),
+        (["./load.sh", "a\0b"], "argument 1 holds a character that no program can be given"),
+        (["./load.sh\0"], "argument 0 holds"),
+        (["./load.sh", "\ud800"], "argument 1 holds"),
+        ("./load.sh", "a list is expected"),
+    ],
+)
+def test_a_command_that_nothing_can_start_is_refused(command: object, told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"serving\.on_publish: .*{told}"):
+        load_config(values(serving={"on_publish": command}))
+
+
+def test_a_command_may_have_arguments_that_are_empty() -> None:
+    assert load_config(values(serving={"on_publish": ["./load.sh", "", "ü"]})).serving.on_publish[1:] == ("", "ü")
+
+
+def test_a_plan_of_before_a_key_is_the_same_plan_without_it() -> None:
+    serving = {"serving": {"calibration": "auto", "old_queries": "embedder"}}
+    for exclude in (True, False):
+        plain = plan_settings(load_config(values()), exclude_defaults=exclude)
+        assert plan_settings(load_config(values(**serving)), exclude_defaults=exclude) == plain
+        assert "calibration" not in plain.get("serving", {})
+        other = plan_settings(load_config(values(serving={"calibration": "no_scale"})), exclude_defaults=exclude)
+        assert other["serving"]["calibration"] == "no_scale"
+    with pytest.raises(ConfigError, match=r"serving\.calibration: found 'none'; .*'auto' or 'no_scale'"):
+        load_config(values(serving={"calibration": "none"}))

@@ -23,6 +23,7 @@ LEVELS = {
     "wording": 0,
     "errors": 1,
     "types": 1,
+    "config_command": 1,
     "config_faults": 1,
     "config_file": 2,
     "config": 3,

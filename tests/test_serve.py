@@ -78,3 +78,37 @@ def test_the_service_answers_as_the_index_does_and_follows_what_is_published(tmp
         while ask(port, "/version")[1]["version"] == 0:
             time.sleep(0.05)
         assert ask(port, "/version")[1] == {"version": 1, "rows": 120, "needs_old_queries": False}
+
+
+def test_what_is_asked_is_bounded(tmp_path: Path) -> None:
+    made = mixed(tmp_path, "ip", None)
+    made.root.commit(made.new, *made.stale.values())
+    query = vectors(1, seed=7).tolist()
+    with served(tmp_path) as port:
+        for k, expected in ((10**9, 120), (0, None), (-1, None), ("many", None), (1e400, None), (float("nan"), None)):
+            status, answer = ask(port, "/search", {"queries": query, "k": k})
+            assert (status, len(answer["ids"][0]) if expected else None) == (200 if expected else 400, expected)
+        for body in (
+            {"queries": "abc"},
+            {"queries": [[float("nan")] * 8]},
+            {"queries": {}},
+            {},
+            3,
+            "[" * 9,
+        ):
+            assert ask(port, "/search", body)[0] == 400
+        for headers, body in (
+            ({"Content-Length": str(1 << 40)}, b""),  # nothing of it is read
+            ({"Content-Length": "-1"}, b""),
+            ({"Content-Length": "9" * 40}, b""),
+            ({"Content-Length": "100000"}, b"[" * 100_000),
+            ({"Content-Length": "2"}, b"{]"),
+        ):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.putrequest("POST", "/search")
+            for name, value in headers.items():
+                connection.putheader(name, value)
+            connection.endheaders(body)
+            answered = connection.getresponse()
+            assert (answered.status, "error" in json.loads(answered.read())) == (400, True)
+        assert ask(port, "/version")[0] == 200

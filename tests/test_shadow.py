@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 import fastfill_ray as ff
 from fastfill_ray.cli import main
 from fastfill_ray.errors import ConfigError, InputError
-from fastfill_ray.report.shadow import Comparison
+from fastfill_ray.report.shadow import Comparison, shadow_text
 from fastfill_ray.retrieval.calibration import OrderCalibration
 from fastfill_ray.shadow import ShadowRequest, shadow
 from tests.index.test_reader import OLD_DIM
@@ -119,6 +120,75 @@ def test_what_cannot_be_asked_is_refused_or_left_out(tmp_path: Path) -> None:
         ask(tmp_path / "root", queries=path, versions=(1, 1))
     empty = write(tmp_path / "empty.parquet", v=pa.array([None, None], pa.list_(pa.float32())))
     with pytest.raises(InputError, match="no query has a vector"):
+        ask(tmp_path / "root", queries=empty)
+
+
+def test_one_query_has_no_interval_and_no_plural(tmp_path: Path) -> None:
+    two_versions(tmp_path / "root")
+    root, drawn = tmp_path / "root", vectors(40, seed=7)
+    first = [ff.open_index(str(root), number).search(drawn, 1)[1][:, 0] for number in (0, 1)]
+    other = int(np.argmax(first[0] != first[1]))
+    path = write(tmp_path / "one.parquet", v=[drawn[other]], item_id=[int(first[0][other])], count=[2.5])
+    lines = shadow_text(ask(root, queries=path), 100).splitlines()
+    assert lines[0] == "Versions 0 and 1, asked the same query."
+    assert lines[2] == "the same first hit: 0 %"
+    assert lines[3].startswith("MRR of what users took, of 1 query: version 0 1.000, version 1 0.")
+    assert lines[4] == "of these, version 1 ranks it better for 0 %, worse for 100 %"
+    assert re.fullmatch(r"latency of version 0, one query at a time: [\d.]+ ms", lines[5])
+    assert lines[8] == "1 query has another first hit."
+    assert "row 0, traffic 2.5; " in lines[11]
+    assert "(" not in "".join(lines[:9])
+    two = shadow_text(ask(root, queries=write(tmp_path / "two.parquet", v=list(drawn[:2]))), 100)
+    assert two.startswith("Versions 0 and 1, asked the same 2 queries. In brackets: 95 % intervals.")
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"count": [1e308, 1]}, "count and weight come to 1e\\+308, at most 1e\\+24 is expected"),
+        ({"count": [1e200, 1], "weight": [1e200, 1]}, "come to inf, at most"),
+        ({"count": [1, np.nan]}, "row 1: 'count' is nan; a finite number of at least 0 is expected"),
+        ({"weight": [-np.inf, 1]}, "row 0: 'weight' is -inf"),
+        ({"count": [-1, 1]}, "row 0: 'count' is -1"),
+        ({"count": [0, 0]}, "every count or weight is 0, so nothing is asked. Leave these columns out"),
+    ],
+)
+def test_traffic_that_says_nothing_is_refused(tmp_path: Path, columns: dict[str, Any], told: str) -> None:
+    two_versions(tmp_path / "root")
+    path = write(tmp_path / "log.parquet", v=list(vectors(2, seed=7)), **columns)
+    with pytest.raises(InputError, match=told):
+        ask(tmp_path / "root", queries=path)
+
+
+def test_traffic_of_0_is_not_asked_and_little_counts_as_it_is(tmp_path: Path) -> None:
+    two_versions(tmp_path / "root")
+    queries = list(vectors(4, seed=7))
+    found = ask(tmp_path / "root", queries=write(tmp_path / "log.parquet", v=queries, count=[0, 0.0, 3, 1e-300]))
+    assert (found.queries, found.covered) == (2, 1)
+    alone = ask(tmp_path / "root", queries=write(tmp_path / "one.parquet", v=queries[2:3]))
+    assert found.overlap.value == alone.overlap.value
+
+
+@pytest.mark.parametrize("time", [[5, 1, 3, 2], [None, 1, 2, 3], [[1]] * 4, ["monday"] * 4])
+def test_of_a_log_with_times_all_is_asked(tmp_path: Path, time: Any) -> None:
+    """Nothing of it is held out, so nothing of its times is read."""
+    two_versions(tmp_path / "root")
+    queries = list(vectors(4, seed=7))
+    plain = ask(tmp_path / "root", queries=write(tmp_path / "plain.parquet", v=queries, count=[4, 3, 2, 1]))
+    path = write(tmp_path / "log.parquet", v=queries, count=[4, 3, 2, 1], time=time)
+    found = ask(tmp_path / "root", queries=path)
+    assert (found.queries, found.covered, found.overlap) == (4, 1, plain.overlap)
+
+
+def test_what_is_wrong_with_the_file_is_said_of_the_option(tmp_path: Path) -> None:
+    two_versions(tmp_path / "root")
+    config = {"gallery": {"path": "g", "payload_columns": ["text"]}, "new_model": {"embedder": "m:E", "dim": 8}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "root")}))
+    path = write(tmp_path / "queries.parquet", v=list(vectors(2)))
+    with pytest.raises(ConfigError, match=r"^--queries, payload 'text' of --config: column 'text' is not in"):
+        ask(tmp_path / "root", queries=path, vector_column=None, config=str(tmp_path / "config.yaml"))
+    empty = write(tmp_path / "empty.parquet", v=pa.array([], pa.list_(pa.float32())))
+    with pytest.raises(InputError, match=r"^--queries .*: there are no rows\. Name files that hold queries"):
         ask(tmp_path / "root", queries=empty)
 
 

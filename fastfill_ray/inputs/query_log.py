@@ -101,6 +101,7 @@ def pin_query_log(
     id_type: IdType | None = None,
     *,
     key: str = "queries.log_path",
+    reads_time: bool = True,
 ) -> TableInput:
     """The files of a log, pinned: `columns`, and those of count, time, item_id and weight that are there.
 
@@ -108,15 +109,19 @@ def pin_query_log(
         columns: what queries are: their payload columns and given vectors.
         id_type: of the gallery; None where it is not known yet.
         key: what names the log, for messages.
+        reads_time: False where the log is not cut: a column of that name then is not looked at, whatever it holds.
 
     Raises:
         ConfigError, InputError: a missing column, one of another kind than it must be, or no rows; names the file.
     """
-    own = [Column(ITEM, ITEM, "id", optional=True), Column(TIME, TIME, "version", optional=True)]
+    own = [Column(ITEM, ITEM, "id", optional=True)]
+    own += [Column(TIME, TIME, "version", optional=True)] * reads_time
     own += [Column(name, name, "weight", optional=True) for name in (COUNT, WEIGHT)]
     pinned = pin(store, store.find(path), [*columns, *own])
+    if not reads_time:
+        pinned = pinned.model_copy(update={"absent": (*pinned.absent, TIME)})
     if pinned.rows == 0:
-        raise InputError(f"{key} {shown_paths(path)}: there are no rows; leave it out, or log what is asked")
+        raise InputError(f"{key} {shown_paths(path)}: there are no rows. Name files that hold queries, or leave it out")
     if id_type is not None and pinned.kinds.get(ITEM, id_type) != id_type:
         raise InputError(
             f"{key} {shown_paths(path)}: column {ITEM!r} is {pinned.kinds[ITEM]}, but the gallery's ids are "
@@ -173,7 +178,8 @@ def read_query_log(
         items = _item_traffic([items, pairs.filter(pc.invert(pairs["held_out"]))], max_pairs)
     if not parts[0].traffic + parts[1].traffic:
         raise InputError(
-            f"{pinned.files[0].path}: every count or weight is 0, so the log says nothing of what is asked"
+            f"{pinned.files[0].path}: every count or weight is 0, so nothing is asked. Leave these columns out: then "
+            "each row counts once"
         )
     return QueryLog(
         fit=parts[0].part(),

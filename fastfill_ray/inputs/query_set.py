@@ -78,7 +78,7 @@ def read_query_set(
     Raises:
         ConfigError, InputError: a column is missing or of another kind, or what a log says cannot be read.
     """
-    pinned = pin_query_log(store, path, columns, id_type, key=_OPTION)
+    pinned = pin_query_log(store, path, columns, id_type, key=_OPTION, reads_time=False)
     columns = [column for column in columns if column.key not in pinned.absent]
     # As one part: what is asked most is told over the whole log, not over either side of a cut.
     log = read_query_log(store, pinned, columns, limit=limit, seed=0, held_out_share=0.0)

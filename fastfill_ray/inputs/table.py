@@ -110,7 +110,7 @@ def pin(store: InputStore, found: Sequence[InputFile], columns: Sequence[Column]
     absent = [column.key for column in columns if column.optional and column.name not in written]
     columns = [column for column in columns if column.key not in absent]
     names = {column.name for column in columns}
-    partitions = _partition_values([file.path for file in found], names)
+    partitions = partition_values([file.path for file in found], names)
     files = [
         _pinned(file, footer, names, constants)
         for file, footer, constants in zip(found, footers, partitions, strict=True)
@@ -256,7 +256,7 @@ def _candidates(column: Column, file: PinnedFile, schema: pa.Schema) -> str:
 # Columns of a partition: label=7/part-0.parquet
 
 
-def _partition_values(paths: Sequence[str], names: Set[str]) -> list[dict[str, PartitionValue]]:
+def partition_values(paths: Sequence[str], names: Set[str]) -> list[dict[str, PartitionValue]]:
     """Per file the values that its folders' names give to the columns `names`, as Hive and Spark write them.
 
     Values are integers where all files have integers there, else text.

@@ -18,6 +18,7 @@ class State(Model):
 
     next_seq: int = 0
     init: Init | None = None
+    root_id: str = Field(default="", description="transaction of INIT: names the root, wherever it lies")
     epoch: int = 0
     plans: tuple[Plan, ...] = ()
     versions: tuple[Version, ...] = ()
@@ -139,7 +140,7 @@ def apply(state: State, record: Record) -> State:
     if isinstance(body, Publish | Expire | Delete | Undelete):
         change["readers_seq"] = record.seq
     if isinstance(body, Init):
-        change["init"] = body
+        change |= {"init": body, "root_id": record.txn}
     elif isinstance(body, Claim):
         expect(body.claimed > state.epoch, f"claims epoch {body.claimed}, {state.epoch} is already claimed")
         change["epoch"] = body.claimed

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from fastfill_ray.report.hits import Hit, cut, display_width, hits_table, padded, shown
-from fastfill_ray.report.wording import percent, score_interval
+from fastfill_ray.report.wording import percent, score, score_interval
 from fastfill_ray.retrieval.flips import Flips
 from fastfill_ray.retrieval.intervals import Interval
 
@@ -124,33 +124,46 @@ def shadow_text(comparison: Comparison, width: int) -> str:
     before, now = comparison.versions
     weighed = ", each counted as often as it was asked" if comparison.is_weighed else ""
     covered = "" if comparison.covered > 0.9995 else f", {percent(comparison.covered)} of the file's traffic"
+    several = comparison.queries > 1
+    asked = f"{comparison.queries:,} queries" if several else "query"
     lines = [
-        f"Versions {before} and {now}, asked the same {comparison.queries:,} queries{weighed}{covered}. In brackets: "
-        "95 % intervals.",
+        f"Versions {before} and {now}, asked the same {asked}{weighed}{covered}."
+        + (" In brackets: 95 % intervals." if several else ""),
         f"the same among the first {comparison.k}: {_share(comparison.overlap)}",
         f"the same first hit: {_share(comparison.same_first)}",
     ]
     if comparison.taken is not None:
         (mrr_before, mrr_now), flips = comparison.taken
         lines += [
-            f"MRR of what users took, of {mrr_now.queries:,} queries: version {before} "
-            f"{score_interval(*mrr_before[:3])}, version {now} {score_interval(*mrr_now[:3])}",
+            f"MRR of what users took, of {_counted(mrr_now.queries)}: version {before} {_score(mrr_before)}, "
+            f"version {now} {_score(mrr_now)}",
             f"of these, version {now} ranks it better for {_share(flips.pfr)}, worse for {_share(flips.nfr)}",
         ]
     for version, latency in zip(comparison.versions, comparison.latency, strict=True):
-        lines.append(
-            f"latency of version {version}, one query at a time: median {latency.median_ms:.2f} ms, "
-            f"95 of 100 within {latency.p95_ms:.2f} ms"
-        )
+        spread = f", 95 of 100 within {latency.p95_ms:.2f} ms" if several else ""
+        median = f"{'median ' if several else ''}{latency.median_ms:.2f} ms"
+        lines.append(f"latency of version {version}, one query at a time: {median}{spread}")
     if comparison.changed:
         some = "" if comparison.changed == len(comparison.examples) else f" {len(comparison.examples)} of them:"
-        lines.append(f"\n{comparison.changed:,} queries have another first hit.{some}")
+        have = "has" if comparison.changed == 1 else "have"
+        lines.append(f"\n{_counted(comparison.changed)} {have} another first hit.{some}")
     lines += [_example(comparison, example, width) for example in comparison.examples]
     return "\n".join(lines)
 
 
+def _counted(queries: int) -> str:
+    return f"{queries:,} {'query' if queries == 1 else 'queries'}"
+
+
 def _share(interval: Interval) -> str:
+    """One query has no interval."""
+    if interval.queries < 2:
+        return percent(interval.value)
     return f"{percent(interval.value)} ({percent(interval.low)} to {percent(interval.high)})"
+
+
+def _score(interval: Interval) -> str:
+    return score(interval.value) if interval.queries < 2 else score_interval(*interval[:3])
 
 
 def _example(comparison: Comparison, example: Example, width: int) -> str:
@@ -161,6 +174,7 @@ def _example(comparison: Comparison, example: Example, width: int) -> str:
         sides.append([f"version {version}", *table.splitlines()])
     room = max([half if comparison.columns else 0, *(display_width(line) for line in sides[0])])
     rows = [f"{padded(left, room)}{_GAP}{right}".rstrip() for left, right in zip_longest(*sides, fillvalue="")]
-    times = f", asked {example.traffic:g} times" if example.traffic != 1 else ""
+    counted = f"asked {example.traffic:,.0f} times" if example.traffic.is_integer() else f"traffic {example.traffic:g}"
+    times = f", {counted}" if example.traffic != 1 else ""
     same = f"{round(example.overlap * comparison.k)} of {comparison.k} hits the same"
     return "\n".join([f"\n{cut(example.query, width)}", f"({example.row}{times}; {same})", *rows])

@@ -19,8 +19,10 @@ Legend: N items or queries, D old dim, E new dim, B baked dims.
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fastfill_ray.retrieval.fusion import Fusion
 from fastfill_ray.retrieval.similarity import unit_rows
@@ -38,6 +40,13 @@ class Baking(Model):
     scale: float = Field(default=1.0, gt=0, description="s: in the stale items")
     offset: float = Field(default=0.0, description="o: in the queries")
     slope: float = Field(default=0.0, description="in the queries")
+
+    @model_validator(mode="after")
+    def _centres_are_of_their_spaces(self) -> Self:
+        for centre, dim in ((self.old_centre, self.old_dim), (self.new_centre, self.new_dim)):
+            if centre and len(centre) != dim:
+                raise ValueError(f"a centre has {len(centre)} dims, its space {dim}")
+        return self
 
     @property
     def dim(self) -> int:

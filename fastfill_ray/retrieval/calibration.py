@@ -23,6 +23,8 @@ from fastfill_ray.types import F32, Bools, Model
 Form = Literal["identity", "offset", "offset_by_wave", "scale_offset", "scale_offset_by_wave"]
 # The simplest first.
 FORMS: tuple[Form, ...] = ("identity", "offset", "offset_by_wave", "scale_offset", "scale_offset_by_wave")
+# Those whose scores are moved by offsets alone.
+NO_SCALE = tuple(form for form in FORMS if not form.startswith("scale"))
 
 # Steps of the search, in units of the typical gap between a stale score and the new one that replaces it (offset,
 # slope) and as a factor (scale). Halved when nothing near is better; two halvings are fine enough.

@@ -18,7 +18,7 @@ from fastfill_ray.experiment.results import ChoiceResult
 from fastfill_ray.experiment.summary import choice_result
 from fastfill_ray.log.records import Prediction
 from fastfill_ray.ordering.policies import POLICIES, Policy
-from fastfill_ray.retrieval.calibration import Form
+from fastfill_ray.retrieval.calibration import FORMS, NO_SCALE, Form
 from fastfill_ray.retrieval.fusion import Fusion, fusion_of
 from fastfill_ray.stages.progress import Progress
 from fastfill_ray.storage.files import Files
@@ -86,7 +86,8 @@ class ChoiceRequest:
         weights = [weight for weight in modes[self.serving.stale_mode] if weight == 1 or self.can_fuse]
         policies: list[Policy] | None = None if self.policy.name == "auto" else [self.policy.name]
         objective = Objective(self.objective.relevance, self.objective.metric)
-        return Question(objective, weights, policies, fractions=self.fractions)
+        forms = NO_SCALE if self.serving.calibration == "no_scale" else FORMS
+        return Question(objective, weights, policies, forms, self.fractions)
 
 
 def methods_to_train(config: AlignmentConfig) -> tuple[Method, ...]:
@@ -108,7 +109,10 @@ def decision_before(
 
 def _name(evidence: Evidence, alignments: Sequence[str], request: ChoiceRequest) -> str:
     queries = "" if evidence.queries is None else evidence.queries.fingerprint
-    wanted = [request.alignment.method, request.policy.name, request.serving.stale_mode, request.can_fuse]
+    serving = request.serving
+    wanted: list[str | bool] = [request.alignment.method, request.policy.name, serving.stale_mode, request.can_fuse]
+    if serving.calibration != "auto":  # choices of earlier releases are known without it
+        wanted.append(serving.calibration)
     measured_on = [request.objective.model_dump(), list(request.fractions), evidence.seed, evidence.metric]
     seen = [evidence.pairs.fingerprint, queries, list(alignments), request.classifier, wanted, measured_on]
     return fingerprint(seen if evidence.logged is None else [*seen, evidence.logged.fingerprint])

@@ -10,7 +10,6 @@ Legend: N rows of a segment, C those that are exported, E new dim, B dims of wha
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -33,16 +32,23 @@ from fastfill_ray.index.segment import (
 from fastfill_ray.log.records import Delete, FileRef, Plan, Segment, Undelete, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.proxies import GAIN_DEPTH, merge_top
-from fastfill_ray.stages.export_changes import Portion, PortionReader, portions_since
+from fastfill_ray.stages.export_changes import PortionReader, Upsert, portions_since
 from fastfill_ray.stages.export_columns import ColumnReader, GalleryColumns
-from fastfill_ray.stages.export_manifest import (
+from fastfill_ray.stages.export_folder import (
+    DATA,
+    DELETED,
     MANIFEST,
+    begin_export,
+    done_parts,
+    finished_export,
+    put_part,
+)
+from fastfill_ray.stages.export_held import can_be_alike, rows_not_held
+from fastfill_ray.stages.export_manifest import (
     Exported,
     ExportRequest,
     Manifest,
-    begin_export,
-    finished_export,
-    is_same_export,
+    holds_stale,
     wanted_export,
 )
 from fastfill_ray.stages.progress import Progress
@@ -50,13 +56,12 @@ from fastfill_ray.storage.arrow import matrix_of, read_table
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import chunk_unit, stage_receipt
-from fastfill_ray.storage.receipts import Receipt, find_receipts, put_receipt, read_receipt
+from fastfill_ray.storage.receipts import Receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.storage.sealed import seal_file
 from fastfill_ray.storage.write_behind import write_behind
 from fastfill_ray.types import F32, I64, Metric, Model
 
-RECEIPTS = "parts"
 # Vectors of a file: a worker holds some files beside the index of one segment. Rows of a row group: what loaders read
 # at a time.
 _FILE_BYTES, _GROUP_ROWS = 1 << 25, 1 << 14
@@ -64,15 +69,18 @@ _FILE_BYTES, _GROUP_ROWS = 1 << 25, 1 << 14
 _CENTRE_ROWS, _LEVEL_QUERIES = 1 << 14, 64
 # The score of a hit that a segment is too small to have; JSON knows no infinity.
 _MISSING = np.finfo(np.float32).min
-_THREADS = 8  # that look at files
 
 
 class _Part(Model):
-    """Some rows of one segment, which one worker exports."""
+    """Some rows of one segment, which one worker exports; place: u of stale ones, None of new ones."""
 
     unit: str
-    portion: Portion
+    upsert: Upsert
     place: float | None
+
+    @property
+    def segment(self) -> Segment:
+        return self.upsert.portion.segment
 
 
 def export(engine: Engine, files: Files, target: Files, request: ExportRequest, progress: Progress) -> Manifest:
@@ -90,43 +98,41 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
     version = choose_version(files, state, request.version)
     reader = PortionReader(files, state.deletions)
     wanted = wanted_export(files, reader, state, state.init, version, request)
-    whole = finished_export(target)
-    if whole is not None and is_same_export(whole, wanted) and are_there(target, (*whole.files, *whole.deleted)):
+    columns = None
+    if request.columns is not None:
+        plan = state.plan_of(version)
+        columns = plan, request.columns, request.columns.schema(files, plan)
+    if (whole := finished_export(target, wanted)) is not None:
         return whole
     exported = begin_export(target, wanted, partial(_centred, files, reader.segments(version)))
-    portions = portions_since(reader, state, version, None if request.since is None else request.since.held)
-    parts = [
-        _Part(
-            unit=chunk_unit(portion.digest),
-            portion=portion,
-            place=exported.places[portion.segment.wave] if portion.segment.state == "stale" else None,
-        )
-        for portion in portions.upserted
-    ]
-    receipts = {
-        unit: receipt
-        for unit, receipt in find_receipts(target, RECEIPTS, {part.unit for part in parts}).items()
-        if are_there(target, receipt.outputs)  # somebody may have taken files away, or cut them
-    }
+    held = None if request.since is None else request.since.held
+    alike = partial(can_be_alike, by_wave=exported.baking is not None)
+    portions = portions_since(reader, state, version, held, alike)
+    parts = []
+    for upsert in portions.upserted:
+        segment = upsert.portion.segment
+        place = exported.places[segment.wave] if segment.state == "stale" else None
+        parts.append(_Part(unit=chunk_unit(upsert.digest), upsert=upsert, place=place))
+    receipts = done_parts(target, {part.unit for part in parts}, progress.say)
     missing = [part for part in parts if part.unit not in receipts]
-    samples = _samples(files, state, version) if exported.baking is not None and request.since is None else None
-    columns = None if request.columns is None else (state.plan_of(version), request.columns)
+    measures_level = exported.baking is not None and not holds_stale(reader, state, request.since)
+    samples = _samples(files, state, version) if measures_level else None
     work = partial(_export_parts, files, target, exported, state.deletions, samples, columns)
-    rows = sum(part.portion.rows for part in parts)
-    done = sum(receipts[part.unit].rows for part in parts if part.unit in receipts)
-    with progress.stage("export", rows, "items", done=done) as bar:
+    rows = {part.unit: part.upsert.portion.rows for part in parts}
+    done = sum(count for unit, count in rows.items() if unit in receipts)
+    with progress.stage("export", sum(rows.values()), "items", done=done) as bar:
         for receipt in engine.run_units(work, [[part] for part in missing]):
             receipts[receipt.unit] = receipt
-            bar.advance(receipt.rows)
+            bar.advance(rows[receipt.unit])
     ordered = [receipts[part.unit] for part in parts]
     new_rows = sum(r.rows for part, r in zip(parts, ordered, strict=True) if part.place is None)
     gone = tuple(
-        put_content(target, lambda digest: f"deleted/ids-{digest[:16]}.parquet", _table_bytes(pa.table({"id": ids})))
+        put_content(target, lambda digest: f"{DELETED}/ids-{digest[:16]}.parquet", _table_bytes(pa.table({"id": ids})))
         for ids in portions.deleted
         if len(ids)
     )
     manifest = Manifest(
-        **{**exported.model_dump(), "level": _level(ordered) if request.since is None else exported.level},
+        **{**exported.model_dump(), "level": _level(ordered) if measures_level else exported.level},
         rows=sum(receipt.rows for receipt in ordered),
         new_rows=new_rows,
         stale_rows=sum(receipt.rows for receipt in ordered) - new_rows,
@@ -147,7 +153,8 @@ def write_index(target: Files, manifest: Manifest) -> None:
     index = faiss.IndexIDMap2(faiss.IndexFlat(manifest.dim, FAISS_METRIC[manifest.metric]))
     names, count = [], 0
     for file in manifest.files:
-        table = read_table(get_verified(target, file), name=file.path, columns=["id", "vector"])
+        data = get_verified(target, file, repair="Remove the file, and the same command makes it again.")
+        table = read_table(data, name=file.path, columns=["id", "vector"])
         column, vectors = table.column("id").combine_chunks(), table.column("vector").combine_chunks()
         ids = np.arange(count, count + len(column))
         if manifest.id_type == "int64":
@@ -191,13 +198,6 @@ def _load(files: Files, metric: Metric, segment: Segment) -> Any:
     return load_index(get_verified(files, segment.index), dim=segment.dim, metric=metric, rows=segment.rows, name=name)
 
 
-def are_there(target: Files, references: Sequence[FileRef]) -> bool:
-    """Whether files are there in the size that they were written in; nothing is read."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(target.stat, (each.path for each in references))
-        return all(now is not None and now.size == each.size for each, now in zip(references, found, strict=True))
-
-
 def _samples(files: Files, state: State, version: Version) -> tuple[F32, F32] | None:
     """New (Q, E) and old (Q, D) vectors of some pairs, as queries; None where they are gone."""
     receipt = read_receipt(files, stage_receipt("pairs", state.plan_of(version).pairs))
@@ -223,15 +223,16 @@ def _export_parts(
     exported: Exported,
     deletions: Sequence[Delete | Undelete],
     samples: tuple[F32, F32] | None,
-    columns: tuple[Plan, GalleryColumns] | None,
+    columns: tuple[Plan, GalleryColumns, pa.Schema] | None,
     parts: Sequence[_Part],
 ) -> Iterator[Receipt]:
     baking, reader = exported.baking, PortionReader(files, deletions)
     gallery = None if columns is None else ColumnReader(files, *columns)
+    load = partial(_load, files, exported.metric if baking is None else baking.metric)
     for part in parts:
-        segment = part.portion.segment
-        index = _load(files, exported.metric if baking is None else baking.metric, segment)
-        ids, rows = reader.rows(part.portion)
+        segment, index = part.segment, load(part.segment)
+        ids, rows = reader.rows(part.upsert.portion)
+        rows = rows_not_held(reader, load, index, ids, rows, part.upsert.held)
         tables = _tables(exported, part, index, ids, rows, gallery)
         written = tuple(write_behind(partial(_put_table, target, table) for table in tables))
         details: dict[str, Any] = {"exact": _keeps_vectors(index)}
@@ -241,14 +242,14 @@ def _export_parts(
             scores, _ = search_segment(index, queries, GAIN_DEPTH, baking.metric)
             details["best"] = np.where(np.isfinite(scores), scores, _MISSING).tolist()
         receipt = Receipt(unit=part.unit, outputs=written, rows=len(rows), details=details)
-        yield put_receipt(target, f"{RECEIPTS}/{part.unit}.receipt.json", receipt)
+        yield put_part(target, receipt)
 
 
 def _tables(
     exported: Exported, part: _Part, index: Any, ids: pa.Array, rows: I64, gallery: ColumnReader | None
 ) -> Iterator[pa.Table]:
     """What the files of a part hold, of its rows (C,) of a segment with N ids."""
-    baking, segment = exported.baking, part.portion.segment
+    baking, segment = exported.baking, part.segment
     places = None if gallery is None else gallery.places(segment, ids.take(pa.array(rows)))
     step = max(1, _FILE_BYTES // (4 * exported.dim * _GROUP_ROWS)) * _GROUP_ROWS
     for start in range(0, segment.rows, step):
@@ -269,7 +270,7 @@ def _tables(
 
 
 def _put_table(target: Files, table: pa.Table) -> FileRef:
-    return put_content(target, lambda digest: f"data/part-{digest[:16]}.parquet", _table_bytes(table))
+    return put_content(target, lambda digest: f"{DATA}/part-{digest[:16]}.parquet", _table_bytes(table))
 
 
 def _columns(ids: pa.Array, vectors: F32, state: str) -> dict[str, pa.Array]:

@@ -5,7 +5,7 @@ Legend: N rows of a segment, C rows that changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -57,11 +57,24 @@ class Portion(Model):
         return fingerprint(self.model_dump(mode="json", exclude={"rows": True, "earlier": {"rows"}}))
 
 
+class Upsert(Model):
+    """What a store is to take in: the rows of a portion that no portion of `held`, which the store has, holds alike."""
+
+    portion: Portion
+    held: tuple[Portion, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Names the rows."""
+        of_portion = self.portion.digest
+        return fingerprint([of_portion, [each.digest for each in self.held]]) if self.held else of_portion
+
+
 @dataclass
 class Portions:
     """upserted: what a store is to take in. deleted: ids that it is to take out."""
 
-    upserted: list[Portion]
+    upserted: list[Upsert]
     deleted: list[pa.Array] = field(default_factory=list)
 
 
@@ -133,7 +146,13 @@ class PortionReader:
         return findable
 
 
-def portions_since(reader: PortionReader, state: State, version: Version, held: Held | None) -> Portions:
+def portions_since(
+    reader: PortionReader,
+    state: State,
+    version: Version,
+    held: Held | None,
+    can_be_alike: Callable[[Segment, Segment], bool],
+) -> Portions:
     """What takes a store from what it holds to a version without all that the log deletes.
 
     Segments of which the same rows are hidden as before are not read. Of the others the ids are: memory grows with
@@ -141,41 +160,60 @@ def portions_since(reader: PortionReader, state: State, version: Version, held: 
 
     Args:
         held: None for an empty store.
+        can_be_alike: whether an item may be exported alike from a segment now, and from one then.
 
     Raises:
         CorruptFile, FileMissing: a file of either version is damaged or gone.
     """
     now = reader.portions(version, len(state.deletions))
     if held is None:
-        return Portions(list(now.values()))
+        return Portions([Upsert(portion=portion) for portion in now.values()])
     earlier = state.version(held.version)
     if earlier is None:
         raise CorruptFile(f"{reader.root}: there is no version {held.version} in the log")
     then = reader.portions(earlier, held.num_deletions)
-    upserted, taken_in = [], []
-    for key, portion in now.items():
-        theirs = then.get(key)
-        if theirs is not None and reader.is_same(portion, theirs):
-            continue
-        changed = portion.model_copy(update={"earlier": theirs})
-        if len(ids := reader.ids(changed)):
-            upserted.append(changed.model_copy(update={"rows": len(ids)}))
-            taken_in.append(ids)
-    return Portions(upserted, [_without(gone, taken_in) for gone in _gone(reader, now, then)])
+    came = _with_ids(reader, _differing(reader, now, then))
+    went = _with_ids(reader, _differing(reader, then, now))
+    # Where what came lies in all that went, -1 for nowhere. Every id is once in either.
+    place = _places(_joined(came), _joined(went))
+    ends = np.cumsum([len(ids) for _, ids in went])
+    stays = np.zeros(ends[-1] if len(ends) else 0, bool)
+    stays[place[place >= 0]] = True
+    upserted, start = [], 0
+    for portion, ids in came:
+        lies = place[start : start + len(ids)]
+        start += len(ids)
+        numbers = np.unique(np.searchsorted(ends, lies[lies >= 0], side="right")).tolist()
+        alike = [went[number][0] for number in numbers if can_be_alike(portion.segment, went[number][0].segment)]
+        upserted.append(Upsert(portion=portion.model_copy(update={"rows": len(ids)}), held=tuple(alike)))
+    deleted = [
+        ids.filter(pa.array(~stays[end - len(ids) : end])) for (_, ids), end in zip(went, ends.tolist(), strict=True)
+    ]
+    return Portions(upserted, deleted)
 
 
-def _gone(reader: PortionReader, now: dict[Key, Portion], then: dict[Key, Portion]) -> Iterator[pa.Array]:
-    """Ids of rows that could be found in a segment then, and cannot now."""
-    for key, theirs in then.items():
-        portion = now.get(key)
-        if portion is None:
-            yield reader.ids(theirs)
-        elif not reader.is_same(portion, theirs):
-            yield reader.ids(theirs.model_copy(update={"earlier": portion}))
+def _differing(reader: PortionReader, of: dict[Key, Portion], others: dict[Key, Portion]) -> Iterator[Portion]:
+    """What can be found of a version's portions, and cannot in those of another one."""
+    for key, portion in of.items():
+        other = others.get(key)
+        if other is None or not reader.is_same(portion, other):
+            yield portion.model_copy(update={"earlier": other})
 
 
-def _without(ids: pa.Array, others: Sequence[pa.Array]) -> pa.Array:
-    """Those of `ids` that are in none of the others."""
-    if not others:
-        return ids
-    return ids.filter(pc.invert(pc.is_in(ids, value_set=pa.chunked_array(others))))
+def _with_ids(reader: PortionReader, portions: Iterator[Portion]) -> list[tuple[Portion, pa.Array]]:
+    """Those that have rows, with the ids of these."""
+    read = ((portion, reader.ids(portion)) for portion in portions)
+    return [(portion, ids) for portion, ids in read if len(ids)]
+
+
+def _joined(portions: Sequence[tuple[Portion, pa.Array]]) -> pa.ChunkedArray | None:
+    return pa.chunked_array([ids for _, ids in portions]) if portions else None
+
+
+def _places(values: pa.ChunkedArray | None, among: pa.ChunkedArray | None) -> I64:
+    """The place of each value (N,) among others, -1 where it is not there."""
+    if values is None or among is None:
+        return np.full(0 if values is None else len(values), -1, np.int64)
+    found = pc.index_in(values, value_set=among).fill_null(-1)
+    places: I64 = found.to_numpy().astype(np.int64)
+    return places

@@ -8,7 +8,9 @@ Legend: C items of a segment that are exported.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +19,9 @@ import pyarrow.compute as pc
 from fastfill_ray.config import GalleryConfig
 from fastfill_ray.errors import ConfigError, CorruptFile, InputChanged, RefusedError
 from fastfill_ray.inputs.encodings import take_rows
-from fastfill_ray.inputs.locate import InputStore
-from fastfill_ray.inputs.parquet import PinnedFile, read_around
-from fastfill_ray.inputs.table import Column, pin
+from fastfill_ray.inputs.locate import InputFile, InputStore
+from fastfill_ray.inputs.parquet import PartitionValue, PinnedFile, read_around, read_footer
+from fastfill_ray.inputs.table import Column, partition_values, pin
 from fastfill_ray.log.records import Plan, Segment
 from fastfill_ray.ordering.ids import item_keys
 from fastfill_ray.stages.ledger import ledger_parts, read_keys
@@ -28,6 +30,7 @@ from fastfill_ray.storage.arrow import keys_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.types import I64
 
+_THREADS = 16  # that read footers
 # Of every export.
 OWN_COLUMNS = ("id", "vector", "state")
 _MEND = "Export without --columns, or run the backfill over the gallery as it is now, and export what it publishes."
@@ -41,40 +44,76 @@ class GalleryColumns:
     store: InputStore
     gallery: GalleryConfig
 
-    def check(self, files: Files, plan: Plan) -> None:
-        """Refuse what cannot be exported, before anything is.
+    def schema(self, files: Files, plan: Plan) -> pa.Schema:
+        """The columns as all exported files have them; what cannot be exported is refused, before anything is.
 
         Raises:
             ConfigError: a name that every export has, or that is there twice; no file has such a column.
             InputError: some files lack it, or it is of a type that cannot be read.
-            RefusedError: a file of the plan's gallery has changed since, or is gone.
+            RefusedError: a file of the plan's gallery has changed since, or is gone; or its files hold a column as
+                types that no one column holds.
         """
         for number, name in enumerate(self.names):
             if name in OWN_COLUMNS or name in self.names[:number]:
                 why = "every export has a column of that name" if name in OWN_COLUMNS else "it is named twice"
                 raise ConfigError(f"--columns: {name!r}: {why}. Leave it out.")
-        found = self.store.find(self.gallery.path)
-        there = {(file.path, file.size, file.tag) for file in found}
+        there = {(file.path, file.size, file.tag): file for file in self.store.find(self.gallery.path)}
+        found = []
         for file in read_snapshot(files, plan.snapshot).gallery.files:
-            if (file.path, file.size, file.tag) not in there:
+            if (now := there.get((file.path, file.size, file.tag))) is None:
                 raise RefusedError(
                     f"--columns: {file.path} has changed since the version was made, or is gone. {_MEND}"
                 )
-        pinned = pin(self.store, found, [Column("--columns", name) for name in self.names])
-        for file in pinned.files:
-            for name, _ in file.constants:
-                raise RefusedError(
-                    f"--columns: {name!r} is only in the name of a folder of {file.path}; columns of the files are "
-                    "exported. Leave it out."
-                )
+            found.append(now)
+        pin(self.store, found, [Column("--columns", name) for name in self.names])
+        return self._common([file.path for file in found], self._schemas(found))
+
+    def _schemas(self, found: Sequence[InputFile]) -> list[pa.Schema]:
+        """The columns as each file has them, or as its folders' names say them."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            footers = pool.map(partial(read_footer, self.store), found)
+            written = [{field.name: field for field in footer.schema} for footer in footers]
+        return [
+            pa.schema([fields[name].remove_metadata() if name in fields else _constant(name, of_file.get(name))
+                       for name in self.names])
+            for fields, of_file in zip(written, partition_values([f.path for f in found], set(self.names)), strict=True)
+        ]  # fmt: skip
+
+    def _common(self, paths: Sequence[str], schemas: Sequence[pa.Schema]) -> pa.Schema:
+        common = schemas[0]
+        for path, schema in zip(paths, schemas, strict=True):
+            for at, field in enumerate(schema):
+                try:
+                    merged = pa.unify_schemas([pa.schema([common.field(at)]), pa.schema([field])],
+                                              promote_options="permissive")  # fmt: skip
+                except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+                    raise RefusedError(
+                        f"--columns: {field.name!r} is {field.type} in {path}, and {common.field(at).type} in files "
+                        "before it: no one column holds both. Cast it in some of the files, or leave it out."
+                    ) from error
+                common = common.set(at, merged.field(0))
+        return common
+
+
+def _constant(name: str, value: PartitionValue) -> pa.Field:
+    """A column whose value the names of folders say."""
+    return pa.field(name, pa.null() if value is None else pa.int64() if isinstance(value, int) else pa.string())
 
 
 class ColumnReader:
-    """Reads columns of one plan's gallery for the items of its segments."""
+    """Reads columns of one plan's gallery for the items of its segments.
 
-    def __init__(self, files: Files, plan: Plan, columns: GalleryColumns) -> None:
-        self._files, self._columns, self._segment_rows = files, columns, plan.segment_rows
-        self._parts = ledger_parts(read_snapshot(files, plan.snapshot))
+    Args:
+        schema: of ``GalleryColumns.schema``.
+    """
+
+    def __init__(self, files: Files, plan: Plan, columns: GalleryColumns, schema: pa.Schema) -> None:
+        self._files, self._columns, self._schema, self._segment_rows = files, columns, schema, plan.segment_rows
+        snapshot = read_snapshot(files, plan.snapshot)
+        self._parts, pinned = ledger_parts(snapshot), snapshot.gallery.files
+        values = partition_values([file.path for file in pinned], set(columns.names))
+        # The plan's pins know the values of those columns alone that the run itself reads.
+        self._constants = {file.path: tuple(each.items()) for file, each in zip(pinned, values, strict=True)}
 
     def places(self, segment: Segment, ids: pa.Array) -> tuple[I64, I64]:
         """The part of the ledger (C,) and the row of its file (C,) of each of a segment's items.
@@ -117,20 +156,27 @@ class ColumnReader:
         tables, order = [], []
         for file, items in of_file.items():
             by_row = np.array(items)[np.argsort(rows[items], kind="stable")]
+            file = file.model_copy(update={"constants": self._constants[file.path]})
             try:
                 around = read_around(self._columns.store, file, rows[by_row], self._columns.names)
-                tables += [take_rows(table, within) for _, table, within in around]
+                tables += [self._cast(file.path, take_rows(table, within)) for _, table, within in around]
             except InputChanged as error:
                 raise RefusedError(f"--columns: {file.path} has changed, or is gone. {_MEND}") from error
             order.append(by_row)
-        try:
-            joined = pa.concat_tables(tables, promote_options="permissive")
-        except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
-            raise RefusedError(
-                f"--columns: the gallery's files hold a column as types that no one column holds: {error}. Cast it in "
-                "some of the files, or leave it out."
-            ) from error
-        return take_rows(joined, np.argsort(np.concatenate(order)))
+        return take_rows(pa.concat_tables(tables), np.argsort(np.concatenate(order)))
+
+    def _cast(self, path: str, table: pa.Table) -> pa.Table:
+        columns = {}
+        for field in self._schema:
+            try:
+                column = table.column(field.name)
+                columns[field.name] = column if column.type == field.type else column.cast(field.type)
+            except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+                raise RefusedError(
+                    f"--columns: {field.name!r} of {path} is to become {field.type}, as other files have it, and "
+                    f"cannot: {error}. Cast it in some of the files, or leave it out."
+                ) from error
+        return pa.table(columns)
 
 
 def same_columns(names: Sequence[str], before: Sequence[str]) -> None:

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import Field
 
-from fastfill_ray.errors import FileMissing, RefusedError
+from fastfill_ray.errors import RefusedError
 from fastfill_ray.log.records import FileRef, Init, Segment, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.waves import wave_middles
 from fastfill_ray.retrieval.baking import Baking
 from fastfill_ray.stages.export_changes import Held, PortionReader
 from fastfill_ray.stages.export_columns import GalleryColumns, same_columns
-from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.sealed import seal_file, unseal_file
-from fastfill_ray.types import IdType, Metric, Model
-
-REQUEST, MANIFEST = "export.json", "manifest.json"
+from fastfill_ray.storage.files import Files, place_of
+from fastfill_ray.types import IdType, Metric, Model, fingerprint
 
 
 class Exported(Model):
     """What an export is of."""
 
     format: int = 1
-    root: str
+    root: str = Field(description="where the root lay then, for people")
+    origin: str = Field(
+        default="", description="names the version of the root, wherever it lies; empty: of an earlier release"
+    )
     version: int = Field(ge=0)
     plan: str
     since: Held | None = Field(default=None, description="what a store holds already; null: nothing")
@@ -78,33 +78,29 @@ class ExportRequest:
         return () if self.columns is None else self.columns.names
 
 
-def read_manifest(target: Files) -> Manifest:
-    """The manifest of a finished export.
-
-    Raises:
-        FileMissing: there is none, or it is not finished.
-        CorruptFile: it is damaged.
-    """
-    return unseal_file(MANIFEST, target.get(MANIFEST), Manifest)
-
-
-def finished_export(target: Files) -> Manifest | None:
-    """The manifest; None where nothing is finished yet."""
-    try:
-        return read_manifest(target)
-    except FileMissing:
-        return None
-
-
 def is_same_export(found: Exported, wanted: Exported) -> bool:
-    """Whether both are of the same version, under the same deletions, baked or not, since the same version, with the
+    """Whether both are of the same version, under the same deletions, baked alike, since the same version, with the
     same columns.
     """
     first, second = (
-        (each.root, each.version, each.plan, each.since, each.deletions, each.baking is None, each.columns)
+        (each.version, each.plan, each.since, each.deletions, each.baking is None, each.columns)
         for each in (found, wanted)
     )
-    return first == second
+    # Stores of one version can have different scales. The centres of a whole export are not known in `wanted`.
+    is_baked_alike = wanted.since is None or found.baking == wanted.baking
+    return first == second and is_baked_alike and _is_same_origin(found, wanted.origin, wanted.root)
+
+
+def _is_same_origin(export: Exported, origin: str, root: str) -> bool:
+    """Whether an export is of a version of that origin; of an earlier release, whether it is of the root at that place.
+
+    A root has many paths, through links or once it was moved.
+    """
+    return export.origin == origin if export.origin else place_of(export.root) == place_of(root)
+
+
+def _origin(state: State, version: Version) -> str:
+    return fingerprint([state.root_id, version.version, version.segments.sha256])
 
 
 def wanted_export(
@@ -118,20 +114,19 @@ def wanted_export(
             f"{files.root}: version {version.version} is fused: its stale vectors have {fused.dim} dims and its new "
             f"ones {init.new_dim}, so no store can hold both in one column. Export it with --baked."
         )
-    if request.columns is not None:
-        request.columns.check(files, plan)
     if request.since is not None:
         same_columns(request.column_names, request.since.columns)
     places = tuple(float(place) for place in wave_middles(plan.waves, plan.first_share))
     baking = None
     if request.since is not None:
-        baking = _rebaked(files, state, version, segments, request.since, places, baked=request.baked)
+        baking = _rebaked(files, reader, state, version, segments, request.since, places, baked=request.baked)
     elif request.baked:
         needs_old = any(segment.needs_old_queries for segment in segments)
         order = _order_calibration(version, segments, places)
         baking = Baking(metric=init.metric, new_dim=init.new_dim, old_dim=init.old_dim if needs_old else 0, **order)
     return Exported(
         root=files.root,
+        origin=_origin(state, version),
         version=version.version,
         plan=version.plan,
         since=None if request.since is None else request.since.held,
@@ -147,6 +142,12 @@ def wanted_export(
         places=places,
         level=None if request.since is None else request.since.level,
     )
+
+
+def holds_stale(reader: PortionReader, state: State, since: Manifest | None) -> bool:
+    """Whether the store that holds `since` has stale items: their scale stays."""
+    version = None if since is None else state.version(since.version)
+    return version is not None and any(segment.state == "stale" for segment in reader.segments(version))
 
 
 def _order_calibration(version: Version, segments: Sequence[Segment], places: Sequence[float]) -> dict[str, float]:
@@ -175,6 +176,7 @@ def _order_calibration(version: Version, segments: Sequence[Segment], places: Se
 
 def _rebaked(
     files: Files,
+    reader: PortionReader,
     state: State,
     version: Version,
     segments: Sequence[Segment],
@@ -185,22 +187,33 @@ def _rebaked(
 ) -> Baking | None:
     """The baking of a store that holds `since`, for another version: other queries, the same items.
 
-    The scale is in the items and stays. Where the version has another one, its scores at the level at which the first
-    ten of a query end are kept: o' = o + (s' - s) level.
+    The scale is in the stale items and stays, from the first of them on. Where the version has another one, its scores
+    at the level at which the first ten of a query end are kept: o' = o + (s' - s) level.
 
     Raises:
         RefusedError: the same items would not be baked alike.
     """
     before = state.version(since.version)
     full = "Export the version as a whole, without --since, to another folder."
-    if since.root != files.root or before is None or before.plan != since.plan or before.version in state.expired:
+    if (
+        before is None
+        or before.plan != since.plan
+        or before.version in state.expired
+        or not _is_same_origin(since, _origin(state, before), files.root)
+    ):
         raise RefusedError(
-            f"--since: that export is of version {since.version} of {since.root}, which {files.root} does not have "
-            f"any more. {full}"
+            f"--since: that export is of version {since.version} of {since.root}, which {files.root} does not have, "
+            f"or not any more. {full}"
         )
+    if reader.deleted(since.num_deletions).fingerprint != since.deletions:
+        raise RefusedError(
+            f"--since: that export is after {since.num_deletions} deletions, not those of {files.root}. {full}"
+        )
+    is_stale, was_stale = any(segment.state == "stale" for segment in segments), holds_stale(reader, state, since)
     plan, theirs = state.plan_of(version), state.plan_of(before)
     for name in ("alignment", "fusion"):
-        if (now := getattr(plan, name)) != (then := getattr(theirs, name)):
+        now, then = getattr(plan, name), getattr(theirs, name)
+        if is_stale and was_stale and now != then:
             raise RefusedError(f"--since: {name} is {now} in version {version.version}, and {then} in version "
                                f"{before.version}: every stale vector changed. {full}")  # fmt: skip
     if since.baking is None:
@@ -213,9 +226,11 @@ def _rebaked(
         raise RefusedError(
             f"--since: version {version.version} holds old vectors, and that export has no dims for them. {full}"
         )
-    if tuple(places) != since.places:
-        raise RefusedError(f"--since: version {version.version} has other waves than version {before.version}. {full}")
     order = _order_calibration(version, segments, places)
+    if not was_stale:
+        return since.baking.model_copy(update=order)
+    if is_stale and tuple(places) != since.places:
+        raise RefusedError(f"--since: version {version.version} has other waves than version {before.version}. {full}")
     if not order:
         return since.baking
     change = order["scale"] - since.baking.scale
@@ -226,39 +241,10 @@ def _rebaked(
     return since.baking.model_copy(update={"offset": offset, "slope": order["slope"]})
 
 
-def begin_export(target: Files, wanted: Exported, complete: Callable[[Exported], Exported]) -> Exported:
-    """What is exported, bound to the folder: a later call goes on with what an earlier one put down.
-
-    Args:
-        complete: called once, by the first call.
-
-    Raises:
-        RefusedError: the folder holds another export.
-    """
-    try:
-        found = unseal_file(REQUEST, target.get(REQUEST), Exported)
-    except FileMissing:
-        found = None
-    if found is None:
-        if (other := next(iter(target.list("data")), None)) is not None:
-            raise RefusedError(
-                f"{target.root}: holds {other}, which no export that is known here has put there, and a store would "
-                "load it as well. Give --to an empty folder."
-            )
-        exported = complete(wanted)
-        target.put_data(REQUEST, seal_file(REQUEST, exported))
-        return exported
-    if not is_same_export(found, wanted):
-        raise RefusedError(
-            f"{target.root}: holds another export, {_words(found)}; this one is {_words(wanted)}. Give --to another "
-            "folder, or remove that one."
-        )
-    return found
-
-
-def _words(exported: Exported) -> str:
+def in_words(exported: Exported) -> str:
+    """Which export it is, for people."""
     since = "" if exported.since is None else f" since version {exported.since.version}"
-    baked = "not baked" if exported.baking is None else "baked"
+    baked = "not baked" if exported.baking is None else f"baked with scale {exported.baking.scale:g}"
     columns = f", with {', '.join(exported.columns)}" if exported.columns else ""
     after = f"after {exported.num_deletions} deletions"
     return f"version {exported.version}{since} of {exported.root}, {baked}{columns}, {after}"

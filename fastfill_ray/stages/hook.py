@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from fastfill_ray.errors import FileMissing
 from fastfill_ray.log.state import State
-from fastfill_ray.sanitize import one_line
+from fastfill_ray.sanitize import one_line, redact
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import HOOK
 from fastfill_ray.types import Model
@@ -59,8 +59,8 @@ def tell(files: Files, state: State, command: Sequence[str], say: Callable[[str]
     fault = _run(command, environment)
     if fault is not None:
         say(
-            f"serving.on_publish: {shlex.join(command)} {fault}. Version {version} stays published; the command is "
-            "run again at the next change, or when the run is started again."
+            f"serving.on_publish: {redact(shlex.join(command))} {fault}. Version {version} stays published; the "
+            "command is run again at the next change, or when the run is started again."
         )
         return False
     files.put_data(HOOK, _Told(sequence=sequence).model_dump_json().encode())
@@ -96,4 +96,5 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> str | None:
             return None
         output.seek(max(0, output.seek(0, os.SEEK_END) - _OUTPUT_BYTES))
         last = output.read().decode(errors="replace").strip().rpartition("\n")[2]
-        return f"ended with code {code}" + (f": {one_line(last)}" if last else "")
+        how = f"ended with code {code}" if code > 0 else f"was ended by signal {-code}"
+        return how + (f": {one_line(last)}" if last else "")

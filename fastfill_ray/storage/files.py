@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 import uuid
 from typing import Protocol
@@ -99,6 +100,11 @@ def open_files(root: str, *, s3_endpoint: str | None = None) -> Files:
 
         return S3Files(rest, s3_endpoint)
     raise StoreUnsupported(f"output root {root!r}: scheme {scheme!r} is not supported. Use a local path or s3://.")
+
+
+def place_of(root: str) -> str:
+    """One name for each place: of a local root, which has many paths, the one without symbolic links."""
+    return root if split_scheme(root)[0] != "file" else os.path.realpath(split_scheme(root)[1])
 
 
 def probe(files: Files) -> None:

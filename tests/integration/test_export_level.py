@@ -42,7 +42,7 @@ def test_the_level_of_a_cosine_is_a_cosine_and_a_folder_with_other_files_is_refu
     assert again.rows == made.rows
     (tmp_path / "other" / "data").mkdir(parents=True)
     (tmp_path / "other" / "data" / "part.parquet").write_bytes(b"PAR1")
-    with pytest.raises(RefusedError, match=r"holds data/part.parquet, which no export that is known here"):
+    with pytest.raises(RefusedError, match=r"holds data/part.parquet, and there is no export.json"):
         export_version(
             str(root),
             str(tmp_path / "other"),

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import fastfill_ray as ff
-from fastfill_ray.errors import ConfigError, SpaceMismatch
+from fastfill_ray.errors import ConfigError, SpaceMismatch, UnusableQueries
 from fastfill_ray.report.plan_text import plan_text
 from fastfill_ray.search import SearchRequest, search
 from fastfill_ray.shadow import ShadowRequest, shadow
@@ -61,6 +61,14 @@ def test_the_plan_says_what_the_old_index_gives_with_mapped_queries_and_no_backf
 def test_what_is_not_mapped_and_what_does_not_fit_is_refused(workshop: Workshop, served: Path, tmp_path: Path) -> None:
     with pytest.raises(SpaceMismatch, match=r"queries have shape \(2, 3\), expected \(Q, 16\)"):
         ff.map_queries(str(served), np.ones((2, 3)))
+    good = [1.0] * synthetic.NEW_DIM
+    for queries, told in (
+        ([good, [1.0]], "queries are not numbers of shape"),
+        ([["a"] * synthetic.NEW_DIM], "queries are not numbers of shape"),
+        ([good, [float("nan")] * synthetic.NEW_DIM], "row 1 holds a value that is not a finite number"),
+    ):
+        with pytest.raises(UnusableQueries, match=told):
+            ff.map_queries(str(served), queries)
     root = tmp_path / "aligned"
     in_process(workshop.config(root), until="version0")
     with pytest.raises(ConfigError, match="version 0 has no map from new vectors to old ones"):

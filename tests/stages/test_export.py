@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,11 +20,16 @@ import fastfill_ray as ff
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.errors import ConfigError, CorruptFile, NotPublished, RefusedError
 from fastfill_ray.export import bake_queries, export_version
+from fastfill_ray.index.segment_list import listed
 from fastfill_ray.log.records import Publish, Segment
 from fastfill_ray.retrieval.calibration import OrderCalibration
 from fastfill_ray.retrieval.fusion import fusion_of
 from fastfill_ray.stages import export as stage
 from fastfill_ray.stages.export_manifest import ExportRequest, Manifest
+from fastfill_ray.storage.arrow import matrix_column, table_bytes
+from fastfill_ray.storage.paths import stage_receipt
+from fastfill_ray.storage.receipts import Receipt, put_receipt
+from fastfill_ray.storage.refs import put_file
 from fastfill_ray.types import F32, Metric
 from tests.index.test_reader import DIM, OLD_DIM, Root
 from tests.index.test_segment import vectors
@@ -284,6 +290,11 @@ def test_a_version_of_another_scale_keeps_the_scores_at_the_level_where_the_firs
     assert (then.rows, then.baking.scale) == (0, 1.3)
     served, kept = 1.5 * 2.0 + 0.1, 1.3 * 2.0 + then.baking.offset
     assert kept == pytest.approx(served)
+    other = exported(tmp_path / "root", tmp_path / "another", version=1, baked=True)  # of the same version
+    third = exported(tmp_path / "root", tmp_path / "third", since=then, baked=True)
+    with pytest.raises(RefusedError, match=r"holds another export, .* scale 1\.3, .* scale 1\.5"):
+        exported(tmp_path / "root", tmp_path / "third", since=other, baked=True)
+    assert exported(tmp_path / "root", tmp_path / "third", since=then, baked=True) == third
     assert then.baking.slope == pytest.approx(0.2)
 
 
@@ -329,9 +340,9 @@ def test_an_export_whose_process_is_killed_is_completed_by_the_same_call(tmp_pat
     mixed_root(tmp_path / "root", "ip", None)
     code = (
         "import sys, time; from fastfill_ray.stages import export as stage; from fastfill_ray import export; "
-        "from fastfill_ray.engine.in_process import InProcessEngine; put = stage.put_receipt\n"
+        "from fastfill_ray.engine.in_process import InProcessEngine; put = stage.put_part\n"
         "def slow(*given):\n    found = put(*given); print('one', flush=True); time.sleep(60); return found\n"
-        "stage.put_receipt = slow; export.export_version(sys.argv[1], sys.argv[2], stage.ExportRequest(baked=True), "
+        "stage.put_part = slow; export.export_version(sys.argv[1], sys.argv[2], stage.ExportRequest(baked=True), "
         "engine=InProcessEngine())"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "root"), str(tmp_path / "to")]
@@ -343,3 +354,93 @@ def test_an_export_whose_process_is_killed_is_completed_by_the_same_call(tmp_pat
     assert not (tmp_path / "to" / "manifest.json").exists()
     manifest = exported(tmp_path / "root", tmp_path / "to", baked=True)
     assert len(table_in(tmp_path / "to")[0]) == manifest.rows == 115
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat"])
+@pytest.mark.parametrize("baked", [True, False])
+def test_items_that_only_lie_in_another_segment_are_not_written_again(
+    tmp_path: Path, factory: str, baked: bool
+) -> None:
+    """A bucket is rebuilt: of its items one has another vector, one is gone, one came, and one was deleted before."""
+    made = mixed(tmp_path / "root", "ip", None, factory=factory)
+    root, names = made.root, made.names
+    root.commit(made.new, *made.stale.values())
+    root.delete([names[40]])
+    first = exported(tmp_path / "root", tmp_path / "first", baked=baked)
+    root.undelete([names[40]])
+    stale = vectors(40, seed=30)
+    made_again = stale[[*range(20, 40), *range(19)]] * (1 + 1e-7)
+    made_again[0] *= 1.001
+    ids = [*names[50:70], *names[30:49], 1000]
+    rebuilt = root.segment(np.vstack([made_again, vectors(1, seed=77)]), ids, made.stale[1].calibration)
+    merged = root.segment(np.vstack([vectors(30, seed=1), vectors(1, seed=78)]), [*names[:30], 1001])
+    root.commit(merged, rebuilt.model_copy(update={"wave": 1}), made.stale[2])
+    since = exported(tmp_path / "root", tmp_path / "since", baked=baked, since=first)
+    assert sorted(table_in(tmp_path / "since")[0]) == [names[40], names[50], 1000, 1001]
+    assert (since.rows, since.new_rows, since.deleted_rows) == (4, 1, 1)
+
+
+def test_a_store_without_stale_items_takes_in_those_of_any_scale_waves_and_alignment(tmp_path: Path) -> None:
+    """Back from the end: until then nothing in it depends on them. From the first stale items on the scale stays."""
+    made = mixed(tmp_path / "root", "ip", None)
+    root, store = made.root, Store()
+    pairs = table_bytes(pa.table({name: matrix_column(vectors(20, seed=3)) for name in ("new", "old")}))
+    output = put_file(root.files, "pairs/p/pairs.parquet", pairs)
+    put_receipt(root.files, stage_receipt("pairs", "p"), Receipt(unit="pairs", outputs=(output,), rows=20))
+    stale = made.at(ORDER)
+    root.commit(made.new, *stale.values())
+    end = root.commit(made.new, root.segment(vectors(90, seed=5), made.names[30:]))
+    assert store.take(tmp_path / "root", tmp_path / "end", baked=True).level is None
+    root.log.append(Publish(version=0, reason="rollback"))
+    back = store.take(tmp_path / "root", tmp_path / "back", baked=True)
+    whole = exported(tmp_path / "root", tmp_path / "whole", baked=True)
+    assert back.level == whole.level is not None
+    assert back.baking == whole.baking
+    assert back.baking is not None
+    assert (back.rows, back.baking.scale) == (90, ORDER.scale)
+    root.log.append(Publish(version=end))
+    again = store.take(tmp_path / "root", tmp_path / "again", baked=True)
+    assert (again.rows, again.stale_rows, again.baking) == (90, 0, back.baking)
+
+
+def test_a_store_that_cannot_take_in_what_changed_is_refused(tmp_path: Path) -> None:
+    """It has no dims for old vectors; or it has vectors as they are, and baked ones are asked for."""
+    made = mixed(tmp_path / "root", "ip", 0.4)
+    root = made.root
+    end = root.commit(made.new, root.segment(vectors(90, seed=5), made.names[30:]))
+    all_new = exported(tmp_path / "root", tmp_path / "new", baked=True)
+    assert all_new.baking is not None
+    assert all_new.baking.old_dim == 0
+    plain = exported(tmp_path / "root", tmp_path / "plain")
+    fused = root.commit(made.new, *made.stale.values())
+    for since, asked, told in (
+        (all_new, True, f"version {fused} holds old vectors, and that export has no dims for them"),
+        (plain, False, f"version {fused} is fused, and that export is not baked"),
+        (plain, True, "that export is not baked, --baked is asked for"),
+    ):
+        with pytest.raises(RefusedError, match=rf"--since: {told}\. Export the version as a whole"):
+            exported(tmp_path / "root", tmp_path / "since", baked=asked, since=since)
+    root.log.append(Publish(version=end))
+    assert exported(tmp_path / "root", tmp_path / "since", since=plain).rows == 0
+
+
+def test_another_alignment_is_refused_only_where_stale_items_stay(tmp_path: Path) -> None:
+    made = mixed(tmp_path / "root", "ip", None)
+    root = made.root
+    root.commit(made.new, *made.stale.values())
+    stale = exported(tmp_path / "root", tmp_path / "stale", baked=True)
+    new = root.segment(vectors(90, seed=5), made.names[30:])
+    root.commit(made.new, new)
+    all_new = exported(tmp_path / "root", tmp_path / "new", baked=True, since=stale)
+    version = root.log.state.versions[-1]
+    plan = root.log.state.plan_of(version)
+    root.log.append(plan.model_copy(update={"plan": "q", "alignment": "b", "follows": None}))
+    again = root.segment(vectors(50, seed=70), made.names[70:], made.stale[2].calibration)
+    segments = made.new, root.segment(vectors(40, seed=6), made.names[30:70]), again.model_copy(update={"wave": 2})
+    body = version.model_copy(update={"plan": "q", "version": 2, "wave": 0, **listed(root.files, "q", segments)})
+    root.log.append(body)
+    root.log.append(Publish(version=2))
+    with pytest.raises(RefusedError, match="alignment is b in version 2, and a in version 0: every stale vector"):
+        exported(tmp_path / "root", tmp_path / "since", baked=True, since=stale)
+    followed = exported(tmp_path / "root", tmp_path / "since", baked=True, since=all_new)
+    assert (followed.rows, followed.stale_rows) == (90, 50)

@@ -139,6 +139,52 @@ def test_types_that_differ_between_files_are_one_where_arrow_can(living: Living,
     assert groups == {key: f"group-{key % 3}" for key in other.items}
 
 
+def test_types_that_no_column_holds_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    other = small_gallery(tmp_path / "there")
+    for number in range(3):
+        there = other.folder / "gallery" / f"part-00{number}.parquet"
+        values = pa.array(["a"] * 83) if number == 2 else pa.array(range(83), pa.int32() if number else pa.int64())
+        pq.write_table(pq.read_table(there).append_column("n", values), there)
+    other.run(until="version0")
+    with pytest.raises(RefusedError, match=r"--columns: 'n' is string in .*part-002\.parquet, and int64 in files"):
+        export_columns(other, tmp_path / "to", ("n",))
+    assert not (tmp_path / "to").exists()
+
+
+def test_values_that_the_common_type_cannot_hold_are_refused(tmp_path: Path) -> None:
+    other = small_gallery(tmp_path / "there")
+    for number, values in enumerate((pa.array([2**60 + 1] * 83), pa.array([0.5] * 83), pa.array([None] * 83))):
+        path = other.folder / "gallery" / f"part-00{number}.parquet"
+        pq.write_table(pq.read_table(path).append_column("n", values), path)
+    other.run(until="version0")
+    with pytest.raises(RefusedError, match=r"'n' of .*part-000\.parquet is to become double, .* cannot"):
+        export_columns(other, tmp_path / "to", ("n",))
+
+
+@pytest.mark.parametrize(("names", "kind"), [(("7", "12"), "int64"), (("7", "de"), "string")])
+def test_columns_of_folders_names_are_exported_as_other_columns_are(
+    tmp_path: Path, names: tuple[str, str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Hive and Spark write partitions; one folder says that there is no value."""
+    monkeypatch.setattr(stage, "_GROUP_ROWS", 20)
+    monkeypatch.setattr(stage, "_FILE_BYTES", 1)
+    other = small_gallery(tmp_path / "there", index={"segment_rows": 100})
+    of_item: dict[int, Any] = {}
+    for file, name in zip(sorted(other.files), (*names, "__HIVE_DEFAULT_PARTITION__"), strict=True):
+        (other.folder / "gallery" / f"country={name}").mkdir()
+        value = None if name.startswith("__") else int(name) if kind == "int64" else name
+        of_item |= dict.fromkeys(other.files[file], value)
+        other.rename(file, f"country={name}/{file}")
+    other.run(until="version0")
+    export_columns(other, tmp_path / "to", ("country", "label"))
+    types = {pq.read_schema(path).field("country").type for path in (tmp_path / "to" / "data").iterdir()}
+    assert types == {pa.type_for_alias(kind)}
+    rows = pq.read_table(tmp_path / "to" / "data").to_pylist()
+    assert {row["id"]: row["country"] for row in rows} == of_item
+    with pytest.raises(ConfigError, match="column 'land' is not in"):
+        export_columns(other, tmp_path / "other", ("land",))
+
+
 def test_the_command_line_names_columns_and_where_the_gallery_is(
     living: Living, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

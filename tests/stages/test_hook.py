@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,8 @@ def test_each_change_that_readers_see_is_told_once_with_its_sequence(root: Root,
         ((sys.executable, "-c", "import sys; sys.exit('no connection')"), "ended with code 1: no connection"),
         (("/no/such/program",), "cannot be started: No such file or directory"),
         ((sys.executable, "-c", "import time; time.sleep(60)"), "took longer than 1 s and was ended"),
+        ((sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"), "was ended by signal 9"),
+        ((sys.executable, "-c", "import sys; sys.exit(3)", "--password=hunter2-secret"), "--password=*** ended with"),
     ],
 )
 def test_a_failure_is_said_and_told_again(
@@ -96,15 +99,18 @@ def test_a_process_that_is_killed_in_the_command_tells_again_at_the_next_start(r
     assert len(told(tmp_path / "told")) == 1
 
 
-def test_rollback_and_delete_tell_the_hook_of_the_config_that_they_are_given(root: Root, tmp_path: Path) -> None:
-    root.commit(root.segment(vectors(20, seed=2), range(20)))
-    config = {
+def config_of(root: Root, folder: Path) -> dict[str, Any]:
+    return {
         "gallery": {"path": "gallery", "payload_columns": ["x"]},
         "new_model": {"embedder": "m:E", "dim": 8},
-        "serving": {"on_publish": [sys.executable, "-c", WRITES, str(tmp_path / "told")]},
+        "serving": {"on_publish": [sys.executable, "-c", WRITES, str(folder / "told")]},
         "output": root.files.root,
     }
-    (tmp_path / "config.yaml").write_text(json.dumps(config))
+
+
+def test_rollback_and_delete_tell_the_hook_of_the_config_that_they_are_given(root: Root, tmp_path: Path) -> None:
+    root.commit(root.segment(vectors(20, seed=2), range(20)))
+    (tmp_path / "config.yaml").write_text(json.dumps(config_of(root, tmp_path)))
     (tmp_path / "ids.txt").write_text("3\n")
     assert main(["delete", root.files.root, "--ids", str(tmp_path / "ids.txt")]) == 0
     assert not (tmp_path / "told").exists()
@@ -120,3 +126,30 @@ def test_a_run_tells_a_command_that_fails_once_per_change(tmp_path: Path) -> Non
     assert len(of_run) == len(set(of_run)) == 4  # one per published version
     living.run()  # the next start tells the last change again
     assert [sequence for _, sequence in told(tmp_path / "told")] == [*of_run, of_run[-1]]
+
+
+@pytest.mark.parametrize("command", ["rollback", "delete"])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"output": "elsewhere"}, "give the root's config"), ({"serving": {"on_publish": [""]}}, "a program is expected")],
+)
+def test_a_config_that_is_wrong_or_anothers_is_refused_before_anything_is_recorded(
+    root: Root, tmp_path: Path, command: str, changes: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root.commit(root.segment(vectors(20, seed=2), range(20)))
+    (tmp_path / "ids.txt").write_text("3\n")
+    (tmp_path / "config.yaml").write_text(json.dumps({**config_of(root, tmp_path), **changes}))
+    what = ["--to", "0"] if command == "rollback" else ["--ids", str(tmp_path / "ids.txt")]
+    before = root.log.read()
+    assert main([command, root.files.root, *what, "--config", str(tmp_path / "config.yaml")]) == 2
+    assert told in capsys.readouterr().err
+    assert root.log.read() == before
+    assert not (tmp_path / "told").exists()
+
+
+def test_the_roots_config_is_its_own_also_through_a_link(root: Root, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root.files.root)
+    (tmp_path / "config.yaml").write_text(json.dumps(config_of(root, tmp_path)))
+    command = ["rollback", str(tmp_path / "link"), "--to", "0", "--config", str(tmp_path / "config.yaml")]
+    assert main(command) == 0
+    assert [version for version, _ in told(tmp_path / "told")] == [0]
