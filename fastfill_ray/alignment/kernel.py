@@ -61,7 +61,7 @@ def kernel_ridge(x: Array, y: Array, *, seed: int, max_landmarks: int = MAX_LAND
         x: (N, D) inputs.
         y: (N, E) targets.
 
-    Memory beside x and y: three matrices of M^2 float64, and some blocks.
+    Memory beside x and y: two matrices of M^2 float64, and some blocks.
 
     Returns:
         The map, and its leave-one-out predictions (N, E) in the type of y: y - (y - f(x)) / (1 - H_ii), the closed
@@ -79,7 +79,10 @@ def kernel_ridge(x: Array, y: Array, *, seed: int, max_landmarks: int = MAX_LAND
         """k(x, landmarks) of some rows."""
         return torch.from_numpy(gaussian(np.asarray(x[rows], np.float64), landmarks, gamma))
 
-    normal = torch.from_numpy(gaussian(landmarks, landmarks, gamma)).mul_(strength)
+    normal = torch.empty(len(landmarks), len(landmarks), dtype=torch.float64)
+    for start in range(0, len(landmarks), _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
+        normal[part] = torch.from_numpy(gaussian(landmarks[part], landmarks, gamma)).mul_(strength)
     targets = torch.zeros(len(landmarks), y.shape[1], dtype=torch.float64)
     total = torch.zeros(len(landmarks), 1, dtype=torch.float64)
     for rows in blocks:
@@ -88,8 +91,7 @@ def kernel_ridge(x: Array, y: Array, *, seed: int, max_landmarks: int = MAX_LAND
         targets += kernel.T @ torch.from_numpy(y[rows] - bias)
         total += kernel.sum(dim=0)[:, None]
     normal.diagonal().add_(_JITTER * float(normal.diagonal().mean()))
-    factor = torch.linalg.cholesky(normal)
-    del normal
+    factor = torch.linalg.cholesky(normal, out=normal)
     weight = torch.cholesky_solve(targets, factor)
     of_constant = torch.cholesky_solve(total, factor)[:, 0]
     left_out = np.empty(y.shape, np.result_type(y, np.float32))
