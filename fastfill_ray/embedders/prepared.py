@@ -70,6 +70,11 @@ def load_preparer(spec: str, kwargs: Mapping[str, Any], *, retry_delays_s: Seque
     return cast(Preparer, preparer)
 
 
+def num_tokens(embedder: Embedder) -> int | None:
+    """That the embedder has embedded so far, if it counts them as ``num_tokens``."""
+    return getattr(embedder, "num_tokens", None)
+
+
 def _is_up_to_date(embedder: type) -> bool:
     """Whether the class, or the base that defines ``preparer``, is the last one to define how rows are embedded."""
     defines = {

@@ -72,14 +72,15 @@ class _InProcessPool(Generic[U]):
         self._stream = self._run(work, groups)
 
     def _run(self, work: PoolWork[U], groups: Blocks[U]) -> Generator[tuple[U, Receipt]]:
-        worker = None
+        worker, prepare = None, work.prepare() if work.prepare is not None and groups else None
         for blocks in groups:
             units = [unit for block in blocks for unit in block]
             for unit, payload in zip(units, work.read(units), strict=True):
                 if self._stopped:
                     return
                 worker = worker or work.worker()
-                for receipt in worker([unit], [payload], Attempt())():
+                payloads = [payload] if prepare is None else prepare([unit], [payload], None)
+                for receipt in worker([unit], payloads, Attempt())():
                     yield unit, receipt
 
     def __iter__(self) -> Iterator[tuple[U, Receipt]]:
