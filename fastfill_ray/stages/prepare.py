@@ -48,12 +48,14 @@ def prepare_table(table: pa.Table, columns: Columns, preparer: Preparer, batch_r
     if kind is None:
         return table
     sizes = [min(batch_rows, table.num_rows - batch_rows * number) for number in range(len(pieces))]
-    prepared = pa.chunked_array(
-        [
-            piece if piece is not None and piece.type == kind else pa.nulls(size, kind)
-            for piece, size in zip(pieces, sizes, strict=True)
-        ]
-    )
+    filled = [
+        piece if piece is not None and piece.type == kind else pa.nulls(size, kind)
+        for piece, size in zip(pieces, sizes, strict=True)
+    ]
+    try:
+        prepared = pa.concat_arrays(filled)  # one piece, so that what reads slices of it need not copy
+    except pa.ArrowInvalid:  # lists of 2^31 elements together
+        return table
     made = table if prepared.null_count else table.select(["__row", "__id"])
     if columns.role == "item":
         payload, version = digests(table, columns)
@@ -93,9 +95,14 @@ def is_prepared(table: pa.Table) -> np.ndarray:
 
 
 def read_prepared(table: pa.Table, rows: I64) -> dict[str, pa.Array]:
-    """The prepared columns of prepared rows."""
-    made = table.column(_PREPARED).take(pa.array(rows)).combine_chunks()
-    return dict(zip([field.name for field in made.type], made.flatten(), strict=True))
+    """The prepared columns of prepared rows, R > 0."""
+    column, first = table.column(_PREPARED), int(rows[0])
+    if np.array_equal(rows, np.arange(first, first + len(rows))):
+        made = column.slice(first, len(rows))
+    else:
+        made = column.take(pa.array(rows))
+    whole = made.chunk(0) if made.num_chunks == 1 else made.combine_chunks()
+    return dict(zip([field.name for field in whole.type], whole.flatten(), strict=True))
 
 
 def read_payload(table: pa.Table, names: Sequence[str], rows: I64) -> tuple[dict[str, list[object]], dict[int, str]]:
