@@ -38,7 +38,7 @@ class SentenceTransformerEmbedder:
 
     The model decides about normalisation and device (a GPU where torch sees one). Offline: building one sets
     HF_HUB_OFFLINE in this process. Where token ids are all that the model needs, its tokeniser alone is offered as a
-    ``preparer``, and ``num_tokens`` counts what was embedded, padding apart.
+    ``preparer``, and ``num_tokens`` counts what was embedded, padding apart; else it is None.
 
     Args:
         model: the folder that holds ``modules.json``.
@@ -99,9 +99,9 @@ class SentenceTransformerEmbedder:
         self._column = column
         self._batch_size = batch_size
         self._on_gpu = self._model.device.type == "cuda"
-        self.num_tokens = 0
         tokeniser = Tokeniser.of(model, max_tokens, self._prefixes, column)
         self._inputs = None if tokeniser is None else _Inputs.of(self._model, tokeniser)
+        self.num_tokens = None if self._inputs is None else 0
 
     @classmethod
     def preparer(
@@ -169,7 +169,7 @@ class SentenceTransformerEmbedder:
 
         def made(batch: tuple[I64, pa.ListArray]) -> tuple[I64, dict[str, Any]]:
             rows, ids = batch
-            self.num_tokens += len(ids.flatten())
+            self.num_tokens = (self.num_tokens or 0) + len(ids.flatten())
             return rows, inputs.of_tokens(ids)
 
         found, order = [], []
