@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -48,7 +48,7 @@ class SentenceTransformerEmbedder:
         column: the payload column that holds the text; by default see ``strings``.
         batch_size: texts per forward pass, taken in order of their tokens. On a CPU 8 was fastest for a small model
             (less padding, better use of the cache: a quarter above 64). A GPU wants more; there it is the number of the
-            longest texts, and of shorter ones a pass has more, so that each has as many tokens.
+            longest texts so far, and of shorter ones a pass has more, so that each has as many tokens.
         threads: torch threads of this process; untouched when None (Ray sets them from the actor's CPUs).
         dtype: of the weights and of what is computed; the model's own when None. The vectors are float32 in any case;
             from bfloat16 ones of unit length are so to about 1e-3.
@@ -99,6 +99,7 @@ class SentenceTransformerEmbedder:
         self._column = column
         self._batch_size = batch_size
         self._on_gpu = self._model.device.type == "cuda"
+        self._longest = 0
         tokeniser = Tokeniser.of(model, max_tokens, self._prefixes, column)
         self._inputs = None if tokeniser is None else _Inputs.of(self._model, tokeniser)
         self.num_tokens = None if self._inputs is None else 0
@@ -158,14 +159,13 @@ class SentenceTransformerEmbedder:
         """(count, dim) float32 of parts that are row numbers and their texts' token ids."""
         import torch
 
-        # As many tokens as a batch of the longest texts has, which must fit into the device's memory in any case.
-        longest = self._model.max_seq_length
-        most_tokens = self._batch_size * longest if self._on_gpu and longest is not None else None
-        batches = (
-            (rows[chosen], ids.take(pa.array(chosen)))
-            for rows, ids in parts
-            for chosen in batches_of(ids, self._batch_size, most_tokens)
-        )
+        def batches() -> Iterator[tuple[I64, pa.ListArray]]:
+            for rows, ids in parts:
+                # As many tokens as a batch of the longest texts so far had, which the device had memory for.
+                self._longest = max(self._longest, int(ids.value_lengths().to_numpy().max()))
+                tokens = self._batch_size * self._longest if self._on_gpu else None
+                for chosen in batches_of(ids, self._batch_size, tokens):
+                    yield rows[chosen], ids.take(pa.array(chosen))
 
         def made(batch: tuple[I64, pa.ListArray]) -> tuple[I64, dict[str, Any]]:
             rows, ids = batch
@@ -174,7 +174,7 @@ class SentenceTransformerEmbedder:
 
         found, order = [], []
         with torch.inference_mode():
-            for rows, features in ahead(made, batches) if self._on_gpu else map(made, batches):
+            for rows, features in ahead(made, batches()) if self._on_gpu else map(made, batches()):
                 found.append(self._model(inputs.on(self._model.device, features))["sentence_embedding"])
                 order.append(rows)
             sorted_vectors = torch.cat(found).float().cpu().numpy()
