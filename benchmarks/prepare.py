@@ -1,6 +1,6 @@
 """What an accelerator gets where the tokeniser is in its actor, and where it is in processes of its own: items/s, busy.
 
-python -m benchmarks.prepare [--rows 60000] [--speed 1] [--actor-cpus 1] [--folder DIR]
+python -m benchmarks.prepare [--rows 100000] [--speed 1] [--actor-cpus 1] [--folder DIR]
 
 The tokeniser is MiniLM's; the accelerator is a sleep per token, `speed` times as fast as one core tokenises, so that
 the figures are those of the pipeline on any machine. Every process uses one thread. In the actor a call is tokenised
@@ -90,7 +90,7 @@ class Accelerator:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=60_000)
+    parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--speed", type=float, default=1.0, help="of the accelerator, as one core's tokenising is 1")
     parser.add_argument("--actor-cpus", type=float, default=1.0)
     parser.add_argument("--folder", type=Path, help="where everything goes; a temporary folder by default")
@@ -147,7 +147,7 @@ def wave(files: Files, path: Path, rows: int, kwargs: dict[str, Any], resources:
         )
         for start in range(0, rows, CHUNK)
     ]  # fmt: skip
-    blocks = in_blocks(units, BlockLimits(2 * CHUNK, resources.chunk_bytes, 1, CHUNK))
+    blocks = in_blocks(units, BlockLimits(4 * CHUNK, resources.chunk_bytes, 1, CHUNK))
     engine = RayEngine()
     with engine.session(print), closing(engine.run_pool(pool_work(job), blocks, resources)) as pool:
         made = {unit.unit: receipt for unit, receipt in pool}
