@@ -75,7 +75,7 @@ class FakeJournal:
         del self._open[call]
 
 
-def squares(units: Sequence[Number], tables: Sequence[pa.Table], limit_s: float | None) -> list[pa.Table]:
+def ten_times(units: Sequence[Number], tables: Sequence[pa.Table], limit_s: float | None) -> list[pa.Table]:
     if units[0].value == 99:
         raise EmbedderError("99 cannot be prepared")
     if units[0].value == 98:
@@ -106,7 +106,7 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PrepareBlock]:
     """Makes a step whose journal is the dict that it is given; None once the run has stopped."""
     monkeypatch.setattr(preparing, "Journal", FakeJournal)
     monkeypatch.setattr(preparing, "_built", ("", None))
-    return lambda journal, prepare=squares: PrepareBlock(lambda: prepare, Number, journal, 60.0)
+    return lambda journal, prepare=ten_times: PrepareBlock(lambda: prepare, Number, journal, 60.0)
 
 
 def test_a_block_keeps_its_units_and_gets_other_payloads(step: Callable[..., PrepareBlock]) -> None:
@@ -152,19 +152,25 @@ def no_preparer() -> None:
     return None
 
 
-def squares_built() -> Any:
-    return squares
+def built() -> Any:
+    return ten_times
 
 
-@pytest.mark.parametrize(("prepare", "factor"), [(squares_built, 10), (no_preparer, 1)])
-def test_a_pool_works_on_what_was_prepared(
-    engine: Engine, tmp_path: Path, prepare: Callable[[], Any], factor: int
-) -> None:
-    work = PoolWork(payloads, partial(Summer, tmp_path), prepare)
+def test_a_pool_works_on_what_was_prepared(engine: Engine, tmp_path: Path) -> None:
+    work = PoolWork(payloads, partial(Summer, tmp_path), built)
     with engine.session(print), closing(engine.run_pool(work, [pairs_of(5)], resources(1))) as pool:
         came = {unit.value: receipt.rows for unit, receipt in pool}
-    assert came == {value: factor * sum(range(value)) for value in range(5)}
+    assert came == {value: 10 * sum(range(value)) for value in range(5)}
     assert len(lines(tmp_path, "built")) == 1
+
+
+@pytest.mark.parametrize(("prepare", "workers"), [(no_preparer, "auto"), (built, 0)])
+def test_a_pool_works_on_what_was_read_where_nothing_is_offered_or_wanted(
+    tmp_path: Path, prepare: Callable[[], Any], workers: Any
+) -> None:
+    work = PoolWork(payloads, partial(Summer, tmp_path), prepare)
+    with closing(InProcessEngine().run_pool(work, [pairs_of(5)], resources(1, workers=workers))) as pool:
+        assert {unit.value: receipt.rows for unit, receipt in pool} == {value: sum(range(value)) for value in range(5)}
 
 
 def refuses() -> Any:
