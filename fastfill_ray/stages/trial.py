@@ -169,16 +169,16 @@ def _try_prepared(job: Job, trial: _Trial, model: Embedder, preparer: Preparer) 
     [table] = read_units(job, [unit])
     prepared = prepare_table(table, job.columns(unit.role), preparer, space.batch_size)
     (expected, faults), (found, later) = (
-        embed_tables([each], job.payload(unit.role), space, unit.role, model)[0] for each in (table, prepared)
+        embed_tables([each], job.payload(unit.role), space, unit.role, model, retry_delays_s=job.retry_delays_s)[0]
+        for each in (table, prepared)
     )
     for row in range(unit.rows):
         if row in faults:
             continue
-        off = float(np.linalg.norm(found[row] - expected[row]))
-        if row not in later and off <= _NEAR * np.linalg.norm(expected[row]):
+        off, norm = (float(np.linalg.norm(each)) for each in (found[row] - expected[row], expected[row]))
+        if row not in later and off <= _NEAR * norm:
             continue
-        why = later.get(row, f"the two vectors are {off:.3g} apart, the first one's norm is "
-                             f"{np.linalg.norm(expected[row]):.3g}")  # fmt: skip
+        why = later.get(row, f"the two vectors are {off:.3g} apart, and the first one's norm is {norm:.3g}")
         raise EmbedderError(
             f"{trial.model}_model.embedder {space.embedder!r}: a row is embedded differently once its `preparer` has "
             f"prepared it: {why}. Mend preparer or embed_prepared, or set resources.prepare_workers to 0."
