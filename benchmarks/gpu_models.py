@@ -6,12 +6,13 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 
@@ -40,9 +41,19 @@ class Text(MiniLM, Recorded):
         super().__init__(batch_size=batch_size, dtype=dtype)
         self.record = None if record is None else Path(record)
 
+    @classmethod
+    def preparer(cls, batch_size: int, dtype: Any, record: str | None = None) -> Any:
+        return super().preparer()
+
     def __call__(self, batch: dict[str, Sequence[Any]], role: Any) -> Any:
         start = time.monotonic()
         vectors = super().__call__(batch, role)
+        self.keep(start, len(vectors))
+        return vectors
+
+    def embed_prepared(self, prepared: Mapping[str, pa.Array], role: Any) -> Any:
+        start = time.monotonic()
+        vectors = super().embed_prepared(prepared, role)
         self.keep(start, len(vectors))
         return vectors
 
@@ -69,12 +80,30 @@ class Images(Recorded):
         self._pinned = pinned and self._device.type == "cuda"
         self.record = None if record is None else Path(record)
 
+    @classmethod
+    def preparer(cls, **_: Any) -> Any:
+        return decode_all
+
     def __call__(self, batch: dict[str, Sequence[Any]], role: str) -> np.ndarray:
+        images = batch["image"]
+        return self._embed(self._decoded([images[first : first + self._size] for first in self._firsts(images)]))
+
+    def embed_prepared(self, prepared: Mapping[str, pa.Array], role: str) -> np.ndarray:
+        pixels = prepared["pixels"]
+        images = pixels.flatten().to_numpy().reshape(len(pixels), SIDE, SIDE, 3)
+        # Arrow's memory must not be written to; a batch is copied to where the device reads it.
+        return self._embed(
+            ahead(lambda first: self._pin(images[first : first + self._size].copy()), self._firsts(images))
+        )
+
+    def _firsts(self, images: Sequence[Any] | np.ndarray) -> range:
+        return range(0, len(images), self._size)
+
+    def _embed(self, batches: Iterator[torch.Tensor]) -> np.ndarray:
         start = time.monotonic()
-        parts = [batch["image"][first : first + self._size] for first in range(0, len(batch["image"]), self._size)]
         found = []
         with torch.inference_mode():
-            for pixels in self._decoded(parts):
+            for pixels in batches:
                 there = pixels.to(self._device, non_blocking=self._pinned)
                 scaled = there.permute(0, 3, 1, 2).to(self._dtype).div_(127.5).sub_(1)
                 found.append(self._model(scaled).pooler_output.flatten(1))
@@ -97,6 +126,12 @@ class Images(Recorded):
 def decode(data: bytes) -> np.ndarray:
     """(SIDE, SIDE, 3) uint8."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((SIDE, SIDE)))
+
+
+def decode_all(batch: dict[str, Sequence[Any]], role: str) -> dict[str, pa.Array]:
+    """The preparer of ``Images``: pixels (SIDE, SIDE, 3) of each image in one row."""
+    pixels = np.stack([decode(data) for data in batch["image"]])
+    return {"pixels": pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), SIDE * SIDE * 3)}
 
 
 def make_texts(count: int) -> tuple[list[str], np.ndarray]:

@@ -541,4 +541,5 @@ class _Run:
             if decision.stop:
                 stopped, overrun = decision.why, overrun_rows(self.context.files, plan, versions[-1].wave)
         seconds = dict(self.context.progress.seconds)
-        return BackfillResult(self.config.output, state, state.finished, seconds, stopped, overrun, item_s)
+        price = self.config.resources.price_per_actor_hour
+        return BackfillResult(self.config.output, state, state.finished, seconds, stopped, overrun, item_s, price)

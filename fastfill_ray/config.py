@@ -118,6 +118,7 @@ def _auto_or_given(value: Any) -> str:
 
 _AUTO = Annotated[Auto, Tag("auto")]
 Count = Annotated[Annotated[int, Field(gt=0), Tag(GIVEN)] | _AUTO, Discriminator(_auto_or_given)]
+Workers = Annotated[Annotated[int, Field(ge=0), Tag(GIVEN)] | _AUTO, Discriminator(_auto_or_given)]
 Fractions = Annotated[
     Annotated[tuple[float, ...], Field(min_length=1), Tag(GIVEN)] | _AUTO, Discriminator(_auto_or_given)
 ]
@@ -298,6 +299,14 @@ class ResourcesConfig(Part):
     embed_actors: tuple[int, int] = Field((1, 8), description="[min, max] actors of the pool")
     cpus_per_actor: float = Field(1, ge=0)
     gpus_per_actor: float = Field(0, ge=0)
+    prepare_workers: Workers = Field(
+        "auto",
+        description="most processes, of a CPU each, that prepare payloads for the actors where the embedder offers it; "
+        "`auto`: as many as there are CPUs that no actor can hold",
+    )
+    price_per_actor_hour: float | None = Field(
+        None, gt=0, description="what an hour of one actor costs, in any currency: shown wherever actor hours are"
+    )
     call_timeout_s: float = Field(300, gt=0, description="most seconds of one embedder call; six times that to build")
     chunk_rows: Count = Field("auto", description="most rows of a chunk; `auto`: by the number of rows")
     chunk_bytes: int = Field(32 << 20, gt=0)

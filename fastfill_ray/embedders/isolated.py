@@ -22,6 +22,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
+import pyarrow as pa
 
 from fastfill_ray.embedders.memory import Memory
 from fastfill_ray.embedders.protocol import CallFailed, Embedder, Role, load_embedder, raised
@@ -45,6 +46,7 @@ _PR_SET_PDEATHSIG = 1
 
 # refused: an EmbedderError, the end of the run; failed: a fault of the rows.
 Kind = Literal["done", "failed", "refused"]
+_Method = Literal["__call__", "embed_prepared"]
 
 
 class CallJournal(Protocol):
@@ -86,7 +88,14 @@ class IsolatedEmbedder:
 
     def __call__(self, batch: dict[str, Sequence[Any]], role: Role) -> Any:
         """See ``Embedder``. Raises CallFailed where the process died, hung, or the embedder raised."""
-        data = bytes(ForkingPickler.dumps((batch, role)))
+        return self._call("__call__", batch, role)
+
+    def embed_prepared(self, prepared: dict[str, pa.Array], role: Role) -> Any:
+        """See ``PreparedEmbedder``. Raises as a call does."""
+        return self._call("embed_prepared", prepared, role)
+
+    def _call(self, method: _Method, batch: Mapping[str, Any], role: Role) -> Any:
+        data = bytes(ForkingPickler.dumps((method, batch, role)))
         call = hashlib.sha256(self._name.encode() + data).hexdigest()
         # More rows than one are halved at once; a single row gets another chance, the fault may be the machine's.
         if self._journal.begin(call) > (len(next(iter(batch.values()))) == 1):
@@ -232,9 +241,9 @@ def serve(descriptor: int, parent: int) -> None:
             connection.send(_answer(embedder, *connection.recv()))
 
 
-def _answer(embedder: Embedder, batch: dict[str, Sequence[Any]], role: Role) -> tuple[Kind, Any]:
+def _answer(embedder: Embedder, method: _Method, batch: Any, role: Role) -> tuple[Kind, Any]:
     try:
-        return "done", np.asarray(embedder(batch, role))
+        return "done", np.asarray(getattr(embedder, method)(batch, role))
     except EmbedderError as error:
         return "refused", str(error)
     except BaseException as error:

@@ -11,7 +11,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from fastfill_ray.sanitize import hide, one_line
 from fastfill_ray.types import F32
 
 Role = Literal["item", "query"]
+R = TypeVar("R")
 MAX_REASON_CHARS = 200
 _RAISED = "embedder raised "
 
@@ -58,6 +59,15 @@ def load_embedder(spec: str, kwargs: Mapping[str, Any], *, retry_delays_s: Seque
     Raises:
         EmbedderError: not of that form, not importable, no such class, its constructor raised, or not callable.
     """
+    factory = find_factory(spec, kwargs)
+    embedder = build(f"embedder {spec!r}: its constructor", factory, kwargs, retry_delays_s)
+    if not callable(embedder):
+        raise EmbedderError(f"embedder {spec!r}: its instances cannot be called; define __call__(self, batch, role).")
+    return cast(Embedder, embedder)
+
+
+def find_factory(spec: str, kwargs: Mapping[str, Any]) -> Callable[..., object]:
+    """What `spec` names: a class, or a function that can be called with `kwargs`. See ``load_embedder``."""
     hide(kwargs)
     module_name, colon, class_name = spec.partition(":")
     if not (colon and module_name and class_name):
@@ -79,20 +89,24 @@ def load_embedder(spec: str, kwargs: Mapping[str, Any], *, retry_delays_s: Seque
             f"embedder {spec!r}: expected a class, found {type(factory).__name__}. Write a class: __init__ loads the "
             "model and takes the kwargs, __call__(self, batch, role) embeds."
         )
+    return cast(Callable[..., object], factory)
+
+
+def build(what: str, factory: Callable[..., R], kwargs: Mapping[str, Any], retry_delays_s: Sequence[float]) -> R:
+    """factory(**kwargs), called once more after each of the waits while it raises.
+
+    Args:
+        what: the factory, as an error's text begins.
+    """
     for delay_s in (*retry_delays_s, None):
         try:
-            embedder = factory(**kwargs)
-            break
+            return factory(**kwargs)
         except BaseException as error:
             if delay_s is None:
                 # The exception may hold values of kwargs, so it stays out of the traceback, too.
-                raise EmbedderError(
-                    f"embedder {spec!r}: its constructor, called with kwargs {sorted(kwargs)}, raised {describe(error)}"
-                ) from None
+                raise EmbedderError(f"{what}, called with kwargs {sorted(kwargs)}, raised {describe(error)}") from None
         time.sleep(delay_s)
-    if not callable(embedder):
-        raise EmbedderError(f"embedder {spec!r}: its instances cannot be called; define __call__(self, batch, role).")
-    return cast(Embedder, embedder)
+    raise AssertionError("unreachable: the last call returns or raises")
 
 
 def _similar(name: str, module: ModuleType) -> str:

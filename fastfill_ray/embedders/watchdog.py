@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import faulthandler
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
+import pyarrow as pa
+
+from fastfill_ray.embedders.prepared import PreparedEmbedder, Preparer, num_tokens
 from fastfill_ray.embedders.protocol import Embedder, Role
 
 # Models load for minutes, some from the network.
@@ -35,6 +38,18 @@ def ends_process_after(limit_s: float | None) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
+class Limited:
+    """A preparer, each of whose calls ends the process if it takes longer than `limit_s`."""
+
+    def __init__(self, preparer: Preparer, limit_s: float | None) -> None:
+        self._preparer, self._limit_s = preparer, limit_s
+
+    def __call__(self, batch: dict[str, Sequence[Any]], role: Role) -> Mapping[str, Any]:
+        """See ``Preparer``."""
+        with ends_process_after(self._limit_s):
+            return self._preparer(batch, role)
+
+
 class Watched:
     """An embedder, each of whose calls ends the process if it takes longer than `limit_s`."""
 
@@ -45,3 +60,13 @@ class Watched:
         """See ``Embedder``."""
         with ends_process_after(self._limit_s):
             return self._embedder(batch, role)
+
+    def embed_prepared(self, prepared: dict[str, pa.Array], role: Role) -> Any:
+        """See ``PreparedEmbedder``."""
+        with ends_process_after(self._limit_s):
+            return cast(PreparedEmbedder, self._embedder).embed_prepared(prepared, role)
+
+    @property
+    def num_tokens(self) -> int | None:
+        """See ``prepared.num_tokens``."""
+        return num_tokens(self._embedder)

@@ -8,7 +8,17 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
 from fastfill_ray.config import ResourcesConfig
-from fastfill_ray.engine.interface import TASK_BYTES, Attempt, Blocks, Checkpoints, Groups, Pool, PoolWork, TrainSetup
+from fastfill_ray.engine.interface import (
+    TASK_BYTES,
+    Attempt,
+    Blocks,
+    Checkpoints,
+    Groups,
+    Pool,
+    PoolWork,
+    Prepare,
+    TrainSetup,
+)
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
 
@@ -58,7 +68,8 @@ class InProcessEngine:
         return 1
 
     def run_pool(self, work: PoolWork[U], groups: Blocks[U], resources: ResourcesConfig) -> Pool[U]:
-        return _InProcessPool(work, groups)
+        prepares = work.prepare is not None and resources.prepare_workers != 0 and groups
+        return _InProcessPool(work, groups, work.prepare if prepares else None)
 
     def train(self, loop: Callable[[T, Checkpoints], None], data: T, setup: TrainSetup) -> None:
         loop(data, _NoCheckpoints())
@@ -67,19 +78,22 @@ class InProcessEngine:
 class _InProcessPool(Generic[U]):
     """A pool of one actor, which begins a unit when its receipt is asked for."""
 
-    def __init__(self, work: PoolWork[U], groups: Blocks[U]) -> None:
+    def __init__(self, work: PoolWork[U], groups: Blocks[U], prepare: Callable[[], Prepare[U] | None] | None) -> None:
         self._stopped = False
-        self._stream = self._run(work, groups)
+        self._stream = self._run(work, groups, prepare)
 
-    def _run(self, work: PoolWork[U], groups: Blocks[U]) -> Generator[tuple[U, Receipt]]:
-        worker = None
+    def _run(
+        self, work: PoolWork[U], groups: Blocks[U], build: Callable[[], Prepare[U] | None] | None
+    ) -> Generator[tuple[U, Receipt]]:
+        worker, prepare = None, None if build is None else build()
         for blocks in groups:
             units = [unit for block in blocks for unit in block]
             for unit, payload in zip(units, work.read(units), strict=True):
                 if self._stopped:
                     return
                 worker = worker or work.worker()
-                for receipt in worker([unit], [payload], Attempt())():
+                payloads = [payload] if prepare is None else prepare([unit], [payload], None)
+                for receipt in worker([unit], payloads, Attempt())():
                     yield unit, receipt
 
     def __iter__(self) -> Iterator[tuple[U, Receipt]]:

@@ -52,17 +52,23 @@ Finish: TypeAlias = Callable[[], Sequence[Receipt]]
 """The second half of work on units: writes what the first half has computed, and gives their receipts in order."""
 
 
+Prepare: TypeAlias = Callable[[Sequence[U], Sequence[pa.Table], float | None], Sequence[pa.Table]]
+
+
 @dataclass(frozen=True)
 class PoolWork(Generic[U]):
     """What a pool does with units.
 
     read: the payloads of a group, one after the other, done ahead of the actors. worker: builds what an actor calls
     with (units, their payloads, attempt); it is called once per actor, so that a model loads once. It and its calls run
-    in one thread; what a call returns runs in another one, beside the next call.
+    in one thread; what a call returns runs in another one, beside the next call. prepare: builds what makes payloads
+    of a block ready, where the engine has processes beside the actors for that; None where there is nothing to do. It
+    is called with (units, their payloads, most seconds of a step); the actors take what it gives, and payloads as well.
     """
 
     read: Callable[[Sequence[U]], Iterator[pa.Table]]
     worker: Callable[[], Callable[[Sequence[U], Sequence[pa.Table], Attempt], Finish]]
+    prepare: Callable[[], Prepare[U] | None] | None = None
 
 
 class Pool(Protocol[U_co]):

@@ -21,8 +21,9 @@ from pydantic import TypeAdapter
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine.intake import Intake, Journal, Withdrawn, admit, way_of
 from fastfill_ray.engine.interface import Attempt, Blocks, Finish, PoolWork
+from fastfill_ray.engine.preparing import PrepareBlock, is_offered
 from fastfill_ray.engine.resources import at_most_a_node
-from fastfill_ray.engine.units import original_errors, pack_error, raise_packed
+from fastfill_ray.engine.units import original_errors, pack_error, pack_table, raise_packed, unpack_tables
 from fastfill_ray.errors import EmbedderError, FastfillError
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
@@ -50,11 +51,11 @@ _REPLY_S = 0.5
 
 
 class RayPool(Generic[U]):
-    """See ``engine.interface.Pool``."""
+    """See ``engine.interface.Pool``. preparers: processes between reading and embedding, at most; see ``preparing``."""
 
-    def __init__(self, work: PoolWork[U], groups: Blocks[U], resources: ResourcesConfig) -> None:
+    def __init__(self, work: PoolWork[U], groups: Blocks[U], resources: ResourcesConfig, preparers: int = 0) -> None:
         self._intake = Intake() if groups else None
-        self._stream = _run(work, groups, resources, self._intake)
+        self._stream = _run(work, groups, resources, preparers, self._intake)
         self._left = sum(len(block) for group in groups for block in group)
 
     def __iter__(self) -> Iterator[tuple[U, Receipt]]:
@@ -92,7 +93,7 @@ class RayPool(Generic[U]):
 
 
 def _run(
-    work: PoolWork[U], groups: Blocks[U], resources: ResourcesConfig, intake: Intake | None
+    work: PoolWork[U], groups: Blocks[U], resources: ResourcesConfig, preparers: int, intake: Intake | None
 ) -> Generator[tuple[U, Receipt]]:
     if intake is None or intake.drained:
         return
@@ -113,26 +114,37 @@ def _run(
         {"first": first, "blocks": as_json.dump_json([list(block) for block in group])}
         for first, group in zip(firsts, groups, strict=False)
     ]
-    dataset = (
-        ray.data.from_items(descriptors, override_num_blocks=len(descriptors))
-        .map_batches(
-            _Read(work.read, unit_type),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=min(len(groups), max(_READERS, high))),
-            num_cpus=0,
-            memory=at_most_a_node(_READER_BYTES + _PAYLOAD_COPIES * resources.chunk_bytes),
-        )
-        .map_batches(
-            _Actor,
-            fn_constructor_args=(work.worker, unit_type, intake.handle, resources.call_timeout_s),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=pool,
-            num_cpus=resources.cpus_per_actor,
-            num_gpus=resources.gpus_per_actor,
-            **_OF_ACTORS,
-        )
+    memory = at_most_a_node(_READER_BYTES + _PAYLOAD_COPIES * resources.chunk_bytes)
+    payloads = ray.data.from_items(descriptors, override_num_blocks=len(descriptors)).map_batches(
+        _Read(work.read, unit_type),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=min(len(groups), max(_READERS, high))),
+        num_cpus=0,
+        memory=memory,
+    )
+    if preparers and work.prepare is not None:
+        step = PrepareBlock(work.prepare, unit_type, intake.handle, resources.call_timeout_s)
+        if is_offered(step, memory):
+            # Each asks for a CPU that no actor can hold, and for other resources than both its neighbours, so that Ray
+            # fuses it with none of them.
+            payloads = payloads.map_batches(
+                step,
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.TaskPoolStrategy(size=min(preparers, num_blocks)),
+                num_cpus=1,
+                memory=memory,
+            )
+    dataset = payloads.map_batches(
+        _Actor,
+        fn_constructor_args=(work.worker, unit_type, intake.handle, resources.call_timeout_s),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=pool,
+        num_cpus=resources.cpus_per_actor,
+        num_gpus=resources.gpus_per_actor,
+        **_OF_ACTORS,
     )
     with original_errors():
         for row in dataset.iter_rows():
@@ -173,7 +185,7 @@ class _Read:
             read: list[bytes] = []
             try:
                 for _ in block:
-                    read.append(_ipc(next(payloads)))
+                    read.append(pack_table(next(payloads)))
             except FastfillError as fault:
                 yield _payload_row(first, block[: len(read)], read, None)  # what could be read is embedded
                 yield _payload_row(first + len(read), block[len(read) :], [], pack_error(fault))
@@ -209,8 +221,7 @@ class _Actor:
         error = batch.column("error")[0].as_py()
         try:
             if error is None:
-                payloads = batch.column("payloads")[0].values
-                tables = [pa.ipc.open_stream(payload.as_buffer()).read_all() for payload in payloads]
+                tables = unpack_tables(batch.column("payloads")[0])
                 finish = self._computing.submit(self._compute, first, units, tables, receipts, attempts).result()
                 receipts += finish()
         except Withdrawn:
@@ -263,10 +274,3 @@ class _Actor:
         journal = Journal(self._intake) if way == "isolated" else None
         finish: Finish = self._worker(units, tables, Attempt(self._call_timeout_s, journal, again=began > 1))
         return finish
-
-
-def _ipc(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()

@@ -11,7 +11,8 @@ from fastfill_ray.engine import dataset, session, tasks, trainer
 from fastfill_ray.engine.drain import DrainablePool
 from fastfill_ray.engine.interface import TASK_BYTES, Attempt, Blocks, Checkpoints, Groups, Pool, PoolWork, TrainSetup
 from fastfill_ray.engine.pool import RayPool
-from fastfill_ray.engine.resources import at_most_a_node, num_that_fit, require
+from fastfill_ray.engine.preparing import num_preparers
+from fastfill_ray.engine.resources import at_most_a_node, nodes_and_growth, num_that_fit, require
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
 
@@ -72,9 +73,13 @@ class RayEngine:
         return max(low, min(high, num_that_fit(_an_actor(resources)[0])))
 
     def run_pool(self, work: PoolWork[U], groups: Blocks[U], resources: ResourcesConfig) -> Pool[U]:
+        preparers = 0
         if groups:
             require(*_an_actor(resources))
-        pool = RayPool(work, groups, resources)
+            if work.prepare is not None:
+                nodes, grows = nodes_and_growth()
+                preparers = num_preparers(resources, nodes, grows=grows)
+        pool = RayPool(work, groups, resources, preparers)
         self._pools.append(pool)
         return DrainablePool(pool)
 

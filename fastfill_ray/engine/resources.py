@@ -134,6 +134,11 @@ def _node_groups() -> list[dict[str, float]]:
     return [dict(group.resources) for group in groups if group.max_count != 0]
 
 
+def nodes_and_growth() -> tuple[list[dict[str, float]], bool]:
+    """The resources of the nodes that are there, and whether an autoscaler is at work."""
+    return _nodes(), is_autoscaled(_node_types())
+
+
 def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 

@@ -1,4 +1,6 @@
-"""How a unit of work and what comes of it travel through Ray: as JSON; errors as values, raised again as they were."""
+"""How a unit of work and what comes of it travel through Ray: as JSON, payloads as Arrow IPC; errors as values, raised
+again as they were.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pyarrow as pa
 from ray.exceptions import RayError
 
 from fastfill_ray import errors
@@ -52,3 +55,16 @@ def raise_packed(packed: str | None) -> None:
     if packed is not None:
         name, *arguments = json.loads(packed)
         raise getattr(errors, name)(*arguments)
+
+
+def pack_table(table: pa.Table) -> bytes:
+    """A payload as a value, for Ray Data: with its schema, whatever types that has."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def unpack_tables(packed: pa.Scalar) -> list[pa.Table]:
+    """The tables of a list of what ``pack_table`` packed; they refer to its memory."""
+    return [pa.ipc.open_stream(each.as_buffer()).read_all() for each in packed.values]

@@ -20,11 +20,12 @@ from fastfill_ray.report.wording import MISSING, SCOPE_PLACES, metric_name, perc
 from fastfill_ray.wording import duration
 
 
-def plan_text(state: State, item_s: float | None) -> str:
+def plan_text(state: State, item_s: float | None, price: float | None = None) -> str:
     """The last plan as lines for people.
 
     Args:
         item_s: seconds of one actor per item, as measured; None where nothing was.
+        price: of an hour of one actor; None where none is given.
     """
     plan = state.plan
     if plan is None:
@@ -32,7 +33,7 @@ def plan_text(state: State, item_s: float | None) -> str:
     relevance, _, metric = plan.objective.partition("/")
     title = f"Plan {plan.plan}: {plan.rows:,} items, {plan.wave_rows[0]:,} of them pairs. Objective: "
     lines = [f"{title}{metric_name(metric)} by {relevance}.", "", *_choice(plan), "", *_versions(state, plan)]
-    notes = (peak_words(plan), query_map_words(plan), prior_words(state), _work(plan, item_s))
+    notes = (peak_words(plan), query_map_words(plan), prior_words(state), _work(plan, item_s, price))
     return "\n".join([*lines, "", *(wrapped(note) for note in notes if note)])
 
 
@@ -120,7 +121,7 @@ def _interval(value: MetricValue | Prediction) -> str:
     return score_interval(value.value, value.low, value.high)
 
 
-def _work(plan: Plan, item_s: float | None) -> str:
+def _work(plan: Plan, item_s: float | None, price: float | None) -> str:
     """What the waves cost."""
     last = plan.version_waves[-1] + 1
     due = sum(plan.wave_rows[1:last]) - sum(plan.known_rows[1:last])
@@ -130,8 +131,12 @@ def _work(plan: Plan, item_s: float | None) -> str:
     most = "at most " if plan.known is not None and not plan.known_rows else ""
     if item_s is None:
         return f"To embed: {most}{due:,} items. Nothing was embedded so far that would say how long that takes."
+    cost = ""
+    if price is not None:
+        cost = f" At {price:g} an hour that is {due * item_s / 3600 * price:,.2f}, "
+        cost += f"{item_s * 1_000_000 / 3600 * price:,.2f} for a million items."
     hours = f"{due * item_s / 3600:,.2g}" if due * item_s < 36000 else f"{due * item_s / 3600:,.0f}"
     return (
         f"To embed: {most}{due:,} items at {item_s:.2g} s each, as measured at the pairs: {hours} actor-hours "
-        f"({duration(due * item_s)} of one actor), without the loading of models and the building of versions."
+        f"({duration(due * item_s)} of one actor), without the loading of models and the building of versions.{cost}"
     )

@@ -18,7 +18,8 @@ class BackfillResult:
 
     ``stopped`` is why the config's `stop` ended it, None if it did not; ``overrun_rows`` are then the rows of later
     waves that are embedded already: they count when the run goes on. ``item_s`` are the seconds of one actor per item,
-    as measured so far; None where nothing was embedded, or nothing is left to be.
+    as measured so far; None where nothing was embedded, or nothing is left to be. ``price_per_actor_hour`` is the
+    config's.
     """
 
     output: str
@@ -28,6 +29,7 @@ class BackfillResult:
     stopped: str | None = None
     overrun_rows: int = 0
     item_s: float | None = None
+    price_per_actor_hour: float | None = None
 
     @property
     def serving(self) -> int | None:
@@ -50,7 +52,7 @@ class BackfillResult:
 
     def plan_text(self) -> str:
         """What the plan holds: the choice and why, what is predicted of every version, what the waves cost."""
-        return plan_text(self.state, self.item_s)
+        return plan_text(self.state, self.item_s, self.price_per_actor_hour)
 
     def closing_words(self) -> str:
         """What was reached, what is served, and where this run's time went."""

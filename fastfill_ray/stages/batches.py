@@ -6,17 +6,17 @@ Legend: n rows of a table, dim components per vector.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from fastfill_ray.embedders.protocol import MAX_REASON_CHARS, Embedder, Role, embed_rows, may_pass
-from fastfill_ray.inputs.payload import payload_values
-from fastfill_ray.sanitize import one_line
+from fastfill_ray.embedders.prepared import PreparedEmbedder
+from fastfill_ray.embedders.protocol import Embedder, Role, embed_rows, may_pass
+from fastfill_ray.stages.prepare import is_prepared, longest_first, read_payload, read_prepared
 from fastfill_ray.types import F32, I64
 
 
@@ -46,6 +46,7 @@ def embed_tables(
     wait. A row whose payload cannot be read is not shown to the embedder, and has that for its reason.
 
     Args:
+        tables: as they were read, or prepared; see ``prepare_table``.
         payload: the columns that the embedder reads.
     """
     together: list[list[int]] = []  # tables of one schema: what it says of a column says how to read it
@@ -73,45 +74,34 @@ def _embed_table(
 ) -> tuple[F32, dict[int, str]]:
     vectors = np.zeros((table.num_rows, space.dim), np.float32)
     unusable: dict[int, str] = {}
-    rows = _longest_first(table, payload)
-    for delay_s in (0.0, *retry_delays_s):
-        if len(rows) == 0:
-            break
-        time.sleep(delay_s)
-        for first in range(0, len(rows), space.batch_size):
-            part = rows[first : first + space.batch_size]
-            for row in part.tolist():
-                unusable.pop(row, None)
-            batch, unreadable = _read_payload(table, payload, part)
-            unusable |= unreadable
-            part = part[[row not in unreadable for row in part.tolist()]]
-            if len(part) == 0:
-                continue
-            found, faults = embed_rows(model, batch, role, space.dim, metric=space.metric)
-            vectors[part] = found
-            unusable |= {int(part[row]): reason for row, reason in faults.items()}
-        rows = rows[[may_pass(unusable.get(row, "")) for row in rows.tolist()]]
+    for rows, read, call in _ways(table, payload, model):
+        for delay_s in (0.0, *retry_delays_s):
+            if len(rows) == 0:
+                break
+            time.sleep(delay_s)
+            for first in range(0, len(rows), space.batch_size):
+                part = rows[first : first + space.batch_size]
+                for row in part.tolist():
+                    unusable.pop(row, None)
+                batch, unreadable = read(part)
+                unusable |= unreadable
+                part = part[[row not in unreadable for row in part.tolist()]]
+                if len(part) == 0:
+                    continue
+                found, faults = embed_rows(call, batch, role, space.dim, metric=space.metric)
+                vectors[part] = found
+                unusable |= {int(part[row]): reason for row, reason in faults.items()}
+            rows = rows[[may_pass(unusable.get(row, "")) for row in rows.tolist()]]
     return vectors, unusable
 
 
-def _longest_first(table: pa.Table, payload: Sequence[str]) -> I64:
-    """All rows (n,) by the bytes of their texts: a batch is padded to its longest text. Without texts, as they are."""
-    lengths = np.zeros(table.num_rows, np.int64)
-    for name in payload:
-        column = table.column(name)
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            lengths += pc.fill_null(pc.binary_length(column), 0).to_numpy().astype(np.int64)
-    return np.argsort(-lengths, kind="stable")
+_Way: TypeAlias = tuple[I64, Callable[[I64], tuple[dict[str, Any], dict[int, str]]], Embedder]
+"""Rows in the order in which they are embedded; what reads a batch, with reasons where it cannot; what embeds it."""
 
 
-def _read_payload(table: pa.Table, names: Sequence[str], rows: I64) -> tuple[dict[str, list[object]], dict[int, str]]:
-    """The payload columns of those of `rows` that can be read, as the embedder takes them, and {row: reason} of the
-    others.
-    """
-    columns = {name: payload_values(table.column(name), table.schema.field(name), rows) for name in names}
-    reasons: dict[int, str] = {}
-    for name, (_, faults) in columns.items():
-        for place, fault in faults.items():
-            reasons.setdefault(int(rows[place]), one_line(f"payload column {name!r}: {fault}", MAX_REASON_CHARS))
-    kept = [place for place, row in enumerate(rows.tolist()) if row not in reasons]
-    return {name: [values[place] for place in kept] for name, (values, _) in columns.items()}, reasons
+def _ways(table: pa.Table, payload: Sequence[str], model: Embedder) -> Iterator[_Way]:
+    rows, prepared = longest_first(table, payload), is_prepared(table)
+    if prepared.any():
+        of_prepared: Any = cast(PreparedEmbedder, model).embed_prepared
+        yield rows[prepared[rows]], lambda part: (read_prepared(table, part), {}), of_prepared
+    yield rows[~prepared[rows]], partial(read_payload, table, payload), model

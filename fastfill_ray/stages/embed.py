@@ -11,7 +11,7 @@ import gc
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -21,11 +21,12 @@ import pyarrow as pa
 
 from fastfill_ray.config import NewModelConfig, OldModelConfig, QueriesConfig
 from fastfill_ray.embedders.isolated import IsolatedEmbedder
+from fastfill_ray.embedders.prepared import Preparer, load_preparer, num_tokens
 from fastfill_ray.embedders.protocol import Embedder, Role, load_embedder
-from fastfill_ray.embedders.watchdog import Watched, build_limit_s, ends_process_after
+from fastfill_ray.embedders.watchdog import Limited, Watched, build_limit_s, ends_process_after
 from fastfill_ray.engine.interface import Attempt, Finish, PoolWork
 from fastfill_ray.errors import EmbedderError, InputError
-from fastfill_ray.inputs.changes import DIGEST_BYTES, payload_digests, version_digests
+from fastfill_ray.inputs.changes import DIGEST_BYTES
 from fastfill_ray.inputs.encodings import take_rows
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.kinds import read_ids
@@ -35,6 +36,7 @@ from fastfill_ray.log.records import FileRef
 from fastfill_ray.ordering.ids import item_keys, keys_digest
 from fastfill_ray.stages.batches import Space, embed_tables
 from fastfill_ray.stages.busy import Embedding
+from fastfill_ray.stages.prepare import Columns, digests, prepare_table
 from fastfill_ray.stages.work import rows_in
 from fastfill_ray.storage.arrow import id_array, keys_column, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
@@ -114,6 +116,10 @@ class Job:
         """The columns that the embedder reads."""
         return self.payload_columns if role == "item" else self.query_payload_columns
 
+    def columns(self, role: Role) -> Columns:
+        """What the units of a role are read with."""
+        return Columns(self.payload(role), self.version_column if role == "item" else None, role)
+
     @property
     def item_columns(self) -> tuple[str, ...]:
         """What is kept of an item's row beside its id: the payload columns, and the version column."""
@@ -141,8 +147,46 @@ def pool_work(job: Job) -> PoolWork[Unit]:
     """What the pool does with a unit. Its receipt is durable when it comes back, unless it has quarantined rows: then
     the driver decides, and calls ``keep_receipt``.
     """
-    # Readers need no model: its kwargs, which may be secret, travel to the actors alone.
-    return PoolWork(partial(read_units, replace(job, spaces={})), partial(UnitEmbedder, job))
+    # Readers need no model: its kwargs, which may be secret, travel to where it, or its preparer, is built.
+    return PoolWork(
+        partial(read_units, replace(job, spaces={})), partial(UnitEmbedder, job), partial(unit_preparer, job)
+    )
+
+
+def unit_preparer(job: Job) -> UnitPreparer | None:
+    """What prepares units for their models; None where no model offers a preparer.
+
+    Raises:
+        EmbedderError: one cannot be built.
+    """
+    delays_s = job.retry_delays_s[: _BUILDS - 1]
+    offered = {
+        name: load_preparer(space.embedder, space.kwargs, retry_delays_s=delays_s) for name, space in job.spaces.items()
+    }
+    preparers = {name: preparer for name, preparer in offered.items() if preparer is not None}
+    return UnitPreparer(job, preparers) if preparers else None
+
+
+class UnitPreparer:
+    """Does what models' preparers do for units' rows, {model: its preparer}."""
+
+    def __init__(self, job: Job, preparers: Mapping[str, Preparer]) -> None:
+        self._job, self._preparers = job, preparers
+
+    def __call__(
+        self, units: Sequence[Unit], tables: Sequence[pa.Table], call_timeout_s: float | None
+    ) -> Sequence[pa.Table]:
+        """Each unit's table, prepared as far as it can be. A call that takes longer than the limit ends the process."""
+        made = list[pa.Table]()
+        for unit, table in zip(units, tables, strict=True):
+            preparer = self._preparers.get(unit.model)
+            if preparer is not None:
+                limited = Limited(preparer, call_timeout_s)
+                table = prepare_table(
+                    table, self._job.columns(unit.role), limited, self._job.spaces[unit.model].batch_size
+                )
+            made.append(table)
+        return made
 
 
 class UnitEmbedder:
@@ -261,13 +305,15 @@ def embed_units(job: Job, units: Sequence[Unit], tables: Sequence[pa.Table], mod
     """Embed the rows of units of one model and role together. What it returns writes each unit's vectors, of items also
     what is known of them, then its receipt unless it has bad rows. Rows in = rows out + bad.
     """
-    start, began_s = time.monotonic(), time.time()
+    start, began_s, before = time.monotonic(), time.time(), num_tokens(model)
     unit = units[0]
     embedded = embed_tables(
         tables, job.payload(unit.role), job.spaces[unit.model], unit.role, model, retry_delays_s=job.retry_delays_s
     )
     took_s, rows = time.monotonic() - start, sum(table.num_rows for table in tables)
-    times = [Embedding.here(began_s, began_s + took_s, table.num_rows / max(1, rows)) for table in tables]
+    after = num_tokens(model)
+    tokens = None if before is None or after is None else after - before
+    times = [Embedding.here(began_s, began_s + took_s, table.num_rows / max(1, rows), tokens) for table in tables]
     return lambda: list(map(partial(_write, job), units, tables, embedded, times))
 
 
@@ -301,10 +347,7 @@ def _write(job: Job, unit: Unit, table: pa.Table, embedded: tuple[F32, dict[int,
 
 def _items(job: Job, table: pa.Table, kept: I64, keys: U64) -> pa.Table:
     """Of the rows `kept` (N,), whose keys are (N, 2): the digests of what was read of them."""
-    version = pa.nulls(table.num_rows, pa.binary(DIGEST_BYTES))
-    if job.version_column is not None:
-        version = version_digests(table, job.version_column)
-    payload = payload_digests(table, job.payload_columns)
+    payload, version = digests(table, job.columns("item"))
     return pa.table({"key": keys_column(keys), "payload": payload.take(kept), "version": version.take(kept)})
 
 

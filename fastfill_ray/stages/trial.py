@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from fastfill_ray.config import BackfillConfig, plan_settings
+from fastfill_ray.embedders.prepared import Preparer, load_preparer
 from fastfill_ray.embedders.protocol import Embedder, Role, may_pass
-from fastfill_ray.embedders.watchdog import Watched
+from fastfill_ray.embedders.watchdog import Limited, Watched
 from fastfill_ray.engine.interface import Attempt
 from fastfill_ray.errors import ConfigError, EmbedderError
 from fastfill_ray.inputs.parquet import PinnedFile
@@ -26,6 +27,7 @@ from fastfill_ray.stages.asked import asked_files
 from fastfill_ray.stages.batches import embed_tables
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Unit, build_model, read_units
+from fastfill_ray.stages.prepare import prepare_table
 from fastfill_ray.stages.quarantine import kind_of
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import parse_unit_receipt
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # Rows of a call, and how many such calls from all over the rows must fail.
 _ROWS, _CALLS = 2, 4
+# Of a vector's norm, what the same row may be off when it is prepared: bfloat16, and other batches, make a hundredth.
+_NEAR = 0.05
 _SHOWN = 3  # different reasons that a message quotes
 _LASTING = ("AttributeError", "ImportError", "KeyError", "ModuleNotFoundError", "NameError", "TypeError")
 
@@ -82,8 +86,9 @@ def try_models(
         return
     names = " and ".join(f"the {model} model" for model in dict.fromkeys(each.model for each in trials))
     context.progress.say(f"{names}: built once, to be tried on a few rows")
+    prepares = config.resources.prepare_workers != 0
     with context.progress.timed("try the models"):
-        answered = context.engine.run_once(partial(_try_all, job, trials), config.resources)
+        answered = context.engine.run_once(partial(_try_all, job, trials, prepares), config.resources)
     if answered is None:
         # Which rows do that is found out by the pool, which then gives those rows a process of their own.
         logger.warning("the process in which the models were tried on a few rows was ended; the run goes on")
@@ -122,16 +127,20 @@ def _units(files: Sequence[PinnedFile], model: Any, role: Role) -> Iterator[Unit
         )
 
 
-def _try_all(job: Job, trials: Sequence[_Trial], attempt: Attempt) -> bool:
-    """In the process that has what an actor has: True, or what is wrong is raised."""
+def _try_all(job: Job, trials: Sequence[_Trial], prepares: bool, attempt: Attempt) -> bool:
+    """In the process that has what an actor has: True, or what is wrong is raised. prepares: try preparers, too."""
     for name in dict.fromkeys(trial.model for trial in trials):
         try:
-            model = build_model(job, job.spaces[name], attempt.call_timeout_s)
+            space = job.spaces[name]
+            model = Watched(build_model(job, space, attempt.call_timeout_s), attempt.call_timeout_s)
+            preparer = load_preparer(space.embedder, space.kwargs) if prepares else None
         except EmbedderError as error:
             raise EmbedderError(f"{name}_model: {error}") from None
         for trial in trials:
             if trial.model == name:
-                _try(job, trial, Watched(model, attempt.call_timeout_s))
+                _try(job, trial, model)
+                if preparer is not None:
+                    _try_prepared(job, trial, model, Limited(preparer, attempt.call_timeout_s))
     return True
 
 
@@ -152,6 +161,28 @@ def _try(job: Job, trial: _Trial, model: Embedder) -> None:
         faults += unusable.values()
     _check_dim(job, trial, seen)
     raise EmbedderError(_why(job, trial, faults, seen))
+
+
+def _try_prepared(job: Job, trial: _Trial, model: Embedder, preparer: Preparer) -> None:
+    """Raises EmbedderError where rows that were prepared are embedded as others than these are."""
+    unit, space = trial.units[0], job.spaces[trial.model]
+    [table] = read_units(job, [unit])
+    prepared = prepare_table(table, job.columns(unit.role), preparer, space.batch_size)
+    (expected, faults), (found, later) = (
+        embed_tables([each], job.payload(unit.role), space, unit.role, model, retry_delays_s=job.retry_delays_s)[0]
+        for each in (table, prepared)
+    )
+    for row in range(unit.rows):
+        if row in faults:
+            continue
+        off, norm = (float(np.linalg.norm(each)) for each in (found[row] - expected[row], expected[row]))
+        if row not in later and off <= _NEAR * norm:
+            continue
+        why = later.get(row, f"the two vectors are {off:.3g} apart, and the first one's norm is {norm:.3g}")
+        raise EmbedderError(
+            f"{trial.model}_model.embedder {space.embedder!r}: a row is embedded differently once its `preparer` has "
+            f"prepared it: {why}. Mend preparer or embed_prepared, or set resources.prepare_workers to 0."
+        )
 
 
 def _may_pass(reason: str) -> bool:

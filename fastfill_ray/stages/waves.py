@@ -59,7 +59,7 @@ class Waves:
         self._handed_over: dict[int, Receipts] = {}
         missing = [unit for group in groups.values() for unit in group.missing]
         logger.debug("waves %s: %d units have no receipt yet", sorted(groups), len(missing))
-        self._may_stop, self._busy = may_stop, Busy()
+        self._may_stop, self._busy = may_stop, Busy(resources.price_per_actor_hour)
         # A pool that has nothing to do would load its models all the same.
         blocks = in_blocks(missing, BlockLimits.of(resources, standing.item_s))
         self._pool = context.engine.run_pool(pool_work(job), blocks, resources) if missing else None

@@ -18,16 +18,23 @@ from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine.interface import Pool
 from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.errors import EmbedderError
+from fastfill_ray.inputs.changes import payload_digests
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.table import Column, pin
 from fastfill_ray.stages.batches import Space
-from fastfill_ray.stages.embed import Job, Unit, grouped, pool_work, read_vectors
+from fastfill_ray.stages.embed import Job, Unit, grouped, pool_work, read_items, read_vectors
 from fastfill_ray.storage.files import open_files
 from tests.deadly import DIM, notes, vector_of, wait_until_gone
 
 
 def make_work(
-    folder: Path, rows: Sequence[str], rows_per_unit: int, *, build: str = "", old_build: str = ""
+    folder: Path,
+    rows: Sequence[str],
+    rows_per_unit: int,
+    *,
+    embedder: str = "Deadly",
+    build: str = "",
+    old_build: str = "",
 ) -> tuple[Job, list[Unit]]:
     """A job whose items are `rows`, embedded two at a time, and its units."""
     (folder / "notes").mkdir()
@@ -35,7 +42,7 @@ def make_work(
     store = InputStore()
     (file,) = pin(store, store.find(str(folder / "items.parquet")), [Column("gallery.id_column", "id", "id")]).files
     spaces = {
-        name: Space("tests.deadly:Deadly", {"build": how, "folder": str(folder / "notes")}, DIM, "ip", 2)
+        name: Space(f"tests.deadly:{embedder}", {"build": how, "folder": str(folder / "notes")}, DIM, "ip", 2)
         for name, how in (("new", build), ("old", old_build))
     }
     job = Job(open_files(str(folder / "out")), store, "id", "int64", ("x",), ("x",), spaces, retry_delays_s=(0, 0, 0))
@@ -49,12 +56,14 @@ def make_work(
 
 
 @contextmanager
-def pool_of(job: Job, units: list[Unit], *, call_timeout_s: float = 120) -> Iterator[Pool[Unit]]:
+def pool_of(job: Job, units: list[Unit], *, call_timeout_s: float = 120, together: bool = True) -> Iterator[Pool[Unit]]:
+    """A pool of `units` in one block, or in a block each."""
     resources = ResourcesConfig(embed_actors=(1, 2), cpus_per_actor=0.5, call_timeout_s=call_timeout_s)
+    blocks = [[group] if together else [[unit] for unit in group] for group in grouped(units)]
     engine = RayEngine()
     with (
         engine.session(print),
-        closing(engine.run_pool(pool_work(job), [[group] for group in grouped(units)], resources)) as pool,
+        closing(engine.run_pool(pool_work(job), blocks, resources)) as pool,
     ):
         yield pool
 
@@ -83,6 +92,35 @@ def test_rows_that_kill_hang_or_raise_are_quarantined_and_no_others(
     }
     said = [record.getMessage() for record in caplog.records if "ended 2 processes" in record.getMessage()]
     assert {text.split()[1] for text in said} == {"c00000000", "c00000004"}
+
+
+@pytest.mark.slow
+def test_with_a_preparer_the_same_rows_are_quarantined_and_all_others_have_the_same_vectors(
+    ray_session: None, tmp_path: Path
+) -> None:
+    guilty = {
+        1: ("raise", "embedder raised ValueError: cannot be read"),
+        6: ("exit", "killed the process: exit code 3"),
+        9: ("late raise", "embedder raised ValueError: cannot be read"),
+        13: ("late exit", "killed the process: exit code 3"),
+    }
+    rows = [guilty[row][0] if row in guilty else str(row) for row in range(24)]
+    rows[18] = "early exit"
+    job, units = make_work(tmp_path, rows, 4, embedder="Prepared")
+    with pool_of(job, units, together=False) as pool:
+        receipts = {unit.unit: receipt for unit, receipt in pool}
+    bad = {fault.row: fault.reason for receipt in receipts.values() for fault in receipt.quarantined}
+    assert bad == {row: reason for row, (_, reason) in guilty.items()}
+    ids, vectors = read_vectors(job.files, receipts.values(), DIM)
+    assert dict(zip(ids, vectors[:, 0].tolist(), strict=True)) == {
+        row: 1 if row == 18 else row + 1 for row in range(24) if row not in guilty
+    }
+    known = read_items(job.files, receipts.values()).column("payload").to_pylist()
+    assert known == payload_digests(pa.table({"x": rows}), ["x"]).take(pa.array(ids)).to_pylist()
+    assert notes(tmp_path / "notes", "embedded prepared")
+    prepared, called = (set(notes(tmp_path / "notes", what)) for what in ("prepared", "called"))
+    assert not prepared & called, "in processes that embed nothing"
+    assert len(prepared) >= 3, "two rows have ended such a process"
 
 
 @pytest.mark.slow

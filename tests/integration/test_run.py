@@ -53,7 +53,7 @@ def finished(planned: Path, workshop: Workshop, tmp_path_factory: pytest.TempPat
     assert [v.wave for v in first.state.versions] == [0]
     assert not workshop.journal(journal), "version 0 needs no more embedding than the pairs"
     log = io.StringIO()
-    more = {"resources": {"embed_actors": [1, 2], "chunk_rows": 37}}
+    more = {"resources": {"embed_actors": [1, 2], "chunk_rows": 37, "price_per_actor_hour": 2}}
     second = run(workshop.config(target, **more), until="wave:1", stream=log)
     assert [v.wave for v in second.state.versions] == [0, 1]
     third = run(workshop.config(target))
@@ -64,6 +64,8 @@ def finished(planned: Path, workshop: Workshop, tmp_path_factory: pytest.TempPat
     assert len(counts) == 600 - 120, "every item but the pairs is embedded after PLAN"
     assert "waves: 20 % of the items embedded, loading " in log.getvalue()
     assert "wave 1 of 3: 30 % of the items embedded, " in log.getvalue()
+    assert re.search(r"actor hours for a million items: [0-9.,]+ at 2 an hour\n", log.getvalue())
+    assert second.price_per_actor_hour == 2
     return target
 
 

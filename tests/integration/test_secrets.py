@@ -150,8 +150,9 @@ def test_what_travels_to_workers_is_the_actors_kwargs_and_no_other_secret(
     work = pool_work(job)
     for value in (store, files, work.read, source):
         assert not CANARY.search(pickle.dumps(value))
-    actors = pickle.dumps(work.worker)  # a model is built with its kwargs where it runs
-    assert set(CANARY.findall(actors)) == {b"Token", b"User", b"Password"}
+    # A model, and its preparer, is built with its kwargs where it runs.
+    for builds in (work.worker, work.prepare):
+        assert set(CANARY.findall(pickle.dumps(builds))) == {b"Token", b"User", b"Password"}
     for value in (config, config.new_model, job, work, job.spaces["new"]):
         assert not CANARY.search(f"{value!r} {value}".encode())
 

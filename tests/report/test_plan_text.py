@@ -59,6 +59,9 @@ def test_the_work_is_said_in_actor_hours_from_the_measured_rate() -> None:
     due = "To embed: 5,711 items"
     told = plan_text(planned(), 2.5).replace("\n", " ")
     assert f"{due} at 2.5 s each, as measured at the pairs: 4 actor-hours (3 h 58 min of one actor)" in told
+    assert "an hour" not in told
+    priced = plan_text(planned(), 2.5, 3.0).replace("\n", " ")
+    assert "versions. At 3 an hour that is 11.90, 2,083.33 for a million items." in priced
     assert f"{due}. Nothing was embedded so far" in plan_text(planned(), None)
     only_half = planned(version_waves=(0, 1, 2), wave_rows=(301, 451, 751, 4509))
     assert "To embed: 1,202 items" in plan_text(only_half, 1.0)

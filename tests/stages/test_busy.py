@@ -26,6 +26,20 @@ def test_the_time_between_blocks_is_idle_and_the_units_of_a_block_share_its_time
     )
 
 
+def test_tokens_are_said_where_all_units_know_them_and_the_cost_where_a_price_is_given() -> None:
+    busy = Busy(price=2.5)
+    busy.add(Receipt(unit="c0", rows=100, details=Embedding("a", 0, 10, 10, 700.0).details()))
+    assert str(busy).endswith("10.0 items/s, 70 tokens/s, 27.78 actor hours for a million items: 69.44 at 2.5 an hour")
+    busy.add(receipt("a", 10, 20, 10))
+    assert "tokens" not in str(busy)
+
+
+def test_a_unit_has_its_share_of_the_blocks_time_and_tokens() -> None:
+    half = Embedding.here(0, 10, 0.5, 30)
+    assert (half.busy_s, half.tokens) == (5, 15)
+    assert Embedding.here(0, 10, 0.5).tokens is None
+
+
 def test_receipts_that_do_not_say_it_do_not_count() -> None:
     busy = Busy()
     busy.add(Receipt(unit="c0", rows=5, seconds=3))

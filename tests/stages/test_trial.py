@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from fastfill_ray.backfill import _run
@@ -59,6 +60,25 @@ class Away:
         if Away.calls <= 6:  # two rows together, then one by one, twice
             raise ConnectionError("away")
         return synthetic.new_vectors(np.array(batch["x"], np.float32))
+
+
+class Prepares:
+    """Its prepared rows have vectors that are off by `factor`; by None, they raise."""
+
+    def __init__(self, factor: float | None) -> None:
+        self._factor = factor
+
+    @classmethod
+    def preparer(cls, factor: float | None) -> Any:
+        return lambda batch, role: {"x": pa.array(batch["x"])}
+
+    def __call__(self, batch: dict[str, Sequence[Any]], role: str) -> Any:
+        return synthetic.new_vectors(np.array(batch["x"], np.float32))
+
+    def embed_prepared(self, prepared: dict[str, pa.Array], role: str) -> Any:
+        if self._factor is None:
+            raise KeyError("y")
+        return self._factor * synthetic.new_vectors(np.array(prepared["x"].to_pylist(), np.float32))
 
 
 class Engine(InProcessEngine):
@@ -153,6 +173,22 @@ def test_a_service_that_is_away_for_a_moment_is_waited_for(folder: Path, waits: 
     Away.calls = 0
     tried(config_of(folder, new_model={"embedder": f"{HERE}:Away", "kwargs": {}}))
     assert waits == [0.5, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("factor", "why"), [(1.1, r"the two vectors are \S+ apart"), (None, "embedder raised KeyError: 'y'")]
+)
+def test_a_preparer_that_makes_other_vectors_is_said_unless_it_is_not_used(
+    folder: Path, factor: float | None, why: str
+) -> None:
+    model = {"embedder": f"{HERE}:Prepares", "kwargs": {"factor": factor}}
+    message = (
+        rf"^new_model\.embedder '.*:Prepares': a row is embedded differently .* prepared it: {why}.* Mend preparer"
+    )
+    with pytest.raises(EmbedderError, match=message):
+        tried(config_of(folder, new_model=model))
+    assert tried(config_of(folder, new_model=model, resources={"prepare_workers": 0}))
+    assert tried(config_of(folder, new_model={**model, "kwargs": {"factor": 1.0}}))
 
 
 def test_bad_rows_at_the_beginning_are_not_held_against_the_model(folder: Path, waits: list[float]) -> None:
