@@ -24,7 +24,7 @@ from ray._private.internal_api import memory_summary
 from benchmarks.results import markdown
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import tasks
-from fastfill_ray.engine.interface import TASK_BYTES, Attempt, PoolWork
+from fastfill_ray.engine.interface import TASK_BYTES, Attempt, Finish, PoolWork
 from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
@@ -50,6 +50,7 @@ def main() -> None:
         f"tasks of {TASK_S} s\n",
         flush=True,
     )
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")  # as a run has it
     ray.init(address="local", num_cpus=options.cpus, include_dashboard=False, log_to_driver=False)
     engine = RayEngine()
     with engine.session(print):
@@ -74,7 +75,7 @@ def ideal_s(options: argparse.Namespace) -> float:
 
 def run_pool(engine: RayEngine, units: int, actors: int, num_tasks: int, share: tasks.Share) -> tuple[float, float]:
     """Seconds from the first unit of a pool to its last, and of the tasks that begin with the first unit."""
-    groups = [[Nap(number=number)] for number in range(units)]
+    groups = [[[Nap(number=number)]] for number in range(units)]
     work = PoolWork(payloads, Napper)
     resources = ResourcesConfig(embed_actors=(actors, actors))
     tasks_s = 0.0
@@ -96,9 +97,12 @@ def payloads(units: Sequence[Nap]) -> Iterator[pa.Table]:
 
 
 class Napper:
-    def __call__(self, unit: Nap, table: pa.Table, attempt: Attempt) -> Receipt:
-        time.sleep(UNIT_S)
-        return Receipt(unit=f"c{unit.number:08d}", rows=table.num_rows)
+    def __call__(self, units: Sequence[Nap], tables: Sequence[pa.Table], attempt: Attempt) -> Finish:
+        time.sleep(UNIT_S * len(units))
+        receipts = [
+            Receipt(unit=f"c{unit.number:08d}", rows=table.num_rows) for unit, table in zip(units, tables, strict=True)
+        ]
+        return lambda: receipts
 
 
 def nap(_: int) -> None:

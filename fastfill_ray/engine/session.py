@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 _DATA_THREADS = ("StreamingExecutor", "ray-data-metadata-prefetch", "iter_threaded")
 _THREADS_END_S = 30
 _NO_PROGRESS_S = 4 * 3600  # a pool may wait this long for scarce GPUs before Ray Data calls the run dead
+# A pool grows while so much of it is taken, and shrinks below that: calls in flight over the calls that its actors make
+# at once. Half of Ray Data's own thresholds, which are for actors that have a second call waiting: ours make both at
+# once (pool.py), so a pool that is full is at 1, and at Ray Data's 1.75 it would never grow.
+_GROWS_FROM, _SHRINKS_FROM = 0.875, 0.25
 
 
 @contextmanager
@@ -98,6 +103,11 @@ def _data_settings() -> Iterator[None]:
         "target_max_block_size": 1,
         # A block that fails must fail the run: dropped blocks are dropped items.
         "max_errored_blocks": 0,
+        "autoscaling_config": replace(
+            context.autoscaling_config,
+            actor_pool_util_upscaling_threshold=_GROWS_FROM,
+            actor_pool_util_downscaling_threshold=_SHRINKS_FROM,
+        ),
     }
     kept = {name: getattr(context, name) for name in wanted if hasattr(context, name)}
     logger = logging.getLogger("ray.data")
