@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -88,7 +89,9 @@ def run_pool(engine: RayEngine, units: int, actors: int, num_tasks: int, share: 
             tasks_s = time.monotonic() - began
         numbers += [unit.number for unit, _ in pool]
         assert sorted(numbers) == list(range(units))
-        return time.monotonic() - began, tasks_s
+        pool_s = time.monotonic() - began
+    print(f"a pool: {pool_s:.1f} s, with {num_tasks} tasks beside it: {tasks_s:.1f} s", file=sys.stderr, flush=True)
+    return pool_s, tasks_s
 
 
 def payloads(units: Sequence[Nap]) -> Iterator[pa.Table]:

@@ -25,10 +25,12 @@ logger = logging.getLogger(__name__)
 _DATA_THREADS = ("StreamingExecutor", "ray-data-metadata-prefetch", "iter_threaded")
 _THREADS_END_S = 30
 _NO_PROGRESS_S = 4 * 3600  # a pool may wait this long for scarce GPUs before Ray Data calls the run dead
-# A pool grows while so much of it is taken, and shrinks below that: calls in flight over the calls that its actors make
-# at once. Half of Ray Data's own thresholds, which are for actors that have a second call waiting: ours make both at
-# once (pool.py), so a pool that is full is at 1, and at Ray Data's 1.75 it would never grow.
-_GROWS_FROM, _SHRINKS_FROM = 0.875, 0.25
+# A pool grows while this share of its actors' places for blocks is taken. Ray Data's own, 1.75, is for actors that have
+# a call waiting for each that they make; ours make all they have at once (pool.py), so a full pool is at 1.
+_GROWS_FROM = 0.875
+# Below any share: an actor that waits for a slow reader would load its model anew a moment later. It goes when nothing
+# is left to begin.
+_SHRINKS_FROM = -1.0
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 import ray
 
 from fastfill_ray.config import ResourcesConfig
+from fastfill_ray.engine.interface import TASK_BYTES
 from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.engine.tasks import ALONE, BESIDE_A_POOL
 from tests.engine.test_engine import pairs_of, work
@@ -27,6 +28,14 @@ def asked(_: int) -> dict[str, float]:
     return dict(ray.get_runtime_context().get_assigned_resources())
 
 
+def asked_in_parts(_: int) -> list[dict[str, float]]:
+    return [asked(0), asked(0)]
+
+
+def list_of(*pieces: dict[str, float]) -> list[dict[str, float]]:
+    return list(pieces)
+
+
 def test_a_task_asks_for_a_cpu_and_beside_a_pool_that_holds_them_all_for_memory(
     ray_session: None, tmp_path: Path
 ) -> None:
@@ -43,6 +52,7 @@ def test_a_task_asks_for_a_cpu_and_beside_a_pool_that_holds_them_all_for_memory(
             assert of_a_task() == {"CPU": 1, "memory": 1 << 28}, "a pool that has not begun holds nothing"
             next(pool)
             assert of_a_task() == {"memory": 1 << 28}
+            assert engine.exchange(asked_in_parts, list_of, [0], 2, lambda _: None) == 2 * [[{"memory": TASK_BYTES}]]
             assert len(list(pool)) == 7
             assert of_a_task() == {"CPU": 1, "memory": 1 << 28}, "a pool that has nothing left to do holds nothing"
         assert of_a_task() == {"CPU": 1, "memory": 1 << 28}
