@@ -4,8 +4,9 @@ python -m benchmarks.cluster [--units 80] [--tasks 20] [--cpus 2]
 
 A local Ray, a pool of one actor per CPU whose units sleep, and tasks that sleep, so that nothing competes for the
 machine and what is timed is the scheduling. Asserted first: every unit and every task comes back once, and nothing was
-spilled. Printed: the pool's seconds with tasks beside it as a share of those without; the tasks' seconds beside the
-pool, and the same where each asks for a CPU, as tasks do when no pool is at work.
+spilled. Printed: the pool's seconds with tasks beside it as a share of those without, and those of a pool that begins
+with one actor and grows; the tasks' seconds beside the pool, and the same where each asks for a CPU, as tasks do when
+no pool is at work: they wait until it has ended. It takes about a minute; each pool says its seconds on stderr.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import tasks
 from fastfill_ray.engine.interface import TASK_BYTES, Attempt, Finish, PoolWork
 from fastfill_ray.engine.ray_engine import RayEngine
+from fastfill_ray.engine.session import shutdown
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
 
@@ -55,13 +57,16 @@ def main() -> None:
     ray.init(address="local", num_cpus=options.cpus, include_dashboard=False, log_to_driver=False)
     engine = RayEngine()
     with engine.session(print):
-        run_pool(engine, options.units, options.cpus, 0, tasks.BESIDE_A_POOL)  # workers start, modules are imported
-        alone_s, _ = run_pool(engine, options.units, options.cpus, 0, tasks.BESIDE_A_POOL)
-        beside_s, tasks_s = run_pool(engine, options.units, options.cpus, options.tasks, tasks.BESIDE_A_POOL)
-        _, starved_s = run_pool(engine, options.units, options.cpus, options.tasks, tasks.ALONE)
+        whole = options.cpus, options.cpus
+        run_pool(engine, options.units, whole, 0, tasks.BESIDE_A_POOL)  # workers start, modules are imported
+        alone_s, _ = run_pool(engine, options.units, whole, 0, tasks.BESIDE_A_POOL)
+        growing_s, _ = run_pool(engine, options.units, (1, options.cpus), 0, tasks.BESIDE_A_POOL)
+        beside_s, tasks_s = run_pool(engine, options.units, whole, options.tasks, tasks.BESIDE_A_POOL)
+        _, starved_s = run_pool(engine, options.units, whole, options.tasks, tasks.ALONE)
         assert "Spilled" not in memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
-    ray.shutdown()
+    shutdown()
     rows = [
+        ("pool that begins with one actor / with all", f"{growing_s / alone_s:.2f}"),
         ("pool, with tasks beside it / without", f"{beside_s / alone_s:.2f}"),
         ("tasks beside the pool / their sleep on as many CPUs", f"{tasks_s / ideal_s(options):.2f}"),
         ("the same, each asking for a CPU", f"{starved_s / ideal_s(options):.2f}"),
@@ -74,11 +79,13 @@ def ideal_s(options: argparse.Namespace) -> float:
     return float(options.tasks * TASK_S / options.cpus)
 
 
-def run_pool(engine: RayEngine, units: int, actors: int, num_tasks: int, share: tasks.Share) -> tuple[float, float]:
+def run_pool(
+    engine: RayEngine, units: int, actors: tuple[int, int], num_tasks: int, share: tasks.Share
+) -> tuple[float, float]:
     """Seconds from the first unit of a pool to its last, and of the tasks that begin with the first unit."""
     groups = [[[Nap(number=number)]] for number in range(units)]
     work = PoolWork(payloads, Napper)
-    resources = ResourcesConfig(embed_actors=(actors, actors))
+    resources = ResourcesConfig(embed_actors=actors)
     tasks_s = 0.0
     with closing(engine.run_pool(work, groups, resources)) as pool:
         numbers = [next(pool)[0].number]

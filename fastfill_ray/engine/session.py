@@ -63,13 +63,13 @@ def _connected(say: Callable[[str], None]) -> Iterator[None]:
             if ours and process.is_command():
                 process.leave_ray_running()
             elif ours:
-                _shutdown()
+                shutdown()
             raise
         if ours:
-            _shutdown()
+            shutdown()
 
 
-def _shutdown() -> None:
+def shutdown() -> None:
     """``ray.shutdown`` once no thread of Ray Data's uses Ray any more: one that did would end the process, in C++."""
     deadline = time.monotonic() + _THREADS_END_S
     for thread in threading.enumerate():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.cluster import ENVIRONMENT, REPOSITORY, autoscaling_head
+from tests.integration.cluster import ENVIRONMENT, REPOSITORY, autoscaling_head, end_session
 
 pytestmark = pytest.mark.slow
 
@@ -26,12 +26,17 @@ def drive(scenario: str, folder: Path, *arguments: str) -> dict[str, Any]:
     """The scenario of ``cluster_driver`` in a process of its own: one process has one Ray."""
     # The gap between two requests of Ray Data's is 10 s.
     environment = {**ENVIRONMENT, "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "2"}
-    done = subprocess.run(
+    driver = subprocess.Popen(
         [sys.executable, "-m", "tests.integration.cluster_driver", scenario, str(folder), *arguments],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400,
+        cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    try:
+        output, errors = driver.communicate(timeout=400)
+    finally:
+        end_session(driver)
+    assert driver.returncode == 0, errors[-4000:]
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result
 
 
