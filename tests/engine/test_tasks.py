@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import pytest
 import ray
 
 from fastfill_ray.config import ResourcesConfig
+from fastfill_ray.engine import tasks
 from fastfill_ray.engine.interface import TASK_BYTES
 from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.engine.tasks import ALONE, BESIDE_A_POOL
@@ -22,6 +25,24 @@ def test_more_tasks_wait_than_run_so_that_an_autoscaler_sees_them() -> None:
 def test_tasks_beside_a_pool_are_no_more_than_the_cluster_has_cpus() -> None:
     assert BESIDE_A_POOL.num_cpus == 0
     assert (BESIDE_A_POOL.limit(1), BESIDE_A_POOL.limit(16)) == (2, 16)
+
+
+def test_an_exchange_beside_a_pool_has_no_more_tasks_in_flight_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_flight: list[Any] = []
+    most: list[int] = []
+
+    def submit(item: int) -> list[Any]:
+        in_flight.append(item)
+        most.append(len(in_flight))
+        return [item]
+
+    def ended(references: list[Any]) -> list[Any]:
+        in_flight.remove(references[0])
+        return references
+
+    monkeypatch.setattr(tasks, "_ended", ended)
+    assert list(tasks._done(submit, range(7), lambda: 3)) == [[item] for item in range(7)]
+    assert max(most) == 3
 
 
 def asked(_: int) -> dict[str, float]:

@@ -19,7 +19,7 @@ WORKER = {
     "resources": {"CPU": 1, "memory": 2 << 30, "object_store_memory": 100 << 20},
     "node_config": {}, "min_workers": 0, "max_workers": 3,
 }  # fmt: skip
-UNITS = 40
+UNITS = 24
 
 
 def drive(scenario: str, folder: Path, *arguments: str) -> dict[str, Any]:
@@ -75,5 +75,6 @@ def test_a_node_that_comes_takes_part_and_one_that_is_lost_costs_its_units_only(
     for first, then in result["again"]:
         assert first == result["lost"]
         assert then != result["lost"]
+    assert result["durable"] > 0
     assert result["durable_again"] == []
     assert result["spilled"] == []
