@@ -4,8 +4,9 @@ python -m benchmarks.cluster [--units 80] [--tasks 20] [--cpus 2]
 
 A local Ray, a pool of one actor per CPU whose units sleep, and tasks that sleep, so that nothing competes for the
 machine and what is timed is the scheduling. Asserted first: every unit and every task comes back once, and nothing was
-spilled. Printed: the pool's seconds with tasks beside it as a share of those without; the tasks' seconds beside the
-pool, and the same where each asks for a CPU, as tasks do when no pool is at work.
+spilled. Printed: the pool's seconds with tasks beside it as a share of those without, and those of a pool that begins
+with one actor and grows; the tasks' seconds beside the pool, and the same where each asks for a CPU, as tasks do when
+no pool is at work: they wait until it has ended. It takes about a minute; each pool says its seconds on stderr.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -24,8 +26,9 @@ from ray._private.internal_api import memory_summary
 from benchmarks.results import markdown
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import tasks
-from fastfill_ray.engine.interface import TASK_BYTES, Attempt, PoolWork
+from fastfill_ray.engine.interface import TASK_BYTES, Attempt, Finish, PoolWork
 from fastfill_ray.engine.ray_engine import RayEngine
+from fastfill_ray.engine.session import shutdown
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.types import Model
 
@@ -50,16 +53,20 @@ def main() -> None:
         f"tasks of {TASK_S} s\n",
         flush=True,
     )
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")  # as a run has it
     ray.init(address="local", num_cpus=options.cpus, include_dashboard=False, log_to_driver=False)
     engine = RayEngine()
     with engine.session(print):
-        run_pool(engine, options.units, options.cpus, 0, tasks.BESIDE_A_POOL)  # workers start, modules are imported
-        alone_s, _ = run_pool(engine, options.units, options.cpus, 0, tasks.BESIDE_A_POOL)
-        beside_s, tasks_s = run_pool(engine, options.units, options.cpus, options.tasks, tasks.BESIDE_A_POOL)
-        _, starved_s = run_pool(engine, options.units, options.cpus, options.tasks, tasks.ALONE)
+        whole = options.cpus, options.cpus
+        run_pool(engine, options.units, whole, 0, tasks.BESIDE_A_POOL)  # workers start, modules are imported
+        alone_s, _ = run_pool(engine, options.units, whole, 0, tasks.BESIDE_A_POOL)
+        growing_s, _ = run_pool(engine, options.units, (1, options.cpus), 0, tasks.BESIDE_A_POOL)
+        beside_s, tasks_s = run_pool(engine, options.units, whole, options.tasks, tasks.BESIDE_A_POOL)
+        _, starved_s = run_pool(engine, options.units, whole, options.tasks, tasks.ALONE)
         assert "Spilled" not in memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
-    ray.shutdown()
+    shutdown()
     rows = [
+        ("pool that begins with one actor / with all", f"{growing_s / alone_s:.2f}"),
         ("pool, with tasks beside it / without", f"{beside_s / alone_s:.2f}"),
         ("tasks beside the pool / their sleep on as many CPUs", f"{tasks_s / ideal_s(options):.2f}"),
         ("the same, each asking for a CPU", f"{starved_s / ideal_s(options):.2f}"),
@@ -72,11 +79,13 @@ def ideal_s(options: argparse.Namespace) -> float:
     return float(options.tasks * TASK_S / options.cpus)
 
 
-def run_pool(engine: RayEngine, units: int, actors: int, num_tasks: int, share: tasks.Share) -> tuple[float, float]:
+def run_pool(
+    engine: RayEngine, units: int, actors: tuple[int, int], num_tasks: int, share: tasks.Share
+) -> tuple[float, float]:
     """Seconds from the first unit of a pool to its last, and of the tasks that begin with the first unit."""
-    groups = [[Nap(number=number)] for number in range(units)]
+    groups = [[[Nap(number=number)]] for number in range(units)]
     work = PoolWork(payloads, Napper)
-    resources = ResourcesConfig(embed_actors=(actors, actors))
+    resources = ResourcesConfig(embed_actors=actors)
     tasks_s = 0.0
     with closing(engine.run_pool(work, groups, resources)) as pool:
         numbers = [next(pool)[0].number]
@@ -87,7 +96,9 @@ def run_pool(engine: RayEngine, units: int, actors: int, num_tasks: int, share: 
             tasks_s = time.monotonic() - began
         numbers += [unit.number for unit, _ in pool]
         assert sorted(numbers) == list(range(units))
-        return time.monotonic() - began, tasks_s
+        pool_s = time.monotonic() - began
+    print(f"a pool: {pool_s:.1f} s, with {num_tasks} tasks beside it: {tasks_s:.1f} s", file=sys.stderr, flush=True)
+    return pool_s, tasks_s
 
 
 def payloads(units: Sequence[Nap]) -> Iterator[pa.Table]:
@@ -96,9 +107,12 @@ def payloads(units: Sequence[Nap]) -> Iterator[pa.Table]:
 
 
 class Napper:
-    def __call__(self, unit: Nap, table: pa.Table, attempt: Attempt) -> Receipt:
-        time.sleep(UNIT_S)
-        return Receipt(unit=f"c{unit.number:08d}", rows=table.num_rows)
+    def __call__(self, units: Sequence[Nap], tables: Sequence[pa.Table], attempt: Attempt) -> Finish:
+        time.sleep(UNIT_S * len(units))
+        receipts = [
+            Receipt(unit=f"c{unit.number:08d}", rows=table.num_rows) for unit, table in zip(units, tables, strict=True)
+        ]
+        return lambda: receipts
 
 
 def nap(_: int) -> None:

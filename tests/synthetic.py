@@ -55,7 +55,7 @@ class StubEmbedder:
             raise ValueError("this row cannot be read")
         vectors = new_vectors(x)
         vectors[[mark == "nan" for mark in marks]] = np.nan
-        if "journal" in control and role == "item" and not _is_trial():
+        if "journal" in control and role == "item" and not is_trial():
             with open(Path(control["journal"]) / f"{os.getpid()}.txt", "a") as file:
                 file.writelines(f"{marker(value)}\n" for value in x[:, 0])
         if control.get("fault") == "shape":
@@ -63,7 +63,7 @@ class StubEmbedder:
         return vectors[:-1] if control.get("fault") == "count" else vectors
 
 
-def _is_trial() -> bool:
+def is_trial() -> bool:
     return any(frame.f_code.co_filename == trial.__file__ for frame, _ in traceback.walk_stack(None))
 
 

@@ -41,12 +41,17 @@ class RayEngine:
         ordered: bool = False,
         memory_bytes: int = TASK_BYTES,
     ) -> Iterator[tuple[T, R]]:
+        share = self._share()
+        memory_bytes = at_most_a_node(memory_bytes)
+        return tasks.run_tasks(function, items, name=name, share=share, memory_bytes=memory_bytes, ordered=ordered)
+
+    def _share(self) -> tasks.Share:
+        """What a task asks for now; some node has it, and ``TASK_BYTES`` of memory."""
         self._pools = [pool for pool in self._pools if not pool.has_ended]
         share = tasks.BESIDE_A_POOL if any(pool.has_begun for pool in self._pools) else tasks.ALONE
         # No more than any task asks for: what the largest node has is not known before there is one.
         require({"CPU": share.num_cpus, "memory": float(at_most_a_node(TASK_BYTES))}, _ADD_A_CPU)
-        memory_bytes = at_most_a_node(memory_bytes)
-        return tasks.run_tasks(function, items, name=name, share=share, memory_bytes=memory_bytes, ordered=ordered)
+        return share
 
     def exchange(
         self,
@@ -56,8 +61,9 @@ class RayEngine:
         parts: int,
         on_cut: Callable[[T], None],
     ) -> list[R]:
-        require(_ONE_CPU, _ADD_A_CPU)
-        return tasks.exchange(cut, join, items, parts, on_cut)
+        share = self._share()
+        memory_bytes = at_most_a_node(TASK_BYTES)
+        return tasks.exchange(cut, join, items, parts, on_cut, share=share, memory_bytes=memory_bytes)
 
     def run_once(self, function: Callable[[Attempt], R], resources: ResourcesConfig) -> R | None:
         require(*_an_actor(resources))

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -24,6 +25,12 @@ logger = logging.getLogger(__name__)
 _DATA_THREADS = ("StreamingExecutor", "ray-data-metadata-prefetch", "iter_threaded")
 _THREADS_END_S = 30
 _NO_PROGRESS_S = 4 * 3600  # a pool may wait this long for scarce GPUs before Ray Data calls the run dead
+# A pool grows while this share of its actors' places for blocks is taken. Ray Data's own, 1.75, is for actors that have
+# a call waiting for each that they make; ours make all they have at once (pool.py), so a full pool is at 1.
+_GROWS_FROM = 0.875
+# Below any share: an actor that waits for a slow reader would load its model anew a moment later. It goes when nothing
+# is left to begin.
+_SHRINKS_FROM = -1.0
 
 
 @contextmanager
@@ -56,13 +63,13 @@ def _connected(say: Callable[[str], None]) -> Iterator[None]:
             if ours and process.is_command():
                 process.leave_ray_running()
             elif ours:
-                _shutdown()
+                shutdown()
             raise
         if ours:
-            _shutdown()
+            shutdown()
 
 
-def _shutdown() -> None:
+def shutdown() -> None:
     """``ray.shutdown`` once no thread of Ray Data's uses Ray any more: one that did would end the process, in C++."""
     deadline = time.monotonic() + _THREADS_END_S
     for thread in threading.enumerate():
@@ -98,6 +105,11 @@ def _data_settings() -> Iterator[None]:
         "target_max_block_size": 1,
         # A block that fails must fail the run: dropped blocks are dropped items.
         "max_errored_blocks": 0,
+        "autoscaling_config": replace(
+            context.autoscaling_config,
+            actor_pool_util_upscaling_threshold=_GROWS_FROM,
+            actor_pool_util_downscaling_threshold=_SHRINKS_FROM,
+        ),
     }
     kept = {name: getattr(context, name) for name in wanted if hasattr(context, name)}
     logger = logging.getLogger("ray.data")

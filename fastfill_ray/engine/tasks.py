@@ -6,8 +6,10 @@ import itertools
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -44,6 +46,18 @@ ALONE = Share(num_cpus=1, tasks_per_cpu=2)
 BESIDE_A_POOL = Share(num_cpus=0, tasks_per_cpu=1)
 
 
+class _Limit:
+    """Tasks in flight on the cluster as it is, which may grow meanwhile."""
+
+    def __init__(self, share: Share) -> None:
+        self._share, self._limit, self._looked = share, 0, -math.inf
+
+    def __call__(self) -> int:
+        if time.monotonic() - self._looked >= _LOOK_EVERY_S:
+            self._limit, self._looked = self._share.limit(ray.cluster_resources().get("CPU", 0)), time.monotonic()
+        return self._limit
+
+
 def _call(function: Callable[..., R], *items: Any) -> R:
     return function(*items)
 
@@ -70,7 +84,7 @@ def run_tasks(
         num_cpus=share.num_cpus, memory=memory_bytes, max_retries=3, scheduling_strategy="SPREAD", name=name
     )
     shared = ray.put(function)  # with everything it is bound to: serialised once, not once per task
-    limit, looked = 0, -math.inf
+    limit = _Limit(share)
     waiting: dict[ray.ObjectRef, T] = {}
     source = iter(items)
     exhausted = False
@@ -78,9 +92,7 @@ def run_tasks(
     # worker that is interrupted while it imports fails in every later task.
     with original_errors():
         while True:
-            if time.monotonic() - looked >= _LOOK_EVERY_S:
-                limit, looked = share.limit(ray.cluster_resources().get("CPU", 0)), time.monotonic()
-            while not exhausted and len(waiting) < limit:
+            while not exhausted and len(waiting) < limit():
                 try:
                     item = next(source)
                 except StopIteration:
@@ -110,21 +122,54 @@ def exchange(
     items: Sequence[T],
     parts: int,
     on_cut: Callable[[T], None],
+    *,
+    share: Share,
+    memory_bytes: int,
 ) -> list[R]:
-    """See ``Engine.exchange``. Nothing else may run yet: these tasks ask for a CPU each, and Ray bounds them so."""
+    """See ``Engine.exchange``.
+
+    Args:
+        memory_bytes: that a task asks for.
+    """
     with original_errors():
-        cutting: Any = ray.remote(_cut_all).options(num_cpus=1, num_returns=parts, name="exchange: cut")
-        joining: Any = ray.remote(_join_all).options(num_cpus=1, name="exchange: join")
+        asks: dict[str, Any] = {"num_cpus": share.num_cpus, "memory": memory_bytes}
+        cutting: Any = ray.remote(_cut_all).options(**asks, num_returns=parts, name="exchange: cut")
+        joining: Any = ray.remote(_join_all).options(**asks, name="exchange: join")
         shared, shared_join = ray.put(cut), ray.put(join)
         step = items_per_task(len(items), parts)
         groups = [items[i : i + step] for i in range(0, len(items), step)]
-        pieces = [cutting.remote(shared, group) for group in groups]
-        for group, references in zip(groups, pieces, strict=True):
-            ray.wait(references, num_returns=parts, fetch_local=False)
+        # Those that ask for a CPU are bounded by Ray: a window of our own costs 0.5 ms a task.
+        limit: Callable[[], float] = (lambda: math.inf) if share.num_cpus else _Limit(share)
+        pieces = []
+        for group, references in zip(groups, _done(partial(cutting.remote, shared), groups, limit), strict=True):
+            pieces.append(references)
             for item in group:
                 on_cut(item)
-        joined: list[R] = ray.get([joining.remote(shared_join, *part) for part in zip(*pieces, strict=True)])
+        of_parts = zip(*pieces, strict=True)
+        wholes = _done(lambda part: [joining.remote(shared_join, *part)], of_parts, limit)
+        joined: list[R] = ray.get([reference for (reference,) in wholes])
     return joined
+
+
+def _done(
+    submit: Callable[[T], list[ray.ObjectRef]], items: Iterable[T], limit: Callable[[], float]
+) -> Iterator[list[ray.ObjectRef]]:
+    """The references that `submit` gives for each item, in order, once the task has ended that they are of.
+
+    Args:
+        limit: tasks in flight at a time.
+    """
+    waiting = deque[list[ray.ObjectRef]]()
+    for item in items:
+        if len(waiting) >= limit():
+            yield _ended(waiting.popleft())
+        waiting.append(submit(item))
+    yield from map(_ended, waiting)
+
+
+def _ended(references: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+    ray.wait(references, num_returns=len(references), fetch_local=False)
+    return references
 
 
 def run_once(function: Callable[[Attempt], R], resources: ResourcesConfig) -> R | None:

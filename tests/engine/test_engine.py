@@ -217,6 +217,31 @@ def test_an_error_of_a_pool_comes_out_as_it_was_raised(
             next(pool)
 
 
+class Napper:
+    """Leaves a file per process, and is busy for a while."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, units: Sequence[Number], tables: Sequence[pa.Table], attempt: Attempt) -> Finish:
+        (self._folder / str(os.getpid())).touch()
+        time.sleep(0.2)
+        return lambda: [Receipt(unit=f"c{unit.value:08d}", rows=0) for unit in units]
+
+
+def test_a_pool_with_work_for_more_actors_grows(ray_session: None, tmp_path: Path) -> None:
+    engine, units = RayEngine(), [[[Number(value=value)]] for value in range(60)]
+    napping = PoolWork(payloads, partial(Napper, tmp_path))
+    with (
+        engine.session(print),
+        closing(engine.run_pool(napping, units, ResourcesConfig(embed_actors=(1, 2)))) as pool,
+    ):
+        for _ in pool:
+            if len(list(tmp_path.iterdir())) == 2:
+                return
+    raise AssertionError("one actor did it all")
+
+
 def test_a_stopped_pool_ends_when_all_that_has_begun_has_come_back(engine: Engine, tmp_path: Path) -> None:
     with closing(engine.run_pool(work(tmp_path), [pairs_of(30)], ONE_ACTOR)) as pool:
         came = [next(pool)[0].value]

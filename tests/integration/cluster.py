@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
@@ -115,23 +116,30 @@ def autoscaling_head(folder: Path, workers: Mapping[str, Mapping[str, object]], 
         assert process.poll() is None, (folder / "head.txt").read_text()
         yield address
     finally:
-        # The autoscaler first, which would start nodes anew; each process is ours by the folder or port in its command.
-        marks = (str(temp).encode(), address.encode(), str(config).encode())
-        for _ in range(3):
-            for pid in _running(marks):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.5)
-        process.wait(timeout=10)
+        end_session(process)
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def _running(marks: Sequence[bytes]) -> list[int]:
-    """Processes with one of these in their command, but this one."""
+def end_session(leader: subprocess.Popen[Any]) -> None:
+    """End all that has come of a process that was started with `start_new_session`: Ray's agents name themselves anew,
+    and would look for the rest of a cluster for a minute.
+    """
+    while pids := _of_session(leader.pid):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        leader.poll()
+        time.sleep(0.1)
+    leader.wait(timeout=10)
+
+
+def _of_session(session: int) -> list[int]:
+    """Processes of it that have not ended."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            if int(path.parent.name) != os.getpid() and any(mark in path.read_bytes() for mark in marks):
+            state, _, _, of_session, *_ = path.read_text().rpartition(")")[2].split()
+            if int(of_session) == session and state != "Z":
                 found.append(int(path.parent.name))
     return found
 
