@@ -1,12 +1,13 @@
 """What a run costs beside its models: a synthetic gallery whose old and new model cost next to nothing.
 
-python -m benchmarks.overhead [--rows 100000 1000000] [--queries 0 1000] [--engine in_process] [--folder DIR]
+python -m benchmarks.overhead [--rows 100000 1000000] [--queries 0 1000] [--linear] [--engine in_process] [--folder DIR]
 
 32 dimensions become 64, in files of 250,000 rows with row groups of 65,536; five versions. Each run is a process of
 its own, and must end with every item once, new, and with the answers of brute force; each wave must have written new
 segments of its own items alone. Printed: seconds by stage and their sum, CPU-seconds (which tell more where others use
 the machine), both for a further million, peak memory of the driver and of any process of the run, bytes written by
-folder, and as a multiple of final index and vectors.
+folder, and as a multiple of final index and vectors. `auto` chooses kernel ridge and `expected_gain` here, which map
+every item three times; with --linear it is ridge, ordered by uncertainty.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def write_gallery(folder: Path, rows: int) -> None:
         pq.write_table(part, folder / f"{number:04d}.parquet", row_group_size=GROUP_ROWS)
 
 
-def config_of(folder: Path, rows: int, queries: int) -> dict[str, Any]:
+def config_of(folder: Path, rows: int, queries: int, *, linear: bool) -> dict[str, Any]:
     config = {
         "gallery": {"path": str(folder / "gallery"), "payload_columns": ["x"]},
         "new_model": {"embedder": "benchmarks.overhead:NewModel", "dim": NEW_DIM, "batch_size": 1024},
@@ -94,6 +95,9 @@ def config_of(folder: Path, rows: int, queries: int) -> dict[str, Any]:
         "serving": {"max_regression": 1.0},  # whether the new model is better is not the question here
         "output": str(folder / "out"),
     }
+    if linear:
+        config |= {"alignment": {"method": "ridge"}, "policy": {"name": "uncertainty"}}
+        config["serving"]["stale_mode"] = "aligned"  # type: ignore[index]
     if queries:
         config["gallery"]["label_column"] = "label"  # type: ignore[index]
         config["queries"] = {
@@ -109,12 +113,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--queries", type=int, nargs="+", default=[0, 1000], help="labelled ones")
+    parser.add_argument("--linear", action="store_true", help="a linear map, and the order that costs nothing")
     parser.add_argument("--engine", choices=["ray", "in_process"], default="ray")
     parser.add_argument("--folder", type=Path, help="where galleries and outputs go, and stay; else a temporary one")
     parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only is not None:
-        print(json.dumps(run(options.only, options.rows[0], options.queries[0], options.engine)))
+        print(json.dumps(run(options.only, options.rows[0], options.queries[0], options.engine, linear=options.linear)))
         return
     versions = f"faiss {faiss.__version__}, numpy {np.__version__}, pyarrow {pa.__version__}"
     print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {versions}")
@@ -122,17 +127,17 @@ def main() -> None:
         place = options.folder or Path(temporary)
         results = []
         for queries, rows in itertools.product(options.queries, sorted(options.rows)):
-            results.append(measure(place / f"{rows}-{queries}", rows, queries, options.engine))
+            results.append(measure(place / f"{rows}-{queries}", rows, queries, options.engine, linear=options.linear))
             print(stages_line(results[-1]), flush=True)
     print("\n" + markdown(HEAD, lines(results)))
 
 
-def measure(folder: Path, rows: int, queries: int, engine: str) -> dict[str, Any]:
+def measure(folder: Path, rows: int, queries: int, engine: str, *, linear: bool) -> dict[str, Any]:
     """One run in a process of its own, watched from this one."""
     write_gallery(folder / "gallery", rows)
     pq.write_table(table(max(queries, CHECKED), 5, 0), folder / "queries.parquet")
     command = [sys.executable, "-m", "benchmarks.overhead", "--only", str(folder), "--engine", engine]
-    command += ["--rows", str(rows), "--queries", str(queries)]
+    command += ["--rows", str(rows), "--queries", str(queries), *["--linear"] * linear]
     with open(folder / "stderr.log", "wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         peaks: Counter[int] = Counter()
@@ -180,9 +185,9 @@ def usage(root: int) -> Iterator[tuple[int, int, float]]:
         yield pid, *used.get(pid, (0, 0.0))
 
 
-def run(folder: Path, rows: int, queries: int, engine: str) -> dict[str, Any]:
+def run(folder: Path, rows: int, queries: int, engine: str, *, linear: bool) -> dict[str, Any]:
     """The run itself: {"seconds": by stage, "total": from the first to the last}."""
-    config, start = config_of(folder, rows, queries), time.monotonic()
+    config, start = config_of(folder, rows, queries, linear=linear), time.monotonic()
     result = ff.run_backfill(config) if engine == "ray" else _run(load_config(config), InProcessEngine())
     last = result.state.versions[-1]
     assert (last.rows, last.new_rows) == (rows, rows), "every item is there once, and new"

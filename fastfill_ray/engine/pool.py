@@ -164,10 +164,11 @@ def _say_deaths(receipts: Sequence[Receipt], attempts: Sequence[int]) -> None:
     guilty = [unit for unit, attempt in tries.items() if attempt == most]
     if most > 1:
         logger.warning(
-            "unit %s%s ended %d processes (crash, no answer, no memory, or a lost node)",
+            "unit %s%s ended %d process%s (crash, no answer, no memory, or a lost node)",
             guilty[0],
             f" or one of the {len(guilty) - 1} that were embedded with it" if len(guilty) > 1 else "",
             most - 1,
+            "es" * (most > 2),
         )
 
 
