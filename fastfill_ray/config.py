@@ -512,7 +512,7 @@ _OUTSIDE_THE_PLAN: Any = {
 }
 
 
-_LATER_KEYS = (
+LATER_KEYS = (
     ("gallery", "priority_column", None),
     ("queries", "log_path", None),
     ("serving", "old_queries", "embedder"),
@@ -526,7 +526,7 @@ def plan_settings(config: BackfillConfig, *, exclude_defaults: bool = False) -> 
     Without the defaults it identifies a request: a later release that adds a key then still knows an older plan.
     """
     settings = config.model_dump(mode="json", exclude=_OUTSIDE_THE_PLAN, exclude_defaults=exclude_defaults)
-    for section, name, default in _LATER_KEYS:  # a plan of before lacks them, and is the same plan without them
+    for section, name, default in LATER_KEYS:  # a plan of before lacks them, and is the same plan without them
         if (settings.get(section) or {}).get(name, "") == default:
             del settings[section][name]
     for model in ("new_model", "old_model"):

@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 
 import pyarrow as pa
 
-from fastfill_ray.embedders.protocol import Embedder, Role, build, find_factory
+from fastfill_ray.embedders.protocol import Embedder, Role, build, describe, find_factory
 from fastfill_ray.errors import EmbedderError
 
 
@@ -121,12 +121,36 @@ def prepare_rows(preparer: Preparer, batch: Mapping[str, Sequence[Any]], role: R
 
 def _attempt(preparer: Preparer, batch: dict[str, Sequence[Any]], role: Role) -> pa.StructArray | None:
     try:
-        columns = {
-            name: column if isinstance(column, pa.Array) else pa.array(column)
-            for name, column in preparer(batch, role).items()
-        }
-        return pa.StructArray.from_arrays(list(columns.values()), names=list(columns))
+        return _made(preparer, batch, role)
     except EmbedderError:
         raise
     except BaseException:  # whatever it is, the embedder meets it again where its reason is kept
         return None
+
+
+def _made(preparer: Preparer, batch: dict[str, Sequence[Any]], role: Role) -> pa.StructArray:
+    columns = {
+        name: column if isinstance(column, pa.Array) else pa.array(column)
+        for name, column in preparer(batch, role).items()
+    }
+    for name, column in columns.items():
+        if (kind := _unusable(column.type)) is not None:
+            raise TypeError(f"column {name!r} is of type {kind}, from which Arrow takes no rows; use a plain type")
+    return pa.StructArray.from_arrays(list(columns.values()), names=list(columns))
+
+
+def _unusable(kind: pa.DataType) -> pa.DataType | None:
+    """The type in `kind`, or itself, of which rows cannot be taken and filled up with nulls."""
+    own = ("is_union", "is_string_view", "is_binary_view", "is_run_end_encoded", "is_list_view", "is_large_list_view")
+    if any(getattr(pa.types, name)(kind) for name in own):
+        return kind
+    return next((found for n in range(kind.num_fields) if (found := _unusable(kind.field(n).type)) is not None), None)
+
+
+def why_not_prepared(preparer: Preparer, batch: Mapping[str, Sequence[Any]], role: Role) -> str:
+    """What is wrong with what a preparer makes of a batch that it cannot prepare, for people."""
+    try:
+        made = _made(preparer, dict(batch), role)
+    except BaseException as error:
+        return describe(error)
+    return f"it returned {len(made)} rows for {len(next(iter(batch.values())))}"

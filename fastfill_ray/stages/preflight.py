@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastfill_ray.config import (
+    LATER_KEYS,
     BackfillConfig,
     GalleryConfig,
     IndexConfig,
@@ -290,7 +291,8 @@ def check_bound(output: str, bound: Init | None, wanted: Init) -> None:
 
 def changed_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     """What differs from the settings of a plan, key by key."""
-    now, then = _leaves(now), _leaves(then)
+    unsaid = {f"{section}.{name}": default for section, name, default in LATER_KEYS}
+    now, then = unsaid | _leaves(now), unsaid | _leaves(then)
     changed = [
         f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in {**then, **now} if then.get(key) != now.get(key)
     ]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastfill_ray.config import BackfillConfig, plan_settings
-from fastfill_ray.embedders.prepared import Preparer, load_preparer
+from fastfill_ray.embedders.prepared import Preparer, load_preparer, why_not_prepared
 from fastfill_ray.embedders.protocol import Embedder, Role, may_pass
 from fastfill_ray.embedders.watchdog import Limited, Watched
 from fastfill_ray.engine.interface import Attempt
@@ -27,7 +27,7 @@ from fastfill_ray.stages.asked import asked_files
 from fastfill_ray.stages.batches import embed_tables
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Unit, build_model, read_units
-from fastfill_ray.stages.prepare import prepare_table
+from fastfill_ray.stages.prepare import is_prepared, prepare_table, read_payload
 from fastfill_ray.stages.quarantine import kind_of
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import parse_unit_receipt
@@ -172,6 +172,13 @@ def _try_prepared(job: Job, trial: _Trial, model: Embedder, preparer: Preparer) 
         embed_tables([each], job.payload(unit.role), space, unit.role, model, retry_delays_s=job.retry_delays_s)[0]
         for each in (table, prepared)
     )
+    if not is_prepared(prepared).any() and len(faults) < unit.rows:
+        batch, _ = read_payload(table, job.payload(unit.role), np.arange(unit.rows))
+        raise EmbedderError(
+            f"{trial.model}_model.embedder {space.embedder!r}: its `preparer` prepares none of {unit.rows} rows, which "
+            f"the model embeds: {why_not_prepared(preparer, batch, unit.role)}. Mend it, or set "
+            "resources.prepare_workers to 0."
+        )
     for row in range(unit.rows):
         if row in faults:
             continue

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastfill_ray.embedders.prepared import load_preparer, prepare_rows
+from fastfill_ray.embedders.prepared import load_preparer, prepare_rows, why_not_prepared
 from fastfill_ray.errors import EmbedderError
 
 HERE = "tests.embedders.test_prepared"
@@ -135,3 +135,24 @@ def test_a_row_whose_columns_are_of_another_type_than_those_before_it_counts_as_
 def test_where_the_preparer_says_that_it_cannot_go_on_nothing_is_prepared() -> None:
     assert prepare_rows(lengths, {"x": ["a"] * 9 + ["stop"]}, "item") is None
     assert prepare_rows(lengths, {"x": ["bad", "bad"]}, "item") is None
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["a", "b", "c"], pa.string_view()),
+        pa.array([[b"a"], [], None], pa.list_(pa.binary_view())),
+        pa.RunEndEncodedArray.from_arrays([2, 3], [5, 6]),
+        pa.UnionArray.from_sparse(pa.array([0, 0, 0], pa.int8()), [pa.array([1, 2, 3])]),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_column_of_which_arrow_takes_no_rows_counts_as_not_prepared(column: pa.Array) -> None:
+    assert prepare_rows(lambda batch, role: {"y": column}, {"x": [1, 2, 3]}, "item") is None
+    assert "column 'y' is of type" in why_not_prepared(lambda batch, role: {"y": column}, {"x": [1, 2, 3]}, "item")
+
+
+def test_what_is_wrong_with_a_preparer_is_said() -> None:
+    assert why_not_prepared(lengths, {"x": ["bad"]}, "item") == "ValueError: cannot be read"
+    assert why_not_prepared(lengths, {"x": ["short", "b"]}, "item") == "it returned 1 rows for 2"
+    assert "AttributeError" in why_not_prepared(lambda batch, role: None, {"x": [1]}, "item")  # type: ignore[arg-type,return-value]

@@ -63,14 +63,14 @@ class Away:
 
 
 class Prepares:
-    """Its prepared rows have vectors that are off by `factor`; by None, they raise."""
+    """Its prepared rows have vectors that are off by `factor`; by None, they raise; by -1, there are none."""
 
     def __init__(self, factor: float | None) -> None:
         self._factor = factor
 
     @classmethod
     def preparer(cls, factor: float | None) -> Any:
-        return lambda batch, role: {"x": pa.array(batch["x"])}
+        return lambda batch, role: {"x": pa.array(batch["x"] if factor != -1 else [])}
 
     def __call__(self, batch: dict[str, Sequence[Any]], role: str) -> Any:
         return synthetic.new_vectors(np.array(batch["x"], np.float32))
@@ -189,6 +189,16 @@ def test_a_preparer_that_makes_other_vectors_is_said_unless_it_is_not_used(
         tried(config_of(folder, new_model=model))
     assert tried(config_of(folder, new_model=model, resources={"prepare_workers": 0}))
     assert tried(config_of(folder, new_model={**model, "kwargs": {"factor": 1.0}}))
+
+
+def test_a_preparer_that_prepares_nothing_is_refused_with_its_reason(folder: Path) -> None:
+    model = {"embedder": f"{HERE}:Prepares", "kwargs": {"factor": -1.0}}
+    message = (
+        r"^new_model\.embedder '.*:Prepares': its `preparer` prepares none of \d rows.*: it returned 0 rows for \d\. "
+    )
+    with pytest.raises(EmbedderError, match=message):
+        tried(config_of(folder, new_model=model))
+    assert tried(config_of(folder, new_model=model, resources={"prepare_workers": 0}))
 
 
 def test_bad_rows_at_the_beginning_are_not_held_against_the_model(folder: Path, waits: list[float]) -> None:
