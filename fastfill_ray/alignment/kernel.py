@@ -73,15 +73,14 @@ def kernel_ridge(x: Array, y: Array, *, seed: int, max_landmarks: int = MAX_LAND
     gamma, strength = _choose(np.asarray(x[few], np.float64), np.asarray(y[few], np.float64))
     landmarks = np.asarray(x[np.sort(drawn[:max_landmarks])], np.float64)
     bias = y.mean(axis=0, dtype=np.float64)
-    blocks = [slice(start, start + _BLOCK_ROWS) for start in range(0, len(x), _BLOCK_ROWS)]
+    blocks = _blocks(len(x))
 
     def seen(rows: slice) -> torch.Tensor:
         """k(x, landmarks) of some rows."""
         return torch.from_numpy(gaussian(np.asarray(x[rows], np.float64), landmarks, gamma))
 
     normal = torch.empty(len(landmarks), len(landmarks), dtype=torch.float64)
-    for start in range(0, len(landmarks), _BLOCK_ROWS):
-        part = slice(start, start + _BLOCK_ROWS)
+    for part in _blocks(len(landmarks)):
         normal[part] = torch.from_numpy(gaussian(landmarks[part], landmarks, gamma)).mul_(strength)
     targets = torch.zeros(len(landmarks), y.shape[1], dtype=torch.float64)
     total = torch.zeros(len(landmarks), 1, dtype=torch.float64)
@@ -103,6 +102,10 @@ def kernel_ridge(x: Array, y: Array, *, seed: int, max_landmarks: int = MAX_LAND
         stays = np.maximum(1 - leverage.numpy(), _LEAST_FREEDOM)[:, None]
         left_out[rows] = y[rows] - (y[rows] - bias - (kernel @ weight).numpy()) / stays
     return Kernel(landmarks, gamma, weight.numpy(), bias, strength), left_out
+
+
+def _blocks(rows: int) -> list[slice]:
+    return [slice(start, start + _BLOCK_ROWS) for start in range(0, rows, _BLOCK_ROWS)]
 
 
 def _choose(x: Array, y: Array) -> tuple[float, float]:

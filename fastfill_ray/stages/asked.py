@@ -243,10 +243,14 @@ class Asked:
         if self._lacking_first and not in_gallery:
             raise self._of_another_gallery(self.first_taken, f"{self._lacking_first:,} items taken most", "orders")
 
-    def _of_another_gallery(self, items: Objects, which: str, part: str) -> InputError:
+    @property
+    def _shown_paths(self) -> str:
         paths = self._config.log_path if self._config is not None else None
+        return shown_paths(paths or "")
+
+    def _of_another_gallery(self, items: Objects, which: str, part: str) -> InputError:
         return InputError(
-            f"queries.log_path {shown_paths(paths or '')}: none of the {which} in the part that {part} is in the "
+            f"queries.log_path {self._shown_paths}: none of the {which} in the part that {part} is in the "
             f"gallery, such as {items[0]!r}. Column item_id must hold ids of gallery.id_column "
             f"{self._source.config.id_column!r}: cast or join them, or leave it out."
         )
@@ -315,9 +319,8 @@ class Asked:
         return {model: self.groups[f"{what}, {model} model"].receipts for model in plan.units}
 
     def _none_embedded(self) -> InputError:
-        paths = self._config.log_path if self._config is not None else None
         return InputError(
-            f"queries.log_path {shown_paths(paths or '')}: no query of a part of it has vectors that can be used. The "
+            f"queries.log_path {self._shown_paths}: no query of a part of it has vectors that can be used. The "
             "receipts of its queries name each with its reason."
         )
 

@@ -59,9 +59,9 @@ def payload_of(
         ids: the most wanted first, each once.
     """
     version = state.version(number)
-    plan = next((plan for plan in state.plans if version is not None and plan.plan == version.plan), None)
-    if plan is None or not ids:
+    if version is None or not ids:
         return Payloads({}, "")
+    plan = state.plan_of(version)
     if len(ids) > _LOOKED_UP:
         say(f"payload shown of the first {_LOOKED_UP:,} of {len(ids):,} hits")
     if plan.rows > _MANY_ROWS:
