@@ -145,7 +145,7 @@ def command(workshop: Workshop, tmp_path: Path) -> Iterator[Callable[..., Comman
 @pytest.mark.parametrize(
     "moments",
     [
-        {signal.SIGINT: [2, None], signal.SIGTERM: [0]},
+        {signal.SIGINT: [None], signal.SIGTERM: [0]},
         pytest.param({each: [0, 0.5, 2, None] for each in (signal.SIGINT, signal.SIGTERM)}, marks=pytest.mark.slow),
     ],
 )
