@@ -8,9 +8,7 @@ Legend: C items of a segment that are exported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +17,9 @@ import pyarrow.compute as pc
 from fastfill_ray.config import GalleryConfig
 from fastfill_ray.errors import ConfigError, CorruptFile, InputChanged, RefusedError
 from fastfill_ray.inputs.encodings import take_rows
-from fastfill_ray.inputs.locate import InputFile, InputStore
-from fastfill_ray.inputs.parquet import PartitionValue, PinnedFile, read_around, read_footer
-from fastfill_ray.inputs.table import Column, partition_values, pin
+from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.inputs.parquet import Footer, PartitionValue, PinnedFile, read_around
+from fastfill_ray.inputs.table import Column, partition_values, pin_by, read_footers
 from fastfill_ray.log.records import Plan, Segment
 from fastfill_ray.ordering.ids import item_keys
 from fastfill_ray.stages.ledger import ledger_parts, read_keys
@@ -30,7 +28,6 @@ from fastfill_ray.storage.arrow import keys_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.types import I64
 
-_THREADS = 16  # that read footers
 # Of every export.
 OWN_COLUMNS = ("id", "vector", "state")
 _MEND = "Export without --columns, or run the backfill over the gallery as it is now, and export what it publishes."
@@ -65,18 +62,17 @@ class GalleryColumns:
                     f"--columns: {file.path} has changed since the version was made, or is gone. {_MEND}"
                 )
             found.append(now)
-        pin(self.store, found, [Column("--columns", name) for name in self.names])
-        return self._common([file.path for file in found], self._schemas(found))
+        footers, paths = read_footers(self.store, found), [file.path for file in found]
+        pin_by(footers, found, [Column("--columns", name) for name in self.names])  # refuses what cannot be read
+        return self._common(paths, self._schemas(footers, paths))
 
-    def _schemas(self, found: Sequence[InputFile]) -> list[pa.Schema]:
+    def _schemas(self, footers: Sequence[Footer], paths: Sequence[str]) -> list[pa.Schema]:
         """The columns as each file has them, or as its folders' names say them."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            footers = pool.map(partial(read_footer, self.store), found)
-            written = [{field.name: field for field in footer.schema} for footer in footers]
+        written = [{field.name: field for field in footer.schema} for footer in footers]
         return [
             pa.schema([fields[name].remove_metadata() if name in fields else _constant(name, of_file.get(name))
                        for name in self.names])
-            for fields, of_file in zip(written, partition_values([f.path for f in found], set(self.names)), strict=True)
+            for fields, of_file in zip(written, partition_values(paths, set(self.names)), strict=True)
         ]  # fmt: skip
 
     def _common(self, paths: Sequence[str], schemas: Sequence[pa.Schema]) -> pa.Schema:

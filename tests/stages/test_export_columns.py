@@ -17,7 +17,9 @@ from fastfill_ray.config import GalleryConfig
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.errors import ConfigError, RefusedError
 from fastfill_ray.export import export_version, gallery_columns
-from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.inputs import table as tables
+from fastfill_ray.inputs.locate import InputFile, InputStore
+from fastfill_ray.inputs.parquet import Footer
 from fastfill_ray.stages import export as stage
 from fastfill_ray.stages.export_columns import GalleryColumns
 from fastfill_ray.stages.export_manifest import ExportRequest, Manifest
@@ -124,6 +126,20 @@ def test_columns_that_cannot_be_exported_are_refused(living: Living, tmp_path: P
         RefusedError, match=r"holds another export, .*, with label, .*; this one is .* not baked, after"
     ):
         export_columns(living, tmp_path / "to", (), columns=None)
+
+
+def test_the_footer_of_a_file_is_read_once_before_anything_is_exported(
+    living: Living, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, footers = tables.read_footer, []
+
+    def counts(store: InputStore, file: InputFile) -> Footer:
+        footers.append(file.path)
+        return read(store, file)
+
+    monkeypatch.setattr(tables, "read_footer", counts)
+    export_columns(living, tmp_path / "to", ("label",))
+    assert len(footers) == len(set(footers)) == len(living.files)
 
 
 def test_types_that_differ_between_files_are_one_where_arrow_can(living: Living, tmp_path: Path) -> None:
