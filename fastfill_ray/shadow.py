@@ -271,10 +271,18 @@ def _query_text(queries: QuerySet, query: int) -> str:
 def _payload(
     config: BackfillConfig, root: tuple[Files, State], versions: tuple[int, int], examples: list[Example], say: Say
 ) -> dict[int | str, Any]:
-    """{id: payload columns' values} of the examples' hits, by the version that returned them."""
+    """{id: payload columns' values} of the examples' hits, by the version that returned them; the later one first."""
     files, state = root
+    wanted: dict[str, tuple[int, dict[int | str, None]]] = {}  # of each snapshot: a version, and ids
+    for number, side in ((versions[1], 1), (versions[0], 0)):
+        snapshot = state.plan_of(choose_version(files, state, number)).snapshot
+        _, ids = wanted.setdefault(snapshot, (number, {}))
+        ids |= dict.fromkeys(hit.id for example in examples for hit in example.hits[side])
     values: dict[int | str, Any] = {}
-    for side in (1, 0):
-        ids = dict.fromkeys(hit.id for example in examples for hit in example.hits[side] if hit.id not in values)
-        values |= payload_of(files, state, config, versions[side], list(ids), say).values
+    notes: dict[str, None] = {}
+    for number, ids in wanted.values():
+        missing = [each for each in ids if each not in values]
+        values |= payload_of(files, state, config, number, missing, lambda note: notes.update({note: None})).values
+    for note in notes:
+        say(note)
     return values

@@ -223,3 +223,17 @@ def test_flips_are_shown_side_by_side_with_the_payload(
     assert hit["payload"] == {"label": living.items[hit["id"]].label}
     with pytest.raises(SystemExit):
         main([*command[:-3], "three"])
+
+
+def test_why_there_is_no_payload_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    living = small_gallery(tmp_path / "here")
+    living.run()
+    config = living.config(queries={"path": "q", "payload_columns": ["x"]})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    path = write(tmp_path / "queries.parquet", x=[item.x for item in list(living.items.values())[:50]])
+    for name in living.files:
+        living.touch(name)
+    command = ["shadow", living.root, "--queries", path, "--versions", "0,3", "--config", str(tmp_path / "config.yaml")]
+    capsys.readouterr()
+    assert main(command) == 0
+    assert capsys.readouterr().err.count("payload not shown") == 1
