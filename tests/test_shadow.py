@@ -103,6 +103,15 @@ def test_a_fused_version_is_asked_with_old_vectors_too(tmp_path: Path) -> None:
     assert found.same_first.value == pytest.approx(np.mean(before[:, 0] == now[:, 0]))
 
 
+def test_old_vectors_that_are_missing_are_said_before_the_new_model_is_waited_for(tmp_path: Path) -> None:
+    two_versions(tmp_path / "root", 0.4)
+    config = {"gallery": {"path": "g", "payload_columns": ["v"]}, "new_model": {"embedder": "no.such:Model", "dim": 8}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "root")}))
+    path = write(tmp_path / "queries.parquet", v=list(vectors(10, seed=7)))
+    with pytest.raises(ConfigError, match=r"a version is fused: .* --old-vector-column"):
+        ask(tmp_path / "root", queries=path, vector_column=None, config=str(tmp_path / "config.yaml"))
+
+
 def test_what_cannot_be_asked_is_refused_or_left_out(tmp_path: Path) -> None:
     two_versions(tmp_path / "root")
     good = vectors(3, seed=7)
