@@ -110,6 +110,8 @@ def export_text(manifest: Manifest, to: str) -> str:
         f"{manifest.stale_rows:,} stale) of {manifest.dim} dims in {len(manifest.files)} files under "
         f"{printable(to)}/data. Search them by {manifest.metric}.{exact}"
     ]
+    if manifest.baking is None and manifest.new_rows and manifest.stale_rows:
+        lines.append("Nothing calibrates the scores of its stale items beside those of new ones: --baked does.")
     if manifest.since is not None:
         lines.append(
             f"They are what changed since version {manifest.since.version}; {manifest.deleted_rows:,} ids to take out "

@@ -45,12 +45,14 @@ class GalleryColumns:
         """The columns as all exported files have them; what cannot be exported is refused, before anything is.
 
         Raises:
-            ConfigError: a name that every export has, or that is there twice; no file has such a column.
+            ConfigError: a name that is empty, that every export has, or that is there twice; no file has such a column.
             InputError: some files lack it, or it is of a type that cannot be read.
             RefusedError: a file of the plan's gallery has changed since, or is gone; or its files hold a column as
                 types that no one column holds.
         """
         for number, name in enumerate(self.names):
+            if not name:
+                raise ConfigError("--columns: a name is empty. Give names with one comma between two.")
             if name in OWN_COLUMNS or name in self.names[:number]:
                 why = "every export has a column of that name" if name in OWN_COLUMNS else "it is named twice"
                 raise ConfigError(f"--columns: {name!r}: {why}. Leave it out.")
@@ -59,7 +61,8 @@ class GalleryColumns:
         for file in read_snapshot(files, plan.snapshot).gallery.files:
             if (now := there.get((file.path, file.size, file.tag))) is None:
                 raise RefusedError(
-                    f"--columns: {file.path} has changed since the version was made, or is gone. {_MEND}"
+                    f"--columns: {file.path} has changed since the version was made, or is gone from gallery.path of "
+                    f"--config. {_MEND}"
                 )
             found.append(now)
         footers, paths = read_footers(self.store, found), [file.path for file in found]
