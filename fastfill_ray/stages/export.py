@@ -38,6 +38,8 @@ from fastfill_ray.stages.export_compare import compare
 from fastfill_ray.stages.export_folder import (
     DATA,
     DELETED,
+    INDEX,
+    INDEX_IDS,
     MANIFEST,
     begin_export,
     done_parts,
@@ -164,8 +166,8 @@ def write_index(target: Files, manifest: Manifest) -> None:
         index.add_with_ids(vectors.values.to_numpy().reshape(-1, manifest.dim), ids)
         count += len(column)
     if names:
-        target.put_data("ids.parquet", _table_bytes(pa.table({"id": pa.concat_arrays(names)})))
-    target.put_data("index.faiss", serialise(index))
+        target.put_data(INDEX_IDS, _table_bytes(pa.table({"id": pa.concat_arrays(names)})))
+    target.put_data(INDEX, serialise(index))
 
 
 def _centred(files: Files, segments: Sequence[Segment], wanted: Exported) -> Exported:
