@@ -113,10 +113,9 @@ def export_text(manifest: Manifest, to: str) -> str:
     if manifest.baking is None and manifest.new_rows and manifest.stale_rows:
         lines.append("Nothing calibrates the scores of its stale items beside those of new ones: --baked does.")
     if manifest.since is not None:
-        lines.append(
-            f"They are what changed since version {manifest.since.version}; {manifest.deleted_rows:,} ids to take out "
-            f"are under {printable(to)}/deleted."
-        )
+        lines.append(f"They are what changed since version {manifest.since.version}.")
+        if manifest.deleted_rows:
+            lines.append(f"To take out: {manifest.deleted_rows:,}, by the ids under {printable(to)}/deleted.")
     return "\n".join(lines)
 
 
