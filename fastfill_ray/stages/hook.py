@@ -60,7 +60,10 @@ def tell(files: Files, state: State, command: Sequence[str], say: Callable[[str]
         "FASTFILL_SEQUENCE": str(sequence),
     }
     logger.debug("%s: record %d is told to %s", files.root, sequence, command[0])
-    fault = _run(command, environment)
+    try:
+        fault = _run(command, environment)
+    except OSError as error:  # there is no such program, or no room for its output
+        fault = f"cannot be started: {error.strerror}"
     if fault is not None:
         say(
             f"serving.on_publish: {redact(shlex.join(command))} {fault}. Version {version} stays published; the "
@@ -80,18 +83,19 @@ def _told(files: Files) -> int:
 
 
 def _run(command: Sequence[str], environment: dict[str, str]) -> str | None:
-    """What is wrong, for people; None if the command ended with code 0."""
+    """What is wrong, for people; None if the command ended with code 0.
+
+    Raises:
+        OSError: it cannot be started.
+    """
     # Not a pipe: what the command leaves running may write on, also when nobody reads any more.
     with tempfile.TemporaryFile(buffering=0) as output:
         fcntl.fcntl(output, fcntl.F_SETFL, fcntl.fcntl(output, fcntl.F_GETFL) | os.O_APPEND)  # it can be cut meanwhile
-        try:
-            # A group of its own: all that it starts can be ended with it. A driver that is stopped ends what it has
-            # started, and so this; one that is killed does not. The next start tells it again.
-            process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
-        except OSError as error:
-            return f"cannot be started: {error.strerror}"
+        # A group of its own: all that it starts can be ended with it. A driver that is stopped ends what it has
+        # started, and so this; one that is killed does not. The next start tells it again.
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
         deadline = time.monotonic() + TIMEOUT_S
         while (code := _ended(process, min(_LOOK_S, deadline - time.monotonic()))) is None:
             if time.monotonic() >= deadline:
