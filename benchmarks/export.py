@@ -55,22 +55,12 @@ QUERIES, K, PAIRS = 50, 10, 200
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.export", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--segments", type=int, default=4)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--ray", action="store_true", help="also the command on Ray")
-    parser.add_argument("--only", nargs=3, metavar=("WHAT", "FROM", "TO"), help=argparse.SUPPRESS)
+    parser = large_root_parser("export", __doc__)
     options = parser.parse_args()
     if options.only is not None:
         print(json.dumps(measured(*options.only)))
         return
-    print(
-        f"{options.rows:,} x {options.dim} float32 in {options.segments} segments, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f}, {platform.machine()}; pyarrow {pa.__version__}, faiss {faiss.__version__}, Python "
-        f"{platform.python_version()}\n"
-    )
+    print(f"{size_of(options)}; {machine()}\n")
     with tempfile.TemporaryDirectory() as folder:
         lines = []
         for mode, (baked, is_deleted) in MODES.items():
@@ -89,6 +79,29 @@ def main() -> None:
             shutil.rmtree(root)
     head = ["", "MB", "rewrite: s", "export: s", "median ratio", "rewrite: peak MB", "export: peak MB"]
     print(markdown([*head, *["on Ray, with its start: s"] * options.ray], lines))
+
+
+def large_root_parser(name: str, doc: str) -> argparse.ArgumentParser:
+    """Of a benchmark of this folder that exports a large root, each time in a process of its own."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--segments", type=int, default=4)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--ray", action="store_true", help="also the command on Ray")
+    parser.add_argument("--only", nargs=3, metavar=("WHAT", "FROM", "TO"), help=argparse.SUPPRESS)
+    return parser
+
+
+def size_of(options: argparse.Namespace) -> str:
+    return f"{options.rows:,} x {options.dim} float32 in {options.segments} segments"
+
+
+def machine() -> str:
+    return (
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.machine()}; pyarrow {pa.__version__}, faiss "
+        f"{faiss.__version__}, Python {platform.python_version()}"
+    )
 
 
 def make_root(root: Path, rows: int, dim: int, count: int, *, is_deleted: bool) -> tuple[F32, I64]:

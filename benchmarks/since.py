@@ -1,13 +1,14 @@
 """What ``export --since`` writes beside what differs, and what it takes beside a full export.
 
-python -m benchmarks.since [--rows 1000000] [--dim 64] [--segments 4] [--repeat 3] [--changes-only]
+python -m benchmarks.since [--rows 1000000] [--dim 64] [--segments 4] [--repeat 3] [--changes-only] [--ray]
 
 First a gallery of 1,200 items is moved, and changes on the way: files lose and gain items, payloads change, a version
 is rolled back. After each event two full exports say which items differ; what is written is asserted to be those, and
 what a store holds then to be the full export. `in segments that are other files` is what has to be looked at: without a
 comparison all of it would be written. Then a large root, cosine, Flat: segments are rebuilt in another order of their
 items, of which 1 % changed. Asserted: these are written. Each export runs in a process of its own, without Ray:
-medians, the median of the ratios, and the peak memory of the process.
+medians, the median of the ratios, and the peak memory of the process. There all ids that are compared are in it; --ray
+adds what the process of the command takes on a local Ray, whose workers are beside it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -28,12 +27,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import faiss
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.export import STALE, make_root
+from benchmarks.export import STALE, large_root_parser, machine, make_root, size_of
 from benchmarks.read_pass import peak_kb
 from benchmarks.results import markdown
 from benchmarks.search import PLAN, put_segment
@@ -42,8 +39,7 @@ from fastfill_ray.export import export_version, read_export
 from fastfill_ray.index.segment import train_template
 from fastfill_ray.index.segment_list import listed, segments_of
 from fastfill_ray.log.records import Publish, Segment
-from fastfill_ray.stages.export_changes import PortionReader, portions_since
-from fastfill_ray.stages.export_held import can_be_alike
+from fastfill_ray.stages.export_changes import PortionReader, changes_since
 from fastfill_ray.stages.export_manifest import ExportRequest, Manifest
 from fastfill_ray.storage.commit_log import Log, read_state
 from fastfill_ray.storage.files import open_files
@@ -52,38 +48,29 @@ from fastfill_ray.types import F32, I64
 if TYPE_CHECKING:
     from tests.living import Living
 
-Rows = dict[Any, tuple[str, F32]]
 CHANGED = 100  # one item of so many
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.since", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--segments", type=int, default=4)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser = large_root_parser("since", __doc__)
     parser.add_argument("--changes-only", action="store_true", help="leave the large root out")
-    parser.add_argument("--only", nargs=3, metavar=("ROOT", "SINCE", "TO"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only is not None:
-        print(json.dumps(measured(*options.only)))
+        print(json.dumps(measured(*options.only, on_ray=options.ray)))
         return
-    print(
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.machine()}; pyarrow {pa.__version__}, "
-        f"faiss {faiss.__version__}, Python {platform.python_version()}\n"
-    )
+    print(f"{machine()}\n")
     with tempfile.TemporaryDirectory() as folder:
         head = ["event", "items that differ", "in segments that are other files", "written"]
         print(markdown(head, changes(Path(folder))), flush=True)
     if options.changes_only:
         return
-    print(f"\n{options.rows:,} x {options.dim} float32 in {options.segments} segments, baked\n")
+    print(f"\n{size_of(options)}, baked\n")
     lines = []
     for what, rebuilt in ((f"one of {options.segments} rebuilt", (1,)), ("all rebuilt", range(options.segments))):
         with tempfile.TemporaryDirectory() as folder:
             lines.append([what, *large(Path(folder), options, tuple(rebuilt))])
     head = ["", "items that differ", "written", "full export: s", "--since: s", "median ratio", "full: peak MB"]
-    print(markdown([*head, "--since: peak MB"], lines))
+    print(markdown([*head, "--since: peak MB", *["--since on Ray: peak MB of the command"] * options.ray], lines))
 
 
 # A gallery that changes
@@ -103,11 +90,11 @@ def changes(folder: Path) -> Iterator[list[str]]:
         index={"segment_rows": 300},
     )
     run(living, "version0")
-    held, rows = exported(living, folder / "first")
+    held, rows = living.exported(folder / "first")
     for number, event in enumerate(events(living)):
         looked_at = segments_looked_at(living, held)
-        since, written = exported(living, folder / f"since-{number}", held)
-        _, whole = exported(living, folder / f"whole-{number}")
+        since, written = living.exported(folder / f"since-{number}", held)
+        _, whole = living.exported(folder / f"whole-{number}")
         gone = [
             key
             for file in since.deleted
@@ -164,18 +151,6 @@ def run(living: Living, until: str | None, rollback: int | None = None) -> None:
         sys.stdout, sys.stderr = stdout, stderr
 
 
-def exported(living: Living, to: Path, since: Manifest | None = None) -> tuple[Manifest, Rows]:
-    """And what its files hold: {id: (state, vector)}."""
-    request = ExportRequest(baked=True, since=since)
-    manifest = export_version(living.root, str(to), request, engine=InProcessEngine(), stream=io.StringIO())
-    rows: Rows = {}
-    for file in manifest.files:
-        table = pq.read_table(to / file.path)
-        columns = (table.column(name).to_pylist() for name in ("id", "state", "vector"))
-        rows |= {key: (state, np.array(vector, np.float32)) for key, state, vector in zip(*columns, strict=True)}
-    return manifest, rows
-
-
 def is_same(one: tuple[str, F32], other: tuple[str, F32]) -> bool:
     return one[0] == other[0] and bool(np.allclose(one[1], other[1], rtol=1e-5, atol=1e-6))
 
@@ -186,8 +161,8 @@ def segments_looked_at(living: Living, held: Manifest) -> int:
     version = state.version(state.serving) if state.serving is not None else None
     assert version is not None
     reader = PortionReader(files, state.deletions)
-    portions = portions_since(reader, state, version, held.held, partial(can_be_alike, by_wave=True))
-    return sum(upsert.portion.rows for upsert in portions.upserted)
+    came, _ = changes_since(reader, state, version, held.held)
+    return sum(len(reader.ids(portion)) for portion in came)
 
 
 # A large root
@@ -208,12 +183,14 @@ def large(folder: Path, options: argparse.Namespace, rebuilt: Sequence[int]) -> 
                 assert np.array_equal(ids, changed)
             shutil.rmtree(folder / kind)
     ratios = [one["seconds"] / other["seconds"] for one, other in zip(since, full, strict=True)]
+    on_ray = [alone(root, str(held), folder / "ray", on_ray=True)] * options.ray
     return [
         f"{len(changed):,}",
         f"{since[0]['rows']:,}",
         *(f"{statistics.median(each['seconds'] for each in kind):.2f}" for kind in (full, since)),
         f"{statistics.median(ratios):.2f}",
         *(f"{max(each['peak_mb'] for each in kind):.0f}" for kind in (full, since)),
+        *(f"{each['peak_mb']:.0f}" for each in on_ray),
     ]
 
 
@@ -243,17 +220,18 @@ def _in_place_of(segment: Segment, made: Segment) -> Segment:
     return segment.model_copy(update={"index": made.index, "ids": made.ids})
 
 
-def alone(root: Path, since: str, to: Path) -> dict[str, Any]:
+def alone(root: Path, since: str, to: Path, *, on_ray: bool = False) -> dict[str, Any]:
     """An export in a process that does nothing else; since: "" for a full one."""
-    command = [sys.executable, "-m", "benchmarks.since", "--only", str(root), since, str(to)]
+    command = [sys.executable, "-m", "benchmarks.since", "--only", str(root), since, str(to), *["--ray"] * on_ray]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return found
 
 
-def measured(root: str, since: str, to: str) -> dict[str, Any]:
+def measured(root: str, since: str, to: str, *, on_ray: bool) -> dict[str, Any]:
     start = time.perf_counter()
     request = ExportRequest(baked=True, since=read_export(since) if since else None)
-    manifest = export_version(root, to, request, engine=InProcessEngine(), stream=io.StringIO())
+    engine = None if on_ray else InProcessEngine()
+    manifest = export_version(root, to, request, engine=engine, stream=io.StringIO())
     return {"seconds": time.perf_counter() - start, "peak_mb": peak_kb() / 1024, "rows": manifest.rows}
 
 

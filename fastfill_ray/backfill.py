@@ -205,7 +205,7 @@ class _Run:
             step = self._next(state)
         if step.do == "stop":
             if state.plan is not None:
-                write_report(files, state)
+                self._report(state)
             self._tell(state)
             return self._result(state)
         while self.inputs.unsaid:
@@ -258,7 +258,7 @@ class _Run:
         preflight.check_bound(self.config.output, log.initialise(init).init, init)
         if self._next(log.state).do == "plan":
             log.append(self._plan(basis, source, kept, before))
-            write_report(context.files, log.state)  # people decide by it before the waves are paid for
+            self._report(log.state)  # people decide by it before the waves are paid for
         if (plan := log.state.plan) is not None:
             mend_named(context, basis, log.state, self.damaged)
             return self._make_versions(plan, basis, job, sampled.receipts)
@@ -369,7 +369,7 @@ class _Run:
         if not (gone := missing_files(files, version)):
             self._claim()
             state = log.append(Publish(version=version.version))
-            write_report(files, state)
+            self._report(state)
             self._tell(state)
             return state
         self.unfit = version.version
@@ -482,7 +482,7 @@ class _Run:
                 else:
                     self._claim()
                     log.append(Publish(version=log.state.plan_versions[-1].version))
-                write_report(self.context.files, log.state)
+                self._report(log.state)
                 self._tell(log.state)
                 if step.do == "publish" and self._is_time_to_look(plan) and self.inputs.has_changed(basis.snapshot):
                     if waves is not None:
@@ -494,6 +494,9 @@ class _Run:
         finally:
             if waves is not None:
                 waves.close()
+
+    def _report(self, state: State) -> None:
+        write_report(self.context.files, state, self.config.resources.price_per_actor_hour)
 
     def _tell(self, state: State) -> None:
         """The user's command is told of what readers see; where it fails, the next change or start tells it again."""

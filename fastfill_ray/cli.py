@@ -204,15 +204,10 @@ def _add_hook_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="YAML file of the run: its serving.on_publish is told at once")
 
 
-def _hook(arguments: argparse.Namespace, files: Files) -> tuple[str, ...]:
-    """The command of the root's config, read before anything is recorded; none without a config."""
+def _config_of(arguments: argparse.Namespace, files: Files, overrides: Sequence[str] = ()) -> BackfillConfig | None:
+    """The config, which has to be the root's; None where none is given."""
     if arguments.config is None:
-        return ()
-    return _config_of(arguments, files, []).serving.on_publish
-
-
-def _config_of(arguments: argparse.Namespace, files: Files, overrides: Sequence[str]) -> BackfillConfig:
-    """The config, which has to be the root's."""
+        return None
     from fastfill_ray.config import load_config
     from fastfill_ray.storage.files import open_files, place_of
 
@@ -224,14 +219,14 @@ def _config_of(arguments: argparse.Namespace, files: Files, overrides: Sequence[
     return config
 
 
-def _tell(command: tuple[str, ...], files: Files) -> None:
-    """What readers see has changed: without a command the next run tells it."""
-    if not command:
+def _tell(config: BackfillConfig | None, files: Files) -> None:
+    """What readers see has changed: without a config the next run tells it."""
+    if config is None or not config.serving.on_publish:
         return
     from fastfill_ray.stages.hook import tell
     from fastfill_ray.storage.commit_log import read_state
 
-    tell(files, read_state(files), command, _say)
+    tell(files, read_state(files), config.serving.on_publish, _say)
 
 
 def _say(text: str) -> None:
@@ -283,23 +278,25 @@ def _status(arguments: argparse.Namespace) -> int:
     status = read_status(files)
     plan, versions = status.state.plan, status.state.plan_versions
     item_s = None if plan is None or versions else item_seconds(files, plan, versions)
-    found = None if arguments.config is None else _preview(arguments, files, status.state)
+    config = _config_of(arguments, files, arguments.set)
+    found = None if config is None else _preview(config, files, status.state)
+    price = None if config is None else config.resources.price_per_actor_hour
     now = serving(status.state)
     if arguments.json:
         next_start = {"next": found.model_dump(mode="json"), "now": now.model_dump(mode="json")} if found else {}
         print(json.dumps({**status_json(status), **next_start}))
     else:
         first = "" if found is None else preview_lead(found)
-        print("\n".join([status_text(status, item_s, first), *([preview_words(found, now)] if found else [])]))
+        print("\n".join([status_text(status, item_s, first, price), *([preview_words(found, now)] if found else [])]))
     return 0
 
 
-def _preview(arguments: argparse.Namespace, files: Files, state: State) -> Preview:
+def _preview(config: BackfillConfig, files: Files, state: State) -> Preview:
     """What the next start with this config would do."""
     from fastfill_ray.stages.preview import preview
     from fastfill_ray.stages.progress import Progress
 
-    return preview(files, _config_of(arguments, files, arguments.set), state, Progress())
+    return preview(files, config, state, Progress())
 
 
 def _request(kind: type[_Request], arguments: argparse.Namespace) -> _Request:
@@ -372,13 +369,14 @@ def _rollback(arguments: argparse.Namespace) -> int:
     from fastfill_ray.storage.files import open_files
 
     files = open_files(arguments.root, s3_endpoint=arguments.s3_endpoint)
-    command = _hook(arguments, files)
+    config = _config_of(arguments, files)  # before anything is recorded
     verify(files, arguments.to)  # a version that cannot be read is not put in front of users
     log = Log(files)
     before = log.read().serving
     log.claim()
-    write_report(files, log.append(Publish(version=arguments.to, reason=ROLLBACK)))
-    _tell(command, files)
+    price = None if config is None else config.resources.price_per_actor_hour
+    write_report(files, log.append(Publish(version=arguments.to, reason=ROLLBACK)), price)
+    _tell(config, files)
     answer = {"published": arguments.to, "before": before}
     print(json.dumps(answer) if arguments.json else f"version {arguments.to} is published (before: {before})")
     return 0
@@ -410,9 +408,9 @@ def _delete(arguments: argparse.Namespace) -> int:
     from fastfill_ray.storage.files import open_files
 
     files = open_files(arguments.root, s3_endpoint=arguments.s3_endpoint)
-    command = _hook(arguments, files)
+    config = _config_of(arguments, files)  # before anything is recorded
     recorded = delete(files, InputStore(arguments.s3_endpoint), arguments.ids, arguments.kind)
-    _tell(command, files)
+    _tell(config, files)
     if arguments.json:
         print(json.dumps({"kind": recorded.kind, "ids": recorded.ids, "record": recorded.record}))
     elif recorded.record is None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from fastfill_ray.config import load_config
@@ -16,6 +15,7 @@ from fastfill_ray.engine.interface import Engine
 from fastfill_ray.errors import ConfigError, CorruptFile, FileMissing, UnusableQueries
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.retrieval.baking import Baking
+from fastfill_ray.retrieval.query_vectors import finite_queries, query_matrix
 from fastfill_ray.sanitize import printable
 from fastfill_ray.stages.export import export, write_index
 from fastfill_ray.stages.export_columns import GalleryColumns
@@ -110,11 +110,12 @@ def export_text(manifest: Manifest, to: str) -> str:
         f"{manifest.stale_rows:,} stale) of {manifest.dim} dims in {len(manifest.files)} files under "
         f"{printable(to)}/data. Search them by {manifest.metric}.{exact}"
     ]
+    if manifest.baking is None and manifest.new_rows and manifest.stale_rows:
+        lines.append("Nothing calibrates the scores of its stale items beside those of new ones: --baked does.")
     if manifest.since is not None:
-        lines.append(
-            f"They are what changed since version {manifest.since.version}; {manifest.deleted_rows:,} ids to take out "
-            f"are under {printable(to)}/deleted."
-        )
+        lines.append(f"They are what changed since version {manifest.since.version}.")
+        if manifest.deleted_rows:
+            lines.append(f"To take out: {manifest.deleted_rows:,}, by the ids under {printable(to)}/deleted.")
     return "\n".join(lines)
 
 
@@ -173,29 +174,9 @@ def _vectors(name: str, given: ArrayLike, dim: int) -> F32:
     Raises:
         UnusableQueries: they are none.
     """
-    try:
-        array = np.asarray(given)
-    except (ValueError, TypeError):  # rows of several lengths
-        array = np.empty(0, object)
-    if array.dtype.kind not in "fiu" or array.ndim != 2 or array.shape[1] != dim:
-        raise UnusableQueries(f"{name}: expected numbers of shape (Q, {dim}); {_fault(given, array, dim)}")
-    with np.errstate(over="ignore"):
-        vectors = np.asarray(array, np.float32)
-    if not (finite := np.isfinite(vectors).all(axis=1)).all():
-        row = int(np.argmin(finite))
-        value = array[row][~np.isfinite(vectors[row])][0]
-        raise UnusableQueries(f"{name}: row {row} holds {value}, expected numbers that are finite in float32")
-    return vectors
-
-
-def _fault(given: ArrayLike, array: np.ndarray, dim: int) -> str:
-    """What is wrong with what is not (Q, dim) numbers: its first such row, or its shape where all rows are alike."""
-    if array.dtype.kind not in "fiu" and isinstance(given, Sequence | np.ndarray) and not isinstance(given, str):
-        for number, row in enumerate(given):
-            try:
-                vector = np.asarray(row)
-            except (ValueError, TypeError):
-                return f"row {number} is no list of numbers"
-            if vector.dtype.kind not in "fiu" or vector.shape != (dim,):
-                return f"row {number} is {vector.dtype} of shape {vector.shape}"
-    return f"found {array.dtype} of shape {array.shape}"
+    array = query_matrix(name, given, dim)
+    if array.shape[1] != dim:
+        raise UnusableQueries(
+            f"{name}: expected numbers of shape (Q, {dim}); found {array.dtype} of shape {array.shape}"
+        )
+    return finite_queries(name, array)

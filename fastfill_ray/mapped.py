@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from fastfill_ray.alignment.maps import Alignment
-from fastfill_ray.errors import ConfigError, SpaceMismatch, UnusableQueries
+from fastfill_ray.errors import ConfigError, SpaceMismatch
 from fastfill_ray.index.reader import choose_version
 from fastfill_ray.log.state import State
+from fastfill_ray.retrieval.query_vectors import finite_queries, query_matrix
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.refs import get_verified
@@ -47,16 +47,12 @@ def mapped_by(files: Files, state: State, version: int | None, queries: ArrayLik
             f"{files.root}: version {chosen.version} has no map from new vectors to old ones. Use the old model, or "
             "set serving.old_queries to 'mapped' in the config and run again."
         )
-    try:
-        new = np.asarray(queries, np.float32)
-    except (ValueError, TypeError) as error:  # text, or rows of several lengths
-        raise UnusableQueries(f"queries are not numbers of shape (Q, {state.init.new_dim}): {error}") from None
-    if new.ndim != 2 or new.shape[1] != state.init.new_dim:
+    array = query_matrix("queries", queries, state.init.new_dim)
+    if array.shape[1] != state.init.new_dim:
         raise SpaceMismatch(
-            f"queries have shape {new.shape}, expected (Q, {state.init.new_dim}): embed them with the new model."
+            f"queries have shape {array.shape}, expected (Q, {state.init.new_dim}): embed them with the new model."
         )
-    if not (finite := np.isfinite(new).all(axis=1)).all():
-        raise UnusableQueries(f"queries: row {int(np.argmin(finite))} holds a value that is not a finite number")
+    new = finite_queries("queries", array)
     weights, info = plan.reverse
     back = Alignment.load(get_verified(files, weights), json.loads(get_verified(files, info)))
     mapped, _ = back(new)

@@ -157,22 +157,23 @@ def _vectors(
 ) -> tuple[F32, F32 | None, dict[int, str]]:
     """New (Q, E) and old (Q, D) vectors, out of the file or embedded, and {query: reason} of those that have none."""
     unusable, (new_column, old_column) = dict(queries.unusable), _columns(request, config)
-    new = None if new_column is None else queries.vectors.get(new_column.name)
+    old_embedder = None if config is None else config.old_model.embedder
+    new, old = (None if each is None else queries.vectors.get(each.name) for each in (new_column, old_column))
+    if needs_old and old is None and old_embedder is None:  # before the new model is waited for
+        raise ConfigError(
+            "a version is fused: it is searched with the queries' old vectors, too. Set old_model.embedder in "
+            f"--config, or give the file a column of them, of {init.old_dim} dims, and name it with {_OLD_VECTORS}"
+        )
     if new is None:
         assert config is not None, "without one the column is not optional"
         model = config.new_model
         new = _embed(config, model.embedder, model.kwargs, init.new_dim, queries, unusable, say)
     if not needs_old:
         return new, None, unusable
-    old = None if old_column is None else queries.vectors.get(old_column.name)
     if old is None:
-        embedder = None if config is None else config.old_model.embedder
-        if config is None or embedder is None:
-            raise ConfigError(
-                "a version is fused: it is searched with the queries' old vectors, too. Set old_model.embedder in "
-                f"--config, or give the file a column of them, of {init.old_dim} dims, and name it with {_OLD_VECTORS}"
-            )
-        old = _embed(config, embedder, config.old_model.kwargs, init.old_dim, queries, unusable, say)
+        assert config is not None  # it was refused above
+        assert old_embedder is not None
+        old = _embed(config, old_embedder, config.old_model.kwargs, init.old_dim, queries, unusable, say)
     return new, old, unusable
 
 
@@ -271,10 +272,18 @@ def _query_text(queries: QuerySet, query: int) -> str:
 def _payload(
     config: BackfillConfig, root: tuple[Files, State], versions: tuple[int, int], examples: list[Example], say: Say
 ) -> dict[int | str, Any]:
-    """{id: payload columns' values} of the examples' hits, by the version that returned them."""
+    """{id: payload columns' values} of the examples' hits, by the version that returned them; the later one first."""
     files, state = root
+    wanted: dict[str, tuple[int, dict[int | str, None]]] = {}  # of each snapshot: a version, and ids
+    for number, side in ((versions[1], 1), (versions[0], 0)):
+        snapshot = state.plan_of(choose_version(files, state, number)).snapshot
+        _, ids = wanted.setdefault(snapshot, (number, {}))
+        ids |= dict.fromkeys(hit.id for example in examples for hit in example.hits[side])
     values: dict[int | str, Any] = {}
-    for side in (1, 0):
-        ids = dict.fromkeys(hit.id for example in examples for hit in example.hits[side] if hit.id not in values)
-        values |= payload_of(files, state, config, versions[side], list(ids), say).values
+    notes: dict[str, None] = {}
+    for number, ids in wanted.values():
+        missing = [each for each in ids if each not in values]
+        values |= payload_of(files, state, config, number, missing, lambda note: notes.update({note: None})).values
+    for note in notes:
+        say(note)
     return values

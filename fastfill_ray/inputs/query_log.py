@@ -121,7 +121,7 @@ def pin_query_log(
     if not reads_time:
         pinned = pinned.model_copy(update={"absent": (*pinned.absent, TIME)})
     if pinned.rows == 0:
-        raise InputError(f"{key} {shown_paths(path)}: there are no rows. Name files that hold queries, or leave it out")
+        raise InputError(f"{key} {shown_paths(path)}: there are no rows. Name files that hold queries.")
     if id_type is not None and pinned.kinds.get(ITEM, id_type) != id_type:
         raise InputError(
             f"{key} {shown_paths(path)}: column {ITEM!r} is {pinned.kinds[ITEM]}, but the gallery's ids are "

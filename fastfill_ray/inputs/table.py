@@ -103,8 +103,21 @@ def pin(store: InputStore, found: Sequence[InputFile], columns: Sequence[Column]
         InputError: a file is not Parquet or truncated, lacks a column that others have, or holds another kind than the
             others; a column cannot be what the config says that it is.
     """
+    return pin_by(read_footers(store, found), found, columns)
+
+
+def read_footers(store: InputStore, found: Sequence[InputFile]) -> list[Footer]:
+    """The footer of each file.
+
+    Raises:
+        InputError: as ``read_footer``.
+    """
     with ThreadPoolExecutor(_THREADS) as pool:
-        footers = list(pool.map(partial(read_footer, store), found))
+        return list(pool.map(partial(read_footer, store), found))
+
+
+def pin_by(footers: Sequence[Footer], found: Sequence[InputFile], columns: Sequence[Column]) -> TableInput:
+    """``pin``, of files whose footers are read."""
     schemas = [footer.schema for footer in footers]
     written = {name for schema in schemas for name in schema.names}
     absent = [column.key for column in columns if column.optional and column.name not in written]

@@ -11,6 +11,7 @@ from typing import Literal
 
 from fastfill_ray.log.records import Plan, Version
 from fastfill_ray.log.state import State
+from fastfill_ray.log.stop import embed_seconds_per_row
 from fastfill_ray.report.findings import against, difference, finding, held_against, loss
 from fastfill_ray.report.flips import flips_of
 from fastfill_ray.report.model import MeasuredCurve, objective_curve, status
@@ -26,6 +27,7 @@ from fastfill_ray.report.rest import (
 from fastfill_ray.report.wording import SCOPE_PLACES, change, metric_name, percent, score, score_interval
 from fastfill_ray.wording import duration
 
+_HOUR_S = 3600
 Action = Literal["wait", "go on", "stop", "roll back", "done", "unknown"]
 
 
@@ -266,6 +268,25 @@ def _gained(state: State, curve: MeasuredCurve) -> str:
     if flips is not None:
         words += f". Of the queries {percent(flips.pfr)} are better off than before, {percent(flips.nfr)} worse"
     return f"{words}."
+
+
+def price_words(state: State, price: float | None) -> str:
+    """What the embedding of the last plan's versions cost; "" where nothing was embedded, or no price is given.
+
+    Args:
+        price: of an hour of one actor.
+    """
+    if price is None or state.plan is None:
+        return ""
+    versions = state.plan_versions
+    if not (item_s := embed_seconds_per_row(state.plan, versions)):
+        return ""
+    hours = sum(version.embed_seconds for version in versions) / _HOUR_S
+    million = item_s * 1_000_000 / _HOUR_S
+    return (
+        f"At {price:g} an hour of one actor the embedding comes to {hours * price:,.2f}, {million * price:,.2f} for a "
+        "million items."
+    )
 
 
 def _cost(state: State) -> str:

@@ -31,7 +31,11 @@ _ENVIRONMENT = Environment(
 )
 
 
-def report_html(state: State) -> str:
-    """The whole page. Any state gives one, from an empty log to a finished run."""
-    page = None if state.plan is None else page_of(state, state.plan)
+def report_html(state: State, price: float | None = None) -> str:
+    """The whole page. Any state gives one, from an empty log to a finished run.
+
+    Args:
+        price: of an hour of one actor; None where none is given.
+    """
+    page = None if state.plan is None else page_of(state, state.plan, price)
     return _ENVIRONMENT.get_template("report.html.j2").render(page=page, missing=MISSING)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -10,7 +10,7 @@ from fastfill_ray.log.records import ROLLBACK, Plan
 from fastfill_ray.log.state import State
 from fastfill_ray.report.chart import WIDE, keys, svg
 from fastfill_ray.report.choice import choice_words
-from fastfill_ray.report.decision import Decision, decision
+from fastfill_ray.report.decision import Decision, decision, price_words
 from fastfill_ray.report.model import (
     METRIC_COLUMNS,
     MeasuredCurve,
@@ -101,9 +101,14 @@ class Page:
     metric_columns: tuple[str, ...] = tuple(METRIC_COLUMNS)
 
 
-def page_of(state: State, plan: Plan) -> Page:
-    """The page of a run's last plan, and of those that it follows."""
+def page_of(state: State, plan: Plan, price: float | None = None) -> Page:
+    """The page of a run's last plan, and of those that it follows.
+
+    Args:
+        price: of an hour of one actor; None where none is given.
+    """
     curves, errors, made = measured_curves(state), prediction_error(state), decision(state)
+    made = replace(made, cost=" ".join(filter(None, [made.cost, price_words(state, price)])))
     return Page(
         decision=made,
         standing=_standing(state, plan, made),

@@ -8,10 +8,11 @@ from typing import Any
 from fastfill_ray.index.deletions import Deleted
 from fastfill_ray.log.state import State
 from fastfill_ray.report.beginning import Beginning, beginning_words, read_beginning
+from fastfill_ray.report.decision import price_words
 from fastfill_ray.report.deletions import deletions_json, deletions_note
 from fastfill_ray.report.metrics_json import report_json
 from fastfill_ray.report.plan_text import plan_text
-from fastfill_ray.report.text import lead, version_table
+from fastfill_ray.report.text import lead, version_table, wrapped
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.heartbeat import Beat, describe, find_drivers, is_at_work, progress_words
@@ -39,22 +40,25 @@ def read_status(files: Files) -> Status:
     return Status(files.root, state, Deleted.read(files, state.deletions), tuple(find_drivers(files)), beginning)
 
 
-def status_text(status: Status, item_s: float | None, first: str = "") -> str:
+def status_text(status: Status, item_s: float | None, first: str = "", price: float | None = None) -> str:
     """For people; the decision is the first line.
 
     Args:
-        item_s: see ``plan_text``.
+        item_s, price: see ``plan_text``.
         first: said in its place, where the next start has something else to do.
     """
     state = status.state
     if status.beginning is not None:
         standing = beginning_words(status.root, status.beginning)
     elif state.plan is not None and not state.order_versions:
-        standing = plan_text(state, item_s)
+        standing = plan_text(state, item_s, price)
     else:
         standing = version_table(state)
     drivers = map(progress_words, status.drivers)
-    return "\n".join(filter(None, [first or lead(state), *drivers, standing, deletions_note(state, status.deleted)]))
+    cost = wrapped(price_words(state, price))
+    return "\n".join(
+        filter(None, [first or lead(state), *drivers, standing, cost, deletions_note(state, status.deleted)])
+    )
 
 
 def status_json(status: Status) -> dict[str, Any]:

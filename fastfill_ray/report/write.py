@@ -12,13 +12,16 @@ from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import REPORT_HTML, REPORT_METRICS
 
 
-def write_report(files: Files, state: State) -> None:
+def write_report(files: Files, state: State, price: float | None) -> None:
     """Write report.html and metrics.json where they are not there as they should be; both follow from the log and may
     be deleted.
+
+    Args:
+        price: of an hour of one actor, which the log does not know; None where none is given.
     """
     # In ASCII: people `cat` it, and JSON alone lets a terminal's control characters above 0x7f through.
     metrics = json.dumps(report_json(state), sort_keys=True, allow_nan=False)
-    for path, data in ((REPORT_HTML, report_html(state).encode()), (REPORT_METRICS, metrics.encode())):
+    for path, data in ((REPORT_HTML, report_html(state, price).encode()), (REPORT_METRICS, metrics.encode())):
         if _get(files, path) != data:
             files.put_data(path, data)
 

@@ -32,11 +32,14 @@ from fastfill_ray.index.segment import (
 from fastfill_ray.log.records import Delete, FileRef, Plan, Segment, Undelete, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.ordering.proxies import GAIN_DEPTH, merge_top
-from fastfill_ray.stages.export_changes import PortionReader, Upsert, portions_since
+from fastfill_ray.stages.export_changes import Changes, PortionReader, Upsert, changes_since
 from fastfill_ray.stages.export_columns import ColumnReader, GalleryColumns
+from fastfill_ray.stages.export_compare import compare
 from fastfill_ray.stages.export_folder import (
     DATA,
     DELETED,
+    INDEX,
+    INDEX_IDS,
     MANIFEST,
     begin_export,
     done_parts,
@@ -105,11 +108,15 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
     if (whole := finished_export(target, wanted)) is not None:
         return whole
     exported = begin_export(target, wanted, partial(_centred, files, reader.segments(version)))
-    held = None if request.since is None else request.since.held
-    alike = partial(can_be_alike, by_wave=exported.baking is not None)
-    portions = portions_since(reader, state, version, held, alike)
+    if exported.since is None:
+        portions = reader.portions(version, len(state.deletions)).values()
+        changes = Changes(tuple(Upsert(portion=portion) for portion in portions))
+    else:
+        alike = partial(can_be_alike, by_wave=exported.baking is not None)
+        changed = changes_since(reader, state, version, exported.since)
+        changes = compare(engine, reader, changed, alike, partial(_put_deleted, target), progress)
     parts = []
-    for upsert in portions.upserted:
+    for upsert in changes.upserted:
         segment = upsert.portion.segment
         place = exported.places[segment.wave] if segment.state == "stale" else None
         parts.append(_Part(unit=chunk_unit(upsert.digest), upsert=upsert, place=place))
@@ -126,20 +133,15 @@ def export(engine: Engine, files: Files, target: Files, request: ExportRequest, 
             bar.advance(rows[receipt.unit])
     ordered = [receipts[part.unit] for part in parts]
     new_rows = sum(r.rows for part, r in zip(parts, ordered, strict=True) if part.place is None)
-    gone = tuple(
-        put_content(target, lambda digest: f"{DELETED}/ids-{digest[:16]}.parquet", _table_bytes(pa.table({"id": ids})))
-        for ids in portions.deleted
-        if len(ids)
-    )
     manifest = Manifest(
         **{**exported.model_dump(), "level": _level(ordered) if measures_level else exported.level},
         rows=sum(receipt.rows for receipt in ordered),
         new_rows=new_rows,
         stale_rows=sum(receipt.rows for receipt in ordered) - new_rows,
-        deleted_rows=sum(len(ids) for ids in portions.deleted),
+        deleted_rows=changes.deleted_rows,
         is_exact=all(receipt.details["exact"] for receipt in ordered),
         files=tuple(output for receipt in ordered for output in receipt.outputs),
-        deleted=gone,
+        deleted=changes.deleted,
     )
     target.put_data(MANIFEST, seal_file(MANIFEST, manifest))
     return manifest
@@ -164,8 +166,8 @@ def write_index(target: Files, manifest: Manifest) -> None:
         index.add_with_ids(vectors.values.to_numpy().reshape(-1, manifest.dim), ids)
         count += len(column)
     if names:
-        target.put_data("ids.parquet", _table_bytes(pa.table({"id": pa.concat_arrays(names)})))
-    target.put_data("index.faiss", serialise(index))
+        target.put_data(INDEX_IDS, _table_bytes(pa.table({"id": pa.concat_arrays(names)})))
+    target.put_data(INDEX, serialise(index))
 
 
 def _centred(files: Files, segments: Sequence[Segment], wanted: Exported) -> Exported:
@@ -271,6 +273,11 @@ def _tables(
 
 def _put_table(target: Files, table: pa.Table) -> FileRef:
     return put_content(target, lambda digest: f"{DATA}/part-{digest[:16]}.parquet", _table_bytes(table))
+
+
+def _put_deleted(target: Files, ids: pa.Array) -> FileRef:
+    data = _table_bytes(pa.table({"id": ids}))
+    return put_content(target, lambda digest: f"{DELETED}/ids-{digest[:16]}.parquet", data)
 
 
 def _columns(ids: pa.Array, vectors: F32, state: str) -> dict[str, pa.Array]:

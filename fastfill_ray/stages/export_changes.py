@@ -5,20 +5,19 @@ Legend: N rows of a segment, C rows that changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from fastfill_ray.errors import CorruptFile
 from fastfill_ray.index.deletion_vector import read_deletion, read_ids
 from fastfill_ray.index.deletions import Deleted, hidden_in
 from fastfill_ray.index.segment_list import segments_of
-from fastfill_ray.log.records import Delete, Segment, Undelete, Version
+from fastfill_ray.log.records import Delete, FileRef, Segment, Undelete, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.storage.files import Files
 from fastfill_ray.types import I64, Bools, Model, fingerprint
@@ -70,12 +69,15 @@ class Upsert(Model):
         return fingerprint([of_portion, [each.digest for each in self.held]]) if self.held else of_portion
 
 
-@dataclass
-class Portions:
-    """upserted: what a store is to take in. deleted: ids that it is to take out."""
+@dataclass(frozen=True)
+class Changes:
+    """What takes a store from what it holds to a version. upserted: what it is to take in. deleted: files of the ids
+    that it is to take out, deleted_rows of them.
+    """
 
-    upserted: list[Upsert]
-    deleted: list[pa.Array] = field(default_factory=list)
+    upserted: tuple[Upsert, ...]
+    deleted: tuple[FileRef, ...] = ()
+    deleted_rows: int = 0
 
 
 class PortionReader:
@@ -146,74 +148,28 @@ class PortionReader:
         return findable
 
 
-def portions_since(
-    reader: PortionReader,
-    state: State,
-    version: Version,
-    held: Held | None,
-    can_be_alike: Callable[[Segment, Segment], bool],
-) -> Portions:
-    """What takes a store from what it holds to a version without all that the log deletes.
-
-    Segments of which the same rows are hidden as before are not read. Of the others the ids are: memory grows with
-    what changed.
-
-    Args:
-        held: None for an empty store.
-        can_be_alike: whether an item may be exported alike from a segment now, and from one then.
+def changes_since(
+    reader: PortionReader, state: State, version: Version, held: Held
+) -> tuple[list[Portion], list[Portion]]:
+    """What can be found in a version without all that the log deletes, and could not be in what a store holds; and what
+    could be found in that and cannot any more. Segments of which the same rows are hidden in both are in neither.
 
     Raises:
-        CorruptFile, FileMissing: a file of either version is damaged or gone.
+        CorruptFile, FileMissing: a list of segments or of deletions is damaged or gone.
     """
-    now = reader.portions(version, len(state.deletions))
-    if held is None:
-        return Portions([Upsert(portion=portion) for portion in now.values()])
     earlier = state.version(held.version)
     if earlier is None:
         raise CorruptFile(f"{reader.root}: there is no version {held.version} in the log")
+    now = reader.portions(version, len(state.deletions))
     then = reader.portions(earlier, held.num_deletions)
-    came = _with_ids(reader, _differing(reader, now, then))
-    went = _with_ids(reader, _differing(reader, then, now))
-    # Where what came lies in all that went, -1 for nowhere. Every id is once in either.
-    place = _places(_joined(came), _joined(went))
-    ends = np.cumsum([len(ids) for _, ids in went])
-    stays = np.zeros(ends[-1] if len(ends) else 0, bool)
-    stays[place[place >= 0]] = True
-    upserted, start = [], 0
-    for portion, ids in came:
-        lies = place[start : start + len(ids)]
-        start += len(ids)
-        numbers = np.unique(np.searchsorted(ends, lies[lies >= 0], side="right")).tolist()
-        alike = [went[number][0] for number in numbers if can_be_alike(portion.segment, went[number][0].segment)]
-        upserted.append(Upsert(portion=portion.model_copy(update={"rows": len(ids)}), held=tuple(alike)))
-    deleted = [
-        ids.filter(pa.array(~stays[end - len(ids) : end])) for (_, ids), end in zip(went, ends.tolist(), strict=True)
-    ]
-    return Portions(upserted, deleted)
+    return _differing(reader, now, then), _differing(reader, then, now)
 
 
-def _differing(reader: PortionReader, of: dict[Key, Portion], others: dict[Key, Portion]) -> Iterator[Portion]:
+def _differing(reader: PortionReader, of: dict[Key, Portion], others: dict[Key, Portion]) -> list[Portion]:
     """What can be found of a version's portions, and cannot in those of another one."""
+    differing = []
     for key, portion in of.items():
         other = others.get(key)
         if other is None or not reader.is_same(portion, other):
-            yield portion.model_copy(update={"earlier": other})
-
-
-def _with_ids(reader: PortionReader, portions: Iterator[Portion]) -> list[tuple[Portion, pa.Array]]:
-    """Those that have rows, with the ids of these."""
-    read = ((portion, reader.ids(portion)) for portion in portions)
-    return [(portion, ids) for portion, ids in read if len(ids)]
-
-
-def _joined(portions: Sequence[tuple[Portion, pa.Array]]) -> pa.ChunkedArray | None:
-    return pa.chunked_array([ids for _, ids in portions]) if portions else None
-
-
-def _places(values: pa.ChunkedArray | None, among: pa.ChunkedArray | None) -> I64:
-    """The place of each value (N,) among others, -1 where it is not there."""
-    if values is None or among is None:
-        return np.full(0 if values is None else len(values), -1, np.int64)
-    found = pc.index_in(values, value_set=among).fill_null(-1)
-    places: I64 = found.to_numpy().astype(np.int64)
-    return places
+            differing.append(portion.model_copy(update={"earlier": other}))
+    return differing

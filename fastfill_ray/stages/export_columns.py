@@ -8,9 +8,7 @@ Legend: C items of a segment that are exported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +17,9 @@ import pyarrow.compute as pc
 from fastfill_ray.config import GalleryConfig
 from fastfill_ray.errors import ConfigError, CorruptFile, InputChanged, RefusedError
 from fastfill_ray.inputs.encodings import take_rows
-from fastfill_ray.inputs.locate import InputFile, InputStore
-from fastfill_ray.inputs.parquet import PartitionValue, PinnedFile, read_around, read_footer
-from fastfill_ray.inputs.table import Column, partition_values, pin
+from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.inputs.parquet import Footer, PartitionValue, PinnedFile, read_around
+from fastfill_ray.inputs.table import Column, partition_values, pin_by, read_footers
 from fastfill_ray.log.records import Plan, Segment
 from fastfill_ray.ordering.ids import item_keys
 from fastfill_ray.stages.ledger import ledger_parts, read_keys
@@ -30,7 +28,6 @@ from fastfill_ray.storage.arrow import keys_column
 from fastfill_ray.storage.files import Files
 from fastfill_ray.types import I64
 
-_THREADS = 16  # that read footers
 # Of every export.
 OWN_COLUMNS = ("id", "vector", "state")
 _MEND = "Export without --columns, or run the backfill over the gallery as it is now, and export what it publishes."
@@ -48,12 +45,14 @@ class GalleryColumns:
         """The columns as all exported files have them; what cannot be exported is refused, before anything is.
 
         Raises:
-            ConfigError: a name that every export has, or that is there twice; no file has such a column.
+            ConfigError: a name that is empty, that every export has, or that is there twice; no file has such a column.
             InputError: some files lack it, or it is of a type that cannot be read.
             RefusedError: a file of the plan's gallery has changed since, or is gone; or its files hold a column as
                 types that no one column holds.
         """
         for number, name in enumerate(self.names):
+            if not name:
+                raise ConfigError("--columns: a name is empty. Give names with one comma between two.")
             if name in OWN_COLUMNS or name in self.names[:number]:
                 why = "every export has a column of that name" if name in OWN_COLUMNS else "it is named twice"
                 raise ConfigError(f"--columns: {name!r}: {why}. Leave it out.")
@@ -62,21 +61,21 @@ class GalleryColumns:
         for file in read_snapshot(files, plan.snapshot).gallery.files:
             if (now := there.get((file.path, file.size, file.tag))) is None:
                 raise RefusedError(
-                    f"--columns: {file.path} has changed since the version was made, or is gone. {_MEND}"
+                    f"--columns: {file.path} has changed since the version was made, or is gone from gallery.path of "
+                    f"--config. {_MEND}"
                 )
             found.append(now)
-        pin(self.store, found, [Column("--columns", name) for name in self.names])
-        return self._common([file.path for file in found], self._schemas(found))
+        footers, paths = read_footers(self.store, found), [file.path for file in found]
+        pin_by(footers, found, [Column("--columns", name) for name in self.names])  # refuses what cannot be read
+        return self._common(paths, self._schemas(footers, paths))
 
-    def _schemas(self, found: Sequence[InputFile]) -> list[pa.Schema]:
+    def _schemas(self, footers: Sequence[Footer], paths: Sequence[str]) -> list[pa.Schema]:
         """The columns as each file has them, or as its folders' names say them."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            footers = pool.map(partial(read_footer, self.store), found)
-            written = [{field.name: field for field in footer.schema} for footer in footers]
+        written = [{field.name: field for field in footer.schema} for footer in footers]
         return [
             pa.schema([fields[name].remove_metadata() if name in fields else _constant(name, of_file.get(name))
                        for name in self.names])
-            for fields, of_file in zip(written, partition_values([f.path for f in found], set(self.names)), strict=True)
+            for fields, of_file in zip(written, partition_values(paths, set(self.names)), strict=True)
         ]  # fmt: skip
 
     def _common(self, paths: Sequence[str], schemas: Sequence[pa.Schema]) -> pa.Schema:

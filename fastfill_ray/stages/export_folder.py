@@ -5,8 +5,10 @@ One folder holds one export. The same command makes again what is damaged or gon
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 from fastfill_ray.errors import CorruptFile, FileMissing, RefusedError
 from fastfill_ray.log.records import FileRef
@@ -17,6 +19,7 @@ from fastfill_ray.storage.receipts import Receipt, Receipts, find_receipts, put_
 from fastfill_ray.storage.sealed import seal_file, unseal_file
 
 REQUEST, MANIFEST = "export.json", "manifest.json"
+INDEX, INDEX_IDS = "index.faiss", "ids.parquet"
 DATA, DELETED, PARTS = "data", "deleted", "parts"
 _THREADS = 8  # that look at files
 
@@ -78,10 +81,10 @@ def _bound(target: Files) -> Exported | None:
     except (FileMissing, CorruptFile):
         manifest = None
     if manifest is None and (other := _anything(target)) is not None:
+        why = f"{REQUEST} is damaged or something else" if damaged else f"there is no {REQUEST}"
         raise RefusedError(
-            f"{target.root}: holds {other}, and {f'{REQUEST} is damaged' if damaged else f'there is no {REQUEST}'}: "
-            "nothing says of which export it is, and a store would load it as well. Remove what is in the folder, or "
-            "give --to another one."
+            f"{target.root}: holds {other}, and {why}: nothing says of which export it is, and a store would load it "
+            "as well. Remove what is in the folder, or give --to another one."
         )
     if damaged:
         target.delete(REQUEST)
@@ -93,8 +96,21 @@ def _bound(target: Files) -> Exported | None:
 
 
 def _anything(target: Files) -> str | None:
-    """A file that a store would load, or that would be taken for a part of an export."""
-    return next((path for folder in (DATA, DELETED, PARTS) for path in target.list(folder)), None)
+    """A file that a store would load, that would be taken for a part of an export, or that one would overwrite."""
+    listed = (path for folder in (DATA, DELETED, PARTS) for path in target.list(folder))
+    overwritten = (name for name in (MANIFEST, INDEX, INDEX_IDS) if target.stat(name) is not None)
+    if (path := next(chain(listed, overwritten), None)) is not None:
+        return path
+    return REQUEST if target.stat(REQUEST) is not None and _is_json(target.get(REQUEST)) else None
+
+
+def _is_json(data: bytes) -> bool:
+    """A request that is cut is none; that of another program is."""
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def done_parts(target: Files, units: Set[str], say: Callable[[str], None]) -> Receipts:

@@ -63,9 +63,9 @@ def test_what_is_not_mapped_and_what_does_not_fit_is_refused(workshop: Workshop,
         ff.map_queries(str(served), np.ones((2, 3)))
     good = [1.0] * synthetic.NEW_DIM
     for queries, told in (
-        ([good, [1.0]], "queries are not numbers of shape"),
-        ([["a"] * synthetic.NEW_DIM], "queries are not numbers of shape"),
-        ([good, [float("nan")] * synthetic.NEW_DIM], "row 1 holds a value that is not a finite number"),
+        ([good, [1.0]], r"queries: expected numbers of shape \(Q, 16\); row 1 is float64 of shape \(1,\)"),
+        ([["1"] * synthetic.NEW_DIM], r"expected numbers of shape \(Q, 16\); row 0 is <U1 of shape"),
+        ([good, [float("nan")] * synthetic.NEW_DIM], "row 1 holds nan, expected numbers that are finite in float32"),
     ):
         with pytest.raises(UnusableQueries, match=told):
             ff.map_queries(str(served), queries)

@@ -69,6 +69,17 @@ def test_the_page_leads_with_the_decision_and_what_it_rests_on() -> None:
     assert "What is left" not in words
 
 
+def test_a_price_says_what_the_embedding_cost() -> None:
+    versions = tuple(each.model_copy(update={"embed_seconds": 720.0}) for each in finished().versions)
+    state = finished().model_copy(update={"versions": versions})
+    made = (
+        f"{decision(state).cost} At 2.5 an hour of one actor the embedding comes to 2.50, 415.63 for a million items."
+    )
+    assert f"Cost {made}" in Page(report_html(state, 2.5)).words
+    assert "an hour of one actor" not in Page(report_html(state)).words
+    assert "an hour of one actor" not in Page(report_html(finished(), 2.5)).words  # nothing says how long it took
+
+
 def test_every_version_has_its_verdict_with_the_interval_and_what_became_of_it() -> None:
     page = Page(report_html(judged(finished())))
     assert page.row("version") == ["version", "verdict", "difference (95 % interval)", "outcome"]

@@ -1,4 +1,4 @@
-"""What `status` says before there is a record, and of drivers at work."""
+"""What `status` says before there is a record, of drivers at work, and of what it cost."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from fastfill_ray.errors import NotPublished
-from fastfill_ray.report.status import read_status, status_json, status_text
+from fastfill_ray.index.deletions import Deleted
+from fastfill_ray.report.status import Status, read_status, status_json, status_text
 from fastfill_ray.storage.heartbeat import Beat, Heartbeat, find_drivers, progress_words
 from fastfill_ray.storage.local import LocalFiles
 from fastfill_ray.storage.paths import driver_path, stage_receipt, unit_receipt
 from fastfill_ray.storage.receipts import Receipt, put_receipt
+from tests.report.logs import finished
 
 
 @pytest.fixture
@@ -63,3 +65,11 @@ def test_a_driver_elsewhere_is_at_work_while_its_signs_are_fresh_and_gone_after_
     old = gone.model_dump_json(exclude={"doing"}).encode()  # of a release before
     files.put_data(driver_path("d"), old)
     assert find_drivers(files)[0].doing == ""
+
+
+def test_a_price_says_what_the_embedding_cost(files: LocalFiles) -> None:
+    versions = tuple(each.model_copy(update={"embed_seconds": 720.0}) for each in finished().versions)
+    status = Status("root", finished().model_copy(update={"versions": versions}), Deleted.read(files, ()), (), None)
+    said = "At 2.5 an hour of one actor the embedding comes to 2.50, 415.63 for a million items."
+    assert said in status_text(status, None, price=2.5).splitlines()
+    assert "an hour" not in status_text(status, None)

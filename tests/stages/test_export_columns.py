@@ -17,7 +17,9 @@ from fastfill_ray.config import GalleryConfig
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.errors import ConfigError, RefusedError
 from fastfill_ray.export import export_version, gallery_columns
-from fastfill_ray.inputs.locate import InputStore
+from fastfill_ray.inputs import table as tables
+from fastfill_ray.inputs.locate import InputFile, InputStore
+from fastfill_ray.inputs.parquet import Footer
 from fastfill_ray.stages import export as stage
 from fastfill_ray.stages.export_columns import GalleryColumns
 from fastfill_ray.stages.export_manifest import ExportRequest, Manifest
@@ -88,7 +90,7 @@ def test_files_that_changed_or_are_gone_are_refused(living: Living, tmp_path: Pa
     with pytest.raises(RefusedError, match=rf"{name} has changed since .* Export without --columns"):
         export_columns(living, tmp_path / "to", ("label",))
     (living.folder / "gallery" / name).unlink()
-    with pytest.raises(RefusedError, match="or is gone"):
+    with pytest.raises(RefusedError, match=r"or is gone from gallery\.path of --config\. Export without"):
         export_columns(living, tmp_path / "to", ("label",))
     assert not (tmp_path / "to").exists()
     assert export_columns(living, tmp_path / "to", (), columns=None).rows == 249
@@ -113,6 +115,7 @@ def test_columns_that_cannot_be_exported_are_refused(living: Living, tmp_path: P
     for names, match in (
         (("label", "vector"), "'vector': every export has a column of that name"),
         (("label", "label"), "'label': it is named twice"),
+        (("label", ""), "--columns: a name is empty"),
         (("lable",), "--columns: column 'lable' is not in .* Did you mean label"),
     ):
         with pytest.raises(ConfigError, match=match):
@@ -124,6 +127,20 @@ def test_columns_that_cannot_be_exported_are_refused(living: Living, tmp_path: P
         RefusedError, match=r"holds another export, .*, with label, .*; this one is .* not baked, after"
     ):
         export_columns(living, tmp_path / "to", (), columns=None)
+
+
+def test_the_footer_of_a_file_is_read_once_before_anything_is_exported(
+    living: Living, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, footers = tables.read_footer, []
+
+    def counts(store: InputStore, file: InputFile) -> Footer:
+        footers.append(file.path)
+        return read(store, file)
+
+    monkeypatch.setattr(tables, "read_footer", counts)
+    export_columns(living, tmp_path / "to", ("label",))
+    assert len(footers) == len(set(footers)) == len(living.files)
 
 
 def test_types_that_differ_between_files_are_one_where_arrow_can(living: Living, tmp_path: Path) -> None:
@@ -194,5 +211,9 @@ def test_the_command_line_names_columns_and_where_the_gallery_is(
     to = str(tmp_path / "to")
     command = ["export", living.root, "--to", to, "--columns", "label,x", "--config", str(tmp_path / "config.yaml")]
     assert main(command) == 0
-    assert capsys.readouterr().out.startswith("version 0: 249 items (")
+    out = capsys.readouterr().out
+    assert out.startswith("version 0: 249 items (")
+    assert "Nothing calibrates the scores of its stale items" in out
+    assert main([*command[:3], f"{to} baked", "--baked"]) == 0
+    assert "calibrates" not in capsys.readouterr().out
     assert pq.read_table(tmp_path / "to" / "data").column_names == ["id", "vector", "state", "label", "x"]

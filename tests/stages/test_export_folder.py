@@ -100,6 +100,27 @@ def test_a_folder_whose_request_is_gone_is_bound_by_what_is_left(root: Path, tmp
     assert exported(root, empty).rows == 115
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("manifest.json", '{"name": "a web app"}'),
+        ("index.faiss", "IxFI"),
+        ("ids.parquet", "PAR1"),
+        ("export.json", "{}"),
+    ],
+)
+def test_what_is_not_an_exports_is_never_overwritten(root: Path, tmp_path: Path, name: str, content: str) -> None:
+    to = tmp_path / "to"
+    to.mkdir()
+    (to / name).write_text(content)
+    (to / "notes.txt").write_text("of somebody")
+    with pytest.raises(RefusedError, match=rf"to: holds {name}, and .* Remove what is in the folder, or give --to"):
+        exported(root, to)
+    assert {path.name: path.read_text() for path in to.iterdir()} == {name: content, "notes.txt": "of somebody"}
+    (to / name).unlink()
+    assert exported(root, to).rows == 115
+
+
 def test_a_damaged_manifest_of_the_store_says_what_helps(root: Path, tmp_path: Path) -> None:
     exported(root, tmp_path / "to")
     flip(tmp_path / "to" / "manifest.json")

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from fastfill_ray.engine.in_process import InProcessEngine
-from fastfill_ray.export import export_version
-from fastfill_ray.stages.export_manifest import ExportRequest, Manifest
-from fastfill_ray.types import F32
+from fastfill_ray.stages.export_manifest import Manifest
 from tests.living import Living, small_gallery, without
-
-Rows = dict[Any, tuple[str, F32]]
-
-
-def export(living: Living, to: Path, since: Manifest | None = None) -> tuple[Manifest, Rows]:
-    """And what its files hold: {id: (state, vector)}."""
-    request = ExportRequest(baked=True, since=since)
-    manifest = export_version(living.root, str(to), request, engine=InProcessEngine(), stream=io.StringIO())
-    rows: Rows = {}
-    for file in manifest.files:
-        table = pq.read_table(to / file.path)
-        columns = (table.column(name).to_pylist() for name in ("id", "state", "vector"))
-        rows |= {key: (state, np.array(vector, np.float32)) for key, state, vector in zip(*columns, strict=True)}
-    return manifest, rows
 
 
 class Follower:
@@ -35,18 +16,18 @@ class Follower:
 
     def __init__(self, living: Living, folder: Path) -> None:
         self._living, self._folder, self._count = living, folder, 0
-        self.manifest, self.held = export(living, folder / "first")
+        self.manifest, self.held = living.exported(folder / "first")
 
     def follow(self) -> tuple[Manifest, int]:
         """What was taken in, and how many rows differ in a full export; both then hold the same."""
         self._count += 1
-        since, rows = export(self._living, self._folder / f"since {self._count}", self.manifest)
+        since, rows = self._living.exported(self._folder / f"since {self._count}", self.manifest)
         for file in since.deleted:
             for key in pq.read_table(self._folder / f"since {self._count}" / file.path).column("id").to_pylist():
                 del self.held[key]
         before, self.manifest = dict(self.held), since
         self.held |= rows
-        whole, expected = export(self._living, self._folder / f"whole {self._count}")
+        whole, expected = self._living.exported(self._folder / f"whole {self._count}")
         assert {key: state for key, (state, _) in self.held.items()} == {k: s for k, (s, _) in expected.items()}
         for key, (_, vector) in expected.items():
             np.testing.assert_allclose(self.held[key][1], vector, rtol=1e-5, atol=1e-6)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,26 @@ def test_a_failure_is_said_and_told_again(
     monkeypatch.setattr(hook, "TIMEOUT_S", 60.0)
     assert tell(root.files, root.log.read(), (sys.executable, "-c", WRITES, str(tmp_path / "told")), said.append)
     assert [version for version, _ in told(tmp_path / "told")] == [0]
+
+
+def test_of_what_a_command_prints_only_the_end_is_kept(root: Root) -> None:
+    """It prints 3 MB, waits until less is there, and prints on."""
+    code = (
+        "import os, sys, time\nfor _ in range(3): os.write(1, b'x' * 1_000_000 + b'\\n')\n"
+        "while os.fstat(1).st_size > 1_000_000: time.sleep(0.05)\nsys.exit('no space in the store')"
+    )
+    said: list[str] = []
+    assert not tell(root.files, root.log.read(), (sys.executable, "-c", code), said.append)
+    assert "ended with code 1: no space in the store. Version 0 stays published" in said[0]
+
+
+def test_a_machine_without_room_for_its_output_is_said(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    said: list[str] = []
+    assert not tell(root.files, root.log.read(), (sys.executable, "-c", ""), said.append)
+    assert "cannot be started: No such file or directory. Version 0 stays published" in said[0]
 
 
 def test_nothing_is_told_where_nothing_is_published(tmp_path: Path) -> None:
