@@ -125,7 +125,7 @@ def _run(
     )
     if preparers and work.prepare is not None:
         step = PrepareBlock(work.prepare, work.embedder_of, unit_type, intake.handle, resources.call_timeout_s)
-        if is_offered(step, dict.fromkeys(map(work.embedder_of, units)), memory):
+        if is_offered(step, map(work.embedder_of, units), memory):
             # Each asks for a CPU that no actor can hold, and for other resources than both its neighbours, so that Ray
             # fuses it with none of them.
             payloads = payloads.map_batches(

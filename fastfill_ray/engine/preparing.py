@@ -164,7 +164,7 @@ def is_offered(step: PrepareBlock, embedders: Iterable[str], memory_bytes: int) 
             logger.warning(
                 "the `preparer` of %s ended the process that was to build it, twice (%s): the actors prepare the "
                 "payloads themselves. Mend it, or set resources.prepare_workers to 0.",
-                " or ".join(embedders),
+                " or ".join(dict.fromkeys(embedders)),
                 _ENDS.format("not built in six times resources.call_timeout_s"),
             )
             return False
