@@ -107,8 +107,8 @@ class PrepareBlock:
     def _warning(self, batch: pa.Table, turn: Turn) -> str:
         units = self._units(batch)
         whose = f"the `preparer` of {self._embedder_of(units[0])}"
-        limit = f"no answer in {self._call_timeout_s:g} s (resources.call_timeout_s)"
         if turn.gives_up:
+            limit = f"no answer in {self._call_timeout_s:g} s (resources.call_timeout_s)"
             return (
                 f"{whose} has ended {turn.ended} processes ({_ENDS.format(limit)}): from now on the actors prepare "
                 "the payloads themselves. What it wrote is in the workers' logs. Mend it, or set "
@@ -116,8 +116,8 @@ class PrepareBlock:
             )
         more = f" and {len(units) - 1} more" if len(units) > 1 else ""
         return (
-            f"{whose} has ended a process ({_ENDS.format(limit)}) at unit {units[0]}{more}: the actor prepares this "
-            "itself"
+            f"{whose} has ended a process ({_ENDS.format('no answer')}) at unit {units[0]}{more}: the actor prepares "
+            "this itself"
         )
 
     def _units(self, batch: pa.Table) -> list[Any]:

@@ -127,9 +127,7 @@ def test_a_block_whose_process_ended_goes_on_as_it_was_read_and_names_its_prepar
     assert contents(after) == [[98], [3]]
     [said] = warnings(after)
     assert said is not None
-    assert said.startswith(
-        "the `preparer` of model 98 has ended a process (a crash, no answer in 60 s (resources.call_"
-    )
+    assert said.startswith("the `preparer` of model 98 has ended a process (a crash, no answer, no memory, or a lost")
     assert said.endswith("and 1 more: the actor prepares this itself")
     assert warnings(step(deaths)(block(98))) == [None], "said once"
 
@@ -144,6 +142,7 @@ def test_a_preparer_that_ends_process_after_process_is_not_asked_any_more(step: 
         assert contents(after) == [[98]]
     assert [text is None for text in said] == [False, False, False, True, True]
     assert said[2].startswith("the `preparer` of model 98 has ended 3 processes")
+    assert "no answer in 60 s (resources.call_timeout_s)" in said[2]
     assert "from now on the actors prepare the payloads themselves" in said[2]
     assert said[2].endswith("Mend it, or set resources.prepare_workers to 0.")
     assert contents(step(deaths)(block(3, first=9))) == [[3]], "no block is prepared any more"
