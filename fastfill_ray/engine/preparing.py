@@ -15,13 +15,13 @@ from uuid import uuid4
 
 import pyarrow as pa
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.embedders.watchdog import build_limit_s, ends_process_after
 from fastfill_ray.engine.intake import Turn, begin_preparing, end_preparing
 from fastfill_ray.engine.interface import Prepare
-from fastfill_ray.engine.units import original_errors, pack_error, pack_table, unpack_tables
+from fastfill_ray.engine.tasks import result_of
+from fastfill_ray.engine.units import pack_error, pack_table, unpack_tables
 from fastfill_ray.errors import FastfillError
 from fastfill_ray.types import Model
 
@@ -155,19 +155,16 @@ def is_offered(step: PrepareBlock, embedders: Iterable[str], memory_bytes: int) 
     Raises:
         EmbedderError: what prepares cannot be built.
     """
-    task: Any = ray.remote(_is_offered).options(num_cpus=1, memory=memory_bytes, max_retries=1, name="prepare")
-    with original_errors():
-        try:
-            return bool(ray.get(task.remote(step)))
-        except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
-            logger.info("prepare: %s", error)
-            logger.warning(
-                "the `preparer` of %s ended the process that was to build it, twice (%s): the actors prepare the "
-                "payloads themselves. Mend it, or set resources.prepare_workers to 0.",
-                " or ".join(dict.fromkeys(embedders)),
-                _ENDS.format("not built in six times resources.call_timeout_s"),
-            )
-            return False
+    task: Any = ray.remote(_is_offered).options(num_cpus=1, memory=memory_bytes, max_retries=0, name="prepare")
+    answered = result_of(lambda: task.remote(step))
+    if answered is None:
+        logger.warning(
+            "the `preparer` of %s ended the process that was to build it, twice (%s): the actors prepare the payloads "
+            "themselves. Mend it, or set resources.prepare_workers to 0.",
+            " or ".join(dict.fromkeys(embedders)),
+            _ENDS.format("not built in six times resources.call_timeout_s"),
+        )
+    return bool(answered)
 
 
 def _is_offered(step: PrepareBlock) -> bool:
