@@ -217,7 +217,7 @@ class _Run:
         alone = take_place()
         self._tell(state)
         context.progress.say(f"gallery: {inspected}")
-        objective = f"{config.objective.metric} by {config.objective.relevance}"
+        objective = preflight.say_objective(context.store, config, inspected)
         schedule = self.schedule.describe(config.pairs.count, config.waves)
         context.progress.say(f"{schedule}; objective: {objective}")
         probe(files)  # before a cluster is waited for

@@ -187,14 +187,14 @@ class _Inputs:
     """What a model takes, made of token ids as its own ``preprocess`` makes it.
 
     Args:
-        names: of the tensors; constants: what else it takes.
+        names: of the tensors; constants: what else it takes. for_gpu: that reads the tensors.
     """
 
     def __init__(
-        self, tokeniser: Tokeniser, padding: Padding, names: Sequence[str], constants: Mapping[str, Any]
+        self, tokeniser: Tokeniser, padding: Padding, names: Sequence[str], constants: Mapping[str, Any], for_gpu: bool
     ) -> None:
         self.tokeniser = tokeniser
-        self._padding, self._names, self._constants = padding, names, constants
+        self._padding, self._names, self._constants, self._for_gpu = padding, names, constants, for_gpu
 
     @classmethod
     def of(cls, model: Any, tokeniser: Tokeniser) -> _Inputs | None:
@@ -207,20 +207,20 @@ class _Inputs:
         names = [name for name, value in expected.items() if torch.is_tensor(value)]
         constants = {name: value for name, value in expected.items() if name not in names}
         padding = Padding(model.tokenizer.pad_token_id, is_left=model.tokenizer.padding_side == "left")
-        inputs = cls(tokeniser, padding, names, constants)
+        inputs = cls(tokeniser, padding, names, constants, model.device.type == "cuda")
         if not set(names) <= {IDS, _MASK, _TYPES}:
             return None
         made = inputs.of_tokens(tokeniser.ids(_TRIED, "item"))
         return inputs if all(torch.equal(made[name], expected[name]) for name in names) else None
 
     def of_tokens(self, ids: pa.ListArray) -> dict[str, Any]:
-        """Tensors (b, L) of b texts, in memory that a GPU can read where there is one."""
+        """Tensors (b, L) of b texts, in memory that the GPU can read where the model is on one."""
         import torch
 
         padded, mask = map(torch.from_numpy, self._padding.batch(ids))
         every = {IDS: padded, _MASK: mask, _TYPES: torch.zeros_like(padded)}
         tensors = {name: every[name] for name in self._names}
-        return {name: each.pin_memory() for name, each in tensors.items()} if torch.cuda.is_available() else tensors
+        return {name: each.pin_memory() for name, each in tensors.items()} if self._for_gpu else tensors
 
     def on(self, device: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """What the model is called with."""

@@ -1,11 +1,12 @@
 """Whether and how the pool may begin a unit: lets a run stop without losing what is being embedded, and knows which
-units and calls were begun by processes that are no more.
+units, calls and preparations were begun by processes that are no more.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
@@ -19,6 +20,10 @@ _PLAIN_ATTEMPTS = 2
 # In a process of its own a unit can still end the actor, by all the memory of a node: 1 + log2 of a batch's rows times
 # and a few. This many mean that it comes to no end.
 _MAX_ATTEMPTS = 50
+# Of processes that end while they prepare, one may be a bad payload's and one the memory's. So many, and more than one
+# for ten blocks that are prepared, are the preparer's: a hang takes as long as many blocks, and actors may wait for it.
+# More seldom, it still saves more than it costs.
+MAX_PREPARING_DEATHS, _PREPARED_PER_DEATH = 3, 10
 
 
 class Intake:
@@ -93,11 +98,83 @@ class Journal:
         self._handle.end_call.remote(call)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Whether a block is prepared in this process.
+
+    ended: 0; or this process is told first that another one ended while it prepared the block, and so many did so far
+    whose node is there. gives_up: that one was one too many, and no block is prepared any more.
+    """
+
+    begins: bool
+    ended: int = 0
+    gives_up: bool = False
+
+
+def begin_preparing(handle: Any, block: int) -> Turn:
+    """In a worker: whether to prepare a block, which goes by the number of its first unit. No block is begun twice."""
+    turn: Turn = _ask(handle.begin_preparing.remote(block, ray.get_runtime_context().get_node_id()))
+    return turn
+
+
+def end_preparing(handle: Any, block: int) -> None:
+    """In a worker: it has come through the block that it has begun."""
+    handle.end_preparing.remote(block)
+
+
+class Preparing:
+    """Which processes that prepare blocks have ended, and whether it is time to give up.
+
+    Args:
+        nodes: gives the nodes that are there. A process that ended on another one is not held against the preparer.
+    """
+
+    def __init__(self, nodes: Callable[[], Collection[str]]) -> None:
+        self._nodes = nodes
+        self._begun: dict[int, str] = {}  # node of each block that a process has begun, and not come through
+        self._ended: dict[int, str] = {}  # of each block whose process has ended
+        self._num_prepared = 0
+        self._has_given_up = False
+
+    def begin(self, block: int, node: str) -> Turn:
+        """See ``begin_preparing``. node: of the process that asks."""
+        is_news = block in self._begun and not self._has_given_up
+        if block in self._begun:
+            self._ended[block] = self._begun.pop(block)
+        guilty = self._guilty()
+        # Judged anew each time: that a node is lost may be known later than that its processes have ended.
+        gives_up = guilty >= MAX_PREPARING_DEATHS and guilty * _PREPARED_PER_DEATH > self._num_prepared
+        if is_news:
+            self._has_given_up = gives_up
+            return Turn(False, guilty, gives_up)
+        if gives_up or block in self._ended:
+            return Turn(False)
+        self._begun[block] = node
+        return Turn(True)
+
+    def end(self, block: int) -> None:
+        """See ``end_preparing``."""
+        if self._begun.pop(block, None) is not None:
+            self._num_prepared += not self._has_given_up
+
+    def _guilty(self) -> int:
+        """Processes that ended and whose node did not; below the limit all of them, and nobody asks for nodes."""
+        if len(self._ended) < MAX_PREPARING_DEATHS:
+            return len(self._ended)
+        there = self._nodes()
+        return sum(node in there for node in self._ended.values())
+
+
+def _nodes_there() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
 class _Intake:
     def __init__(self) -> None:
         self._open = True
         self._attempts: Counter[int] = Counter()
         self._calls: Counter[str] = Counter()
+        self._preparing = Preparing(_nodes_there)
 
     def begin(self, units: Sequence[int]) -> int:
         if not self._open:
@@ -113,6 +190,12 @@ class _Intake:
 
     def end_call(self, call: str) -> None:
         del self._calls[call]
+
+    def begin_preparing(self, block: int, node: str) -> Turn:
+        return self._preparing.begin(block, node) if self._open else Turn(False)
+
+    def end_preparing(self, block: int) -> None:
+        self._preparing.end(block)
 
     def close(self) -> set[int]:
         self._open = False

@@ -64,11 +64,13 @@ class PoolWork(Generic[U]):
     in one thread; what a call returns runs in another one, beside the next call. prepare: builds what makes payloads
     of a block ready, where the engine has processes beside the actors for that; None where there is nothing to do. It
     is called with (units, their payloads, most seconds of a step); the actors take what it gives, and payloads as well.
+    embedder_of: what a unit's payload is prepared for, as messages name it.
     """
 
     read: Callable[[Sequence[U]], Iterator[pa.Table]]
     worker: Callable[[], Callable[[Sequence[U], Sequence[pa.Table], Attempt], Finish]]
     prepare: Callable[[], Prepare[U] | None] | None = None
+    embedder_of: Callable[[U], str] = str
 
 
 class Pool(Protocol[U_co]):

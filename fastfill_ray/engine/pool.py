@@ -124,8 +124,8 @@ def _run(
         memory=memory,
     )
     if preparers and work.prepare is not None:
-        step = PrepareBlock(work.prepare, unit_type, intake.handle, resources.call_timeout_s)
-        if is_offered(step, memory):
+        step = PrepareBlock(work.prepare, work.embedder_of, unit_type, intake.handle, resources.call_timeout_s)
+        if is_offered(step, map(work.embedder_of, units), memory):
             # Each asks for a CPU that no actor can hold, and for other resources than both its neighbours, so that Ray
             # fuses it with none of them.
             payloads = payloads.map_batches(
@@ -151,6 +151,8 @@ def _run(
             raise_packed(row["error"])
             first, receipts = row["first"], list(map(Receipt.model_validate_json, row["receipts"]))
             intake.seen(range(first, first + row["count"]))
+            if row["warning"] is not None:
+                logger.warning("%s", row["warning"])
             _say_deaths(receipts, row["attempts"])
             yield from zip(units[first : first + len(receipts)], receipts, strict=True)
             if intake.drained:
@@ -198,6 +200,7 @@ class _Read:
 def _payload_row(first: int, units: Sequence[Any], payloads: Sequence[bytes], error: str | None) -> pa.Table:
     columns = {
         "payloads": pa.array([payloads], pa.list_(pa.large_binary())),
+        "warning": pa.array([None], pa.string()),  # what the driver says when the block comes back
         "error": pa.array([error], pa.string()),
     }
     units_json = pa.array([[unit.model_dump_json() for unit in units]], pa.list_(pa.string()))
@@ -232,6 +235,7 @@ class _Actor:
         columns = {
             "receipts": pa.array([[receipt.model_dump_json() for receipt in receipts]], pa.list_(pa.string())),
             "attempts": pa.array([attempts], pa.list_(pa.int64())),
+            "warning": batch.column("warning"),
             "error": pa.array([error], pa.string()),
         }
         return pa.table({"first": [first], "count": [len(units)], **columns})
@@ -269,7 +273,7 @@ class _Actor:
         way = way_of(began)
         if way == "hopeless":
             raise EmbedderError(
-                f"unit {str(units[0])[:200]}: it has ended {began - 1} processes, at last ones that only watched "
+                f"unit {units[0]}: it has ended {began - 1} processes, at last ones that only watched "
                 "over the model's. Give the nodes more memory, lower new_model.batch_size, or mend the embedder."
             )
         journal = Journal(self._intake) if way == "isolated" else None

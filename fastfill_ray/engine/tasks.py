@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
+_CHANCES = 2  # of a task that may end its process by itself
 _LOOK_EVERY_S = 2.0  # a cluster does not grow faster
 
 
@@ -176,12 +177,22 @@ def run_once(function: Callable[[Attempt], R], resources: ResourcesConfig) -> R 
     """See ``Engine.run_once``. A process that ends, as a spot node's does, gets one more chance."""
     # The process ends with the call: what it has loaded would stay in memory beside the actors, which get their own.
     task: Any = ray.remote(max_calls=1)(_call).options(
-        num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_retries=1, name="run once"
+        num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_retries=0, name="run once"
     )
-    with original_errors():
-        try:
-            result: R = ray.get(task.remote(function, Attempt(resources.call_timeout_s)))
-        except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
-            logger.info("run once: %s", error)
-            return None
+    result: R | None = result_of(lambda: task.remote(function, Attempt(resources.call_timeout_s)))
     return result
+
+
+def result_of(submit: Callable[[], ray.ObjectRef]) -> Any | None:
+    """What the task gives that `submit` begins; None if it ended its process twice.
+
+    Args:
+        submit: of a task with ``max_retries=0``. Ray itself repeats without end what it has ended for want of memory.
+    """
+    with original_errors():
+        for _ in range(_CHANCES):
+            try:
+                return ray.get(submit())
+            except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
+                logger.info("%s", error)
+    return None

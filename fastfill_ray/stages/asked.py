@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastfill_ray.config import QuarantineConfig, QueriesConfig, shown_paths
+from fastfill_ray.config import ObjectiveConfig, QuarantineConfig, QueriesConfig, shown_paths
 from fastfill_ray.errors import InputError
+from fastfill_ray.experiment.candidate import Objective, stand_in
 from fastfill_ray.experiment.events import draw_events
 from fastfill_ray.experiment.items import MAX_QUERIES, Queries
 from fastfill_ray.inputs.gallery import Source
@@ -86,6 +87,14 @@ def read_log(
             "needed; log more, or leave it out."
         )
     return pinned, log
+
+
+def answered_by(objective: ObjectiveConfig, *, has_taken: bool) -> ObjectiveConfig:
+    """The objective; where a log says nothing of what was taken in its held-out part, what stands in for it."""
+    if objective.relevance != "log" or has_taken:
+        return objective
+    other = stand_in(Objective(objective.relevance, objective.metric))
+    return objective.model_copy(update={"relevance": other.relevance, "metric": other.metric})
 
 
 def asked_files(store: InputStore, config: QueriesConfig) -> list[PinnedFile]:

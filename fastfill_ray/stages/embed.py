@@ -70,6 +70,9 @@ class Unit(Model):
         """What is read to get its rows."""
         return Span(self.file, self.start, self.length)
 
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.unit}"
+
 
 @dataclass(frozen=True)
 class Models:
@@ -149,8 +152,15 @@ def pool_work(job: Job) -> PoolWork[Unit]:
     """
     # Readers need no model: its kwargs, which may be secret, travel to where it, or its preparer, is built.
     return PoolWork(
-        partial(read_units, replace(job, spaces={})), partial(UnitEmbedder, job), partial(unit_preparer, job)
+        partial(read_units, replace(job, spaces={})),
+        partial(UnitEmbedder, job),
+        partial(unit_preparer, job),
+        partial(_embedder_of, {name: space.embedder for name, space in job.spaces.items()}),
     )
+
+
+def _embedder_of(specs: Mapping[str, str], unit: Unit) -> str:
+    return f"{unit.model}_model.embedder {specs[unit.model]!r}"
 
 
 def unit_preparer(job: Job) -> UnitPreparer | None:
@@ -207,8 +217,7 @@ class UnitEmbedder:
         space, limit_s = self._job.spaces[units[0].model], attempt.call_timeout_s
         if attempt.journal is not None and limit_s is not None:
             self._give_up_models()
-            name = f"{units[0].folder}/{units[0].unit}"
-            with IsolatedEmbedder(name, space.embedder, space.kwargs, limit_s, attempt.journal) as isolated:
+            with IsolatedEmbedder(str(units[0]), space.embedder, space.kwargs, limit_s, attempt.journal) as isolated:
                 return embed_units(self._job, units, tables, isolated)
         if units[0].model not in self._models:
             self._models[units[0].model] = build_model(self._job, space, limit_s)
@@ -271,9 +280,7 @@ def _offsets(job: Job, unit: Unit) -> I64:
     elif unit.work is not None:
         offsets = np.flatnonzero(rows_in(job.files, unit.work, unit.unit).due(unit.wave))
     if len(offsets) != unit.rows:
-        raise InputError(
-            f"{unit.folder}/{unit.unit}: found {len(offsets)} rows in {unit.file.path}, the plan says {unit.rows}"
-        )
+        raise InputError(f"{unit}: found {len(offsets)} rows in {unit.file.path}, the plan says {unit.rows}")
     return offsets
 
 
@@ -340,7 +347,7 @@ def _write(job: Job, unit: Unit, table: pa.Table, embedded: tuple[F32, dict[int,
         details=times.details() | ({"space": job.new_space} if unit.role == "item" else {}),
     )
     if receipt.rows + len(receipt.quarantined) != unit.rows:
-        raise EmbedderError(f"{unit.folder}/{unit.unit}: {unit.rows} rows in, {receipt.rows} out, {len(unusable)} bad")
+        raise EmbedderError(f"{unit}: {unit.rows} rows in, {receipt.rows} out, {len(unusable)} bad")
     # Whether bad rows can be lived with depends on the whole wave: such a receipt is put by the driver, if at all.
     return receipt if receipt.quarantined else keep_receipt(job.files, unit, receipt)
 

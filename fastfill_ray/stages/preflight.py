@@ -26,7 +26,7 @@ from fastfill_ray.log.carry import Kept
 from fastfill_ray.log.records import Init, Plan
 from fastfill_ray.ordering.policies import CLASSIFIED, LABELLED
 from fastfill_ray.ordering.schedule import Schedule, make_schedule
-from fastfill_ray.stages.asked import pin_log, read_log
+from fastfill_ray.stages.asked import answered_by, pin_log, read_log
 from fastfill_ray.stages.embed import Models
 from fastfill_ray.stages.queries import (
     LABELS,
@@ -79,6 +79,17 @@ def inspect(
     if config.queries is not None:
         check_queries(store, config, config.queries, inspected)
     return inspected
+
+
+def say_objective(store: InputStore, config: BackfillConfig, inspected: Snapshot) -> str:
+    """What will decide, for people, as "mrr by log"; and why, where it is not what the config says."""
+    has_taken = True
+    if config.objective.relevance == "log" and config.queries is not None:
+        read = read_log(store, config.queries, inspected.id_type, config.seed)
+        has_taken = read is not None and len(read[1].held_out.taken) > 0
+    objective = answered_by(config.objective, has_taken=has_taken)
+    why = "" if has_taken else " (no item_id in the held-out part of the log says what was taken)"
+    return f"{objective.metric} by {objective.relevance}{why}"
 
 
 def schedule_of(config: BackfillConfig, rows: int, ordered: Plan | None) -> Schedule:

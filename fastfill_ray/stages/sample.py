@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 from fastfill_ray.config import ObjectiveConfig, QuarantineConfig, QueriesConfig, ResourcesConfig
 from fastfill_ray.errors import CorruptFile, EmbedderError, QuarantineExceeded
-from fastfill_ray.experiment.candidate import Objective, stand_in
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
 from fastfill_ray.inputs.gallery import (
     Source,
@@ -16,7 +15,7 @@ from fastfill_ray.inputs.gallery import (
 from fastfill_ray.log.records import Plan
 from fastfill_ray.ordering.demand import LoggedQueries
 from fastfill_ray.ordering.ids import ids_digest
-from fastfill_ray.stages.asked import Asked
+from fastfill_ray.stages.asked import Asked, answered_by
 from fastfill_ray.stages.blocks import BlockLimits, in_blocks
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.draw import count_known, draw_pairs, draw_taken
@@ -72,11 +71,8 @@ class Sample:
     known: KnownPairs = field(default_factory=dict)
 
     def answered_by(self, objective: ObjectiveConfig) -> ObjectiveConfig:
-        """The objective; where a log says nothing of what was taken, what stands in for it."""
-        if objective.relevance != "log" or self.queries.judged is not None:
-            return objective
-        other = stand_in(Objective(objective.relevance, objective.metric))
-        return objective.model_copy(update={"relevance": other.relevance, "metric": other.metric})
+        """See ``asked.answered_by``."""
+        return answered_by(objective, has_taken=self.queries.judged is not None)
 
 
 def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampling: Sampling, before: Known) -> Sample:

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from fastfill_ray.config import BackfillConfig, plan_settings
+from fastfill_ray.config import BackfillConfig, ResourcesConfig, plan_settings
 from fastfill_ray.embedders.prepared import Preparer, load_preparer, why_not_prepared
 from fastfill_ray.embedders.protocol import Embedder, Role, may_pass
-from fastfill_ray.embedders.watchdog import Limited, Watched
+from fastfill_ray.embedders.watchdog import Limited, Watched, build_limit_s, ends_process_after
 from fastfill_ray.engine.interface import Attempt
 from fastfill_ray.errors import ConfigError, EmbedderError
 from fastfill_ray.inputs.parquet import PinnedFile
 from fastfill_ray.log.records import Plan
 from fastfill_ray.stages.asked import asked_files
-from fastfill_ray.stages.batches import embed_tables
+from fastfill_ray.stages.batches import Space, embed_tables
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Job, Unit, build_model, read_units
 from fastfill_ray.stages.prepare import is_prepared, prepare_table, read_payload
@@ -32,11 +33,14 @@ from fastfill_ray.stages.quarantine import kind_of
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import parse_unit_receipt
 from fastfill_ray.storage.receipts import read_receipt
+from fastfill_ray.types import F32
 
 logger = logging.getLogger(__name__)
 
 # Rows of a call, and how many such calls from all over the rows must fail.
 _ROWS, _CALLS = 2, 4
+# Rows of a call where there is a preparer: what is wrong with a batch may be wrong from its third row on.
+_COMPARED = 8
 # Of a vector's norm, what the same row may be off when it is prepared: bfloat16, and other batches, make a hundredth.
 _NEAR = 0.05
 _SHOWN = 3  # different reasons that a message quotes
@@ -45,7 +49,7 @@ _LASTING = ("AttributeError", "ImportError", "KeyError", "ModuleNotFoundError", 
 
 @dataclass(frozen=True)
 class _Trial:
-    """Calls of one model for one role, the first of which nearly always tells."""
+    """Calls of one model for one role, the first of which nearly always tells: as many rows as it takes at most."""
 
     units: tuple[Unit, ...]
 
@@ -69,7 +73,8 @@ def try_models(
 
     Raises:
         ConfigError: a model returns vectors of another dim.
-        EmbedderError: a model cannot be built, or fails for rows from all over the gallery or the queries.
+        EmbedderError: a model cannot be built, or fails for rows from all over the gallery or the queries; or its
+            preparer fails, makes other vectors, or ends process after process.
     """
     if plan is None and _has_embedded(context.files, job.new_space):
         return
@@ -89,9 +94,23 @@ def try_models(
     prepares = config.resources.prepare_workers != 0
     with context.progress.timed("try the models"):
         answered = context.engine.run_once(partial(_try_all, job, trials, prepares), config.resources)
+        if answered is None and prepares:
+            _check_preparers(context, job, trials, config.resources)
     if answered is None:
         # Which rows do that is found out by the pool, which then gives those rows a process of their own.
         logger.warning("the process in which the models were tried on a few rows was ended; the run goes on")
+
+
+def _check_preparers(context: Context, job: Job, trials: Sequence[_Trial], resources: ResourcesConfig) -> None:
+    """After a process has ended: raises EmbedderError if preparers end one that they have to themselves, too."""
+    if context.engine.run_once(partial(_try_preparers, job, trials), resources) is None:
+        specs = {f"{trial.model}_model.embedder": job.spaces[trial.model].embedder for trial in trials}
+        whose = " or ".join(f"{key} {spec!r}" for key, spec in specs.items())
+        raise EmbedderError(
+            f"the `preparer` of {whose} ended each process in which it was tried on a few rows (a crash, no answer in "
+            "resources.call_timeout_s, six times that to be built, or no memory). Mend it, or set "
+            "resources.prepare_workers to 0."
+        )
 
 
 def _differs(plan: Plan | None, config: BackfillConfig, *parts: str) -> bool:
@@ -121,7 +140,7 @@ def _units(files: Sequence[PinnedFile], model: Any, role: Role) -> Iterator[Unit
         number = int(np.searchsorted(starts, row, side="right")) - 1
         file = files[number]
         start = max(0, min(int(row - starts[number]), file.rows - _ROWS))
-        rows = min(_ROWS, file.rows)
+        rows = min(_COMPARED, file.rows - start)
         yield Unit(
             unit=f"row {start}", folder="trial", file=file, start=start, length=rows, rows=rows, role=role, model=model
         )
@@ -133,62 +152,90 @@ def _try_all(job: Job, trials: Sequence[_Trial], prepares: bool, attempt: Attemp
         try:
             space = job.spaces[name]
             model = Watched(build_model(job, space, attempt.call_timeout_s), attempt.call_timeout_s)
-            preparer = load_preparer(space.embedder, space.kwargs) if prepares else None
+            preparer = _build_preparer(space, attempt.call_timeout_s) if prepares else None
         except EmbedderError as error:
             raise EmbedderError(f"{name}_model: {error}") from None
         for trial in trials:
             if trial.model == name:
-                _try(job, trial, model)
+                tried = _try(job, trial, model, _ROWS if preparer is None else _COMPARED)
                 if preparer is not None:
-                    _try_prepared(job, trial, model, Limited(preparer, attempt.call_timeout_s))
+                    _compare(job, tried, model, preparer)
     return True
 
 
-def _try(job: Job, trial: _Trial, model: Embedder) -> None:
-    """Raises where no call brings a vector that can be used."""
+def _try_preparers(job: Job, trials: Sequence[_Trial], attempt: Attempt) -> bool:
+    """In a process without models. It has other rows than the models had: those may be bad in themselves."""
+    for trial in trials:
+        preparer = _build_preparer(job.spaces[trial.model], attempt.call_timeout_s)
+        if preparer is not None and len(trial.units) > 1:
+            [table] = read_units(job, trial.units[-1:])
+            prepare_table(table, job.columns(trial.role), preparer, job.spaces[trial.model].batch_size)
+    return True
+
+
+def _build_preparer(space: Space, call_timeout_s: float | None) -> Preparer | None:
+    """As ``build_model`` builds the model."""
+    with ends_process_after(None if call_timeout_s is None else build_limit_s(call_timeout_s)):
+        preparer = load_preparer(space.embedder, space.kwargs)
+    return None if preparer is None else Limited(preparer, call_timeout_s)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """A unit's rows as they were read, their vectors (n, dim), and the reasons of those that have none."""
+
+    unit: Unit
+    table: pa.Table
+    vectors: F32
+    faults: Mapping[int, str]
+
+
+def _try(job: Job, trial: _Trial, model: Embedder, num_rows: int) -> _Tried:
+    """Raises where no call, of `num_rows` at most, brings a vector that can be used."""
     faults = list[str]()
     waits_s = (0.0, *job.retry_delays_s, *[0.0] * _CALLS)
     seen = _Seen(model)
-    for unit, wait_s in zip(trial.units, waits_s, strict=False):
+    for whole, wait_s in zip(trial.units, waits_s, strict=False):
         if faults and all(map(_may_pass, faults)):
             time.sleep(wait_s)
+        rows = min(num_rows, whole.rows)
+        unit = whole.model_copy(update={"length": rows, "rows": rows})
         [table] = read_units(job, [unit])
-        [(_, unusable)] = embed_tables([table], job.payload(unit.role), job.spaces[unit.model], unit.role, seen)
+        [(vectors, unusable)] = embed_tables([table], job.payload(unit.role), job.spaces[unit.model], unit.role, seen)
         if not unusable and seen.uneven is not None:  # it would embed everything, but row by row
             break
         if len(unusable) < unit.rows:
-            return
+            return _Tried(unit, table, vectors, unusable)
         faults += unusable.values()
     _check_dim(job, trial, seen)
     raise EmbedderError(_why(job, trial, faults, seen))
 
 
-def _try_prepared(job: Job, trial: _Trial, model: Embedder, preparer: Preparer) -> None:
+def _compare(job: Job, tried: _Tried, model: Embedder, preparer: Preparer) -> None:
     """Raises EmbedderError where rows that were prepared are embedded as others than these are."""
-    unit, space = trial.units[0], job.spaces[trial.model]
-    [table] = read_units(job, [unit])
-    prepared = prepare_table(table, job.columns(unit.role), preparer, space.batch_size)
-    (expected, faults), (found, later) = (
-        embed_tables([each], job.payload(unit.role), space, unit.role, model, retry_delays_s=job.retry_delays_s)[0]
-        for each in (table, prepared)
-    )
-    if not is_prepared(prepared).any() and len(faults) < unit.rows:
-        batch, _ = read_payload(table, job.payload(unit.role), np.arange(unit.rows))
+    unit, space = tried.unit, job.spaces[tried.unit.model]
+    prepared = prepare_table(tried.table, job.columns(unit.role), preparer, space.batch_size)
+    key = f"{unit.model}_model.embedder {space.embedder!r}"
+    if not is_prepared(prepared).any():
+        batch, _ = read_payload(tried.table, job.payload(unit.role), np.arange(unit.rows))
         raise EmbedderError(
-            f"{trial.model}_model.embedder {space.embedder!r}: its `preparer` prepares none of {unit.rows} rows, which "
-            f"the model embeds: {why_not_prepared(preparer, batch, unit.role)}. Mend it, or set "
-            "resources.prepare_workers to 0."
+            f"{key}: its `preparer` prepares none of {unit.rows} rows, which the model embeds: "
+            f"{why_not_prepared(preparer, batch, unit.role)}. Mend it, or set resources.prepare_workers to 0."
         )
+    [(found, later)] = embed_tables(
+        [prepared], job.payload(unit.role), space, unit.role, model, retry_delays_s=job.retry_delays_s
+    )
     for row in range(unit.rows):
-        if row in faults:
+        if row in tried.faults:
             continue
-        off, norm = (float(np.linalg.norm(each)) for each in (found[row] - expected[row], expected[row]))
+        expected = tried.vectors[row]
+        off, norm = (float(np.linalg.norm(each)) for each in (found[row] - expected, expected))
         if row not in later and off <= _NEAR * norm:
             continue
         why = later.get(row, f"the two vectors are {off:.3g} apart, and the first one's norm is {norm:.3g}")
         raise EmbedderError(
-            f"{trial.model}_model.embedder {space.embedder!r}: a row is embedded differently once its `preparer` has "
-            f"prepared it: {why}. Mend preparer or embed_prepared, or set resources.prepare_workers to 0."
+            f"{key}: row {row + 1} of {unit.rows} is embedded differently once its `preparer` has prepared them: "
+            f"{why}. Mend preparer or embed_prepared, or set resources.prepare_workers to 0."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import preparing
 from fastfill_ray.engine.in_process import InProcessEngine
-from fastfill_ray.engine.intake import Withdrawn
+from fastfill_ray.engine.intake import Preparing, Turn
 from fastfill_ray.engine.interface import Engine, PoolWork
 from fastfill_ray.engine.preparing import PrepareBlock, num_preparers
 from fastfill_ray.engine.ray_engine import RayEngine
@@ -58,23 +58,6 @@ def test_as_many_prepare_as_there_are_cpus_that_no_actor_can_hold(
     assert num_preparers(wanted, nodes, grows=grows) == expected
 
 
-class FakeJournal:
-    """Remembers calls that began and did not end."""
-
-    def __init__(self, open_calls: dict[str, int] | None) -> None:
-        self._open = open_calls
-
-    def begin(self, call: str) -> int:
-        if self._open is None:
-            raise Withdrawn("the run has stopped")
-        self._open[call] = self._open.get(call, 0) + 1
-        return self._open[call] - 1
-
-    def end(self, call: str) -> None:
-        assert self._open is not None
-        del self._open[call]
-
-
 def ten_times(units: Sequence[Number], tables: Sequence[pa.Table], limit_s: float | None) -> list[pa.Table]:
     if units[0].value == 99:
         raise EmbedderError("99 cannot be prepared")
@@ -85,13 +68,14 @@ def ten_times(units: Sequence[Number], tables: Sequence[pa.Table], limit_s: floa
     ]
 
 
-def block(*values: int, error: str | None = None) -> pa.Table:
+def block(*values: int, error: str | None = None, first: int = 7) -> pa.Table:
     packed = [pack_table(pa.table({"x": [value]})) for value in values]
     return pa.table(
         {
-            "first": [7],
+            "first": [first],
             "units": pa.array([[Number(value=value).model_dump_json() for value in values]]),
             "payloads": pa.array([packed], pa.list_(pa.large_binary())),
+            "warning": pa.array([None], pa.string()),
             "error": pa.array([error], pa.string()),
         }
     )
@@ -103,40 +87,78 @@ def contents(batch: pa.Table) -> list[list[int]]:
 
 @pytest.fixture
 def step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PrepareBlock]:
-    """Makes a step whose journal is the dict that it is given; None once the run has stopped."""
-    monkeypatch.setattr(preparing, "Journal", FakeJournal)
+    """Makes a step, which asks what it is given; None once the run has stopped."""
+    monkeypatch.setattr(
+        preparing, "begin_preparing", lambda asked, block: asked.begin(block, "node") if asked else Turn(False)
+    )
+    monkeypatch.setattr(preparing, "end_preparing", lambda asked, block: asked.end(block))
     monkeypatch.setattr(preparing, "_built", ("", None))
-    return lambda journal, prepare=ten_times: PrepareBlock(lambda: prepare, Number, journal, 60.0)
+    return lambda asked, prepare=ten_times: PrepareBlock(lambda: prepare, whose, Number, asked, 60.0)
+
+
+def whose(unit: Number) -> str:
+    return f"model {unit.value}"
+
+
+def asked() -> Preparing:
+    return Preparing(lambda: {"node"})
+
+
+def warnings(batch: pa.Table) -> list[str | None]:
+    said: list[str | None] = batch.column("warning").to_pylist()
+    return said
 
 
 def test_a_block_keeps_its_units_and_gets_other_payloads(step: Callable[..., PrepareBlock]) -> None:
-    open_calls: dict[str, int] = {}
-    before = block(3, 4)
-    after = step(open_calls)(before)
+    deaths, before = asked(), block(3, 4)
+    after = step(deaths)(before)
     assert after.drop_columns(["payloads"]).equals(before.drop_columns(["payloads"]))
     assert contents(after) == [[30], [40]]
-    assert open_calls == {}
+    assert contents(step(deaths)(before)) == [[30], [40]], "it was come through, and may be made again"
 
 
-def test_a_block_whose_process_ended_goes_on_as_it_was_read(step: Callable[..., PrepareBlock]) -> None:
-    open_calls: dict[str, int] = {}
-    with pytest.raises(KeyError):
-        step(open_calls)(block(98))
-    assert open_calls == {"prepare 7": 1}, "as of a process that was killed"
-    assert contents(step(open_calls)(block(98, 3))) == [[98], [3]]
+def test_a_block_whose_process_ended_goes_on_as_it_was_read_and_names_its_preparer(
+    step: Callable[..., PrepareBlock],
+) -> None:
+    deaths = asked()
+    with pytest.raises(KeyError):  # as of a process that was killed
+        step(deaths)(block(98))
+    after = step(deaths)(block(98, 3))
+    assert contents(after) == [[98], [3]]
+    [said] = warnings(after)
+    assert said is not None
+    assert said.startswith("the `preparer` of model 98 has ended a process (a crash, no answer, no memory, or a lost")
+    assert said.endswith("and 1 more: the actor prepares this itself")
+    assert warnings(step(deaths)(block(98))) == [None], "said once"
+
+
+def test_a_preparer_that_ends_process_after_process_is_not_asked_any_more(step: Callable[..., PrepareBlock]) -> None:
+    deaths, said = asked(), []
+    for first in range(5):
+        for _ in range(2):
+            with suppress(KeyError):
+                after = step(deaths)(block(98, first=first))
+        said += warnings(after)
+        assert contents(after) == [[98]]
+    assert [text is None for text in said] == [False, False, False, True, True]
+    assert said[2].startswith("the `preparer` of model 98 has ended 3 processes")
+    assert "no answer in 60 s (resources.call_timeout_s)" in said[2]
+    assert "from now on the actors prepare the payloads themselves" in said[2]
+    assert said[2].endswith("Mend it, or set resources.prepare_workers to 0.")
+    assert contents(step(deaths)(block(3, first=9))) == [[3]], "no block is prepared any more"
 
 
 def test_a_block_with_an_error_and_those_of_a_run_that_has_stopped_are_left_alone(
     step: Callable[..., PrepareBlock],
 ) -> None:
     failed = block(error='["InputError", "changed"]')
-    assert step({})(failed).equals(failed)
+    assert step(asked())(failed).equals(failed)
     assert contents(step(None)(block(3))) == [[3]]
-    assert contents(step({}, None)(block(3))) == [[3]], "nothing to do"
+    assert contents(step(asked(), None)(block(3))) == [[3]], "nothing to do"
 
 
 def test_an_error_of_ours_travels_as_one_of_the_pool(step: Callable[..., PrepareBlock]) -> None:
-    after = step({})(block(99))
+    after = step(asked())(block(99))
     assert after.column("error").to_pylist() == ['["EmbedderError", "99 cannot be prepared"]']
 
 

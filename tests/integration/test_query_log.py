@@ -44,8 +44,8 @@ def config(workshop: Workshop, root: Path, log: Path, **sections: Any) -> dict[s
     )
 
 
-def planned(values: dict[str, Any]) -> Plan:
-    plan = in_process(values, until="plan").state.plan
+def planned(values: dict[str, Any], **options: Any) -> Plan:
+    plan = in_process(values, until="plan", **options).state.plan
     assert plan is not None
     return plan
 
@@ -144,11 +144,20 @@ def _scores(root: Path, plan: Plan) -> list[int]:
     return sorted(found, key=lambda value: -found[value])
 
 
-def test_a_log_without_items_asks_what_the_new_model_alone_returns(workshop: Workshop, tmp_path: Path) -> None:
-    log = write_log(tmp_path / "log", workshop, with_items=False)
-    plan = planned(config(workshop, tmp_path / "root", log))
+@pytest.mark.parametrize("with_items", [False, True])
+def test_a_log_without_items_in_its_later_part_asks_what_the_new_model_alone_returns(
+    workshop: Workshop, tmp_path: Path, with_items: bool
+) -> None:
+    log = write_log(tmp_path / "log", workshop, with_items=with_items)
+    if with_items:  # of those that come first alone
+        table = pq.read_table(log)
+        taken = table.column("item_id").to_pylist()[: EVENTS // 2] + [None] * (EVENTS - EVENTS // 2)
+        pq.write_table(table.set_column(2, "item_id", pa.array(taken, pa.int64())), log)
+    said = io.StringIO()
+    plan = planned(config(workshop, tmp_path / "root", log), stream=said)
     assert plan.objective == "new_model/recall@10"
-    assert plan.policy != "taken"
+    assert "objective: recall@10 by new_model (no item_id in the held-out part" in said.getvalue()
+    assert with_items or plan.policy != "taken"
     assert "no item was taken there" in plan.choices["queries.log_path"]
     assert {p.scope for p in plan.prediction} == {"audit"}
 

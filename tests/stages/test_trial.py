@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -63,33 +63,41 @@ class Away:
 
 
 class Prepares:
-    """Its prepared rows have vectors that are off by `factor`; by None, they raise; by -1, there are none."""
+    """The vectors of its prepared rows are off by `factor`, from row `first` of a batch on; by None, they raise; by -1,
+    there are none.
+    """
 
-    def __init__(self, factor: float | None) -> None:
-        self._factor = factor
+    def __init__(self, factor: float | None, first: int = 0) -> None:
+        self._factor, self._first = factor, first
 
     @classmethod
-    def preparer(cls, factor: float | None) -> Any:
+    def preparer(cls, factor: float | None, first: int = 0) -> Any:
         return lambda batch, role: {"x": pa.array(batch["x"] if factor != -1 else [])}
 
     def __call__(self, batch: dict[str, Sequence[Any]], role: str) -> Any:
+        Prepares.rows.append(len(batch["x"]))
         return synthetic.new_vectors(np.array(batch["x"], np.float32))
+
+    rows: ClassVar[list[int]] = []  # of calls
 
     def embed_prepared(self, prepared: dict[str, pa.Array], role: str) -> Any:
         if self._factor is None:
             raise KeyError("y")
-        return self._factor * synthetic.new_vectors(np.array(prepared["x"].to_pylist(), np.float32))
+        vectors = synthetic.new_vectors(np.array(prepared["x"].to_pylist(), np.float32))
+        vectors[self._first :] *= self._factor
+        return vectors
 
 
 class Engine(InProcessEngine):
-    """Keeps what was run once."""
+    """Keeps what was run once. deaths: of the first processes that do so, which end."""
 
-    def __init__(self) -> None:
+    def __init__(self, deaths: int = 0) -> None:
         self.called: list[Any] = []
+        self._deaths = deaths
 
     def run_once(self, function: Callable[[Attempt], Any], resources: ResourcesConfig) -> Any:
         self.called.append(function)
-        return super().run_once(function, resources)
+        return None if len(self.called) <= self._deaths else super().run_once(function, resources)
 
 
 @pytest.fixture
@@ -110,9 +118,9 @@ def config_of(folder: Path, **sections: Any) -> BackfillConfig:
     return load_config(synthetic.config(folder, **{**synthetic.with_queries(folder), **sections}))
 
 
-def tried(config: BackfillConfig, plan: Plan | None = None) -> list[tuple[str, str]]:
+def tried(config: BackfillConfig, plan: Plan | None = None, *, deaths: int = 0) -> list[tuple[str, str]]:
     """(model, role) of what was tried."""
-    store, engine = InputStore(), Engine()
+    store, engine = InputStore(), Engine(deaths)
     context = Context(engine, open_files(config.output), store, Progress(io.StringIO()))
     inspected = inspect_gallery(store, store.find(config.gallery.path), config.gallery, config.resources)
     models = Models(config.new_model, config.old_model)
@@ -176,19 +184,29 @@ def test_a_service_that_is_away_for_a_moment_is_waited_for(folder: Path, waits: 
 
 
 @pytest.mark.parametrize(
-    ("factor", "why"), [(1.1, r"the two vectors are \S+ apart"), (None, "embedder raised KeyError: 'y'")]
+    ("factor", "first", "why"),
+    [
+        (1.1, 0, r"row 1 of 8 is .*: the two vectors are \S+ apart"),
+        (1.1, 2, r"row 3 of 8 is .*: the two vectors are \S+ apart"),
+        (None, 0, "row 1 of 8 is .*: embedder raised KeyError: 'y'"),
+    ],
 )
 def test_a_preparer_that_makes_other_vectors_is_said_unless_it_is_not_used(
-    folder: Path, factor: float | None, why: str
+    folder: Path, factor: float | None, first: int, why: str, waits: list[float]
 ) -> None:
-    model = {"embedder": f"{HERE}:Prepares", "kwargs": {"factor": factor}}
-    message = (
-        rf"^new_model\.embedder '.*:Prepares': a row is embedded differently .* prepared it: {why}.* Mend preparer"
-    )
-    with pytest.raises(EmbedderError, match=message):
+    model = {"embedder": f"{HERE}:Prepares", "kwargs": {"factor": factor, "first": first}}
+    with pytest.raises(EmbedderError, match=rf"^new_model\.embedder '.*:Prepares': {why}.* Mend preparer"):
         tried(config_of(folder, new_model=model))
     assert tried(config_of(folder, new_model=model, resources={"prepare_workers": 0}))
     assert tried(config_of(folder, new_model={**model, "kwargs": {"factor": 1.0}}))
+
+
+def test_rows_are_embedded_once_as_they_are_and_more_of_them_where_there_is_a_preparer(folder: Path) -> None:
+    for workers, rows in (("auto", 8), (0, 2)):
+        Prepares.rows.clear()
+        model = {"embedder": f"{HERE}:Prepares", "kwargs": {"factor": 1.0}}
+        tried(config_of(folder, new_model=model, resources={"prepare_workers": workers}))
+        assert Prepares.rows == [rows, rows], "items, then queries"
 
 
 def test_a_preparer_that_prepares_nothing_is_refused_with_its_reason(folder: Path) -> None:
@@ -199,6 +217,23 @@ def test_a_preparer_that_prepares_nothing_is_refused_with_its_reason(folder: Pat
     with pytest.raises(EmbedderError, match=message):
         tried(config_of(folder, new_model=model))
     assert tried(config_of(folder, new_model=model, resources={"prepare_workers": 0}))
+
+
+def test_a_preparer_that_ends_its_own_process_as_well_as_the_models_is_refused(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(folder, new_model={"embedder": f"{HERE}:Prepares", "kwargs": {"factor": 1.0}})
+    message = (
+        r"^the `preparer` of new_model\.embedder '.*:Prepares' or old_model\.embedder '.*' ended each process .*Mend"
+    )
+    with pytest.raises(EmbedderError, match=message):
+        tried(config, deaths=2)
+    assert len(tried(config, deaths=1)) == 2 * 3, "preparers alone came through"
+    assert "was ended; the run goes on" in caplog.text
+    caplog.clear()
+    config = config_of(folder, resources={"prepare_workers": 0})
+    assert len(tried(config, deaths=1)) == 3, "there is nothing else that may have done it"
+    assert "was ended; the run goes on" in caplog.text
 
 
 def test_bad_rows_at_the_beginning_are_not_held_against_the_model(folder: Path, waits: list[float]) -> None:
