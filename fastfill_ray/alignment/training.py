@@ -91,7 +91,10 @@ class Fit:
             self._batch = PRESETS[preset].batch
             if preset != "paper":
                 self._batch = max(MIN_BATCH, min(self._batch, len(self._x) // MIN_BATCHES))
-            self._adam = torch.optim.Adam(self._map.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+            # One pass over the weights: operation by operation they took a third of an epoch.
+            self._adam = torch.optim.Adam(
+                self._map.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
+            )
 
     def step(self) -> dict[str, float]:
         """Run one epoch and return its mean losses.
