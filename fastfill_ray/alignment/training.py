@@ -281,6 +281,18 @@ class Fit:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self._device)
 
 
+def fit_alignment(method: Method, preset: PresetName, pairs: TrainingPairs, *, seed: int) -> Alignment:
+    """An alignment, fitted without a stop.
+
+    Raises:
+        AlignmentFailed: as ``Fit``.
+    """
+    fit = Fit(method, preset, pairs, seed=seed)
+    while fit.epoch < fit.epochs:
+        fit.step()
+    return fit.finish()
+
+
 def _rms(vectors: Array) -> float:
     """Root mean square per dimension."""
     return math.sqrt(float(np.einsum("nd,nd->", vectors, vectors, dtype=np.float64)) / vectors.size)
