@@ -129,7 +129,8 @@ class MixedState:
 
     @cached_property
     def _stale(self) -> F32:
-        return self.stale.scores[:, ~self.is_new]  # (Q, m)
+        # Row by row in memory, as sorts and searches read it; an index of columns would leave it column by column.
+        return self.stale.scores.take(np.flatnonzero(~self.is_new), axis=1)  # (Q, m)
 
     @cached_property
     def _ascending(self) -> F32:
@@ -202,18 +203,24 @@ class MixedRanks:
                 next_one = not_better - 1 - inside
                 likes = rows.ravel().take(self._owner * rows.shape[1] + np.maximum(next_one, 0))
                 tied |= (likes == own) & (next_one >= 0)
-        for pair in np.flatnonzero(tied).tolist():  # equal scores are ranked by column
-            ranks[pair] += self._equal_before(pair, own[pair], served.serve)
+        pairs, step = np.flatnonzero(tied), max(1, _BLOCK_SCORES // max(len(self._state.is_new), 1))
+        for first in range(0, len(pairs), step):  # equal scores are ranked by column
+            some = pairs[first : first + step]
+            ranks[some] += self._equal_before(some, own[some], served.serve)
         return ranks
 
     def _own(self, serve: Serve) -> F32:
         """The served scores (P,) of the relevant items."""
         return np.where(self._is_new, self._of_new, serve(self._of_stale[None, :], self._position)[0])
 
-    def _equal_before(self, pair: int, score: np.float32, serve: Serve) -> int:
-        state, query, item = self._state, self._owner[pair], self._relevant.items[pair]
-        stale = serve(state.stale.scores[query : query + 1, :item], state.position[:item])[0]
-        return int((np.where(state.is_new[:item], state.new.scores[query, :item], stale) == score).sum())
+    def _equal_before(self, pairs: I64, own: F32, serve: Serve) -> I64:
+        """How many items in the columns before that of some relevant ones score as much as these, (T,) each."""
+        state, queries, items = self._state, self._owner[pairs], self._relevant.items[pairs]
+        before = np.arange(len(state.is_new)) < items[:, None]
+        stale = serve(state.stale.scores[queries], state.position)
+        served = np.where(state.is_new, state.new.scores[queries], stale)
+        equal: I64 = ((served == own[:, None]) & before).sum(axis=1)
+        return equal
 
 
 def at_most(rows: F32, owner: I64, values: F32) -> I64:
