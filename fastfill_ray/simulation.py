@@ -169,7 +169,7 @@ def _rivals(evidence: Evidence, findings: Findings) -> dict[str, Any]:
         further = users.take(np.flatnonzero([one not in measuring for one in users.ids.tolist()]))
     mapped = None
     try:
-        reverse = fit_reverse(evidence.pairs.part("train"), "kernel", "default", seed=evidence.seed, queries=further)
+        reverse = fit_reverse(evidence.train, "kernel", "default", seed=evidence.seed, queries=further)
         mapped = reverse(asking.new)[0]
     except AlignmentFailed:  # the rivals that need no map are left
         pass

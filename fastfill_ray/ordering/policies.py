@@ -26,7 +26,7 @@ LABELLED: frozenset[Policy] = frozenset({"class_margin", "class_loss"})  # they 
 CLASSIFIED: frozenset[Policy] = frozenset({"entropy", "class_loss"})  # they need a classifier
 LOGGED: frozenset[Policy] = frozenset({"demand", "taken"})  # they need a query log
 _ROWS_AT_A_TIME = 1024
-_DISTANCES = 1 << 21  # held at a time
+_DISTANCES = 1 << 22  # held at a time: fewer, and matrix products of many pairs are slow
 
 
 def random_priority(id_hash: U64, seed: int) -> F32:
