@@ -124,7 +124,8 @@ class RankedLists:
     def merged(self, is_new: Bools) -> MergedLists:
         """The two lists while some of the items (N,) are in the new index and the others in the old one."""
         inside = is_new, ~is_new
-        upto = np.stack([np.cumsum(part[columns], axis=1) for part, columns in zip(inside, self.columns, strict=True)])
+        inside_in_order = (part.take(columns) for part, columns in zip(inside, self.columns, strict=True))
+        upto = np.stack([np.cumsum(part, axis=1) for part in inside_in_order])
         return MergedLists(self, is_new, upto, np.stack([self.met[:, part].sum(axis=1) for part in inside]))
 
 
