@@ -95,13 +95,14 @@ class Mixture:
 
     def __init__(self, stale: SortedScores, new: SortedScores, turns: I64, position: F32) -> None:
         self.stale, self.new, self.position = stale, new, position
+        self._end = int(turns.max(initial=0)) + 1
         # In few bytes a row of turns is compared in a tenth of the time that looking its items up takes.
-        self._turns = turns.astype(np.min_scalar_type(int(turns.max(initial=0)) + 1))
+        self._turns = turns.astype(np.min_scalar_type(self._end))
         self._of_stale, self._of_new = (self._turns.take(scores.columns) for scores in (stale, new))  # (Q, N) each
 
     def state(self, number: int) -> MixedState:
         """The state in which the items whose turn is below `number` are new."""
-        least = self._turns.dtype.type(number)
+        least = self._turns.dtype.type(min(number, self._end))
         in_order = self._of_stale < least, self._of_new < least
         return MixedState(self.stale, self.new, self._turns < least, self.position, in_order)
 
