@@ -20,7 +20,7 @@ import numpy as np
 from fastfill_ray.alignment.maps import METHODS, Alignment, Method, PresetName
 from fastfill_ray.alignment.pairs import classifier_for, training_pairs
 from fastfill_ray.alignment.reverse import fit_reverse
-from fastfill_ray.alignment.training import Fit
+from fastfill_ray.alignment.training import fit_alignment
 from fastfill_ray.errors import AlignmentFailed, ConfigError
 from fastfill_ray.experiment.candidate import WEIGHTS, Candidate, MapView, Objective
 from fastfill_ray.experiment.experiment import Findings, Question, Reported, run_experiment
@@ -169,7 +169,7 @@ def _rivals(evidence: Evidence, findings: Findings) -> dict[str, Any]:
         further = users.take(np.flatnonzero([one not in measuring for one in users.ids.tolist()]))
     mapped = None
     try:
-        reverse = fit_reverse(evidence.pairs.part("train"), "kernel", "default", seed=evidence.seed, queries=further)
+        reverse = fit_reverse(evidence.train, "kernel", "default", seed=evidence.seed, queries=further)
         mapped = reverse(asking.new)[0]
     except AlignmentFailed:  # the rivals that need no map are left
         pass
@@ -211,10 +211,7 @@ def train_maps(
     for method in methods:
         start = time.monotonic()
         try:
-            fit = Fit(method, preset, training_pairs(train, method, classifier), seed=seed)
-            while fit.epoch < fit.epochs:
-                fit.step()
-            trained[method] = fit.finish()
+            trained[method] = fit_alignment(method, preset, training_pairs(train, method, classifier), seed=seed)
         except AlignmentFailed as error:
             failed.append(f"{method}: {error}")
             print(printable(failed[-1]), file=stream, flush=True)

@@ -22,8 +22,10 @@ WIDTHS = (0.5, 1.0, 2.0)
 # Width and strength are chosen on so many rows, where every row is a landmark: with fewer landmarks than rows
 # generalised cross-validation takes a kernel that is too wide.
 _CHOOSE_ROWS = 1000
-# Rows whose kernel is held at a time: at most 64 MiB, whatever the number of rows.
-_BLOCK_ROWS = 2048
+# Rows whose kernel is held at a time: at most 32 MiB, whatever the number of rows.
+_BLOCK_ROWS = 1024
+# Columns of the normal matrix that are added up at a time.
+_TILE = 512
 _JITTER = 1e-9
 _LEAST_FREEDOM = 1e-3
 
@@ -43,28 +45,28 @@ class Kernel:
 
 
 def gaussian(x: Array, landmarks: Array, gamma: float) -> Array:
-    """k(x, landmarks) (N, M)."""
-    squares = np.square(x).sum(axis=1)[:, None] + np.square(landmarks).sum(axis=1)[None, :]
-    products = x @ landmarks.T
-    products *= 2
-    distances = np.subtract(squares, products, out=squares)
-    np.maximum(distances, 0.0, out=distances)
-    distances *= -gamma
-    kernel: Array = np.exp(distances, out=distances)
-    return kernel
+    """k(x, landmarks) (N, M); beside it nothing as large is held."""
+    kernel: Array = x @ (2 * gamma * landmarks).T
+    kernel -= gamma * np.square(landmarks).sum(axis=1)
+    kernel -= gamma * np.square(x).sum(axis=1)[:, None]
+    np.minimum(kernel, 0.0, out=kernel)
+    return np.exp(kernel, out=kernel)
 
 
-def kernel_ridge(x: Array, y: Array, *, seed: int, max_landmarks: int = MAX_LANDMARKS) -> tuple[Kernel, Array]:
+def kernel_ridge(
+    x: Array, y: Array, *, seed: int, max_landmarks: int = MAX_LANDMARKS, left_out: Array | None = None
+) -> tuple[Kernel, Array]:
     """Fit on N rows; the landmarks are a uniform sample of them.
+
+    Memory beside x and y: one matrix of M^2 float64, and some blocks.
 
     Args:
         x: (N, D) inputs.
         y: (N, E) targets.
-
-    Memory beside x and y: two matrices of M^2 float64, and some blocks.
+        left_out: (R,) rows that are also predicted without themselves; None for all.
 
     Returns:
-        The map, and its leave-one-out predictions (N, E) in the type of y: y - (y - f(x)) / (1 - H_ii), the closed
+        The map, and its leave-one-out predictions (R, E) in the type of y: y - (y - f(x)) / (1 - H_ii), the closed
         form for any ridge regression (Golub, Heath & Wahba, 1979), H the whole map from targets to fitted values, the
         mean included. Landmarks carry no target, so keeping a row's own one is no leak.
     """
@@ -73,35 +75,50 @@ def kernel_ridge(x: Array, y: Array, *, seed: int, max_landmarks: int = MAX_LAND
     gamma, strength = _choose(np.asarray(x[few], np.float64), np.asarray(y[few], np.float64))
     landmarks = np.asarray(x[np.sort(drawn[:max_landmarks])], np.float64)
     bias = y.mean(axis=0, dtype=np.float64)
-    blocks = _blocks(len(x))
 
-    def seen(rows: slice) -> torch.Tensor:
+    def seen(rows: Array | slice) -> torch.Tensor:
         """k(x, landmarks) of some rows."""
         return torch.from_numpy(gaussian(np.asarray(x[rows], np.float64), landmarks, gamma))
 
-    normal = torch.empty(len(landmarks), len(landmarks), dtype=torch.float64)
+    normal = torch.empty(len(landmarks), len(landmarks), dtype=torch.float64)  # its upper triangle alone is kept up
     for part in _blocks(len(landmarks)):
         normal[part] = torch.from_numpy(gaussian(landmarks[part], landmarks, gamma)).mul_(strength)
     targets = torch.zeros(len(landmarks), y.shape[1], dtype=torch.float64)
     total = torch.zeros(len(landmarks), 1, dtype=torch.float64)
-    for rows in blocks:
+    for rows in _blocks(len(x)):
         kernel = seen(rows)
-        normal.addmm_(kernel.T, kernel)
+        _add_products(normal, kernel)
         targets += kernel.T @ torch.from_numpy(y[rows] - bias)
         total += kernel.sum(dim=0)[:, None]
     normal.diagonal().add_(_JITTER * float(normal.diagonal().mean()))
-    factor = torch.linalg.cholesky(normal, out=normal)
-    weight = torch.cholesky_solve(targets, factor)
-    of_constant = torch.cholesky_solve(total, factor)[:, 0]
-    left_out = np.empty(y.shape, np.result_type(y, np.float32))
-    for rows in blocks:
-        kernel = seen(rows)
-        leverage = torch.linalg.solve_triangular(factor, kernel.T, upper=False).square_().sum(dim=0)
+    # By columns, as LAPACK reads it, the upper triangle is the lower one: so it is factorised where it stands.
+    factor = normal.T
+    torch.linalg.cholesky(factor, out=factor)
+    weight, of_constant = _solved(factor, targets), _solved(factor, total)[:, 0]
+    asked = np.arange(len(x)) if left_out is None else left_out
+    predicted = np.empty((len(asked), y.shape[1]), np.result_type(y, np.float32))
+    for part in _blocks(len(asked)):
+        kernel, truth = seen(asked[part]), y[asked[part]]
+        residual = truth - bias - (kernel @ weight).numpy()
         # The bias is the targets' mean, so a row also counts through it, less what the kernel explains of a constant.
-        leverage += (1 - kernel @ of_constant) / len(x)
+        leverage = (1 - kernel @ of_constant) / len(x)
+        whitened = torch.linalg.solve_triangular(factor, kernel.T, upper=False, out=kernel.T)
+        leverage += whitened.square_().sum(dim=0)
         stays = np.maximum(1 - leverage.numpy(), _LEAST_FREEDOM)[:, None]
-        left_out[rows] = y[rows] - (y[rows] - bias - (kernel @ weight).numpy()) / stays
-    return Kernel(landmarks, gamma, weight.numpy(), bias, strength), left_out
+        predicted[part] = truth - residual / stays
+    return Kernel(landmarks, gamma, weight.numpy(), bias, strength), predicted
+
+
+def _add_products(normal: torch.Tensor, kernel: torch.Tensor) -> None:
+    """kernel (N, M) -> normal += kernel.T @ kernel in the upper triangle, which takes half the multiplications."""
+    for start in range(0, len(normal), _TILE):
+        normal[start : start + _TILE, start:].addmm_(kernel[:, start : start + _TILE].T, kernel[:, start:])
+
+
+def _solved(factor: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """x of factor @ factor.T @ x = targets; torch.cholesky_solve copies the factor first."""
+    half = torch.linalg.solve_triangular(factor, targets, upper=False)
+    return torch.linalg.solve_triangular(factor.T, half, upper=True)
 
 
 def _blocks(rows: int) -> list[slice]:

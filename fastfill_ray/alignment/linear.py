@@ -14,6 +14,7 @@ Array = NDArray[Any]
 
 # Strengths tried, as multiples of the mean eigenvalue of the inputs' scatter.
 STRENGTHS = 10.0 ** np.arange(-5.0, 3.5, 0.5)
+_BLOCK_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,16 @@ def ridge(x: Array, y: Array) -> Affine:
         y: (N, E) targets.
     """
     x_mean, y_mean = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
-    centered, targets = x - x_mean, y - y_mean
-    eigenvalues, basis = np.linalg.eigh(centered.T @ centered)
+    scatter, across, total = _products(x, y, x_mean, y_mean)
+    eigenvalues, basis = np.linalg.eigh(scatter)
     eigenvalues = np.maximum(eigenvalues, 0.0)
     scale = eigenvalues.mean()
     if scale == 0.0:
         return Affine(np.zeros((x.shape[1], y.shape[1])), y_mean)
-    rotated = basis.T @ (centered.T @ targets)
+    rotated = basis.T @ across
     alive = eigenvalues > eigenvalues[-1] * 1e-12
     explained = np.zeros_like(eigenvalues)
     explained[alive] = np.square(rotated[alive]).sum(axis=1) / eigenvalues[alive]
-    total = np.square(targets).sum()
 
     def gcv(strength: float) -> float:
         shrinkage = eigenvalues / (eigenvalues + strength)
@@ -73,13 +73,25 @@ def procrustes(x: Array, y: Array) -> Affine:
         AlignmentFailed: no direction of x says anything about y.
     """
     x_mean, y_mean = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
-    centered, targets = x - x_mean, y - y_mean
-    left, _, right = np.linalg.svd(centered.T @ targets, full_matrices=False)
+    scatter, across, total = _products(x, y, x_mean, y_mean)
+    left, _, right = np.linalg.svd(across, full_matrices=False)
     rotation = left @ right
-    spread = float(np.linalg.norm(centered @ rotation))
+    spread = float(np.sqrt(max(float((rotation * (scatter @ rotation)).sum()), 0.0)))  # ||Xc W||
     if spread == 0.0:
         raise AlignmentFailed(
             "alignment.method procrustes: the old vectors do not vary along any direction that is kept."
         )
-    weight = rotation * (np.linalg.norm(targets) / spread)
+    weight = rotation * (np.sqrt(total) / spread)
     return Affine(weight, y_mean - x_mean @ weight)
+
+
+def _products(x: Array, y: Array, x_mean: Array, y_mean: Array) -> tuple[Array, Array, float]:
+    """Xc' Xc (D, D), Xc' Yc (D, E) and ||Yc||^2 of the centred rows, a block at a time: no float64 copy of all."""
+    scatter, across, total = np.zeros((x.shape[1],) * 2), np.zeros((x.shape[1], y.shape[1])), 0.0
+    for start in range(0, len(x), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        centered, targets = x[rows] - x_mean, y[rows] - y_mean
+        scatter += centered.T @ centered
+        across += centered.T @ targets
+        total += float(np.square(targets).sum())
+    return scatter, across, total

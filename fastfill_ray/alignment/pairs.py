@@ -19,6 +19,7 @@ from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.types import F32, I64, Objects
 
 MIN_PAIRS = 16
+_BLOCK_ROWS = 2048
 # L2 penalty of the fitted softmax classifier, on vectors of unit rms per dimension.
 CLASSIFIER_PENALTY = 0.03
 
@@ -63,8 +64,11 @@ def check_pairs(pairs: TrainingPairs) -> None:
             raise AlignmentFailed(
                 f"pairs: the {space} vector in row {int(np.argmin(finite))} holds values that are not finite."
             )
-        total = np.square(vectors, dtype=np.float64).sum()
-        spread = np.square(vectors - vectors.mean(axis=0, dtype=np.float64)).sum()
+        mean, total, spread = vectors.mean(axis=0, dtype=np.float64), 0.0, 0.0
+        for start in range(0, rows, _BLOCK_ROWS):  # a float64 copy of all would be the largest array of a training
+            part = vectors[start : start + _BLOCK_ROWS].astype(np.float64)
+            total += float(np.square(part).sum())
+            spread += float(np.square(part - mean).sum())
         if not 0.0 < total < np.inf or spread <= 1e-12 * total:
             source = "gallery.side_column" if space == "side" else f"the {space} model"
             raise AlignmentFailed(f"pairs: the {space} vectors of all {rows} pairs are the same; check {source}.")

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastfill_ray.alignment.maps import Alignment, Method, PresetName
 from fastfill_ray.alignment.pairs import training_pairs
-from fastfill_ray.alignment.training import Fit
+from fastfill_ray.alignment.training import fit_alignment
 from fastfill_ray.experiment.items import PairedItems, Queries
 
 
@@ -48,7 +48,4 @@ def fit_reverse(
         pairs = replace(
             pairs, old=np.concatenate([pairs.old, queries.new]), new=np.concatenate([pairs.new, queries.old])
         )
-    fit = Fit(method, preset, pairs, seed=seed)
-    while fit.epoch < fit.epochs:
-        fit.step()
-    return fit.finish()
+    return fit_alignment(method, preset, pairs, seed=seed)

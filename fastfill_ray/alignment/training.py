@@ -7,6 +7,7 @@ Every random choice comes from ``seed`` and the epoch's number: continuing gives
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import safetensors
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastfill_ray.alignment import losses
-from fastfill_ray.alignment.kernel import MAX_LANDMARKS, kernel_ridge
+from fastfill_ray.alignment.kernel import MAX_LANDMARKS, Kernel, kernel_ridge
 from fastfill_ray.alignment.linear import Affine, Array, procrustes, ridge
 from fastfill_ray.alignment.maps import PRESETS, Alignment, KernelMap, LinearMap, Method, PresetName, make_map
 from fastfill_ray.alignment.pairs import TrainingPairs, check_pairs, pairs_digest, softmax_classifier
@@ -36,6 +37,10 @@ WARM_UP = 1 / 16
 # The paper's batch is left as published.
 MIN_BATCHES, MIN_BATCH = 16, 32
 HELD_OUT = 0.15
+# Pairs that the model of residuals sees at the most: more better it no further. On docstrings and operations (ridge,
+# two seeds) the rank correlation of the log-variance with the true error is 0.534 with these, 0.537 with all 5,500 or
+# 8,000, and 0.522 with half as many.
+MAX_HELD_OUT = 4096
 FOLDS = 5
 
 
@@ -67,10 +72,11 @@ class Fit:
         self._left_out: Array | None = None
         learnt = method in ("fastfill", "fct")
         self.epochs = PRESETS[preset].epochs if learnt else 1
-        # Pairs kept aside, that only the model of residuals sees. fastfill as published trains on all, and so it does
-        # where a second opinion would have too few to be more than one constant. Linear maps are cross-fitted.
+        # Pairs that the model of residuals sees. Learnt maps do without them, but fastfill as published trains on all,
+        # and so it does where a second opinion would have too few to be more than one constant. Maps in closed form are
+        # fitted on all, and once more without each of these.
         shuffled = generator(seed, Stream.HELD_OUT).permutation(len(old))
-        held = math.ceil(HELD_OUT * len(old)) if learnt else 0
+        held = min(math.ceil(HELD_OUT * len(old)) if learnt else len(old), MAX_HELD_OUT)
         if method == "fastfill" and (preset == "paper" or held < MIN_HELD_OUT):
             held = 0
         self._held_out, self._train = np.sort(shuffled[:held]), np.sort(shuffled[held:])
@@ -88,7 +94,10 @@ class Fit:
             self._batch = PRESETS[preset].batch
             if preset != "paper":
                 self._batch = max(MIN_BATCH, min(self._batch, len(self._x) // MIN_BATCHES))
-            self._adam = torch.optim.Adam(self._map.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+            # One pass over the weights: operation by operation they took a third of an epoch.
+            self._adam = torch.optim.Adam(
+                self._map.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
+            )
 
     def step(self) -> dict[str, float]:
         """Run one epoch and return its mean losses.
@@ -172,9 +181,10 @@ class Fit:
             for group in self._adam.param_groups:
                 group["lr"] = _learning_rate(self.epoch * batches + number, self.epochs * batches)
             rows = torch.from_numpy(chosen).to(self._device)
-            loss, squared, discriminative = self._loss(rows)
-            self._adam.zero_grad()
-            loss.backward()
+            with self._products():
+                loss, squared, discriminative = self._loss(rows)
+                self._adam.zero_grad()
+                loss.backward()
             self._adam.step()
             sums += np.array([loss.item(), squared.item(), discriminative.item()]) * len(chosen)
         report = dict(zip(("loss", "squared_error", "discriminative"), (sums / len(self._x)).tolist(), strict=True))
@@ -184,6 +194,16 @@ class Fit:
                 f"{self.epochs}. Look for outliers among the pairs' vectors, or use alignment.method ridge."
             )
         return report
+
+    def _products(self) -> AbstractContextManager[None]:
+        """How matrices are multiplied: as published in float32, else from bfloat16 numbers that add up in float32.
+
+        oneDNN does that where the processor has instructions for it (AMX), and training takes half the time. On 5,000
+        pairs of operations, FCT with and without: squared error 0.571 and 0.571, overlap@10 36.5 and 36.3.
+        """
+        if self.preset == "paper":
+            return nullcontext()
+        return torch.backends.mkldnn.flags(enabled=True, allow_tf32=None, fp32_precision="bf16")
 
     def _loss(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The batch's loss, and its mean squared error and classification (or InfoNCE) parts."""
@@ -201,16 +221,20 @@ class Fit:
 
     def _solve(self) -> dict[str, float]:
         if self.method == "kernel":
-            smooth, self._left_out = kernel_ridge(self._inputs(slice(None)), self._new, seed=self._seed)
+            smooth, self._left_out = self._kernel_ridge()
             self._map = KernelMap.of(smooth)
-            squared = float(np.square(self._left_out - self._new).mean())
+            squared = float(np.square(self._left_out - self._new[self._held_out]).mean())
             return {"loss": squared, "squared_error": squared, "strength": smooth.strength}
-        fitted = self._closed_form(np.arange(len(self._old)))
+        fitted, some = self._closed_form(slice(None)), self._held_out
         self._map = LinearMap.of(fitted)
-        squared = float(np.square(fitted(self._inputs(slice(None))) - self._new).mean())
+        squared = float(np.square(fitted(self._inputs(some)) - self._new[some]).mean())
         return {"loss": squared, "squared_error": squared, "strength": fitted.strength}
 
-    def _closed_form(self, rows: Array) -> Affine:
+    def _kernel_ridge(self) -> tuple[Kernel, Array]:
+        """The map of all pairs, and the scaled new vectors (R, E) of the held-out ones by maps without them."""
+        return kernel_ridge(self._inputs(slice(None)), self._new, seed=self._seed, left_out=self._held_out)
+
+    def _closed_form(self, rows: Array | slice) -> Affine:
         return (ridge if self.method == "ridge" else procrustes)(self._inputs(rows), self._new[rows])
 
     def _inputs(self, rows: Array | slice) -> Array:
@@ -219,24 +243,24 @@ class Fit:
         return old if self._side is None else np.concatenate([old, self._side[rows]], axis=1)
 
     def _residuals(self, mapping: nn.Module) -> ResidualModel | None:
+        held = self._held_out
+        if len(held) == 0:
+            return None
         if self.method in ("fastfill", "fct"):
-            held = self._held_out
-            if len(held) == 0:
-                return None
             side = None if self._side is None else torch.from_numpy(self._side[held])
             with torch.inference_mode():
                 aligned = mapping(torch.from_numpy(self._old[held]), side)[0].numpy()
-            return fit_residual_model(self._old[held], aligned, self._new[held])
-        if self.method == "kernel":
+        elif self.method == "kernel":
             left_out = self._left_out
             if left_out is None:  # restored from a checkpoint after the fit
-                left_out = kernel_ridge(self._inputs(slice(None)), self._new, seed=self._seed)[1]
-            return fit_residual_model(self._old, left_out.astype(np.float32), self._new)
-        aligned = np.empty_like(self._new)
-        for fold in np.array_split(generator(self._seed, Stream.FOLDS).permutation(len(self._old)), FOLDS):
-            rest = np.setdiff1d(np.arange(len(self._old)), fold)
-            aligned[fold] = self._closed_form(rest)(self._inputs(fold))
-        return fit_residual_model(self._old, aligned, self._new)
+                left_out = self._kernel_ridge()[1]
+            aligned = left_out.astype(np.float32)
+        else:
+            aligned = np.empty_like(self._new[held])
+            for fold in np.array_split(generator(self._seed, Stream.FOLDS).permutation(len(held)), FOLDS):
+                rest = np.setdiff1d(np.arange(len(self._old)), held[fold])
+                aligned[fold] = self._closed_form(rest)(self._inputs(held[fold]))
+        return fit_residual_model(self._old[held], aligned, self._new[held])
 
     def _classifier(self, pairs: TrainingPairs) -> tuple[nn.Linear | None, Tensor | None]:
         """The frozen classifier, on scaled vectors, and each train pair's class; (None, None) if labels say nothing."""
@@ -259,9 +283,21 @@ class Fit:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self._device)
 
 
+def fit_alignment(method: Method, preset: PresetName, pairs: TrainingPairs, *, seed: int) -> Alignment:
+    """An alignment, fitted without a stop.
+
+    Raises:
+        AlignmentFailed: as ``Fit``.
+    """
+    fit = Fit(method, preset, pairs, seed=seed)
+    while fit.epoch < fit.epochs:
+        fit.step()
+    return fit.finish()
+
+
 def _rms(vectors: Array) -> float:
     """Root mean square per dimension."""
-    return math.sqrt(float(np.square(vectors, dtype=np.float64).mean()))
+    return math.sqrt(float(np.einsum("nd,nd->", vectors, vectors, dtype=np.float64)) / vectors.size)
 
 
 def _learning_rate(step: int, steps: int) -> float:

@@ -21,7 +21,7 @@ from fastfill_ray.ordering.waves import order_key
 from fastfill_ray.retrieval.calibration import Form, MixedScores, OrderCalibration, fit_calibration
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
 from fastfill_ray.retrieval.metrics import metrics_of
-from fastfill_ray.retrieval.mixed_ranks import MixedState, SortedScores
+from fastfill_ray.retrieval.mixed_ranks import MixedRanks, Mixture, RelevantScores, SortedScores
 from fastfill_ray.types import F32, F64, I64, U64, Bools, Relevance
 
 POINTS = 22  # of the published curve: FastFill evaluates after floor(i N / 21) items, i = 0..21
@@ -184,17 +184,28 @@ class Backfill:
         is_new: Bools = self._places < cutoff
         return is_new if sampled is None else is_new | sampled
 
-    def _measure(self, fitted: FittedCalibrations, cutoff: int, sampled: Bools | None) -> Measured:
-        """``Shadow.measure`` of the served scores, from sorted ones."""
-        new = self.shadow.sorted_new
-        state = MixedState(self.sorted_stale, new, self._is_new(cutoff, sampled), self.positions)
-        calibration = fitted.at(cutoff / self.size)
-        served = state.served(calibration.apply, in_order=calibration.slope == 0)
-        return {
-            (relevance, metric): values
-            for relevance, relevant in self.shadow.relevant.items()
-            for metric, values in metrics_of(relevant, state.relevant(relevant).ranks(served)).items()
-        }
+    def _measure(self, fitted: FittedCalibrations, cutoffs: Sequence[int], sampled: Bools | None) -> list[Measured]:
+        """``Shadow.measure`` of the scores served at each cutoff, from sorted ones."""
+        stale, new = self.sorted_stale, self.shadow.sorted_new
+        scores = {name: RelevantScores.of(stale, new, relevant) for name, relevant in self.shadow.relevant.items()}
+        turns = self._places + 1
+        if sampled is not None:
+            turns[sampled] = 0
+        mixture = Mixture(stale, new, turns, self.positions)
+        states: list[Measured] = []
+        for cutoff in cutoffs:
+            state, calibration = mixture.state(cutoff + 1), fitted.at(cutoff / self.size)
+            served = state.served(calibration.apply, in_order=calibration.slope == 0)
+            states.append(
+                {
+                    (relevance, metric): values
+                    for relevance, of_relevant in scores.items()
+                    for metric, values in metrics_of(
+                        of_relevant.relevant, MixedRanks(state, of_relevant).ranks(served)
+                    ).items()
+                }
+            )
+        return states
 
     def fit(
         self, objective: Objective, form: Form, knots: Sequence[float] = KNOTS, sampled: Bools | None = None
@@ -234,7 +245,7 @@ class Backfill:
         blocks: list[Measured] = []
         for first in range(0, max(len(self.stale), 1), step):
             block = measured.some(first, first + step)
-            states = [block._measure(fitted, cutoff, sampled) for cutoff in points]
+            states = block._measure(fitted, points, sampled)
             blocks.append({key: np.stack([state[key] for state in states]) for key in states[0]})
         values = {key: np.concatenate([block[key] for block in blocks], axis=1) for key in blocks[0]}
         return Curve(np.array(points) / self.size, values)

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastfill_ray.experiment.candidate import Allowed, Candidate, Objective, policies_allowed, stand_in
+from fastfill_ray.experiment.candidate import Allowed, Candidate, MapView, Objective, policies_allowed, stand_in
 from fastfill_ray.experiment.curves import (
     KNOTS,
+    Backfill,
     Curve,
     FittedCalibrations,
     cutoffs_at,
@@ -25,7 +26,7 @@ from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
 from fastfill_ray.experiment.items import MAX_QUERIES, Queries
 from fastfill_ray.experiment.prediction import predict_gallery
 from fastfill_ray.experiment.search import Choice, Watcher, choose
-from fastfill_ray.experiment.shadow import Measured
+from fastfill_ray.experiment.shadow import Measured, Shadow
 from fastfill_ray.ordering.policies import LOGGED, Policy
 from fastfill_ray.retrieval.calibration import FORMS, Form, fit_queries
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
@@ -167,17 +168,17 @@ class Report:
     ) -> None:
         self.fitted_by, self.shown_by = fitted_by, shown_by
         self._calibration, self._audit, self._seed = calibration, audit, seed
-        self._fit_queries = calibration.answered(fitted_by.relevance).first(fit_queries(fitted_by.metric))
-        self._fit_shadow = calibration.shadow(self._fit_queries).only([fitted_by.relevance])
+        few = calibration.answered(fitted_by.relevance).first(fit_queries(fitted_by.metric))
         self._queries = audit.answered(shown_by.relevance).first(MAX_QUERIES)
         self.shadow = audit.shadow(self._queries)
+        self._of_calibration = _Backfills(calibration, few, calibration.shadow(few).only([fitted_by.relevance]))
+        self._of_audit = _Backfills(audit, self._queries, self.shadow)
         self._fitted: dict[Candidate, FittedCalibrations] = {}
 
     def fit(self, candidate: Candidate) -> FittedCalibrations:
         """The candidate's calibrations, on the calibration split."""
         if candidate not in self._fitted:  # the winner is reported and predicted
-            backfill = self._calibration.backfill(candidate, self._fit_queries, self._fit_shadow)
-            self._fitted[candidate] = backfill.fit(self.fitted_by, candidate.form)
+            self._fitted[candidate] = self._of_calibration.of(candidate).fit(self.fitted_by, candidate.form)
         return self._fitted[candidate]
 
     def fit_versions(self, candidate: Candidate, first: float) -> FittedCalibrations:
@@ -189,13 +190,12 @@ class Report:
         """
         if candidate.policy not in LOGGED:
             return self.fit(candidate)
-        backfill = self._calibration.backfill(candidate, self._fit_queries, self._fit_shadow)
         sampled = stand_for_pairs(self._calibration.items.id_hash, first, self._seed)
-        return backfill.fit(self.fitted_by, candidate.form, (0.0, 0.02, *KNOTS), sampled)
+        return self._of_calibration.of(candidate).fit(self.fitted_by, candidate.form, (0.0, 0.02, *KNOTS), sampled)
 
     def curve(self, candidate: Candidate, cutoffs: Sequence[int] | None = None) -> Curve:
         """The candidate's curve on the audit split, at the 22 published points unless told otherwise."""
-        backfill = self._audit.backfill(candidate, self._queries, self.shadow)
+        backfill = self._of_audit.of(candidate)
         cutoffs = published_cutoffs(backfill.size) if cutoffs is None else cutoffs
         return backfill.trace(self.fit(candidate), cutoffs)
 
@@ -236,13 +236,29 @@ class Report:
 
     def at(self, candidate: Candidate, fractions: Sequence[float], first: float, seed: int) -> F64:
         """The values (F, Q) of a candidate at some fractions; first: the share that is new from version 0 on."""
-        backfill = self._audit.backfill(candidate, self._queries, self.shadow)
+        backfill = self._of_audit.of(candidate)
         sampled = stand_for_pairs(self._audit.items.id_hash, first, seed)
         cutoffs = cutoffs_at(backfill.sample, sampled, fractions)
         relevances: list[Relevance] = [self.shown_by.relevance]
         fitted = self.fit_versions(candidate, first)
         curve = backfill.trace(fitted, cutoffs, relevances=relevances, sampled=sampled)
         return curve.values[self.shown_by.relevance, self.shown_by.metric]
+
+
+class _Backfills:
+    """Backfills of one split as some queries see it. The last scores are kept, sorted: a map's orders share them."""
+
+    def __init__(self, split: HeldOut, queries: Queries, shadow: Shadow) -> None:
+        self._split, self._queries, self._shadow = split, queries, shadow
+        self._last: tuple[MapView, float, Backfill] | None = None
+
+    def of(self, candidate: Candidate) -> Backfill:
+        """The candidate's backfill."""
+        view, weight = candidate.view, candidate.weight
+        if self._last is None or self._last[:2] != (view, weight):
+            self._last = None  # not two at a time
+            self._last = view, weight, self._split.backfill(candidate, self._queries, self._shadow)
+        return self._last[2].ordered(self._split.order(candidate))
 
 
 def share_errors(fractions: Sequence[float], size: int) -> F64:

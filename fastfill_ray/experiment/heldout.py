@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -58,10 +59,15 @@ class Evidence:
     def views(self) -> list[MapView]:
         return [view for method in self.maps for view in views_of(method, self.metric)]
 
-    @property
+    @cached_property
+    def train(self) -> PairedItems:
+        """The train pairs."""
+        return self.pairs.part("train")
+
+    @cached_property
     def new_norm(self) -> float:
         """The mean norm of the train pairs' new vectors: what aligned vectors are brought to."""
-        return float(np.linalg.norm(self.pairs.part("train").new, axis=1).mean())
+        return float(np.linalg.norm(self.train.new, axis=1).mean())
 
     def as_indexed(self, view: MapView, aligned: F32) -> F32:
         """Aligned vectors (N, E) as an index would hold them under a view of their map."""
@@ -73,7 +79,7 @@ class Evidence:
         The proxy queries are train pairs or from the fit part of the log, so no query that measures is ever one of
         them; the spread of their evidence is measured on items that the map has not seen.
         """
-        train = self.pairs.part("train")
+        train = self.train
         by_pairs, logged = "expected_gain" in policies, self.logged
         by_log = logged is not None and bool(LOGGED & set(policies))
         proxies, demanded = None, None

@@ -45,7 +45,7 @@ class _Rows:
 
     def shuffled(self, seed: int) -> Self:
         """The same rows in the order of a seeded hash of their ids: the first n are a uniform sample of any size."""
-        return self.take(np.argsort(seeded_hash(self.id_hash, seed + HashSeed.SHUFFLE), kind="stable"))
+        return self.take(self._shuffle(seed))
 
     def first(self, count: int) -> Self:
         """At most so many of the rows, from the beginning."""
@@ -53,7 +53,11 @@ class _Rows:
 
     def sample(self, count: int, seed: int) -> Self:
         """At most `count` of the rows, uniformly, in the order of ``shuffled``."""
-        return self.shuffled(seed).first(count)
+        return self.take(self._shuffle(seed)[:count])
+
+    def _shuffle(self, seed: int) -> I64:
+        """The rows (N,) in the order of ``shuffled``."""
+        return np.argsort(seeded_hash(self.id_hash, seed + HashSeed.SHUFFLE), kind="stable")
 
 
 @dataclass(frozen=True, eq=False)

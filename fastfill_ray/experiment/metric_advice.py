@@ -9,7 +9,7 @@ from typing import NamedTuple, get_args
 
 from fastfill_ray.experiment.candidate import Objective
 from fastfill_ray.experiment.items import PairedItems, Queries
-from fastfill_ray.experiment.shadow import make_shadow
+from fastfill_ray.experiment.shadow import Unseen, make_shadow, scores_of
 from fastfill_ray.retrieval.intervals import Interval, paired_difference
 from fastfill_ray.types import F64, Metric
 
@@ -37,10 +37,10 @@ def advise_metric(
     shadow = make_shadow(items, queries, metric)
     if not shadow.answered(objective.relevance).any():
         return None
-    by_objective = shadow.only([objective.relevance])
+    by_objective, unseen = shadow.only([objective.relevance]), Unseen.of(items, queries)
 
     def values(of_metric: Metric) -> F64:
-        scores = shadow.new if of_metric == metric else make_shadow(items, queries, of_metric).new
+        scores = shadow.new if of_metric == metric else scores_of(queries.new, items.new, of_metric, unseen)
         return by_objective.measure(scores)[objective.relevance, objective.metric]
 
     given = values(metric)

@@ -8,13 +8,13 @@ Legend: Q queries, N items, D old dim, P relevant (query, item) pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from fastfill_ray.experiment.curves import Backfill, Curve, FittedCalibrations, backfill_order, published_cutoffs
 from fastfill_ray.experiment.items import PairedItems, Queries
-from fastfill_ray.experiment.shadow import Measured, Shadow, make_shadow
+from fastfill_ray.experiment.shadow import Measured, Shadow, Unseen, make_shadow, scores_of
 from fastfill_ray.ordering.policies import random_priority
 from fastfill_ray.retrieval.metrics import metrics_of
 from fastfill_ray.retrieval.ranking import rank
@@ -53,9 +53,7 @@ def rival_curves(
 
     def of_old_index(asking: F32) -> F32:
         """Scores (Q, N) of the old vectors, asked with some vectors (Q, D)."""
-        scores = make_shadow(items, replace(queries, old=asking), metric).old
-        assert scores is not None
-        return scores
+        return scores_of(asking, items.old, metric, Unseen.of(items, queries))
 
     if shadow.old is not None:
         arms = shadow.arms()
@@ -126,7 +124,8 @@ class RankedLists:
     def merged(self, is_new: Bools) -> MergedLists:
         """The two lists while some of the items (N,) are in the new index and the others in the old one."""
         inside = is_new, ~is_new
-        upto = np.stack([np.cumsum(part[columns], axis=1) for part, columns in zip(inside, self.columns, strict=True)])
+        inside_in_order = (part.take(columns) for part, columns in zip(inside, self.columns, strict=True))
+        upto = np.stack([np.cumsum(part, axis=1) for part in inside_in_order])
         return MergedLists(self, is_new, upto, np.stack([self.met[:, part].sum(axis=1) for part in inside]))
 
 

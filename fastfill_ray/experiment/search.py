@@ -144,6 +144,7 @@ class Race:
     def expectation(self, candidate: Candidate) -> Interval:
         """The mean of ``expected``, with a jackknife interval that covers the draw of items and queries."""
         areas = self.expected(candidate)
+        self._backfills.clear()  # all candidates are compared: each group below needs the memory
         without = []
         self._watcher.begin("interval", JACKKNIFE_GROUPS)
         for group in range(JACKKNIFE_GROUPS):

@@ -14,7 +14,6 @@ from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.demand import Demand, TakenItems, column_priority, demand, taken
 from fastfill_ray.ordering.ids import seeded_hash
 from fastfill_ray.ordering.proxies import Proxies
-from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.types import F32, U64, Objects
 
 T = TypeVar("T")
@@ -27,7 +26,7 @@ LABELLED: frozenset[Policy] = frozenset({"class_margin", "class_loss"})  # they 
 CLASSIFIED: frozenset[Policy] = frozenset({"entropy", "class_loss"})  # they need a classifier
 LOGGED: frozenset[Policy] = frozenset({"demand", "taken"})  # they need a query log
 _ROWS_AT_A_TIME = 1024
-_DISTANCES = 1 << 21  # held at a time
+_DISTANCES = 1 << 22  # held at a time: fewer, and matrix products of many pairs are slow
 
 
 def random_priority(id_hash: U64, seed: int) -> F32:
@@ -114,9 +113,12 @@ def class_margin(aligned: F32, labels: Objects, reference: F32, reference_labels
     starts = np.searchsorted(classes, np.arange(len(number)))
     num_known = int(np.searchsorted(classes, len(number)))
     rows = max(1, _DISTANCES // max(1, len(reference)))
+    # |a - r|^2 - |a|^2: what an item adds to all its distances falls out of their difference.
+    minus_twice, squares = -2 * reference, np.square(reference).sum(axis=1)
     for start in range(0, len(aligned), rows):
         part = slice(start, start + rows)
-        distances = -similarity(aligned[part], reference, "l2")
+        distances = aligned[part] @ minus_twice.T
+        distances += squares
         worst = distances.max(axis=1)
         least = np.full((len(distances), len(number) + 1), np.inf, np.float32)  # the last of an item without a class
         if len(number):

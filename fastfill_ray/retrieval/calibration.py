@@ -64,8 +64,9 @@ class OrderCalibration:
 
     def apply(self, stale: F32, position: F32) -> F32:
         """Scores (Q, N) as they are served; position (N,)."""
-        shift = np.float32(self.offset) + np.float32(self.slope) * position.astype(np.float32)
-        return np.float32(self.scale) * stale + shift[None, :]
+        served: F32 = np.float32(self.scale) * stale
+        served += np.float32(self.offset) + np.float32(self.slope) * position.astype(np.float32)
+        return served
 
     def between(self, other: OrderCalibration, share: float) -> OrderCalibration:
         """Linear interpolation, `share` of the way to `other`."""

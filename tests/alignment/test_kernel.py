@@ -109,6 +109,25 @@ def test_left_out_predictions_are_those_of_fits_without_the_row(noise: float, la
     assert np.square(y - left_out).mean() == pytest.approx(np.square(y - expected).mean(), rel=0.01)
 
 
+def test_blocks_of_rows_and_tiles_of_landmarks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = toy(50)
+    whole, left_out = kernel_ridge(x, y, seed=0, max_landmarks=20)
+    monkeypatch.setattr(module, "_BLOCK_ROWS", 9)
+    monkeypatch.setattr(module, "_TILE", 6)
+    tiled, left_out_tiled = kernel_ridge(x, y, seed=0, max_landmarks=20)
+    np.testing.assert_allclose(tiled(x), whole(x), atol=1e-6)
+    np.testing.assert_allclose(left_out_tiled, left_out, atol=1e-6)
+
+
+def test_only_the_rows_asked_for_are_left_out_one_by_one() -> None:
+    x, y = toy(50)
+    rows = np.array([3, 4, 49, 20])
+    result, left_out = kernel_ridge(x, y, seed=0, max_landmarks=20, left_out=rows)
+    of_all, left_out_of_all = kernel_ridge(x, y, seed=0, max_landmarks=20)
+    np.testing.assert_allclose(left_out, left_out_of_all[rows], atol=1e-6)
+    np.testing.assert_allclose(result(x), of_all(x), atol=1e-6)
+
+
 def test_width_and_strength_are_those_of_least_generalised_cross_validation_error() -> None:
     x, y = toy(50)
     result, _ = kernel_ridge(x, y, seed=0)

@@ -1,9 +1,11 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfill_ray.alignment.linear import STRENGTHS, procrustes, ridge
+from fastfill_ray.alignment.linear import STRENGTHS, Affine, procrustes, ridge
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(5, 5), (4, 9), (9, 4)]))
@@ -54,6 +56,16 @@ def test_ridge_takes_the_strength_of_least_generalised_cross_validation() -> Non
 
     scale = np.linalg.eigvalsh(centered.T @ centered).mean()
     assert np.isclose(ridge(x, y).strength, min(scale * STRENGTHS, key=gcv))
+
+
+@pytest.mark.parametrize("fit", [ridge, procrustes])
+def test_rows_are_read_block_by_block(fit: Callable[..., Affine], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    x, y = (rng.normal(size=(50, dim)).astype(np.float32) for dim in (4, 6))
+    whole = fit(x, y)
+    monkeypatch.setattr("fastfill_ray.alignment.linear._BLOCK_ROWS", 7)
+    assert np.allclose(fit(x, y).weight, whole.weight)
+    assert np.allclose(fit(x, y).bias, whole.bias)
 
 
 def test_ridge_with_fewer_rows_than_dims_does_not_interpolate_noise() -> None:

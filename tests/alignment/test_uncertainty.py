@@ -53,6 +53,17 @@ def test_pairs_kept_aside_shape_the_second_opinion_and_not_the_map() -> None:
     assert changed == {"residuals.weight", "residuals.constants"}
 
 
+@pytest.mark.parametrize("method", ["fct", "kernel", "ridge", "procrustes"])
+def test_of_many_pairs_a_sample_tells_what_all_of_them_would(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = make(900)
+    by_all = fitted(method, pairs)(pairs.old)[1]
+    monkeypatch.setattr("fastfill_ray.alignment.training.MAX_HELD_OUT", 130)
+    by_few = fitted(method, pairs)(pairs.old)[1]
+    assert not np.allclose(by_few, by_all, atol=1e-3)
+    assert np.corrcoef(by_few, by_all)[0, 1] > 0.8
+    assert np.isclose(np.exp(by_few).mean(), np.exp(by_all).mean(), rtol=0.2)
+
+
 @pytest.mark.parametrize("method", ["fct", "ridge", "procrustes"])
 def test_where_the_second_opinion_is_the_only_one_both_are_the_same(method: Method) -> None:
     pairs = make(300)

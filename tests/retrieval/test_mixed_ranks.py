@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastfill_ray.retrieval.calibration import MixedScores, OrderCalibration
 from fastfill_ray.retrieval.metrics import METRICS, measure
-from fastfill_ray.retrieval.mixed_ranks import OF_THE_BEST, MixedState, SortedScores, at_most
+from fastfill_ray.retrieval.mixed_ranks import OF_THE_BEST, MixedState, Mixture, SortedScores, at_most
 from fastfill_ray.retrieval.ranking import ranks_of
 from fastfill_ray.retrieval.relevance import RelevantItems
 
@@ -44,6 +44,24 @@ def test_ranks_are_those_of_the_served_scores(seed: int, queries: int, items: in
         expected = ranks_of(scores.under(calibration), {"": relevant})[""]
         found = ranks.ranks(mixed.served(calibration.apply, in_order=calibration.slope == 0))
         np.testing.assert_array_equal(found, expected, err_msg=str(calibration))
+
+
+@pytest.mark.parametrize("last", [0, 3, 254, 255, 256])
+def test_a_mixture_has_the_states_that_are_made_one_by_one(last: int) -> None:
+    scores, relevant = state(last, 5, 300, 8)
+    turns = np.random.default_rng(last).integers(0, last + 1, 300)
+    stale, new = SortedScores.of(scores.stale), SortedScores.of(scores.new)
+    mixture = Mixture(stale, new, turns, scores.position)
+    for number in (0, 1, last, last + 1, last + 300):
+        mixed = mixture.state(number)
+        alone = MixedState(stale, new, turns < number, scores.position)
+        for calibration in CALIBRATIONS:
+            in_order = calibration.slope == 0
+            ranks, expected = (
+                each.relevant(relevant).ranks(each.served(calibration.apply, in_order=in_order))
+                for each in (mixed, alone)
+            )
+            np.testing.assert_array_equal(ranks, expected)
 
 
 @pytest.mark.parametrize("metric", METRICS)
