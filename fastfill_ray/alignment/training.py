@@ -36,8 +36,8 @@ WARM_UP = 1 / 16
 # The paper's batch is left as published.
 MIN_BATCHES, MIN_BATCH = 16, 32
 HELD_OUT = 0.15
-# Pairs that the model of residuals sees at the most: more better it no further. On docstrings and operations (ridge,
-# two seeds) the rank correlation of the log-variance with the true error is 0.534 with these, 0.537 with all 5,500 or
+# Pairs that the model of residuals sees at most: with more it is no better. On docstrings and operations (ridge, two
+# seeds) the rank correlation of the log-variance with the true error is 0.534 with these, 0.537 with all 5,500 or
 # 8,000, and 0.522 with half as many.
 MAX_HELD_OUT = 4096
 FOLDS = 5
