@@ -189,6 +189,32 @@ def test_a_priority_column_of_the_users_is_the_order(workshop: Workshop, tmp_pat
     assert order == sorted(order, reverse=True)
 
 
+def with_views(workshop: Workshop, folder: Path) -> dict[str, Any]:
+    """The section of a gallery that has a column `views` beside: id modulo 101."""
+    folder.mkdir()
+    for number, path in enumerate(sorted((workshop.folder / "gallery").iterdir())):
+        table = pq.read_table(path)
+        views = pa.array(table.column("id").to_numpy() % 101)
+        pq.write_table(table.append_column("views", views), folder / f"{number}.parquet")
+    return {"path": str(folder)}
+
+
+@pytest.mark.parametrize("column_first", [True, False])
+def test_a_priority_column_comes_or_goes_as_a_log_does_the_opposite(
+    workshop: Workshop, log: Path, tmp_path: Path, column_first: bool
+) -> None:
+    gallery = with_views(workshop, tmp_path / "gallery")
+    both = config(workshop, tmp_path / "root", log, gallery=gallery, alignment={"method": "ridge"})
+    by_column = {**both, "queries": None, "policy": {"column": "views"}}
+    first, then = (by_column, both) if column_first else (both, by_column)
+    plans = [planned(first), planned(then)]
+    assert plans[0 if column_first else 1].policy == "column"
+    assert plans[1 if column_first else 0].policy != "column"
+    embedded = {path.parent for path in (tmp_path / "root" / "pairs").glob("*/c*.receipt.json")}
+    assert len(embedded) == 1, "the pairs are the same items: none is embedded again"
+    assert planned({**by_column, "queries": both["queries"]}).policy == "column"
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
