@@ -251,10 +251,26 @@ def test_orders_by_a_log_need_one(workshop: Workshop, tmp_path: Path) -> None:
         in_process(workshop.config(tmp_path / "root", objective={"relevance": "log"}))
 
 
-def test_a_policy_for_taken_items_needs_some(workshop: Workshop, tmp_path: Path) -> None:
-    log = write_log(tmp_path / "log", workshop, with_items=False)
-    with pytest.raises(ConfigError, match="the query log names no items that were taken; add a column item_id"):
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        (None, "taken; add a column item_id, or choose another policy"),
+        ("none", "taken; fill in its column item_id, or choose another policy"),
+        ("late", "taken in the part that orders, only in the held-out one; fill in its column item_id"),
+    ],
+)
+def test_a_policy_for_taken_items_needs_some_and_says_so_before_anything_starts(
+    workshop: Workshop, tmp_path: Path, kept: str | None, told: str
+) -> None:
+    log = write_log(tmp_path / "log", workshop, with_items=kept is not None)
+    if kept is not None:
+        table = pq.read_table(log).sort_by("time")
+        taken = table.column("item_id").to_pylist()
+        late = [value if kept == "late" and row > 0.8 * EVENTS else None for row, value in enumerate(taken)]
+        pq.write_table(table.set_column(2, "item_id", pa.array(late, pa.int64())), log)
+    with pytest.raises(ConfigError, match=rf"{log}: the query log names no items that were {told}"):
         in_process(config(workshop, tmp_path / "root", log, policy={"name": "taken"}))
+    assert not (tmp_path / "root").exists()
 
 
 def test_a_log_of_one_moment_cannot_be_cut(workshop: Workshop, log: Path, tmp_path: Path) -> None:
