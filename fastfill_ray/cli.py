@@ -419,7 +419,7 @@ def _delete(arguments: argparse.Namespace) -> int:
         ids = f"{recorded.ids:,} id{'' if recorded.ids == 1 else 's'}"
         print(f"Record {recorded.record}: {recorded.kind} of {ids}, whether or not a version holds them.")
         if recorded.kind == "DELETE":
-            print("Readers leave them out from their next refresh() on. Their bytes stay until the versions expire.")
+            print("Readers leave them out from their next refresh() on. Their bytes stay under the root.")
         else:
             print("Readers return them again from their next refresh() on, if the version that they open holds them.")
     return 0
