@@ -145,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         delete.set_defaults(act=_delete, kind=name.upper())
 
     simulate = commands.add_parser("simulate", help="which map, order and calibration suit your pairs; no Ray, no run")
-    simulate.add_argument("--pairs", required=True, help="Parquet with id, old, new, optional label, group, split ...")
+    pairs_help = "Parquet with id, old, new, optional label, group, split ...; or a run's folder pairs/<fp>"
+    simulate.add_argument("--pairs", required=True, help=pairs_help)
     simulate.add_argument("--out", required=True, help="folder for simulation.json")
     simulate.add_argument("--objective", metavar="label/map", help="relevance/metric that everything is chosen by")
     simulate.add_argument("--queries", help="Parquet with new, optional id, old, label, group")
