@@ -145,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         delete.set_defaults(act=_delete, kind=name.upper())
 
     simulate = commands.add_parser("simulate", help="which map, order and calibration suit your pairs; no Ray, no run")
-    simulate.add_argument("--pairs", required=True, help="Parquet with id, old, new, optional label, group, split ...")
+    pairs_help = "Parquet with id, old, new, optional label, group, split ...; or a run's folder pairs/<fp>"
+    simulate.add_argument("--pairs", required=True, help=pairs_help)
     simulate.add_argument("--out", required=True, help="folder for simulation.json")
     simulate.add_argument("--objective", metavar="label/map", help="relevance/metric that everything is chosen by")
     simulate.add_argument("--queries", help="Parquet with new, optional id, old, label, group")
@@ -419,7 +420,7 @@ def _delete(arguments: argparse.Namespace) -> int:
         ids = f"{recorded.ids:,} id{'' if recorded.ids == 1 else 's'}"
         print(f"Record {recorded.record}: {recorded.kind} of {ids}, whether or not a version holds them.")
         if recorded.kind == "DELETE":
-            print("Readers leave them out from their next refresh() on. Their bytes stay until the versions expire.")
+            print("Readers leave them out from their next refresh() on. Their bytes stay under the root.")
         else:
             print("Readers return them again from their next refresh() on, if the version that they open holds them.")
     return 0

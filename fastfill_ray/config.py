@@ -245,7 +245,9 @@ class AlignmentConfig(Part):
 
 
 class PolicyConfig(Part):
-    """`policy: {column: NAME}` is short for policy `column` with ``gallery.priority_column``."""
+    """`policy: {column: NAME}` is short for policy `column` with ``gallery.priority_column``; another name, or another
+    column there, is refused.
+    """
 
     name: Literal[
         "auto", "random", "uncertainty", "entropy", "expected_gain", "class_margin", "class_loss", "demand", "taken",
@@ -386,11 +388,15 @@ class BackfillConfig(Part):
         if not isinstance(policy, Mapping) or "column" not in policy or not isinstance(gallery, Mapping):
             return values
         rest = {key: value for key, value in policy.items() if key != "column"}
-        return {
-            **values,
-            "gallery": {**gallery, "priority_column": policy["column"]},
-            "policy": {"name": "column", **rest},
-        }
+        column, name = policy["column"], rest.setdefault("name", "column")
+        named = gallery.get("priority_column") or column
+        for key, found, expected in (("policy.name", name, "column"), ("gallery.priority_column", named, column)):
+            if found != expected:
+                raise ValueError(
+                    f"policy.column is {column!r}, which says that {key} is {expected!r}, but {key} is {found!r}. "
+                    "Leave one of the two keys out"
+                )
+        return {**values, "gallery": {**gallery, "priority_column": column}, "policy": rest}
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

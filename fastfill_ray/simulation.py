@@ -83,7 +83,8 @@ def simulate(
     """Simulate whole backfills on pairs.
 
     Args:
-        pairs: Parquet with `id`, `old`, `new`, optional `label`, `group`, `weight`, `side`, `split`; or the items.
+        pairs: Parquet with `id`, `old`, `new`, optional `label`, `group`, `weight`, `side`, `split`; a run's folder
+            `pairs/<fp>`; or the items.
         objective: "relevance/metric": what is optimised; `label`, `qrels` or `new_model`, and one of the metrics. None
             for label/map where pairs (and queries) have labels, else new_model/recall@10.
         queries: Parquet with `new`, optional `id`, `old`, `label`, `group`; None: the items of a split ask it.

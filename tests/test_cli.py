@@ -312,7 +312,7 @@ def test_delete_and_undelete_say_how_many_ids_which_record_and_when_it_is_seen(
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         f"Record {first}: DELETE of 2 ids, whether or not a version holds them.",
-        "Readers leave them out from their next refresh() on. Their bytes stay until the versions expire.",
+        "Readers leave them out from their next refresh() on. Their bytes stay under the root.",
     ]
     code, out, err = run("undelete", "--ids", str(ids))
     assert (code, err) == (0, "")

@@ -126,6 +126,16 @@ def test_a_config_cannot_be_changed_afterwards(part: str) -> None:
         ({"waves": ["half"]}, ["waves.0: found 'half'", "number"]),
         ({"waves": [float("nan")]}, ["waves.0: found nan", "finite"]),
         # Parts that do not fit together.
+        # A policy's column beside what says otherwise.
+        (
+            {"policy": {"column": "prio", "name": "random"}},
+            ["policy.column is 'prio', which says that policy.name is 'column', but policy.name is 'random'. Leave"],
+        ),
+        ({"policy": {"column": "prio", "name": "auto"}}, ["policy.column is 'prio'", "policy.name is 'auto'"]),
+        (
+            {"policy": {"column": "prio"}, "gallery": {"priority_column": "id"}},
+            ["policy.column is 'prio', which says that gallery.priority_column is 'prio'", "but", "is 'id'. Leave one"],
+        ),
         (
             {"gallery": {"label_column": None}, "objective": {"relevance": "label"}},
             ["objective.relevance is 'label' but gallery.label_column is not set"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 import fastfill_ray as ff
 from fastfill_ray.cli import main
 from fastfill_ray.errors import ConfigError, InputError
+from fastfill_ray.report.hits import Hit
 from fastfill_ray.report.shadow import Comparison, shadow_text
 from fastfill_ray.retrieval.calibration import OrderCalibration
 from fastfill_ray.shadow import ShadowRequest, shadow
@@ -232,6 +234,22 @@ def test_flips_are_shown_side_by_side_with_the_payload(
     assert hit["payload"] == {"label": living.items[hit["id"]].label}
     with pytest.raises(SystemExit):
         main([*command[:-3], "three"])
+
+
+@pytest.mark.parametrize("length", [8, 12, 13, 24, 36, 50])
+def test_long_ids_leave_room_for_the_payload(tmp_path: Path, length: int) -> None:
+    two_versions(tmp_path / "root")
+    found = ask(tmp_path / "root", queries=write(tmp_path / "queries.parquet", v=list(vectors(40, seed=7))))
+    sides = tuple([Hit(f"{name}{rank}".rjust(length, "0"), 0.5) for rank in range(5)] for name in "ab")
+    example = found.examples[0]._replace(hits=sides)
+    payload = {hit.id: [f"of {hit.id.strip('0')} and so on"] for hits in sides for hit in hits}
+    text = shadow_text(replace(found, examples=(example,), columns=("text",), payload=payload), 100)
+    for hits in sides:
+        for hit in hits:
+            assert str(hit.id) in text
+            assert payload[hit.id][0][:8] in text
+    assert all(len(line) <= 100 for line in text[text.index("\nversion 0") :].splitlines())
+    assert ("version 0" + " " * 42 + "version 1" in text) == (length <= 12)
 
 
 def test_why_there_is_no_payload_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

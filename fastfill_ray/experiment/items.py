@@ -98,13 +98,12 @@ class PairedItems(_Rows):
 
     def with_added(self, items: PairedItems) -> PairedItems:
         """These items and behind them others, which are `added`; columns that either lacks are left out."""
-        both: dict[str, Any] = {
-            field.name: np.concatenate([getattr(self, field.name), getattr(items, field.name)])
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), np.ndarray) and isinstance(getattr(items, field.name), np.ndarray)
-        }
+        both: dict[str, Any] = {}
+        for name in (field.name for field in fields(self) if field.name not in ("added", "fingerprint")):
+            columns = [getattr(self, name), getattr(items, name)]
+            both[name] = None if any(column is None for column in columns) else np.concatenate(columns)
         added = np.concatenate([~self.counted, np.ones(len(items.ids), bool)])
-        return replace(self, **{**both, "added": added})
+        return replace(self, **both, added=added)
 
     def part(self, split: Split) -> PairedItems:
         """The items of one split."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from numbers import Integral
 from typing import Any
 
 import faiss
@@ -152,10 +153,11 @@ class Index:
         Raises:
             SpaceMismatch: queries or old queries of another dim.
             ValueError: queries that are not finite numbers; old queries that are needed and missing, or not as many as
-                queries; k or nprobe below 1.
+                queries; k or nprobe that is no whole number of at least 1.
         """
-        if k < 1 or (nprobe is not None and nprobe < 1):
-            raise ValueError(f"k is {k}, nprobe is {nprobe}: both must be at least 1")
+        for name, given in (("k", k), ("nprobe", 1 if nprobe is None else nprobe)):
+            if not isinstance(given, Integral) or given < 1:
+                raise ValueError(f"{name} is {given!r}: a whole number of at least 1 is expected")
         snapshot = self._snapshot
         new = prepare_queries(queries, self.dim, self.metric)
         old = self._old_queries(snapshot, old_queries, len(new)) if snapshot.needs_old_queries else None

@@ -1,4 +1,4 @@
-"""The pairs file: items with both vectors, as `simulate` reads them from one Parquet file."""
+"""The pairs file: items with both vectors, as `simulate` reads them from Parquet, or from a run's `pairs/<fp>`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from fastfill_ray.inputs.table import Column, Role, pin
 from fastfill_ray.ordering.ids import hash_ids, seeded_hash
 from fastfill_ray.ordering.streams import HashSeed
 from fastfill_ray.storage.arrow import objects
+from fastfill_ray.storage.paths import parse_unit_output
 from fastfill_ray.types import SPLITS, IdType, Objects
 
 SHARES = (0.7, 0.15, 0.15)
@@ -141,9 +142,10 @@ _Parts = list[tuple[str, pa.Table]]
 def _read(store: InputStore, path: str, wanted: tuple[str, ...], optional: tuple[str, ...]) -> tuple[_Parts, list[str]]:
     """The files with rows, each with its path, and which optional columns they have."""
     roles = {name: _ROLES.get(name, "payload") for name in (*wanted, *optional)}
-    found = pin(
-        store, store.find(path), [Column(name, name, role, optional=name in optional) for name, role in roles.items()]
-    )
+    files = store.find(path)
+    # In a run's folder the vectors that were embedded lie beside the pairs.
+    files = [file for file in files if parse_unit_output(file.path) is None] or files
+    found = pin(store, files, [Column(name, name, role, optional=name in optional) for name, role in roles.items()])
     if found.rows == 0:
         raise InputError(f"{path}: there are no rows")
     present = [name for name in optional if name not in found.absent]

@@ -105,7 +105,7 @@ def _tail(handle: IO[bytes], length: int) -> bytes:
 def _not_parquet(file: InputFile, error: pa.ArrowException) -> InputError:
     return InputError(
         f"{file.path}: not a readable Parquet file of {file.size} bytes ({_first_line(error)}). "
-        "It is truncated or of another format: write it again, or move it out of the folder."
+        "It is truncated or of another format. Write it again as Parquet, or leave it out of the input."
     )
 
 

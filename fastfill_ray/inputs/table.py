@@ -182,7 +182,7 @@ def _kind_of(column: Column, files: Sequence[tuple[PinnedFile, pa.Schema]]) -> s
                 continue
             raise InputError(
                 f"{file.path}: column {column.name!r} ({column.key}) is missing, but other files have it. Add it, or "
-                "move the file out of the folder."
+                "leave the file out of the input."
             )
         with naming(file.path):
             kind = _kind_in(column, file, schema)

@@ -11,10 +11,13 @@ from fastfill_ray.report.hits import Hit, cut, display_width, hits_table, padded
 from fastfill_ray.report.wording import percent, score, score_interval
 from fastfill_ray.retrieval.flips import Flips
 from fastfill_ray.retrieval.intervals import Interval
+from fastfill_ray.sanitize import printable
 
 # Of an example, in the text: lists of ten side by side fill the screen with what is the same.
 _HITS_SHOWN = 5
 _GAP = "   "
+# Longer ids than this part of a side, where there is a payload, and the versions stand below each other.
+_ID_SHARE = 4
 
 
 class Latency(NamedTuple):
@@ -116,7 +119,7 @@ def _hit_json(comparison: Comparison, hit: Hit) -> dict[str, Any]:
 
 
 def shadow_text(comparison: Comparison, width: int) -> str:
-    """The figures, then the examples, both versions side by side.
+    """The figures, then the examples, both versions side by side; one below the other where ids are long.
 
     Args:
         width: columns of the terminal.
@@ -168,12 +171,19 @@ def _score(interval: Interval) -> str:
 
 def _example(comparison: Comparison, example: Example, width: int) -> str:
     half = (width - len(_GAP)) // 2
+    beside = [hits[:_HITS_SHOWN] for hits in example.hits]
+    longest = max((display_width(printable(str(hit.id))) for hits in beside for hit in hits), default=0)
+    # Ids are whole: long ones would leave half a line no room for the payload.
+    is_stacked = bool(comparison.columns) and longest > half // _ID_SHARE
     sides = []
-    for version, hits in zip(comparison.versions, example.hits, strict=True):
-        table = hits_table([hits[:_HITS_SHOWN]], comparison.columns, comparison.payload, half)
+    for version, hits in zip(comparison.versions, beside, strict=True):
+        table = hits_table([hits], comparison.columns, comparison.payload, width if is_stacked else half)
         sides.append([f"version {version}", *table.splitlines()])
-    room = max([half if comparison.columns else 0, *(display_width(line) for line in sides[0])])
-    rows = [f"{padded(left, room)}{_GAP}{right}".rstrip() for left, right in zip_longest(*sides, fillvalue="")]
+    if is_stacked:
+        rows = [line for side in sides for line in side]
+    else:
+        room = max([half if comparison.columns else 0, *(display_width(line) for line in sides[0])])
+        rows = [f"{padded(left, room)}{_GAP}{right}".rstrip() for left, right in zip_longest(*sides, fillvalue="")]
     counted = f"asked {example.traffic:,.0f} times" if example.traffic.is_integer() else f"traffic {example.traffic:g}"
     times = f", {counted}" if example.traffic != 1 else ""
     same = f"{round(example.overlap * comparison.k)} of {comparison.k} hits the same"

@@ -68,8 +68,10 @@ def plan_pairs(
         stage: whose the vectors are.
     """
     rows = [[unit, drawn.offsets[unit], drawn.split_of[unit]] for unit in sorted(drawn.offsets)]
-    # The ledger is named by every column that the pairs are read from but the payload, and by what it is read as.
-    name = fingerprint([snapshot.ledger, rows, new_space, gallery.payload_columns])
+    # The ledger is named by every column that the pairs are read from, and by what it is read as; all but the payload
+    # and the priorities, which it does not check.
+    priorities = [] if gallery.priority_column is None else [gallery.priority_column]
+    name = fingerprint([snapshot.ledger, rows, new_space, gallery.payload_columns, *priorities])
     units = [
         Unit(
             unit=chunk.unit,

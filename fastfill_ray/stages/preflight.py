@@ -21,6 +21,7 @@ from fastfill_ray.errors import ConfigError, InputError, SpaceMismatch, TooManyR
 from fastfill_ray.index.factory import check_factory
 from fastfill_ray.inputs.labels import comparable_labels
 from fastfill_ray.inputs.locate import InputStore, Listing
+from fastfill_ray.inputs.query_log import ITEM, QueryLog
 from fastfill_ray.inputs.table import TableInput, dim_of
 from fastfill_ray.log.carry import Kept
 from fastfill_ray.log.records import Init, Plan
@@ -237,7 +238,21 @@ def check_queries(store: InputStore, config: BackfillConfig, queries: QueriesCon
     if queries.log_path is not None:
         pinned = pin_log(store, queries, queries.log_path, inspected.id_type)
         check_query_columns(store, config, of_log(queries), pinned, inspected)
-        read_log(store, queries, inspected.id_type, config.seed)
+        read = read_log(store, queries, inspected.id_type, config.seed)
+        if config.policy.name == "taken" and read is not None:
+            check_taken(shown_paths(queries.log_path), *read)
+
+
+def check_taken(path: str, pinned: TableInput, log: QueryLog) -> None:
+    """Raises ConfigError if the part of a log that orders does not say what was taken: policy `taken` reads it."""
+    if log.item_traffic.any():
+        return
+    later = " in the part that orders, only in the held-out one" if log.held_out.taken_traffic.any() else ""
+    mend = "add a column" if ITEM in pinned.absent else "fill in its column"
+    raise ConfigError(
+        f"policy.name is 'taken' but queries.log_path {path}: the query log names no items that were taken{later}; "
+        f"{mend} {ITEM}, or choose another policy"
+    )
 
 
 def check_query_columns(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fastfill_ray.config import BackfillConfig, ResourcesConfig, plan_settings
+from fastfill_ray.config import BackfillConfig, ResourcesConfig, plan_settings, shown_paths
 from fastfill_ray.embedders.prepared import Preparer, load_preparer, why_not_prepared
 from fastfill_ray.embedders.protocol import Embedder, Role, may_pass
 from fastfill_ray.embedders.watchdog import Limited, Watched, build_limit_s, ends_process_after
@@ -274,10 +274,12 @@ def _why(job: Job, trial: _Trial, faults: Sequence[str], seen: _Seen) -> str:
     for fault in faults:
         alike.setdefault(kind_of(fault), []).append(fault)
     reasons = [f"{same[0]} ({len(same)} times)" for same in list(alike.values())[:_SHOWN]]
+    paths = list(dict.fromkeys(unit.file.path for unit in trial.units))
     return (
         f"{key} {spec!r}: {len(faults)} of {len(faults)} {what} could not be embedded: {'; '.join(reasons)}. It was "
         f"called with the columns {', '.join(map(repr, job.payload(trial.role)))}. The embedder or the config is "
-        f"wrong, not single rows: mend {key}, its kwargs or {read}."
+        f"wrong, not single rows: mend {key}, its kwargs or {read}. Or these columns hold nothing that it can embed: "
+        f"look into {shown_paths(paths if len(paths) > 1 else paths[0])}."
     )
 
 

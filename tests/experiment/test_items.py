@@ -89,6 +89,20 @@ def test_taking_from_what_was_taken_is_taking_once(first: list[int], second: lis
     assert rows_of(part) == [first[row] for row in second]
 
 
+@pytest.mark.parametrize("column", ["labels", "groups", "weights", "side", "priority"])
+def test_a_column_that_the_added_items_or_those_before_lack_is_left_out(column: str) -> None:
+    whole = replace(items_of(), priority=np.arange(N, dtype=np.float32))
+    lacking = replace(whole, **{column: None})
+    for some, others in ((whole, lacking), (lacking, whole)):
+        both = some.with_added(others.first(3))
+        assert getattr(both, column) is None
+        lengths = {len(value) for value in vars(both).values() if isinstance(value, np.ndarray)}
+        assert lengths == {N + 3}
+        assert len(both.part("train").ids) == len(whole.part("train").ids) + 1
+    assert getattr(whole.with_added(whole.first(3)), column) is not None
+    assert whole.with_added(lacking.first(3)).with_added(whole.first(2)).size == N
+
+
 def test_a_part_is_its_split_in_the_order_of_the_whole() -> None:
     for number, split in enumerate(SPLITS):
         assert rows_of(items_of().part(split)) == list(range(number, N, 3))

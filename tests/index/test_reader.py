@@ -280,6 +280,9 @@ def test_bad_queries_are_refused(tmp_path: Path) -> None:
         index.search(np.ones((1, 4)))
     with pytest.raises(ValueError, match="k is 0"):
         index.search(np.ones((1, DIM)), 0)
+    for wrong in (2.5, "3", None):
+        with pytest.raises(ValueError, match=rf"k is {wrong!r}: a whole number of at least 1 is expected"):
+            index.search(np.ones((1, DIM)), k=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nprobe is 0"):
         index.search(np.ones((1, DIM)), nprobe=0)
 

@@ -85,6 +85,18 @@ def test_string_ids_and_a_folder_of_files_are_read_alike(tmp_path: Path) -> None
     np.testing.assert_array_equal(result.new, np.stack(values["new"]))
 
 
+def test_of_a_runs_folder_the_pairs_are_read_and_not_what_lies_beside_them(tmp_path: Path) -> None:
+    folder, unit = tmp_path / "pairs" / ("0" * 16), "c" + "1" * 16
+    folder.mkdir(parents=True)
+    table, digest = pa.table(columns()), "2" * 16
+    pq.write_table(table, folder / f"pairs.{digest}.parquet")
+    pq.write_table(table.select(["id"]), folder / f"{unit}.{digest}.parquet")
+    pq.write_table(table.select(["old"]), folder / f"items.{unit}.{digest}.parquet")
+    (folder / "receipt.json").write_text("{}")
+    result, _ = read_pairs(InputStore(), str(folder), metric="cosine", seed=0)
+    assert result.ids.tolist() == table.column("id").to_pylist()
+
+
 def test_a_part_holds_the_rows_of_its_split_in_every_column(path: Path) -> None:
     values = columns(
         label=[str(i) for i in range(N)],

@@ -68,6 +68,13 @@ def test_a_truncated_file_is_refused_by_name(folder: Path, kept: float) -> None:
         pinned(folder)
 
 
+def test_a_file_of_another_format_is_refused_wherever_it_is_named(folder: Path) -> None:
+    (folder / "a.csv").write_text("id,text\n1,lamp\n")
+    with pytest.raises(InputError, match="Write it again as Parquet, or leave it out of the input") as caught:
+        pin(STORE, STORE.find(str(folder / "a.csv")), COLUMNS)
+    assert "folder." not in str(caught.value), "it lies in none that is named"
+
+
 @pytest.mark.parametrize(
     ("second", "what"),
     [

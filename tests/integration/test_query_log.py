@@ -189,6 +189,32 @@ def test_a_priority_column_of_the_users_is_the_order(workshop: Workshop, tmp_pat
     assert order == sorted(order, reverse=True)
 
 
+def with_views(workshop: Workshop, folder: Path) -> dict[str, Any]:
+    """The section of a gallery that has a column `views` beside: id modulo 101."""
+    folder.mkdir()
+    for number, path in enumerate(sorted((workshop.folder / "gallery").iterdir())):
+        table = pq.read_table(path)
+        views = pa.array(table.column("id").to_numpy() % 101)
+        pq.write_table(table.append_column("views", views), folder / f"{number}.parquet")
+    return {"path": str(folder)}
+
+
+@pytest.mark.parametrize("column_first", [True, False])
+def test_a_priority_column_comes_or_goes_as_a_log_does_the_opposite(
+    workshop: Workshop, log: Path, tmp_path: Path, column_first: bool
+) -> None:
+    gallery = with_views(workshop, tmp_path / "gallery")
+    both = config(workshop, tmp_path / "root", log, gallery=gallery, alignment={"method": "ridge"})
+    by_column = {**both, "queries": None, "policy": {"column": "views"}}
+    first, then = (by_column, both) if column_first else (both, by_column)
+    plans = [planned(first), planned(then)]
+    assert plans[0 if column_first else 1].policy == "column"
+    assert plans[1 if column_first else 0].policy != "column"
+    embedded = {path.parent for path in (tmp_path / "root" / "pairs").glob("*/c*.receipt.json")}
+    assert len(embedded) == 1, "the pairs are the same items: none is embedded again"
+    assert planned({**by_column, "queries": both["queries"]}).policy == "column"
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -225,10 +251,26 @@ def test_orders_by_a_log_need_one(workshop: Workshop, tmp_path: Path) -> None:
         in_process(workshop.config(tmp_path / "root", objective={"relevance": "log"}))
 
 
-def test_a_policy_for_taken_items_needs_some(workshop: Workshop, tmp_path: Path) -> None:
-    log = write_log(tmp_path / "log", workshop, with_items=False)
-    with pytest.raises(ConfigError, match="the query log names no items that were taken; add a column item_id"):
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        (None, "taken; add a column item_id, or choose another policy"),
+        ("none", "taken; fill in its column item_id, or choose another policy"),
+        ("late", "taken in the part that orders, only in the held-out one; fill in its column item_id"),
+    ],
+)
+def test_a_policy_for_taken_items_needs_some_and_says_so_before_anything_starts(
+    workshop: Workshop, tmp_path: Path, kept: str | None, told: str
+) -> None:
+    log = write_log(tmp_path / "log", workshop, with_items=kept is not None)
+    if kept is not None:
+        table = pq.read_table(log).sort_by("time")
+        taken = table.column("item_id").to_pylist()
+        late = [value if kept == "late" and row > 0.8 * EVENTS else None for row, value in enumerate(taken)]
+        pq.write_table(table.set_column(2, "item_id", pa.array(late, pa.int64())), log)
+    with pytest.raises(ConfigError, match=rf"{log}: the query log names no items that were {told}"):
         in_process(config(workshop, tmp_path / "root", log, policy={"name": "taken"}))
+    assert not (tmp_path / "root").exists()
 
 
 def test_a_log_of_one_moment_cannot_be_cut(workshop: Workshop, log: Path, tmp_path: Path) -> None:

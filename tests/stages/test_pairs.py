@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fastfill_ray.config import BackfillConfig, load_config
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.stages.draw import Drawn
+from fastfill_ray.stages.ledger import _ledger_folder
 from fastfill_ray.stages.pairs import plan_pairs
 from fastfill_ray.stages.queries import pin_queries, plan_queries
-from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery
+from fastfill_ray.stages.snapshot import Snapshot, inspect_gallery, source_of
 from fastfill_ray.types import fingerprint
 from tests import synthetic
 
@@ -37,11 +40,30 @@ def test_pairs_are_named_by_what_is_drawn_and_by_the_columns_that_they_are_read_
         name(drawn, snapshot, "another space"),
         name(drawn, snapshot, payload_columns=["x", "label"]),
         name(drawn, snapshot.model_copy(update={"ledger": "ledger/of-others"})),
+        name(drawn, snapshot, priority_column="views"),
+        name(drawn, snapshot, priority_column="clicks"),
     }
-    assert len({first, *others}) == 6
+    assert len({first, *others}) == 8
     # The gallery around the drawn rows has no say, nor has the order of its files.
     assert name(drawn, snapshot.model_copy(update={"fingerprint": "another"})) == first
     assert name(Drawn(dict(reversed(drawn.offsets.items())), drawn.split_of), snapshot) == first
+
+
+@pytest.mark.parametrize("column", ["label", "group", "weight", "side", "priority"])
+def test_pairs_with_another_optional_column_are_others(tmp_path: Path, column: str) -> None:
+    """Else stored pairs have, or lack, a column that the config does not have, or has."""
+    synthetic.write_gallery(tmp_path / "gallery")
+
+    def name(**gallery: Any) -> str:
+        given = config(tmp_path, **{"label_column": None, **gallery})
+        found = inspect_gallery(InputStore(), InputStore().find(given.gallery.path), given.gallery, given.resources)
+        source = source_of(InputStore(), given, found)
+        snapshot = found.model_copy(update={"ledger": _ledger_folder(source)})
+        unit = snapshot.chunks[0].unit
+        return plan_pairs(Drawn({unit: (1,)}, {unit: ("train",)}), given.gallery, snapshot, "space").fingerprint
+
+    values = {"label": "label", "group": "label", "weight": "id", "side": "embedding", "priority": "id"}
+    assert name() != name(**{f"{column}_column": values[column]})
 
 
 def test_without_a_group_column_the_embedded_queries_keep_their_name(tmp_path: Path) -> None:

@@ -170,7 +170,8 @@ def test_what_fails_for_queries_alone_names_their_columns(
     how: str, error: str, waited: list[float], folder: Path, waits: list[float]
 ) -> None:
     message = (
-        rf"8 of 8 queries .*: embedder raised {error}: \S+ \S+ \(8 times\)\. .* kwargs or queries\.payload_columns"
+        rf"8 of 8 queries .*: embedder raised {error}: \S+ \S+ \(8 times\)\. .* kwargs or queries\.payload_columns\. "
+        r"Or these columns hold nothing that it can embed: look into \S+/queries/\S+\.parquet\."
     )
     with pytest.raises(EmbedderError, match=message):
         tried(config_of(folder, **fails(how, "query")))
