@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fastfill_ray.experiment.items import LEAST_ASKING
 from fastfill_ray.log.records import MetricValue, Plan
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import work_ahead_s
@@ -150,6 +151,20 @@ def predicted_name(plan: Plan) -> str:
     """The metric that is predicted, with its relevance where that is not the objective's."""
     relevance, _, metric = predicted_objective(plan).partition("/")
     return metric_name(metric) if predicts_objective(plan) else f"{metric_name(metric)} by {relevance}"
+
+
+def asked(plan: Plan) -> int | None:
+    """Queries that the prediction is a mean over; None where that is not known."""
+    return plan.prediction[0].queries if plan.prediction else None
+
+
+def few_asked(plan: Plan) -> str:
+    """That so few queries tell next to nothing, as a clause; "" where they are enough, or not known."""
+    queries = asked(plan)
+    if queries is None or queries >= LEAST_ASKING:
+        return ""
+    are = "query is held out that has" if queries == 1 else "queries are held out that have"
+    return f"only {queries} {are} an answer, and at least {LEAST_ASKING} are needed to tell anything"
 
 
 def predicted_scope(plan: Plan) -> Scope:
