@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from fastfill_ray.log.records import Plan, Version
+from fastfill_ray.log.records import MetricValue, Plan, Prediction, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import embed_seconds_per_row
 from fastfill_ray.report.findings import against, difference, finding, held_against, loss
@@ -104,7 +104,7 @@ def _before_first_version(state: State, plan: Plan) -> Answer:
     if few := few_asked(plan):
         nothing = "what is predicted tells next to nothing. Each version is measured when it is made"
         return Answer("wait", f"Make version {len(state.versions)} and decide then: {few}, so that {nothing}.")
-    ends = [*promised, *([] if new is None else [new])]
+    ends: list[Prediction | MetricValue] = [*promised, *([] if new is None else [new])]
     if old is not None and ends and max(end.value for end in ends) <= old.value:
         best, highest = max(ends, key=lambda end: end.value), max(end.high for end in ends)
         had = f"the old system has {score(old.value)}"
