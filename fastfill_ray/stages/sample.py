@@ -169,8 +169,8 @@ def _plan_taken(
     if not len(asked.answers):
         return None
     most = min(MAX_TAKEN, max(MIN_TAKEN, sampling.num_pairs // 2))
-    drawn, in_gallery = draw_taken(context, snapshot, asked.answers, pairs.offsets, most, sampling.seed)
-    asked.found(in_gallery)
+    drawn, *in_gallery = draw_taken(context, snapshot, asked.answers, pairs.offsets, most, sampling.seed)
+    asked.found(*in_gallery)
     if not drawn.offsets:
         return None
     # With those of the queries: whatever lies with the pairs' is taken for embedded by the next plan, and served.

@@ -317,6 +317,22 @@ def test_taken_items_of_the_part_that_orders_are_looked_for_in_the_gallery(
     )
 
 
+def test_it_is_said_how_many_events_cannot_be_measured_since_the_gallery_lacks_what_was_taken(
+    workshop: Workshop, log: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(log).sort_by("time")
+    items, place = table.column("item_id").to_numpy(), np.arange(len(table))
+    lacking = (place >= 0.7 * len(table)) & (place % 5 == 0)
+    path = tmp_path / "some.parquet"
+    pq.write_table(table.set_column(2, "item_id", pa.array(np.where(lacking, items + 10_000_000, items))), path)
+    note = planned(config(workshop, tmp_path / "root", path)).choices["queries.log_path"]
+    said = re.search(
+        r"([\d,]+) of these are not in the gallery, so that ([\d,]+) of the 450 events cannot be measured", note
+    )
+    assert said is not None, note
+    assert int(said[2]) == lacking.sum() >= int(said[1]) > 0
+
+
 @pytest.mark.parametrize(("count", "weight"), [(1e308, 1.0), (1e200, 1e200), (1e25, 1.0)])
 def test_traffic_beyond_measure_is_refused_by_row(
     workshop: Workshop, log: Path, tmp_path: Path, count: float, weight: float
