@@ -179,7 +179,9 @@ def arm_of_prediction(plan: Plan, arm: str) -> MetricValue | None:
 
 
 def prior_words(state: State) -> str:
-    """What a prior of what users took would bring without a backfill, on the audit items; "" where it is not known."""
+    """What ranking higher what users took often would bring without a backfill, on the audit items; "" where it is not
+    known, and where it brings nothing to any system.
+    """
     plan = state.plan
     if plan is None:
         return ""
@@ -195,12 +197,15 @@ def prior_words(state: State) -> str:
         ("new/new", "the full new model"),
     ):
         plain, prior = (on_audit(plan.baselines.get(each, ())) for each in (arm, f"{arm} + prior"))
-        if plain is not None and prior is not None:
+        if plain is not None and prior is not None and prior.value > plain.value:
             said.append(f"of {name} from {score(plain.value)} to {score(prior.value)}")
     if not said:
         return ""
-    words = f"A prior of what users took, and nothing else, brings {metric_name(metric)} {' and '.join(said)}, on the "
-    words += "audit items alone, whose level is another than the index's"
+    words = (
+        "Ranking higher what users took often, and nothing else, can be tried before a backfill: it brings "
+        f"{metric_name(metric)} {' and '.join(said)}. These figures are of the audit items, a smaller gallery: compare "
+        "them with each other alone"
+    )
     # Only of this plan: another one's queries may be others.
     served = next((version for version in state.plan_versions if version.version == state.serving), None)
     here = None if served is None else on_audit(served.metrics)

@@ -241,10 +241,12 @@ def embed_first(context: Context, job: Job, units: Sequence[UnitGroup], resource
     rows = sum(group.rows for group in groups.values())
     done = rows - sum(unit.rows for unit in missing)
     blocks = in_blocks(missing, BlockLimits.of(resources, None))
+    roles = {unit.role for group in groups.values() for unit in group.units}
     waits_for = loads(job, missing, min(context.engine.num_actors(resources), len(missing)))
     try:
+        what = "items and queries" if "query" in roles else "items"
         with (
-            context.progress.stage("pairs", rows, "items", done, waits_for) as bar,
+            context.progress.stage("pairs", rows, what, done, waits_for) as bar,
             closing(context.engine.run_pool(pool_work(job), blocks, resources)) as pool,
         ):
             for unit, receipt in pool:
