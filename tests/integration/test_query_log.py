@@ -96,6 +96,23 @@ def test_a_whole_run_is_measured_by_the_traffic_that_came_later(workshop: Worksh
     assert ("Ranking higher what users took often" in report) == bool(prior_words(result.state))
 
 
+def test_a_log_of_three_events_is_run_as_if_it_were_none_and_the_plan_says_so(
+    workshop: Workshop, log: Path, tmp_path: Path
+) -> None:
+    few = tmp_path / "few.parquet"
+    pq.write_table(pq.read_table(log).sort_by("time").slice(0, 3), few)
+    values = config(workshop, tmp_path / "root", few, alignment={"method": "procrustes"})
+    result = in_process(values, until="version0")
+    plan = result.state.plan
+    assert plan is not None
+    assert (plan.fitted_by, {p.queries for p in plan.prediction}) == ("new_model", {1})
+    assert plan.choice is not None
+    assert plan.choice.expected is not None
+    assert plan.choice.expected.queries > 16, "the calibration items ask"
+    assert "only 1 query is held out that has an answer" in " ".join(result.plan_text().split())
+    assert [version.version for version in result.state.versions] == [0]
+
+
 def test_an_interrupted_run_goes_on_and_comes_to_the_same(
     workshop: Workshop, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
