@@ -25,7 +25,7 @@ from fastfill_ray.errors import AlignmentFailed, ConfigError
 from fastfill_ray.experiment.candidate import WEIGHTS, Candidate, MapView, Objective
 from fastfill_ray.experiment.experiment import Findings, Question, Reported, run_experiment
 from fastfill_ray.experiment.heldout import Evidence, answered
-from fastfill_ray.experiment.items import PairedItems, Queries
+from fastfill_ray.experiment.items import PairedItems, Queries, asking
 from fastfill_ray.experiment.metric_advice import advise_metric
 from fastfill_ray.experiment.published import published_curve
 from fastfill_ray.experiment.rivals import rival_curves
@@ -38,7 +38,7 @@ from fastfill_ray.inputs.pairs import read_pairs, read_queries
 from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.partition import MIN_SPLIT
 from fastfill_ray.ordering.policies import POLICIES, Policy
-from fastfill_ray.report.rivals import metric_lines, rival_lines, worth_words
+from fastfill_ray.report.rivals import few_answers, metric_lines, rival_lines, worth_words
 from fastfill_ray.report.text import simulation_table
 from fastfill_ray.retrieval.metrics import METRICS
 from fastfill_ray.sanitize import printable
@@ -46,6 +46,7 @@ from fastfill_ray.stages.progress import Progress
 from fastfill_ray.types import SPLITS, Metric, Relevance, Split
 
 Protocol = Literal["authors"]
+HELD_OUT: tuple[Split, ...] = ("calibration", "audit")
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,11 @@ def simulate(
         print(f"choosing among {len(maps)} maps", file=stream, flush=True)
         with Progress(stream).stage("choose", 0, "candidates") as bar:
             findings = _findings(evidence, wanted, policies, tuple(waves), bar)
-        data = {"objective": str(wanted), **findings_json(findings, seed=seed)}
-        data["rivals"] = _rivals(evidence, findings)
+        data = {"asked_for": str(wanted), "objective": str(findings.shown_by), **findings_json(findings, seed=seed)}
+        data["answers"] = answers = _answers(evidence, wanted)
+        data["rivals"] = _rivals(
+            evidence, findings, few_answers(str(wanted), answers, None if users is None else len(users.ids))
+        )
         shown, audit = findings.shown_by, pairs.part("audit")
         data["better_metric"] = better_metric_json(advise_metric(audit, findings.queries, metric, shown, seed=seed))
     data |= {"seed": seed, "metric": metric, "seconds": round(time.monotonic() - start, 1), "preset": preset}
@@ -143,6 +147,17 @@ def simulate(
     return Simulation(data, findings)
 
 
+def _answers(evidence: Evidence, wanted: Objective) -> dict[str, dict[str, int]]:
+    """{split: how many ask it, the queries or its items, and how many of them have an answer there by the objective
+    that is asked for}."""
+    found: dict[str, dict[str, int]] = {}
+    for split in HELD_OUT:
+        part = evidence.pairs.part(split)
+        asks = asking(evidence.queries, part)
+        found[split] = {"queries": len(asks.ids), "answered": len(answered(asks, part, wanted.relevance).ids)}
+    return found
+
+
 def _findings(
     evidence: Evidence,
     wanted: Objective,
@@ -152,7 +167,7 @@ def _findings(
 ) -> Findings:
     """The experiment, with every rival reported."""
     users = evidence.queries
-    for split in ("calibration", "audit"):
+    for split in HELD_OUT:
         part = evidence.pairs.part(split)
         if not len(answered(users or part.as_queries(), part, wanted.relevance).ids):
             raise ConfigError(f"objective {wanted}: no query has a relevant item in split {split!r} of the pairs")
@@ -161,8 +176,8 @@ def _findings(
     return run_experiment(evidence, Question(wanted, weights, policies, fractions=waves, report_all=True), watcher)
 
 
-def _rivals(evidence: Evidence, findings: Findings) -> dict[str, Any]:
-    """What cheaper ways would give, and in words whether a backfill is worth it."""
+def _rivals(evidence: Evidence, findings: Findings, few: str) -> dict[str, Any]:
+    """What cheaper ways would give, and in words whether a backfill is worth it; few: of ``few_answers``."""
     users, asking = evidence.queries, findings.queries
     further = None
     if users is not None and users.old is not None:  # the reverse map learns from those that measure nothing
@@ -176,7 +191,7 @@ def _rivals(evidence: Evidence, findings: Findings) -> dict[str, Any]:
         pass
     curves = rival_curves(evidence.pairs.part("audit"), asking, evidence.metric, mapped=mapped, seed=evidence.seed)
     rivals = rivals_json(curves, findings, seed=evidence.seed)
-    return rivals | {"words": worth_words(rivals)}
+    return rivals | {"words": worth_words(rivals, few)}
 
 
 def _refuse(**given: object) -> None:

@@ -125,7 +125,7 @@ def test_the_report_says_what_was_simulated_on_what(report: tuple[Simulation, Pa
     data = report[0].data
     assert set(data) == {
         "protocol", "objective", "arms", "curves", "choice", "seed", "metric", "seconds", "preset", "items", "dropped",
-        "maps", "rivals", "better_metric",
+        "maps", "rivals", "better_metric", "asked_for", "answers",
     }  # fmt: skip
     assert (data["protocol"], data["objective"], data["metric"], data["preset"]) == (
         None, "label/map", "cosine", "default",
@@ -416,7 +416,14 @@ def test_below_sixty_answered_queries_the_new_model_decides_and_the_report_says_
         simulation = quiet(items, queries=users_of(count), alignments=maps, objective="label/map")
         assert simulation.findings is not None
         assert str(simulation.findings.chosen_by) == simulation.data["choice"]["objective"] == by
-        assert simulation.data["objective"] == "label/map"
+        assert simulation.data["objective"] == simulation.data["rivals"]["objective"] == by
+        assert simulation.data["asked_for"] == "label/map"
+        assert simulation.data["answers"]["audit"] == {"queries": count, "answered": count}
+        told = simulation.table().replace("\n", " ")
+        assert f"best {by} first" in told
+        assert ("which was asked for, only 59 of 59 queries have an answer among the calibration items" in told) == (
+            count == 59
+        )
 
 
 @pytest.mark.parametrize("split", ["calibration", "audit"])

@@ -23,7 +23,7 @@ from fastfill_ray.experiment.curves import (
     stand_for_pairs,
 )
 from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
-from fastfill_ray.experiment.items import MAX_QUERIES, Queries
+from fastfill_ray.experiment.items import MAX_QUERIES, MIN_QUERIES, Queries, asking
 from fastfill_ray.experiment.prediction import predict_gallery
 from fastfill_ray.experiment.search import Choice, Watcher, choose
 from fastfill_ray.experiment.shadow import Measured, Shadow
@@ -31,9 +31,6 @@ from fastfill_ray.ordering.policies import LOGGED, Policy
 from fastfill_ray.retrieval.calibration import FORMS, Form, fit_queries
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
 from fastfill_ray.types import F64, Objects, Relevance, Scope
-
-# Below this many queries with an answer, choosing and fitting by that relevance would be choosing by chance.
-MIN_QUERIES = 60
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,9 @@ def run_experiment(evidence: Evidence, question: Question, watcher: Watcher | No
         prioritised=pairs.priority is not None,
     )
     allowed = Allowed(evidence.views, policies, question.weights, question.forms)
-    calibration, audit = (hold_out(evidence, split, policies) for split in ("calibration", "audit"))
+    calibration, audit = (
+        _asked_enough(hold_out(evidence, split, policies), evidence.seed) for split in ("calibration", "audit")
+    )
     chosen_by = _answerable(calibration, objective)
     choice = choose(calibration, allowed, chosen_by, evidence.seed, watcher)
     candidates = [choice.winner, *([] if choice.runner_up is None else [choice.runner_up])]
@@ -156,8 +155,8 @@ def _predict(
         predicted = predict_gallery(evidence, winner, report.fit_versions(winner, fractions[0]), objective, fractions)
         if predicted[0].queries >= MIN_QUERIES:
             return predicted, objective, "gallery"
-    ordered = report.in_gallery(evidence, winner, fractions)
-    return ordered.predict(winner, fractions, evidence.seed), report.shown_by, "audit"
+    ordered = report.in_gallery(evidence, winner, objective, fractions)
+    return ordered.predict(winner, fractions, evidence.seed), ordered.shown_by, "audit"
 
 
 class Report:
@@ -199,14 +198,21 @@ class Report:
         cutoffs = published_cutoffs(backfill.size) if cutoffs is None else cutoffs
         return backfill.trace(self.fit(candidate), cutoffs)
 
-    def in_gallery(self, evidence: Evidence, candidate: Candidate, fractions: Sequence[float]) -> Report:
-        """The same for one candidate, the audit items in the order that they have in the gallery."""
+    def in_gallery(
+        self, evidence: Evidence, candidate: Candidate, asked: Objective, fractions: Sequence[float]
+    ) -> Report:
+        """The same for one candidate, the audit items in the order that they have in the gallery.
+
+        Args:
+            asked: the objective that the experiment is asked.
+        """
         if not fractions:
             return self
         maps = {candidate.view.method: evidence.maps[candidate.view.method]}
         share = fractions[0] * self._audit.items.size / evidence.pairs.size
         audit = hold_out(replace(evidence, maps=maps), "audit", [candidate.policy], share)
-        report = Report(self._calibration, audit, self.fitted_by, self.shown_by, self._seed)
+        # By the users' queries however few they are: versions are measured by them.
+        report = Report(self._calibration, audit, self.fitted_by, _answerable(audit, asked), self._seed)
         report._fitted = self._fitted  # by the same calibration queries
         return report
 
@@ -272,6 +278,11 @@ def share_errors(fractions: Sequence[float], size: int) -> F64:
     of_order = (np.array(fractions) - first) / max(1 - first, 1e-9)
     errors: F64 = 1.96 * np.sqrt(np.clip(of_order * (1 - of_order), 0, None) * (1 - first) / size)
     return errors
+
+
+def _asked_enough(split: HeldOut, seed: int) -> HeldOut:
+    """The split, asked by its own items where the queries are too few to decide anything."""
+    return replace(split, queries=asking(split.queries, split.items).shuffled(seed))
 
 
 def _answerable(split: HeldOut, objective: Objective) -> Objective:

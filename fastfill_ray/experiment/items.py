@@ -20,6 +20,11 @@ from fastfill_ray.types import F32, I64, U64, Bools, Objects, Relevance, Split
 
 # Queries that one measured state looks at: more move no mean, only the clock.
 MAX_QUERIES = 1000
+# Below this many queries with an answer, choosing and fitting by that relevance would be choosing by chance.
+MIN_QUERIES = 60
+# Fewer queries than a held-out split has items at least decide nothing by any relevance: cut into folds, and with
+# groups of them left out, nothing is left. The items of the split are more.
+LEAST_ASKING = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,3 +181,15 @@ class Queries(_Rows):
         if self.are_items:
             own[:] = [row_of.get(value, -1) for value in self.ids.tolist()]
         return own
+
+
+def asking(queries: Queries | None, items: PairedItems) -> Queries:
+    """Who asks a split when something is chosen or fitted on it: the users' queries, or its own items where there are
+    none of these, or fewer than LEAST_ASKING.
+
+    Items have no old vectors then where the users' queries have none: what needs these cannot be served.
+    """
+    if queries is not None and len(queries.ids) >= LEAST_ASKING:
+        return queries
+    own = items.sampled().as_queries()
+    return own if queries is None or queries.old is not None else replace(own, old=None)

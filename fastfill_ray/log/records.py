@@ -188,6 +188,9 @@ class Prediction(Model):
     value: float
     low: float
     high: float
+    queries: int | None = Field(
+        default=None, description="that it is a mean over; null: not known, of a plan of before"
+    )
 
 
 class Changes(Model):

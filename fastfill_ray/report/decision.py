@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from fastfill_ray.log.records import Plan, Version
+from fastfill_ray.log.records import MetricValue, Plan, Prediction, Version
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import embed_seconds_per_row
 from fastfill_ray.report.findings import against, difference, finding, held_against, loss
@@ -18,6 +18,8 @@ from fastfill_ray.report.model import MeasuredCurve, objective_curve, status
 from fastfill_ray.report.rest import (
     Rest,
     arm_of_prediction,
+    asked,
+    few_asked,
     objective_name,
     predicted_name,
     predicted_scope,
@@ -99,12 +101,17 @@ def _before_first_version(state: State, plan: Plan) -> Answer:
     """There is a plan, and no version in its order: only what was predicted, and the arms."""
     name, promised, where = predicted_name(plan), plan.prediction, SCOPE_PLACES[predicted_scope(plan)]
     old, new = arm_of_prediction(plan, "old/old"), arm_of_prediction(plan, "new/new")
-    ends = [p.value for p in promised] + ([] if new is None else [new.value])
-    if old is not None and ends and max(ends) <= old.value:
-        best = (
-            f"no version is expected to have more than {name} {score(max(ends))}, the old system has {score(old.value)}"
-        )
-        return Answer("stop", f"Stop here, there is nothing to gain: {where} {best}.")
+    if few := few_asked(plan):
+        nothing = "what is predicted tells next to nothing. Each version is measured when it is made"
+        return Answer("wait", f"Make version {len(state.versions)} and decide then: {few}, so that {nothing}.")
+    ends: list[Prediction | MetricValue] = [*promised, *([] if new is None else [new])]
+    if old is not None and ends and max(end.value for end in ends) <= old.value:
+        best, highest = max(ends, key=lambda end: end.value), max(end.high for end in ends)
+        had = f"the old system has {score(old.value)}"
+        if highest <= old.value:
+            best_words = f"no version is expected to have more than {name} {score(best.value)}, {had}"
+            return Answer("stop", f"Stop here, there is nothing to gain: {where} {best_words}.")
+        return Answer("wait", _undecided_before(state, plan, f"{score_interval(best.value, best.low, highest)}, {had}"))
     may_be_held = old is not None and bool(promised) and promised[0].high < old.value
     held = ", so that it may be held" if may_be_held else ""
     known = [] if old is None else [f"the old system has {score(old.value)}{held}"]
@@ -117,6 +124,17 @@ def _before_first_version(state: State, plan: Plan) -> Answer:
         known.append(f"the full new model has {name} {score(new.value)}")
     why = ", ".join(known) if known else "nothing is predicted or measured yet"
     return Answer("wait", f"Make version {len(state.versions)} and decide then: {why}.")
+
+
+def _undecided_before(state: State, plan: Plan, values: str) -> str:
+    """Where the interval of the best version that is predicted reaches both sides of the old system."""
+    queries = "the queries" if (count := asked(plan)) is None else f"{count:,} queries"
+    return (
+        f"Make version {len(state.versions)} and decide then: from these pairs and {queries} it cannot be told whether "
+        f"there is a gain. {SCOPE_PLACES[predicted_scope(plan)].capitalize()} the best version is predicted to have "
+        f"{predicted_name(plan)} {values}. Each version is measured when it is made; more queries, or more pairs, "
+        "would tell before."
+    )
 
 
 def _worse_than_before(state: State, plan: Plan) -> Answer | None:

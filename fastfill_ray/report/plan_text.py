@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastfill_ray.experiment.items import LEAST_ASKING
 from fastfill_ray.experiment.results import ChoiceResult
 from fastfill_ray.log.records import MetricValue, Plan, Prediction
 from fastfill_ray.log.state import State
@@ -9,9 +10,12 @@ from fastfill_ray.report.choice import choice_words
 from fastfill_ray.report.prediction import Promise, promises
 from fastfill_ray.report.rest import (
     arm_of_prediction,
+    asked,
+    few_asked,
     peak_words,
     predicted_objective,
     predicted_scope,
+    predicts_objective,
     prior_words,
     query_map_words,
 )
@@ -75,11 +79,16 @@ def _runner_up(choice: ChoiceResult | None) -> str:
         return name
     meaning = "The interval holds 0: by these pairs both are as good." if margin.low <= 0 <= margin.high else ""
     if margin.high < 0:
-        meaning = "By these pairs the runner-up is better; the choice was made on the calibration pairs."
+        meaning = "The choice was made on the calibration pairs."
+    if margin.queries < LEAST_ASKING:
+        meaning = "So few queries tell next to nothing."
+    lead = f"ahead by {margin.value:+.4f} ({margin.low:+.4f} to {margin.high:+.4f})"
+    if margin.value < 0:
+        lead = f"behind by {-margin.value:.4f} ({-margin.high:.4f} to {-margin.low:.4f})"
     return (
-        f"{name} The choice is ahead by {margin.value:+.4f} ({margin.low:+.4f} to {margin.high:+.4f}) of the area "
-        f"under the curve, over {margin.queries} queries of the audit pairs. {meaning}"
-    )
+        f"{name} The choice is {lead} of the area under the curve, over {margin.queries} queries of the audit pairs. "
+        f"{meaning}"
+    ).rstrip()
 
 
 def _versions(state: State, plan: Plan) -> list[str]:
@@ -95,14 +104,34 @@ def _versions(state: State, plan: Plan) -> list[str]:
     versions = [_version(plan, number, promised.get(wave)) for number, wave in enumerate(plan.version_waves)]
     table = [row for row in (rows.get("old/old"), *versions, rows.get("new/new")) if row is not None]
     headings = ("version", "wave", "new", "rows", "predicted", "of the gain")
+    has_shares = not few_asked(plan) and any(promise.share is not None for promise in promised.values())
     columns = [
         Column(heading, cells, is_left=heading == "version")
         for heading, cells in zip(headings, zip(*table, strict=True), strict=True)
+        if has_shares or heading != "of the gain"
     ]
+    queries = "" if (count := asked(plan)) is None else f" over {count:,} {'query' if count == 1 else 'queries'}"
     title = (
-        f"Predicted {metric_name(metric)} by {relevance}, {SCOPE_PLACES[predicted_scope(plan)]}, with 95 % intervals:"
+        f"Predicted {metric_name(metric)} by {relevance}, {SCOPE_PLACES[predicted_scope(plan)]}, with 95 % intervals"
+        f"{queries}:"
     )
-    return [title, *table_lines(columns)]
+    return [title, *table_lines(columns), *map(wrapped, _notes_on_prediction(plan, has_shares=has_shares))]
+
+
+def _notes_on_prediction(plan: Plan, *, has_shares: bool) -> list[str]:
+    """What the predicted figures do not tell, and why."""
+    if not plan.prediction:
+        return []
+    notes = []
+    if few := few_asked(plan):
+        notes.append(f"These figures tell next to nothing: {few}.")
+    if not predicts_objective(plan):
+        by = plan.objective.partition("/")[0]
+        notes.append(f"They are not by {by}: too few of the queries that are held out have an answer by that.")
+    ends = predicted_scope(plan) == "audit" or plan.prediction[-1].fraction == 1
+    if ends and not has_shares and not few:
+        notes.append("There is no share of the gain: that there is a gain is not sure, by these intervals.")
+    return notes
 
 
 def _version(plan: Plan, number: int, promise: Promise | None) -> tuple[str, ...]:

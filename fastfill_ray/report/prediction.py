@@ -5,7 +5,8 @@ size; earlier releases predicted for the audit items alone.
 
 The share of the gain is (value - start) / (end - start). On the audit items start and end are old/old and new/new; on
 the published index they are old/old and the last version, predicted or measured, where everything is re-embedded.
-Where old/old is not known, a series starts at its own version 0, whose share then is 0.
+Where old/old is not known, a series starts at its own version 0, whose share then is 0. There is no share where the
+end is not surely above the start, by its interval: a share of nothing is noise.
 """
 
 from __future__ import annotations
@@ -38,6 +39,13 @@ class Gain:
 def gain(start: float | None, end: float | None) -> Gain | None:
     """None where one of both is not known, or where the metric does not rise."""
     return Gain(start, end) if start is not None and end is not None and end > start else None
+
+
+def _sure_gain(start: MetricValue | Prediction | None, end: MetricValue | Prediction | None) -> Gain | None:
+    """None, too, where the interval of the end reaches down to the start."""
+    if start is None or end is None or end.low <= start.value:
+        return None
+    return gain(start.value, end.value)
 
 
 def mean_error(predicted: Sequence[float | None], measured: Sequence[float | None]) -> float | None:
@@ -154,10 +162,10 @@ def _promised_gain(plan: Plan) -> Gain | None:
     """From where to where the predicted values rise, in their own scope; of the index only up to where all is new."""
     first, last = plan.prediction[0], plan.prediction[-1]
     old, new = (_by_scope(plan.baselines.get(arm, ()), first).get(first.scope) for arm in ("old/old", "new/new"))
-    end = None if new is None else new.value
+    end: MetricValue | Prediction | None = new
     if first.scope == "gallery":
-        end = last.value if last.fraction == 1 else None
-    return gain(first.value if old is None else old.value, end)
+        end = last if last.fraction == 1 else None
+    return _sure_gain(first if old is None else old, end)
 
 
 def _measured_gain(state: State, plan: Plan, measured: Sequence[dict[Scope, MetricValue]], scope: Scope) -> Gain | None:
@@ -170,5 +178,4 @@ def _measured_gain(state: State, plan: Plan, measured: Sequence[dict[Scope, Metr
     old, new = (_by_scope(plan.baselines.get(arm, ()), first).get(scope) for arm in ("old/old", "new/new"))
     if scope == "gallery":
         new = measured[-1].get(scope) if state.finished and plan.waves[-1] == 1 else None
-    start = measured[0].get(scope) if old is None else old
-    return gain(None if start is None else start.value, None if new is None else new.value)
+    return _sure_gain(measured[0].get(scope) if old is None else old, new)

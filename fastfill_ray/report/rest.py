@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fastfill_ray.experiment.items import LEAST_ASKING
 from fastfill_ray.log.records import MetricValue, Plan
 from fastfill_ray.log.state import State
 from fastfill_ray.log.stop import work_ahead_s
@@ -152,6 +153,20 @@ def predicted_name(plan: Plan) -> str:
     return metric_name(metric) if predicts_objective(plan) else f"{metric_name(metric)} by {relevance}"
 
 
+def asked(plan: Plan) -> int | None:
+    """Queries that the prediction is a mean over; None where that is not known."""
+    return plan.prediction[0].queries if plan.prediction else None
+
+
+def few_asked(plan: Plan) -> str:
+    """That so few queries tell next to nothing, as a clause; "" where they are enough, or not known."""
+    queries = asked(plan)
+    if queries is None or queries >= LEAST_ASKING:
+        return ""
+    are = "query is held out that has" if queries == 1 else "queries are held out that have"
+    return f"only {queries} {are} an answer, and at least {LEAST_ASKING} are needed to tell anything"
+
+
 def predicted_scope(plan: Plan) -> Scope:
     """Where the prediction is to be measured; the audit items where nothing is predicted."""
     return plan.prediction[0].scope if plan.prediction else "audit"
@@ -164,7 +179,9 @@ def arm_of_prediction(plan: Plan, arm: str) -> MetricValue | None:
 
 
 def prior_words(state: State) -> str:
-    """What a prior of what users took would bring without a backfill, on the audit items; "" where it is not known."""
+    """What ranking higher what users took often would bring without a backfill, on the audit items; "" where it is not
+    known, and where it brings nothing to any system.
+    """
     plan = state.plan
     if plan is None:
         return ""
@@ -180,12 +197,15 @@ def prior_words(state: State) -> str:
         ("new/new", "the full new model"),
     ):
         plain, prior = (on_audit(plan.baselines.get(each, ())) for each in (arm, f"{arm} + prior"))
-        if plain is not None and prior is not None:
+        if plain is not None and prior is not None and prior.value > plain.value:
             said.append(f"of {name} from {score(plain.value)} to {score(prior.value)}")
     if not said:
         return ""
-    words = f"A prior of what users took, and nothing else, brings {metric_name(metric)} {' and '.join(said)}, on the "
-    words += "audit items alone, whose level is another than the index's"
+    words = (
+        "Ranking higher what users took often, and nothing else, can be tried before a backfill: it brings "
+        f"{metric_name(metric)} {' and '.join(said)}. These figures are of the audit items, a smaller gallery: compare "
+        "them with each other alone"
+    )
     # Only of this plan: another one's queries may be others.
     served = next((version for version in state.plan_versions if version.version == state.serving), None)
     here = None if served is None else on_audit(served.metrics)

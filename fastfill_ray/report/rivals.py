@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fastfill_ray.experiment.items import LEAST_ASKING, MIN_QUERIES
 from fastfill_ray.experiment.rivals import QUERY_MAP, SHOWN, SWAP_AT_END
 from fastfill_ray.experiment.summary import CHOICE
 from fastfill_ray.report.text import Column, table_lines, wrapped
@@ -49,16 +50,43 @@ def metric_lines(data: Mapping[str, Any]) -> list[str]:
     return [wrapped(words)]
 
 
-def worth_words(rivals: Mapping[str, Any]) -> list[str]:
+def few_answers(asked_for: str, answers: Mapping[str, Mapping[str, int]], given: int | None) -> str:
+    """That the queries are too few, or that too few of them have an answer by the objective asked for, and what was
+    done; "" for none.
+
+    Args:
+        answers: {split: how many `queries` ask it, and how many of them are `answered`}. given: queries of the user's;
+            None where none are.
+    """
+    if given is not None and given < LEAST_ASKING:
+        return (
+            f"Only {given} {'query is' if given == 1 else 'queries are'} given, and at least {LEAST_ASKING} are "
+            "needed: the items of each split ask instead."
+        )
+    few = {split: counts for split, counts in answers.items() if counts["answered"] < MIN_QUERIES}
+    if not few or asked_for.startswith("new_model/"):
+        return ""
+    places = " and ".join(
+        f"{counts['answered']:,} of {counts['queries']:,} queries have an answer among the {split} items"
+        for split, counts in few.items()
+    )
+    done = {"calibration": "chosen", "audit": "reported"}
+    return (
+        f"By {asked_for}, which was asked for, only {places}; at least {MIN_QUERIES} are needed. So it is "
+        f"{' and '.join(done[split] for split in few)} by new_model instead."
+    )
+
+
+def worth_words(rivals: Mapping[str, Any], few: str = "") -> list[str]:
     """Whether a backfill is worth it at all, what costs no embedding would give, and what the best rival gives.
 
     Args:
-        rivals: of ``summary.rivals_json``.
+        rivals: of ``summary.rivals_json``. few: of ``few_answers``.
     """
     ways = _ways(rivals)
     if CHOICE not in ways:
         return []
-    words = [_new_model(rivals), _without_embedding(ways)]
+    words = [*([few] if few else []), _new_model(rivals, few), _without_embedding(ways)]
     others = {name: values for name, values in ways.items() if name != CHOICE}
     if others:
         name, best = max(others.items(), key=lambda way: way[1]["area"])
@@ -73,13 +101,14 @@ def worth_words(rivals: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _new_model(rivals: Mapping[str, Any]) -> str:
+def _new_model(rivals: Mapping[str, Any], few: str) -> str:
     """Whether the new model is better than the old one."""
     objective = rivals["objective"]
     if objective.startswith("new_model/"):
+        tells = "More answers among the items would tell: give more pairs, or more queries with answers."
         return (
             "Whether the new model is better than the old one is not measured: relevance new_model takes its answers "
-            "as right. Labels, judgements or a log of what users took would tell."
+            f"as right. {tells if few else 'Labels, judgements or a log of what users took would tell.'}"
         )
     gain = rivals["gain"].get(objective)
     if gain is None:

@@ -14,7 +14,7 @@ from fastfill_ray.report.findings import difference, gains, outcome
 from fastfill_ray.report.flips import flips_of
 from fastfill_ray.report.model import change_note, column_curves, column_note, objective_curve, wave_words
 from fastfill_ray.report.prediction import prediction_error
-from fastfill_ray.report.rest import prior_words
+from fastfill_ray.report.rest import few_asked, prior_words
 from fastfill_ray.report.wording import MISSING, metric_name, percent, score
 from fastfill_ray.sanitize import printable
 from fastfill_ray.types import Scope
@@ -116,13 +116,15 @@ def flips_note(state: State) -> str:
 
 
 def prediction_note(state: State) -> str:
-    """One line on how far the prediction was off; empty before the plan is finished and where it is not known."""
-    if not state.finished:
+    """One line on how far the prediction was off; empty before the plan is finished, where it is not known, and where
+    too few queries predicted anything.
+    """
+    if not state.finished or state.plan is None or few_asked(state.plan):
         return ""
     errors = prediction_error(state)
     scope: Scope = "audit" if errors["gallery"] is None else "gallery"
     error = errors[scope]
-    if error is None or state.plan is None:
+    if error is None:
         return ""
     first = state.plan.prediction[0]
     return (

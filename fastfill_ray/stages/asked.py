@@ -185,7 +185,7 @@ class Asked:
         self._measures = False  # whether the held-out traffic does
         self._events: I64 = np.empty(0, np.int64)  # of the held-out part: pairs of a query and an item, else queries
         self._num_usable, self._num_kept = 0, 0  # queries that have vectors, and events of such a query
-        self._lacking = 0  # answers that the gallery does not have
+        self._lacking = self._events_lacking = 0  # answers that the gallery does not have, and events that name one
         self._lacking_first = 0  # of those in `first_taken`
         self.groups: dict[str, UnitGroup] = {}
         self.answers: Objects = np.empty(0, object)
@@ -232,13 +232,13 @@ class Asked:
             self.answers, self.fingerprint = np.empty(len(right), object), self._plan.fingerprint
             self.answers[:] = right
 
-    def found(self, in_gallery: int) -> None:
-        """How many of the distinct answers the gallery has.
+    def found(self, in_gallery: int, in_all: int) -> None:
+        """How many of the distinct answers the gallery has, and of all of them: of the events that name one.
 
         Raises:
             InputError: none that was taken: then `item_id` is not what it is taken for.
         """
-        self._lacking = len(set(self.answers.tolist())) - in_gallery
+        self._lacking, self._events_lacking = len(set(self.answers.tolist())) - in_gallery, len(self.answers) - in_all
         if not in_gallery and self._relevance == "log":
             raise self._of_another_gallery(self.answers, f"{self._lacking:,} items that were taken", "measures")
 
@@ -362,7 +362,8 @@ class Asked:
         if self._measures and len(self.answers):
             said.append(f"{added:,} of the {self._shown_answers()} taken there {_BESIDE}")
             if self._lacking:
-                said.append(f"{self._lacking:,} of these are not in the gallery")
+                events = f"{self._events_lacking:,} of the {len(self.answers):,} events"
+                said.append(f"{self._lacking:,} of these are not in the gallery, so that {events} cannot be measured")
         elif self._measures and not len(log.held_out.taken):
             said.append("no item was taken there, so what the new model alone returns is right")
         if plan.units:

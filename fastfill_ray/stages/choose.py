@@ -49,8 +49,10 @@ class Decision(Model):
 
     @property
     def digest(self) -> str:
-        """Equal for equal decisions. A prediction's scope is left out: plans of releases that had none go on."""
-        return fingerprint(self.model_dump(mode="json", exclude={"prediction": {"__all__": {"scope"}}}))
+        """Equal for equal decisions. A prediction's scope and queries are left out: plans of releases that had none go
+        on.
+        """
+        return fingerprint(self.model_dump(mode="json", exclude={"prediction": {"__all__": {"scope", "queries"}}}))
 
     @property
     def view(self) -> MapView:
@@ -143,6 +145,7 @@ def _decision(findings: Findings, question: Question, request: ChoiceRequest, ne
             value=v.value,
             low=v.low,
             high=v.high,
+            queries=v.queries,
         )
         for at, v in zip(question.fractions, findings.predicted, strict=True)
         if v.queries

@@ -23,6 +23,9 @@ from fastfill_ray.storage.receipts import Receipt, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content, sha256_hex
 from fastfill_ray.types import I64, U64, Objects, fingerprint
 
+Counts = Mapping[str, int]
+"""{what: how many}: what is kept beside a sample."""
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -54,9 +57,9 @@ def draw_pairs(context: Context, snapshot: Snapshot, count: int, split: tuple[fl
     """
     sizes = split_sizes(snapshot.rows, count, split)
 
-    def draw() -> tuple[pa.Table, int]:
+    def draw() -> tuple[pa.Table, Counts]:
         found = _find_smallest(context, snapshot, count, seed)
-        return _by_chunk(snapshot, found.rows, split_pairs(found.keys, sizes, seed).tolist()), count
+        return _by_chunk(snapshot, found.rows, split_pairs(found.keys, sizes, seed).tolist()), {"number": count}
 
     return _kept(context.files, _name(snapshot, list(sizes.items()), seed), draw)[0]
 
@@ -65,17 +68,17 @@ def _name(snapshot: Snapshot, *what: Any) -> str:
     return fingerprint([snapshot.fingerprint, snapshot.cut, snapshot.ledger, *what])
 
 
-def _kept(files: Files, name: str, draw: Callable[[], tuple[pa.Table, int]]) -> tuple[Drawn, int]:
-    """What was drawn under that name, or is now: columns unit, offset and split, and a number that goes with them."""
+def _kept(files: Files, name: str, draw: Callable[[], tuple[pa.Table, Counts]]) -> tuple[Drawn, Counts]:
+    """What was drawn under that name, or is now: columns unit, offset and split, and what was counted beside them."""
     receipt = read_receipt(files, stage_receipt("sample", name))
     if receipt is None:
-        table, number = draw()
+        table, counts = draw()
         output = put_content(files, partial(stage_output, "sample", name, "sample.parquet"), table_bytes(table))
-        receipt = Receipt(unit="sample", outputs=(output,), rows=table.num_rows, details={"number": number})
+        receipt = Receipt(unit="sample", outputs=(output,), rows=table.num_rows, details=dict(counts))
         receipt = put_receipt(files, stage_receipt("sample", name), receipt)
     output = receipt.outputs[0]
     table = read_table(get_verified(files, output), name=output.path, columns=["unit", "offset", "split"])
-    return _drawn(table), int(receipt.details.get("number", 0))
+    return _drawn(table), {key: int(value) for key, value in receipt.details.items()}
 
 
 def _drawn(table: pa.Table) -> Drawn:
@@ -95,27 +98,32 @@ def draw_taken(
     pairs: Mapping[str, tuple[int, ...]],
     most: int,
     seed: int,
-) -> tuple[Drawn, int]:
+) -> tuple[Drawn, int, int]:
     """The items that were taken, half of them for calibration and half for the audit: at most so many, each as likely
-    as any other, and none that is a pair. And how many of the ids the gallery has, pairs among them.
+    as any other, and none that is a pair. And of the ids, pairs among them, how many distinct ones the gallery has, and
+    how many with those that stand there often.
 
     Args:
         ids: (n,) of items, some of them often; those that the gallery lacks are left out.
         pairs: {unit of a chunk: offsets of the pairs in it}.
     """
-    wanted = np.unique(item_keys(list(dict.fromkeys(ids.tolist()))), axis=0)
+    taken = item_keys(ids.tolist())
+    wanted, times = np.unique(taken, axis=0, return_counts=True)
 
-    def draw() -> tuple[pa.Table, int]:
+    def draw() -> tuple[pa.Table, Counts]:
         there = _find(context, snapshot, wanted)
         start_of = dict(zip((chunk.unit for chunk in snapshot.chunks), _starts(snapshot).tolist(), strict=True))
         known = [start_of[unit] + offset for unit, offsets in pairs.items() for offset in offsets]
         others = there.take(np.flatnonzero(~np.isin(there.rows, known)))
         chosen = others.take(smallest(others.keys, min(most, len(others.rows)), seed))
         splits = ["calibration" if rank % 2 else "audit" for rank in range(len(chosen.rows))]
-        return _by_chunk(snapshot, chosen.rows, splits), len(there.rows)
+        found = {tuple(key) for key in there.keys.tolist()}
+        in_all = sum(n for key, n in zip(wanted.tolist(), times.tolist(), strict=True) if tuple(key) in found)
+        return _by_chunk(snapshot, chosen.rows, splits), {"number": len(there.rows), "in_all": in_all}
 
-    name = _name(snapshot, "taken", sha256_hex(wanted.tobytes()), sorted(pairs.items()), most, seed)
-    return _kept(context.files, name, draw)
+    seen = sha256_hex(wanted.tobytes()), sha256_hex(times.tobytes())
+    drawn, counts = _kept(context.files, _name(snapshot, "taken", *seen, sorted(pairs.items()), most, seed), draw)
+    return drawn, counts["number"], counts["in_all"]
 
 
 def count_known(context: Context, snapshot: Snapshot, ids: Objects) -> int:
@@ -124,10 +132,10 @@ def count_known(context: Context, snapshot: Snapshot, ids: Objects) -> int:
         return 0
     wanted = item_keys(ids.tolist())
 
-    def count() -> tuple[pa.Table, int]:
-        return _by_chunk(snapshot, np.empty(0, np.int64), []), len(_find(context, snapshot, wanted).rows)
+    def count() -> tuple[pa.Table, Counts]:
+        return _by_chunk(snapshot, np.empty(0, np.int64), []), {"number": len(_find(context, snapshot, wanted).rows)}
 
-    return _kept(context.files, _name(snapshot, "counted", sha256_hex(wanted.tobytes())), count)[1]
+    return _kept(context.files, _name(snapshot, "counted", sha256_hex(wanted.tobytes())), count)[1]["number"]
 
 
 def _find(context: Context, snapshot: Snapshot, keys: U64) -> _Found:

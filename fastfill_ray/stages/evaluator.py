@@ -115,7 +115,8 @@ class Evaluator:
     def _with_prior(self) -> dict[str, PerQuery]:
         """The arms with a prior of what was taken, on the audit shadow; its strength is chosen on the other one."""
         basis, objective = self._basis, self._basis.objective
-        if basis.taken is None or objective.relevance not in self._audit.shadow.relevant:
+        shadows = self._audit.shadow, self._calibration.shadow
+        if basis.taken is None or any(objective.relevance not in shadow.relevant for shadow in shadows):
             return {}
         arms: dict[str, PerQuery] = {}
         for name, of_audit, of_calibration in (

@@ -169,8 +169,8 @@ def _plan_taken(
     if not len(asked.answers):
         return None
     most = min(MAX_TAKEN, max(MIN_TAKEN, sampling.num_pairs // 2))
-    drawn, in_gallery = draw_taken(context, snapshot, asked.answers, pairs.offsets, most, sampling.seed)
-    asked.found(in_gallery)
+    drawn, *in_gallery = draw_taken(context, snapshot, asked.answers, pairs.offsets, most, sampling.seed)
+    asked.found(*in_gallery)
     if not drawn.offsets:
         return None
     # With those of the queries: whatever lies with the pairs' is taken for embedded by the next plan, and served.
@@ -241,10 +241,12 @@ def embed_first(context: Context, job: Job, units: Sequence[UnitGroup], resource
     rows = sum(group.rows for group in groups.values())
     done = rows - sum(unit.rows for unit in missing)
     blocks = in_blocks(missing, BlockLimits.of(resources, None))
+    roles = {unit.role for group in groups.values() for unit in group.units}
     waits_for = loads(job, missing, min(context.engine.num_actors(resources), len(missing)))
     try:
+        what = "items and queries" if "query" in roles else "items"
         with (
-            context.progress.stage("pairs", rows, "items", done, waits_for) as bar,
+            context.progress.stage("pairs", rows, what, done, waits_for) as bar,
             closing(context.engine.run_pool(pool_work(job), blocks, resources)) as pool,
         ):
             for unit, receipt in pool:

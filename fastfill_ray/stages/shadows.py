@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastfill_ray.experiment.curves import stand_for_pairs
-from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
+from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries, asking
 from fastfill_ray.experiment.shadow import Unseen, make_shadow, scores_of
 from fastfill_ray.experiment.versions import ShadowVersions
 from fastfill_ray.ordering.waves import order_wave, wave_middles
@@ -41,11 +41,16 @@ def shadow_versions(
 ) -> ShadowVersions:
     """The shadow gallery of one split, searched by the queries; by its own items where the queries are items.
 
-    Held-out splits stay apart: the calibration items search the calibration shadow, the audit items the audit one. The
+    Held-out splits stay apart: the calibration items search the calibration shadow, the audit items the audit one. Few
+    queries measure, but what is fitted to them would be chance: items search the calibration shadow then, too. The
     order of the pairs is read from the score files, so that an item is in the wave that its real twin is in.
     """
     part, metric = pairs.part(split), scorer.source.metric
-    users = part.as_queries().sample(MAX_QUERIES, scorer.seed) if queries.are_items else queries
+    users = queries
+    if queries.are_items or split == "calibration":
+        users = asking(None if queries.are_items else queries, part)
+    if users is not queries:
+        users = users.sample(MAX_QUERIES, scorer.seed)
     aligned, _ = scorer.align(part.old, part.side)
     searched, items = users.new, aligned
     if plan.fusion is not None:

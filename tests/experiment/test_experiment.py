@@ -12,16 +12,18 @@ import pytest
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.experiment.candidate import Candidate, MapView, Objective, policies_allowed
 from fastfill_ray.experiment.curves import Backfill, FittedCalibrations, published_cutoffs, stand_for_pairs
-from fastfill_ray.experiment.experiment import MIN_QUERIES, Findings, Question, run_experiment, share_errors
+from fastfill_ray.experiment.experiment import Findings, Question, run_experiment, share_errors
 from fastfill_ray.experiment.heldout import Evidence, hold_out
-from fastfill_ray.experiment.items import PairedItems, Queries
+from fastfill_ray.experiment.items import LEAST_ASKING, MIN_QUERIES, PairedItems, Queries, asking
 from fastfill_ray.experiment.published import published_curve
 from fastfill_ray.experiment.shadow import make_shadow
 from fastfill_ray.experiment.summary import candidate_result, choice_result, findings_json
+from fastfill_ray.ordering.partition import MIN_SPLIT
 from fastfill_ray.ordering.policies import POLICIES, Policy
 from fastfill_ray.retrieval.calibration import FORMS
 from fastfill_ray.retrieval.intervals import mean_interval
 from fastfill_ray.retrieval.metrics import METRICS, measure
+from fastfill_ray.retrieval.relevance import Judgement
 from fastfill_ray.types import Relevance
 from tests.experiment.evidence import COUNTS, evidence_of, pairs_of, users_of
 
@@ -163,6 +165,42 @@ def test_below_sixty_answered_queries_the_new_model_decides(answers: int, by: Re
     if by == "new_model":
         expected = run_experiment(evidence_of(users_of()), replace(question, objective=NEW_MODEL_MAP))
         same_findings(findings, expected)
+
+
+@pytest.mark.parametrize("count", [*range(10), LEAST_ASKING - 1])
+@pytest.mark.parametrize("old", [True, False])
+def test_of_fewer_queries_than_a_split_has_items_nothing_is_chosen_and_its_items_ask(count: int, old: bool) -> None:
+    users = users_of(75, old=old).first(count)
+    judged = tuple(Judgement(row, f"item-{row}") for row in range(count))
+    users = replace(users, labels=None, judged=judged, judged_as="log")
+    fractions = (0.1, 1.0)
+    question = Question(Objective("log", "mrr"), WEIGHTS, ("random",), ("identity", "offset"), fractions=fractions)
+    findings = run_experiment(evidence_of(users), question)
+    by_items = Objective("new_model", "recall@10")
+    assert findings.chosen_by == findings.shown_by == findings.predicted_by == by_items
+    assert findings.choice.expected.queries == COUNTS["calibration"]
+    assert findings.margin is None or findings.margin.queries == COUNTS["audit"]
+    assert np.isfinite(findings.choice.expected[:3]).all()
+    assert choice_result(findings).expected is not None
+    json.dumps(findings_json(findings, seed=0), allow_nan=False)
+    # Versions are measured by the users' queries, so that is what is predicted.
+    assert {interval.queries for interval in findings.predicted} == {count}
+    if not old:  # what needs old query vectors cannot be served
+        assert {trial.candidate.weight for trial in findings.choice.trials} == {1.0}
+
+
+def test_queries_as_many_as_a_split_has_items_at_least_are_the_ones_that_choose() -> None:
+    assert min(MIN_SPLIT["calibration"], MIN_SPLIT["audit"]) == LEAST_ASKING
+    findings = run_experiment(evidence_of(users_of(LEAST_ASKING)), Question(NEW_MODEL_MAP, (1.0,), ("random",)))
+    assert findings.choice.expected.queries == LEAST_ASKING
+
+
+def test_items_that_ask_for_too_few_queries_are_the_uniform_sample() -> None:
+    pairs = pairs_of()
+    audit, others = pairs.part("audit"), pairs.part("train").first(5)
+    asked = asking(users_of(3), audit.with_added(others))
+    assert asked.ids.tolist() == audit.ids.tolist()
+    assert asked.are_items
 
 
 def test_each_split_needs_its_own_answers() -> None:

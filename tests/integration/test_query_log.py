@@ -17,6 +17,7 @@ import pytest
 from fastfill_ray.errors import ConfigError, InputError
 from fastfill_ray.log.records import Plan
 from fastfill_ray.report.prediction import promises
+from fastfill_ray.report.rest import prior_words
 from fastfill_ray.stages import draw
 from fastfill_ray.storage.arrow import read_table
 from tests import synthetic
@@ -91,7 +92,25 @@ def test_a_whole_run_is_measured_by_the_traffic_that_came_later(workshop: Worksh
     assert "An item is right when the user took it" in report
     assert "distinct queries" in report
     assert {"old/old + prior", "new/new + prior"} <= set(plan.baselines)
-    assert "A prior of what users took, and nothing else, brings MRR of the old system from " in report
+    # A prior that brings nothing here is not spoken of.
+    assert ("Ranking higher what users took often" in report) == bool(prior_words(result.state))
+
+
+def test_a_log_of_three_events_is_run_as_if_it_were_none_and_the_plan_says_so(
+    workshop: Workshop, log: Path, tmp_path: Path
+) -> None:
+    few = tmp_path / "few.parquet"
+    pq.write_table(pq.read_table(log).sort_by("time").slice(0, 3), few)
+    values = config(workshop, tmp_path / "root", few, alignment={"method": "procrustes"})
+    result = in_process(values, until="version0")
+    plan = result.state.plan
+    assert plan is not None
+    assert (plan.fitted_by, {p.queries for p in plan.prediction}) == ("new_model", {1})
+    assert plan.choice is not None
+    assert plan.choice.expected is not None
+    assert plan.choice.expected.queries > 16, "the calibration items ask"
+    assert "only 1 query is held out that has an answer" in " ".join(result.plan_text().split())
+    assert [version.version for version in result.state.versions] == [0]
 
 
 def test_an_interrupted_run_goes_on_and_comes_to_the_same(
@@ -357,6 +376,22 @@ def test_taken_items_of_the_part_that_orders_are_looked_for_in_the_gallery(
     assert re.search(
         r"; \d+ of the [\d,]+ items taken most there are not in the gallery", plan.choices["queries.log_path"]
     )
+
+
+def test_it_is_said_how_many_events_cannot_be_measured_since_the_gallery_lacks_what_was_taken(
+    workshop: Workshop, log: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(log).sort_by("time")
+    items, place = table.column("item_id").to_numpy(), np.arange(len(table))
+    lacking = (place >= 0.7 * len(table)) & (place % 5 == 0)
+    path = tmp_path / "some.parquet"
+    pq.write_table(table.set_column(2, "item_id", pa.array(np.where(lacking, items + 10_000_000, items))), path)
+    note = planned(config(workshop, tmp_path / "root", path)).choices["queries.log_path"]
+    said = re.search(
+        r"([\d,]+) of these are not in the gallery, so that ([\d,]+) of the 450 events cannot be measured", note
+    )
+    assert said is not None, note
+    assert int(said[2]) == lacking.sum() >= int(said[1]) > 0
 
 
 @pytest.mark.parametrize(("count", "weight"), [(1e308, 1.0), (1e200, 1e200), (1e25, 1.0)])

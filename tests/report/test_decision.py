@@ -71,6 +71,42 @@ def test_a_plan_that_predicts_no_gain_says_to_stop_before_anything_is_spent() ->
     )
 
 
+def predicting(state: State, queries: int, **changes: Any) -> State:
+    """The same, its prediction over so many queries."""
+    of = state.plans[0]
+    promise = tuple(each.model_copy(update={"queries": queries, **changes}) for each in of.prediction)
+    return state.model_copy(update={"plans": (of.model_copy(update={"prediction": promise}),)})
+
+
+def test_a_plan_whose_best_version_may_be_better_or_worse_than_the_old_system_says_that_it_cannot_be_told() -> None:
+    audit = {"old/old": (metric("label", "map", 0.64, scope="audit"),)}
+    told_of = told(predicting(running(0, promised(baselines=audit)), 75))
+    assert told_of == (
+        "wait",
+        "Make version 0 and decide then: from these pairs and 75 queries it cannot be told whether there is a gain. "
+        "On the audit items the best version is predicted to have mAP 0.630 (0.580 to 0.680), the old system has "
+        "0.640. Each version is measured when it is made; more queries, or more pairs, would tell before.",
+    )
+    # Of a plan of before it is not known how many queries there are.
+    assert "from these pairs and the queries it cannot be told" in told(running(0, promised(baselines=audit)))[1]
+    for old, action in ((0.679, "wait"), (0.681, "stop")):
+        audit = {"old/old": (metric("label", "map", old, scope="audit"),)}
+        assert told(running(0, promised(baselines=audit)))[0] == action
+
+
+@pytest.mark.parametrize("old", [0.2, 0.5, 0.9])
+def test_so_few_queries_that_they_tell_nothing_decide_nothing(old: float) -> None:
+    audit = {"old/old": (metric("label", "map", old, scope="audit"),)}
+    state = running(0, promised(baselines=audit))
+    assert told(predicting(state, 3)) == (
+        "wait",
+        "Make version 0 and decide then: only 3 queries are held out that have an answer, and at least 16 are needed "
+        "to tell anything, so that what is predicted tells next to nothing. Each version is measured when it is made.",
+    )
+    assert "only 1 query is held out that has an answer" in told(predicting(state, 1))[1]
+    assert "tells next to nothing" not in told(predicting(state, 16))[1]
+
+
 def test_a_first_version_that_is_predicted_to_be_worse_may_be_held() -> None:
     audit = {
         name: (metric("label", "map", value, scope="audit"),) for name, value in (("old/old", 0.5), ("new/new", 0.7))

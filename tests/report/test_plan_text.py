@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
+from fastfill_ray.experiment.results import MeanValue
 from fastfill_ray.log.state import State
 from fastfill_ray.report.plan_text import plan_text
 from fastfill_ray.report.result import BackfillResult
@@ -32,6 +35,72 @@ def test_a_plan_says_what_was_chosen_and_why_and_by_how_much_it_is_ahead() -> No
     told = text.replace("\n", " ")
     assert "Runner-up: kernel, fused, 0.8 aligned, expected_gain, offset. The choice is ahead by +0.0100" in told
     assert "The interval holds 0: by these pairs both are as good." in told
+
+
+@pytest.mark.parametrize(
+    ("margin", "words"),
+    [
+        (
+            {"value": -0.053, "low": -0.0955, "high": -0.0273, "queries": 70},
+            "The choice is behind by 0.0530 (0.0273 to 0.0955) of the area under the curve, over 70 queries of the "
+            "audit pairs. The choice was made on the calibration pairs.",
+        ),
+        (
+            {"value": -0.01, "low": -0.03, "high": 0.01, "queries": 70},
+            "The choice is behind by 0.0100 (-0.0100 to 0.0300) of the area under the curve, over 70 queries of the "
+            "audit pairs. The interval holds 0: by these pairs both are as good.",
+        ),
+        (
+            {"value": -0.053, "low": -0.0955, "high": -0.0273, "queries": 3},
+            "over 3 queries of the audit pairs. So few queries tell next to nothing.",
+        ),
+    ],
+)
+def test_a_choice_that_is_behind_on_the_audit_pairs_is_said_to_be_behind(margin: dict[str, float], words: str) -> None:
+    state = planned()
+    choice = state.plans[0].choice
+    assert choice is not None
+    measured = choice.model_copy(update={"margin": MeanValue.model_validate(margin)})
+    of = state.plans[0].model_copy(update={"choice": measured})
+    assert words in plan_text(state.model_copy(update={"plans": (of,)}), None).replace("\n", " ")
+
+
+def with_queries(state: State, count: int, **changes: object) -> State:
+    """The same plan, its prediction over so many queries."""
+    of = state.plans[0]
+    promise = [each.model_copy(update={"queries": count, **changes}) for each in of.prediction]
+    return state.model_copy(update={"plans": (of.model_copy(update={"prediction": tuple(promise)}),)})
+
+
+def test_it_is_said_how_many_queries_predict_and_that_a_few_tell_next_to_nothing() -> None:
+    enough = plan_text(with_queries(planned(), 16), None)
+    assert "Predicted mAP by label, on the audit items, with 95 % intervals over 16 queries:" in enough
+    assert "next to nothing" not in enough
+    few = plan_text(with_queries(planned(), 3, relevance="new_model"), None).replace("\n", " ")
+    assert "Predicted mAP by new_model, on the audit items, with 95 % intervals over 3 queries:" in few
+    assert (
+        "These figures tell next to nothing: only 3 queries are held out that have an answer, and at least 16 are "
+        "needed to tell anything." in few
+    )
+    assert "They are not by label: too few of the queries that are held out have an answer by that." in few
+    assert "of the gain" not in few
+    assert "of the gain" in enough
+    assert "intervals over 1 query:" in plan_text(with_queries(planned(), 1), None)
+
+
+def test_where_a_gain_is_not_sure_no_share_of_it_is_told() -> None:
+    audit = {
+        name: (metric("label", "map", value, scope="audit"),) for name, value in (("old/old", 0.65), ("new/new", 0.66))
+    }
+    text = plan_text(planned(baselines=audit), None)
+    assert "of the gain\n" not in text
+    assert cells(
+        text.splitlines()[
+            text.splitlines().index("Predicted mAP by label, on the audit items, with 95 % intervals:") + 1
+        ]
+    ) == ["version", "wave", "new", "rows", "predicted"]
+    assert "There is no share of the gain: that there is a gain is not sure, by these intervals." in text
+    assert "There is no share" not in plan_text(planned(), None)
 
 
 def test_a_plan_says_what_is_predicted_of_every_version_between_the_arms_with_its_rows() -> None:

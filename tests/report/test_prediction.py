@@ -91,6 +91,26 @@ def test_where_there_is_no_gain_there_is_no_share_and_no_error(new: float) -> No
     assert prediction_note(flat) == ""
 
 
+def test_where_the_end_is_not_surely_above_the_start_there_is_no_share_and_no_error() -> None:
+    # new/new is 0.41 (0.39 to 0.43) on the audit items, old/old 0.4: shares of 0.01 would be noise.
+    unsure = state(new=0.41)
+    assert shares(unsure, "predicted") == shares(unsure, "audit") == [None, None, None]
+    assert shares(unsure, "gallery") == pytest.approx([0.25, 0.75, 1.0])
+    assert prediction_error(unsure) == {"audit": None, "gallery": None}
+    assert prediction_note(unsure) == ""
+    assert shares(state(new=0.43), "audit") == pytest.approx([0.0, 0.2 / 0.03, 0.4 / 0.03])
+
+
+def test_the_note_does_not_speak_of_a_prediction_over_a_few_queries() -> None:
+    def asked_by(queries: int) -> State:
+        of = state().plans[0]
+        promise = tuple(each.model_copy(update={"queries": queries}) for each in of.prediction)
+        return state().model_copy(update={"plans": (of.model_copy(update={"prediction": promise}),)})
+
+    assert prediction_note(asked_by(16)) == prediction_note(state()) != ""
+    assert prediction_note(asked_by(15)) == ""
+
+
 def test_one_version_is_too_few_for_an_error() -> None:
     assert prediction_error(state(versions=1)) == {"audit": None, "gallery": None}
     assert mean_error([0.1, None], [0.3, 0.2]) is None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastfill_ray.report.rivals import metric_lines, rival_lines, worth_words
+from fastfill_ray.report.rivals import few_answers, metric_lines, rival_lines, worth_words
 
 OBJECTIVE = "qrels/recall@1"
 
@@ -104,3 +104,33 @@ def test_a_better_metric_is_named_with_its_gain() -> None:
     assert metric_lines(data) == []
     [words] = metric_lines(data | {"better_metric": {"metric": "cosine", "gain": interval(0.03)}})
     assert "by cosine than by l2, which was given: +3.0 (+1.0..+5.0) points of mAP by label" in words.replace("\n", " ")
+
+
+def test_where_too_few_queries_have_an_answer_it_is_said_how_many_and_what_decided_instead() -> None:
+    def counts(calibration: int, audit: int) -> dict[str, dict[str, int]]:
+        answered = {"calibration": calibration, "audit": audit}
+        return {split: {"queries": 300, "answered": count} for split, count in answered.items()}
+
+    assert few_answers("qrels/recall@1", counts(60, 60), 300) == ""
+    assert few_answers("new_model/map", counts(1, 1), None) == ""
+    assert few_answers("qrels/recall@1", counts(60, 33), 300) == (
+        "By qrels/recall@1, which was asked for, only 33 of 300 queries have an answer among the audit items; at least "
+        "60 are needed. So it is reported by new_model instead."
+    )
+    few = few_answers("qrels/recall@1", counts(45, 33), 300)
+    assert few == (
+        "By qrels/recall@1, which was asked for, only 45 of 300 queries have an answer among the calibration items and "
+        "33 of 300 queries have an answer among the audit items; at least 60 are needed. So it is chosen and reported "
+        "by new_model instead."
+    )
+    assert few_answers("label/map", counts(90, 70), 5) == (
+        "Only 5 queries are given, and at least 16 are needed: the items of each split ask instead."
+    )
+    rivals = rivals_of()
+    own = "new_model/recall@10"
+    for each in rivals["ways"]:
+        each["values"] = {own: each["values"][OBJECTIVE]}
+    words = worth_words(rivals | {"objective": own, "gain": {own: interval(0.2)}}, few)
+    assert words[0] == few
+    assert words[1].endswith("More answers among the items would tell: give more pairs, or more queries with answers.")
+    assert "judgements" not in words[1]
