@@ -117,9 +117,10 @@ def draw_taken(
         others = there.take(np.flatnonzero(~np.isin(there.rows, known)))
         chosen = others.take(smallest(others.keys, min(most, len(others.rows)), seed))
         splits = ["calibration" if rank % 2 else "audit" for rank in range(len(chosen.rows))]
-        found = {tuple(key) for key in there.keys.tolist()}
-        in_all = sum(n for key, n in zip(wanted.tolist(), times.tolist(), strict=True) if tuple(key) in found)
-        return _by_chunk(snapshot, chosen.rows, splits), {"number": len(there.rows), "in_all": in_all}
+        # What is there is among what is wanted, each once: so both together are the wanted ones, in their order.
+        is_there = np.unique(np.concatenate([wanted, there.keys]), axis=0, return_counts=True)[1] == 2
+        counts = {"number": len(there.rows), "in_all": int(times[is_there].sum())}
+        return _by_chunk(snapshot, chosen.rows, splits), counts
 
     seen = sha256_hex(wanted.tobytes()), sha256_hex(times.tobytes())
     drawn, counts = _kept(context.files, _name(snapshot, "taken", *seen, sorted(pairs.items()), most, seed), draw)
