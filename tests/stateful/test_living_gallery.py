@@ -214,7 +214,7 @@ class LivingGallery(RuleBasedStateMachine):
 CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 # Without shrinking, which would take an hour: an example of 20 steps can be read.
 QUICK = settings(
-    max_examples=25,
+    max_examples=20,
     stateful_step_count=20,
     phases=[Phase.generate],
     deadline=None,
