@@ -24,7 +24,7 @@ import ray
 import ray.data
 
 import fastfill_ray as ff
-from benchmarks.texts import NEW_DIM, hardware, of_pool, texts, write_gallery
+from benchmarks.texts import NEW_DIM, hardware, of_pool, start_ray, texts, write_gallery
 from fastfill_ray.embedders.text import MiniLM
 
 WAVES = [0.2, 0.4, 0.6, 0.8, 1.0]
@@ -41,7 +41,7 @@ def measure(folder: Path, rows: int, actors: int, chunk_rows: int) -> None:
     write_gallery(folder / "gallery", everything)
     queries = MiniLM()({"text": everything[:: max(1, rows // QUERIES)]}, "query")
     # One more than the embedders hold: beside them plain Ray Data would never get to read, or to write.
-    ray.init(num_cpus=actors + 1, include_dashboard=False, log_to_driver=False)
+    start_ray(actors + 1)
     try:
         plain_s, index = plain(folder, actors)
         run_s, published = run(folder, actors, chunk_rows)

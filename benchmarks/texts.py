@@ -116,6 +116,14 @@ def of_pool(name: str, doc: str | None, rows: int, measure: Callable[[Path, int,
         measure(options.folder or Path(temporary), options.rows, options.actors, options.chunk_rows)
 
 
+def start_ray(num_cpus: int) -> None:
+    """A Ray of this machine with the settings that a run gives the one that it starts."""
+    import ray
+
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
+    ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
+
+
 def hardware() -> str:
     """What the figures were measured on, for the table's head."""
     import ray

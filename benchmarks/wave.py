@@ -28,6 +28,7 @@ from benchmarks.texts import (
     of_pool,
     rate,
     read_calls,
+    start_ray,
     texts,
     write_gallery,
 )
@@ -117,7 +118,7 @@ def waves(folder: Path, actors: int, chunk_rows: int) -> list[Call]:
         "resources": {"embed_actors": [actors, actors], "chunk_rows": chunk_rows},
         "output": str(folder / "out"),
     }
-    ray.init(num_cpus=actors, include_dashboard=False, log_to_driver=False)
+    start_ray(actors)
     try:
         ff.run_backfill(config, until="version0")
         num_before = len(read_calls(folder / "calls"))
