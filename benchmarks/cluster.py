@@ -24,6 +24,7 @@ import ray
 from ray._private.internal_api import memory_summary
 
 from benchmarks.results import markdown
+from benchmarks.texts import start_ray
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import tasks
 from fastfill_ray.engine.interface import TASK_BYTES, Attempt, Finish, PoolWork
@@ -53,8 +54,7 @@ def main() -> None:
         f"tasks of {TASK_S} s\n",
         flush=True,
     )
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")  # as a run has it
-    ray.init(address="local", num_cpus=options.cpus, include_dashboard=False, log_to_driver=False)
+    start_ray(options.cpus)
     engine = RayEngine()
     with engine.session(print):
         whole = options.cpus, options.cpus

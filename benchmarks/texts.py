@@ -120,8 +120,10 @@ def start_ray(num_cpus: int) -> None:
     """A Ray of this machine with the settings that a run gives the one that it starts."""
     import ray
 
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
-    ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
+    from fastfill_ray.engine.session import keep_idle_workers
+
+    keep_idle_workers()
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
 
 
 def hardware() -> str:

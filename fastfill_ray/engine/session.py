@@ -44,12 +44,18 @@ def connected(say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
+def keep_idle_workers() -> None:
+    """Before Ray starts on this machine: it ends idle workers beyond its CPUs after a second, and each wave would then
+    import everything anew.
+    """
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
+
+
 @contextmanager
 def _connected(say: Callable[[str], None]) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
-        # A local Ray ends idle workers beyond its CPUs after a second, and each wave would import everything anew.
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
+        keep_idle_workers()
         address = os.environ.get("RAY_ADDRESS")
         say("starting Ray on this machine ..." if address in (None, "local") else f"connecting to Ray at {address} ...")
         check_reachable(address)
