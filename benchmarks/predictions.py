@@ -1,4 +1,4 @@
-"""Whether what a plan predicts is what is measured: ten galleries of 400 to 20,000 items, whole runs, every version.
+"""Whether what a plan predicts is what is measured: galleries of 400 to 20,000 items, whole runs, every version.
 
     OMP_NUM_THREADS=1 python -m benchmarks.predictions --cache sets --out results/predictions [--sets digits-400 ...]
     python -m benchmarks.predictions --out results/predictions --tables
@@ -29,11 +29,13 @@ import pyarrow.parquet as pq
 
 from benchmarks.results import Result, command_line, markdown
 from benchmarks.sets import BenchmarkSet, load_set
+from benchmarks.zipf.traffic import zipf
 from fastfill_ray.backfill import _run
 from fastfill_ray.config import load_config
 from fastfill_ray.engine.in_process import InProcessEngine
 from fastfill_ray.experiment.experiment import Findings, Question, Report, run_experiment
 from fastfill_ray.experiment.heldout import Evidence, hold_out
+from fastfill_ray.experiment.search import Watcher
 from fastfill_ray.report.prediction import promises
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
 from fastfill_ray.stages import choose
@@ -44,7 +46,8 @@ from fastfill_ray.types import F32
 class Gallery:
     """Some items of a benchmark set, and what a run over them is asked.
 
-    by_users: whether the set's own queries ask; else the audit items do. objective: "relevance/metric".
+    by_users: whether the set's own queries ask; else the audit items do. objective: "relevance/metric"; with relevance
+    `log` the set's queries are asked again and again by Zipf's law, in a log that names the item that each seeks.
     """
 
     data: str
@@ -58,13 +61,16 @@ class Gallery:
         return [wave for wave in (0.25, 0.5, 0.75, 1.0) if wave * self.rows > self.pairs]
 
 
+LOG_EVENTS = 4000
 GALLERIES = {
     "digits-400": Gallery("digits", 400, 160, "new_model/recall@10"),
     "digits-1700": Gallery("digits", 1700, 500, "label/map"),
     "docstrings-400": Gallery("docstrings", 400, 160, "label/map", by_users=True),
     "docstrings-1000": Gallery("docstrings", 1000, 400, "qrels/recall@1", by_users=True),
+    "docstrings-1000-log": Gallery("docstrings", 1000, 400, "log/mrr"),
     "docstrings-3000": Gallery("docstrings", 3000, 800, "label/map"),
     "docstrings-9500": Gallery("docstrings", 9500, 1500, "qrels/recall@1", by_users=True),
+    "docstrings-9500-log": Gallery("docstrings", 9500, 1500, "log/mrr"),
     "glyphs-1000": Gallery("glyphs", 1000, 500, "label/cmc@1"),
     "glyphs-5000": Gallery("glyphs", 5000, 1000, "label/map"),
     "glyphs-10000": Gallery("glyphs-biased", 10_000, 1200, "new_model/recall@10"),
@@ -111,6 +117,8 @@ def write_input(gallery: Gallery, built: BenchmarkSet, seed: int, folder: Path) 
     }
     if gallery.by_users:
         config["queries"] = _write_queries(built, rows, folder)
+    if relevance == "log":
+        config["queries"] = _write_log(built, rows, folder, seed)
     return config
 
 
@@ -132,12 +140,32 @@ def _write_queries(built: BenchmarkSet, rows: np.ndarray, folder: Path) -> dict[
     }
 
 
+def _write_log(built: BenchmarkSet, rows: np.ndarray, folder: Path, seed: int) -> dict[str, Any]:
+    """LOG_EVENTS events of the set's queries whose items are in the gallery, by Zipf's law; the config's part."""
+    if built.query_item is None or built.queries_new is None or built.queries_old is None:
+        raise ValueError(f"set {built.name!r} has no queries of its own")
+    rng = np.random.default_rng(seed)
+    asking = rng.permutation(np.flatnonzero(np.isin(built.query_item, rows)))
+    events = asking[rng.choice(len(asking), LOG_EVENTS, p=zipf(len(asking)))]
+    vectors = {"new": built.queries_new[events], "old": built.queries_old[events]}
+    log: dict[str, Any] = {name: pa.array(list(of), pa.list_(pa.float32())) for name, of in vectors.items()}
+    log |= {"query": events, "item_id": built.query_item[events]}
+    log["time"] = pa.array(np.arange(LOG_EVENTS) * 1_000_000, pa.timestamp("us"))
+    pq.write_table(pa.table(log), folder / "log.parquet")
+    return {
+        "log_path": str(folder / "log.parquet"),
+        "payload_columns": ["query"],  # nothing is embedded: vectors are given
+        "new_vector_column": "new",
+        "old_vector_column": "old",
+    }
+
+
 def uncorrected(evidence: Evidence, question: Question, findings: Findings) -> tuple[Interval, ...]:
     """The same objective of the same winner, predicted on the audit items as if they were the gallery."""
     winner = findings.choice.winner
     calibration, audit = (hold_out(evidence, split, [winner.policy]) for split in ("calibration", "audit"))
     report = Report(calibration, audit, findings.chosen_by, findings.predicted_by)
-    values = report.at(winner, question.fractions, question.fractions[0], evidence.seed)
+    values = report.at(winner, question.fractions, question.fractions, evidence)
     return tuple(mean_interval(of_version, seed=evidence.seed) for of_version in values)
 
 
@@ -146,8 +174,8 @@ def measure(name: str, seed: int, cache: Path) -> Result:
     gallery, start = GALLERIES[name], time.monotonic()
     seen: list[tuple[Evidence, Question, Findings]] = []
 
-    def spy(evidence: Evidence, question: Question) -> Findings:
-        findings = run_experiment(evidence, question)
+    def spy(evidence: Evidence, question: Question, watcher: Watcher) -> Findings:
+        findings = run_experiment(evidence, question, watcher)
         seen.append((evidence, question, findings))
         return findings
 

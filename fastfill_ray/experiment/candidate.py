@@ -95,6 +95,14 @@ class Allowed:
     weights: Sequence[float] = WEIGHTS
     forms: Sequence[Form] = FORMS
 
+    def forms_of(self, policy: Policy) -> list[Form]:
+        """The forms that suit an order.
+
+        By a log, what is asked for most is in the first waves. An offset by wave would rank it higher while it is
+        stale, and no longer once it is new: a prior of the log, and no calibration.
+        """
+        return [form for form in self.forms if policy not in LOGGED or not form.endswith("by_wave")]
+
 
 def policies_allowed(
     wanted: Sequence[Policy] | None,

@@ -207,20 +207,13 @@ class Backfill:
             )
         return states
 
-    def fit(
-        self, objective: Objective, form: Form, knots: Sequence[float] = KNOTS, sampled: Bools | None = None
-    ) -> FittedCalibrations:
-        """The calibration at each knot, for the objective, under this very order; each starts from the one before.
-
-        Args:
-            sampled: see ``served``.
-        """
+    def fit(self, objective: Objective, form: Form, knots: Sequence[float] = KNOTS) -> FittedCalibrations:
+        """The calibration at each knot, for the objective, under this very order; each starts from the one before."""
         fitted: list[OrderCalibration] = []
         in_order = self.sorted_stale, self.shadow.sorted_new
         relevant = self.shadow.relevant[objective.relevance]
         for knot in knots:
-            is_new = self.positions < knot
-            state = self.state(is_new if sampled is None else is_new | sampled)
+            state = self.state(self.positions < knot)
             fitted.append(fit_calibration(state, relevant, objective.metric, form, fitted[-1:], in_order))
         return FittedCalibrations(tuple(knots), tuple(fitted))
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from fastfill_ray.experiment.candidate import Allowed, Candidate, MapView, Objective, policies_allowed, stand_in
 from fastfill_ray.experiment.curves import (
-    KNOTS,
     Backfill,
     Curve,
     FittedCalibrations,
@@ -27,7 +26,10 @@ from fastfill_ray.experiment.items import MAX_QUERIES, MIN_QUERIES, Queries, ask
 from fastfill_ray.experiment.prediction import predict_gallery
 from fastfill_ray.experiment.search import Choice, Watcher, choose
 from fastfill_ray.experiment.shadow import Measured, Shadow
+from fastfill_ray.experiment.versions import ShadowVersions
+from fastfill_ray.ordering.demand import share_sought_new
 from fastfill_ray.ordering.policies import LOGGED, Policy
+from fastfill_ray.ordering.waves import shares_of_order, wave_middles
 from fastfill_ray.retrieval.calibration import FORMS, Form, fit_queries
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
 from fastfill_ray.types import F64, Objects, Relevance, Scope
@@ -152,11 +154,12 @@ def _predict(
     """
     objective, fractions = question.objective, question.fractions
     if objective.relevance != "new_model" and fractions and fractions[0] > 0:
-        predicted = predict_gallery(evidence, winner, report.fit_versions(winner, fractions[0]), objective, fractions)
+        fitted = report.fit_versions(winner, fractions, evidence)
+        predicted = predict_gallery(evidence, winner, fitted, objective, fractions)
         if predicted[0].queries >= MIN_QUERIES:
             return predicted, objective, "gallery"
     ordered = report.in_gallery(evidence, winner, objective, fractions)
-    return ordered.predict(winner, fractions, evidence.seed), ordered.shown_by, "audit"
+    return ordered.predict(winner, fractions, evidence), ordered.shown_by, "audit"
 
 
 class Report:
@@ -180,17 +183,28 @@ class Report:
             self._fitted[candidate] = self._of_calibration.of(candidate).fit(self.fitted_by, candidate.form)
         return self._fitted[candidate]
 
-    def fit_versions(self, candidate: Candidate, first: float) -> FittedCalibrations:
-        """The candidate's calibrations as versions are served, whose share `first` is new whatever the order.
+    def fit_versions(self, candidate: Candidate, fractions: Sequence[float], evidence: Evidence) -> FittedCalibrations:
+        """The candidate's calibrations as versions are served, whose share ``fractions[0]`` is new whatever the order.
 
-        Orders by demand change what users see within the first items: a calibration for after these serves version 0
-        badly. So theirs are fitted from 0 on, in the states that versions have. With the other orders a state changes
-        so slowly that ``fit`` does, by which their predictions were tuned.
+        What is known of a log changes what users see within the first items: a calibration for after these serves
+        version 0 badly. So those that go by a log are fitted as the versions' are. With the others a state changes so
+        slowly that ``fit`` does, by which their predictions were tuned.
         """
-        if candidate.policy not in LOGGED:
+        if candidate.policy not in LOGGED and self.fitted_by.relevance != "log":
             return self.fit(candidate)
-        sampled = stand_for_pairs(self._calibration.items.id_hash, first, self._seed)
-        return self._of_calibration.of(candidate).fit(self.fitted_by, candidate.form, (0.0, 0.02, *KNOTS), sampled)
+        first, backfill = fractions[0], self._of_calibration.of(candidate)
+        ends = shares_of_order(fractions, first)
+        taken = None if evidence.logged is None else evidence.logged.taken
+        versions = ShadowVersions(
+            shadow=backfill.shadow,
+            stale=backfill.stale,
+            waves=(1 + np.searchsorted(ends[1:], backfill.positions, side="right")).astype(np.int16),
+            middles=wave_middles(fractions[1:], first),
+            sampled=stand_for_pairs(self._calibration.items.id_hash, first, self._seed),
+            sought_share=share_sought_new(taken, evidence.pairs.sampled().id_hash, first, first),
+        )
+        fitted = [versions.fit(wave, self.fitted_by, candidate.form) for wave in range(len(fractions))]
+        return FittedCalibrations(tuple(ends), tuple(fitted))
 
     def curve(self, candidate: Candidate, cutoffs: Sequence[int] | None = None) -> Curve:
         """The candidate's curve on the audit split, at the 22 published points unless told otherwise."""
@@ -216,7 +230,7 @@ class Report:
         report._fitted = self._fitted  # by the same calibration queries
         return report
 
-    def predict(self, candidate: Candidate, fractions: Sequence[float], seed: int) -> tuple[Interval, ...]:
+    def predict(self, candidate: Candidate, fractions: Sequence[float], evidence: Evidence) -> tuple[Interval, ...]:
         """The candidate at the fractions of a run's versions, as they will be measured on the audit items.
 
         Thresholds are those of the gallery, so that it is chance how many audit items a wave has. The intervals hold
@@ -231,22 +245,22 @@ class Report:
         fewer, more = (np.clip(np.array(fractions) + side * errors, fractions[0], 1).tolist() for side in (-1, 1))
         intervals = []
         for values, few, many in zip(
-            *(self.at(candidate, shares, fractions[0], seed) for shares in (fractions, fewer, more)), strict=True
+            *(self.at(candidate, shares, fractions, evidence) for shares in (fractions, fewer, more)), strict=True
         ):
-            value, low, high, count = mean_interval(values, seed=seed)
-            fewest, most = (mean_interval(other, seed=seed).value for other in (few, many))
+            value, low, high, count = mean_interval(values, seed=evidence.seed)
+            fewest, most = (mean_interval(other, seed=evidence.seed).value for other in (few, many))
             low = max(0.0, value - float(np.hypot(value - low, value - fewest)))
             high = min(1.0, value + float(np.hypot(high - value, most - value)))
             intervals.append(Interval(value, low, high, count))
         return tuple(intervals)
 
-    def at(self, candidate: Candidate, fractions: Sequence[float], first: float, seed: int) -> F64:
-        """The values (F, Q) of a candidate at some fractions; first: the share that is new from version 0 on."""
+    def at(self, candidate: Candidate, shares: Sequence[float], fractions: Sequence[float], evidence: Evidence) -> F64:
+        """The values (F, Q) of a candidate where shares (F,) of the items are new; fractions: of its versions."""
         backfill = self._of_audit.of(candidate)
-        sampled = stand_for_pairs(self._audit.items.id_hash, first, seed)
-        cutoffs = cutoffs_at(backfill.sample, sampled, fractions)
+        sampled = stand_for_pairs(self._audit.items.id_hash, fractions[0], evidence.seed)
+        cutoffs = cutoffs_at(backfill.sample, sampled, shares)
         relevances: list[Relevance] = [self.shown_by.relevance]
-        fitted = self.fit_versions(candidate, first)
+        fitted = self.fit_versions(candidate, fractions, evidence)
         curve = backfill.trace(fitted, cutoffs, relevances=relevances, sampled=sampled)
         return curve.values[self.shown_by.relevance, self.shown_by.metric]
 
@@ -274,9 +288,8 @@ def share_errors(fractions: Sequence[float], size: int) -> F64:
         fractions: of the gallery; the first is new whatever the order, and as large in the sample.
         size: items of the sample.
     """
-    first = fractions[0]
-    of_order = (np.array(fractions) - first) / max(1 - first, 1e-9)
-    errors: F64 = 1.96 * np.sqrt(np.clip(of_order * (1 - of_order), 0, None) * (1 - first) / size)
+    of_order = shares_of_order(fractions, fractions[0])
+    errors: F64 = 1.96 * np.sqrt(np.clip(of_order * (1 - of_order), 0, None) * (1 - fractions[0]) / size)
     return errors
 
 
@@ -297,10 +310,11 @@ def _variants(winner: Candidate, allowed: Allowed, *, has_old: bool) -> Iterator
     for view in allowed.views:
         for policy in allowed.policies:
             yield Candidate(view, 1.0, policy, simple)
-    for form in allowed.forms:
+    for form in allowed.forms_of(winner.policy):
         yield replace(winner, form=form)
     for weight in allowed.weights:
         if weight == 1 or has_old:
             yield replace(winner, weight=weight)
     for policy in allowed.policies:
-        yield replace(winner, policy=policy)
+        forms = allowed.forms_of(policy)
+        yield replace(winner, policy=policy, form=winner.form if winner.form in forms else forms[-1])

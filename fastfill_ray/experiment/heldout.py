@@ -44,6 +44,8 @@ class Evidence:
     pairs: all three splits. queries: the users', None where a split's own items ask it. maps: by method, the cheapest
     to apply first. classifier: the new model's own or one fitted on the train pairs, None where neither is to be had.
     logged: None without a query log. metric_looked_at: of the objective: orders by demand look as deep as it does.
+    answers_per_added: for how many items that queries seek, and that are no pairs, each one that was added to the pairs
+    stands; None where what they seek was not looked for in the gallery.
     """
 
     pairs: PairedItems
@@ -54,6 +56,7 @@ class Evidence:
     seed: int
     logged: LoggedQueries | None = None
     metric_looked_at: str = ""
+    answers_per_added: float | None = None
 
     @property
     def views(self) -> list[MapView]:

@@ -4,6 +4,10 @@ A small gallery is not a large one: a known item is found more easily in it, and
 the curve is traced on all pairs, the largest part of the gallery whose both vectors are known, and on random halves and
 quarters of them, and extrapolated from there (``retrieval.extrapolation``).
 
+Where users seek items that are known, it is known, too, which of these are pairs, so new from version 0 on, and which
+were added to the pairs and wait for their wave. A few of them may have much of the traffic: what is known of their
+state is not left to chance.
+
 Legend: Q queries, N pairs, E new dim.
 """
 
@@ -15,16 +19,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fastfill_ray.experiment.candidate import Candidate, Objective
-from fastfill_ray.experiment.curves import (
-    FittedCalibrations,
-    backfill_order,
-    cutoffs_at,
-    places_of,
-    stand_for_pairs,
-)
+from fastfill_ray.experiment.curves import Backfill, FittedCalibrations, backfill_order
 from fastfill_ray.experiment.heldout import Evidence, HeldOut, item_columns
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems
-from fastfill_ray.ordering.policies import priority_of
+from fastfill_ray.ordering.policies import priority_of, random_priority
+from fastfill_ray.ordering.streams import HashSeed
+from fastfill_ray.ordering.waves import shares_of_order, wave_middles
+from fastfill_ray.retrieval.calibration import MixedScores
 from fastfill_ray.retrieval.extrapolation import disjoint_parts, extrapolate
 from fastfill_ray.retrieval.intervals import Interval
 from fastfill_ray.retrieval.metrics import ideal_gain, metrics_of
@@ -93,7 +94,7 @@ def all_pairs(evidence: Evidence, candidate: Candidate, objective: Objective, ro
     for part in (seen, ~seen):  # what was learnt from an item says less of it: each part has its own order
         own = np.flatnonzero(part)
         order = backfill_order(priority[own], items.id_hash[own])
-        place[own] = places_of(order, counted[own]) / max(int(counted[own].sum()), 1)
+        place[own] = shares_before(order, _stand_for(counted[own], rows))
     queries = evidence.pairs.part("audit").as_queries() if evidence.queries is None else evidence.queries
     asking = queries.shuffled(evidence.seed).first(MAX_QUERIES)
     return HeldOut(items, asking, evidence.metric, evidence.old_scale(), {view: aligned}, {view: {policy: -place}})
@@ -104,6 +105,35 @@ def _bounded(pairs: PairedItems, seed: int) -> PairedItems:
     shuffled = pairs.shuffled(seed)
     within = np.cumsum(shuffled.counted) <= MAX_PAIRS
     return shuffled.take(np.flatnonzero(within | ~shuffled.counted))
+
+
+def _stand_for(counted: Bools, rows: int) -> F64:
+    """Rows of a gallery that each item (N,) stands for: an added one for itself, the counted ones for the rest."""
+    number = int(counted.sum())
+    rest = max(rows - (len(counted) - number), 0)
+    return np.where(counted, rest / max(number, 1), 1.0)
+
+
+def shares_before(order: I64, stand_for: F64) -> F64:
+    """The share of a gallery that stands before each item (N,) in an order (N,); stand_for: rows of it, per item."""
+    in_order = stand_for[order]
+    shares = np.empty(len(order))
+    shares[order] = (np.cumsum(in_order) - in_order) / max(float(in_order.sum()), 1e-9)
+    return shares
+
+
+def new_at_first(items: PairedItems, sought: Bools, share: float, seed: int) -> Bools:
+    """Which items (N,) stand for those that are new in version 0: this share of the sample, and nothing that was added.
+
+    Args:
+        sought: (N,) which items are known to be sought: those of the sample are pairs, so they are new.
+    """
+    sure = items.counted & sought
+    chance = random_priority(items.id_hash, seed + HashSeed.STAND_FOR_PAIRS).astype(np.float64)
+    chance[sure], chance[~items.counted] = -1, np.inf
+    is_new = np.zeros(len(chance), bool)
+    is_new[np.argsort(chance, kind="stable")[: max(round(share * items.size), int(sure.sum()))]] = True
+    return is_new
 
 
 def predict_gallery(
@@ -129,18 +159,59 @@ def predict_gallery(
     shadow = split.shadow(asking)
     if not shadow.answered(objective.relevance).any():
         return (Interval(np.nan, np.nan, np.nan, 0),) * len(fractions)
-    backfill = split.backfill(candidate, asking, shadow)
-    sampled = stand_for_pairs(split.items.id_hash, fractions[0], evidence.seed)
+    relevant, counted = shadow.relevant[objective.relevance], split.items.counted
+    sought, weights, together = np.zeros(len(counted), bool), None, None
+    if evidence.answers_per_added is not None:
+        sought[relevant.items] = True
+        # What becomes of an item, all who seek it see. A query whose answer is hidden from it has no value anyway.
+        together = relevant.items[np.minimum(relevant.starts[:-1], len(relevant.items) - 1)]
+        pairs_per_counted = evidence.pairs.size / split.items.size
+        weights = np.where(counted[together], pairs_per_counted, evidence.answers_per_added)
+    at_first = new_at_first(split.items, sought, fractions[0], evidence.seed)
+    states = _States(split.backfill(candidate, asking, shadow), fitted, counted, at_first, rows, fractions)
     growth = max(1.0, rows / split.items.size)
     depth = complete_depth(rows, len(split.queries.ids)) / rows
-    by_part = _ByPart(shadow.relevant[objective.relevance], objective, growth, depth, split.items.counted)
+    by_part = _ByPart(relevant, objective, growth, depth, counted)
     doublings = float(np.log2(growth))
     damping = _MAP_DAMPING if objective == Objective("label", "map") else _DAMPING
     predicted = []
-    for cutoff in cutoffs_at(backfill.sample, sampled, fractions):
-        levels = by_part.levels(backfill.served(fitted, cutoff, sampled))
-        predicted.append(extrapolate(levels, doublings, damping, seed=evidence.seed))
+    for fraction in fractions:
+        levels = by_part.levels(states.served(fraction))
+        predicted.append(extrapolate(levels, doublings, damping, weights, together, seed=evidence.seed))
     return tuple(predicted)
+
+
+class _States:
+    """The pairs as the versions of a gallery show them."""
+
+    def __init__(
+        self,
+        backfill: Backfill,
+        fitted: FittedCalibrations,
+        counted: Bools,
+        at_first: Bools,
+        rows: int,
+        fractions: Sequence[float],
+    ) -> None:
+        """
+        Args:
+            counted: (N,) which items are the sample. at_first: (N,) which are new in version 0. rows: of the gallery.
+            fractions: shares of it that are new in the versions.
+        """
+        self._backfill, self._fitted, self._at_first, self._first = backfill, fitted, at_first, fractions[0]
+        stand_for = np.zeros(len(counted))
+        stand_for[~at_first] = _stand_for(counted[~at_first], round((1 - self._first) * rows))
+        self._place = shares_before(backfill.order, stand_for)
+        ends = shares_of_order(fractions[1:], self._first)
+        wave = 1 + np.searchsorted(ends, self._place, side="right")
+        self._position = wave_middles(fractions[1:], self._first)[wave]  # as segments are served
+
+    def served(self, fraction: float) -> F32:
+        """Scores (Q, N) when this share of the gallery is new."""
+        [share] = shares_of_order([fraction], self._first).tolist()
+        is_new: Bools = self._at_first | (self._place < share)
+        state = MixedScores(self._backfill.stale, self._backfill.shadow.new, is_new, self._position)
+        return state.under(self._fitted.at(share))
 
 
 @dataclass(frozen=True)

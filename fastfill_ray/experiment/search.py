@@ -272,7 +272,7 @@ def _shortlist(race: Race, allowed: Allowed, *, has_old: bool) -> tuple[list[Can
     weighed = (Candidate(c.view, weight, "random", form_of(weight)) for c in maps for weight in weights)
     modes = list(dict.fromkeys([*race.ranked(weighed, 0, "stale mode")[:KEPT_MODES], *maps]))
     orders = [(c, policy) for c in modes for policy in allowed.policies]
-    formed = (Candidate(c.view, c.weight, policy, form) for c, policy in orders for form in allowed.forms)
+    formed = (Candidate(c.view, c.weight, policy, form) for c, policy in orders for form in allowed.forms_of(policy))
     ranked = race.ranked(formed, 0, "order")
     hopeful = set(race.hopeful(ranked, 0, "order") + race.hopeful(sure(ranked), 0, "order"))
     best_forms = kept([c for i, c in enumerate(ranked) if not any(map(c.same_but_form, ranked[:i]))], KEPT_ORDERS)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfill_ray.types import F32, I64, U64, Bools
+from fastfill_ray.types import F32, F64, I64, U64, Bools
 
 KEY_SPACE = 1 << 64
 # Radix levels of the threshold search: their widths sum to 64. A histogram holds at most 2**22 bins at a time.
@@ -175,13 +175,22 @@ def order_wave(keys: U64, thresholds: Sequence[int]) -> NDArray[np.int16]:
     return wave
 
 
+def shares_of_order(fractions: Sequence[float], first_share: float) -> F64:
+    """Which share of the order is new (F,) where such fractions (F,) of all items are.
+
+    Args:
+        first_share: of all items, new whatever the order.
+    """
+    room = max(1 - first_share, 1e-9)  # nothing is ordered where all is new already
+    return np.maximum(0.0, np.array(fractions, np.float64) - first_share) / room
+
+
 def wave_middles(fractions: Sequence[float], first_share: float) -> F32:
     """The place in the order, 0 to 1, of the middle of each wave (W + 2,): pairs at 0, then 1..W, then the rest.
 
     Args:
         fractions: at which waves end, of all items; the order is one of all items but the pairs.
     """
-    room = max(1 - first_share, 1e-9)  # nothing is ordered where all is new already
-    ends = [0.0, *(max(0.0, fraction - first_share) / room for fraction in fractions), 1.0]
+    ends = [0.0, *shares_of_order(fractions, first_share).tolist(), 1.0]
     middles = [(low + high) / 2 for low, high in itertools.pairwise(ends)]
     return np.array([0.0, *middles], np.float32)

@@ -113,8 +113,28 @@ def fit_calibration(
     Returns:
         The identity where nothing or everything is stale and the form has no slope: no ranking changes then.
     """
-    stale, new, is_new = scores.stale, scores.new, scores.is_new
-    if form == "identity" or is_new.all() or (not is_new.any() and not form.endswith("by_wave")):
+    return fit_expected(scores, [(1.0, scores.is_new)], relevant, metric, form, starts, in_order)
+
+
+def fit_expected(
+    scores: MixedScores,
+    states: Sequence[tuple[float, Bools]],
+    relevant: RelevantItems,
+    metric: str,
+    form: Form,
+    starts: Sequence[OrderCalibration] = (),
+    in_order: tuple[SortedScores, SortedScores] | None = None,
+) -> OrderCalibration:
+    """The same over several states that the gallery may be in: by the expected mean.
+
+    Args:
+        scores: of any of the states. states: of each the probability, and which items (N,) are new in it.
+    """
+    stale, new = scores.stale, scores.new
+    some_new = any(is_new.any() for _, is_new in states)
+    if form == "identity" or all(is_new.all() for _, is_new in states):
+        return OrderCalibration()
+    if not some_new and not form.endswith("by_wave"):
         return OrderCalibration()
     finite = np.isfinite(stale) & np.isfinite(new)
     of_relevant = stale[np.repeat(np.arange(len(stale)), relevant.counts), relevant.items]
@@ -126,13 +146,15 @@ def fit_calibration(
     # move apart. About the mean of all, no single step betters both.
     center = float(of_relevant.mean())
     stale_in_order, new_in_order = in_order or (SortedScores.of(stale), SortedScores.of(new))
-    state = MixedState(stale_in_order, new_in_order, is_new, scores.position)
-    ranks = state.relevant(relevant)
+    ranks = [
+        (probability, MixedState(stale_in_order, new_in_order, is_new, scores.position).relevant(relevant))
+        for probability, is_new in states
+    ]
     known: dict[OrderCalibration, float] = {}
 
     def value(at: OrderCalibration) -> float:
         if at not in known:
-            known[at] = ranks.mean(metric, at.apply, in_order=at.slope == 0)
+            known[at] = sum(p * of.mean(metric, at.apply, in_order=at.slope == 0) for p, of in ranks)
         return known[at]
 
     def restrict(at: OrderCalibration) -> OrderCalibration:

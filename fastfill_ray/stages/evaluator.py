@@ -15,6 +15,7 @@ from fastfill_ray.experiment.versions import ShadowVersions
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.gate import judge
 from fastfill_ray.log.records import FileRef, FlipValue, MetricValue, Plan, Segment, Verdict, Version
+from fastfill_ray.ordering.demand import share_sought_new
 from fastfill_ray.retrieval.calibration import OrderCalibration
 from fastfill_ray.retrieval.metrics import measure as measure_scores
 from fastfill_ray.retrieval.ranking import complete_depth
@@ -74,7 +75,9 @@ class Evaluator:
     def _plan(self) -> ShadowPlan:
         basis = self._basis
         keys = read_pair_keys(self._context.files, basis.scores.pair_keys)
-        return ShadowPlan(self._cuts, basis.waves, self._first_share, keys, basis.fusion)
+        sampled, first = basis.pairs.sampled(), self._first_share
+        sought = share_sought_new(basis.taken, sampled.id_hash, first, sampled.size / max(basis.snapshot.rows, 1))
+        return ShadowPlan(self._cuts, basis.waves, first, sought, keys, basis.fusion)
 
     def _shadow(self, split: Split) -> ShadowVersions:
         basis = self._basis

@@ -119,6 +119,7 @@ def choose_order(
         seed=config.seed,
         logged=sampled.logged,
         metric_looked_at=config.objective.metric,
+        answers_per_added=sampled.answers_per_added,
     )
     request = choose.ChoiceRequest(
         alignment=config.alignment,

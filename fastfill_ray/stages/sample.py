@@ -59,6 +59,7 @@ class Sample:
     log. offsets, receipts: {unit of a chunk: its pairs' offsets, their receipt}. added: {unit of a chunk: offsets of
     the added items}. known: pairs that were new before, and added items: what has a vector, and is in no receipt of the
     pairs. All are empty of pairs that another plan has drawn. notes: {config key: what PLAN says of it}.
+    answers_per_added: see ``Evidence``.
     """
 
     pairs: PairedItems
@@ -69,6 +70,7 @@ class Sample:
     offsets: dict[str, tuple[int, ...]] = field(default_factory=dict)
     receipts: Mapping[str, Receipt] = field(default_factory=dict)
     known: KnownPairs = field(default_factory=dict)
+    answers_per_added: float | None = None
 
     def answered_by(self, objective: ObjectiveConfig) -> ObjectiveConfig:
         """See ``asked.answered_by``."""
@@ -119,6 +121,7 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
         plan.offsets,
         pair_group.receipts.copy(),
         known,
+        asked.answers_per_added(pairs),
     )
 
 

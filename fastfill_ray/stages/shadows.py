@@ -25,13 +25,14 @@ class ShadowPlan:
     """What the states of a shadow gallery follow from, beside its items and queries.
 
     thresholds: order keys at which waves end. fractions: at which they end, of all items. first_share: of the gallery,
-    new from version 0 on. keys: {id: order key} of the pairs, as the score files hold them. fusion: of fused stale
-    vectors, else None.
+    new from version 0 on; sought_share: the same of the known items that queries seek. keys: {id: order key} of the
+    pairs, as the score files hold them. fusion: of fused stale vectors, else None.
     """
 
     thresholds: Sequence[int]
     fractions: Sequence[float]
     first_share: float
+    sought_share: float
     keys: Mapping[int | str, int]
     fusion: Fusion | None
 
@@ -63,4 +64,5 @@ def shadow_versions(
         waves=order_wave(keys, plan.thresholds),
         middles=wave_middles(plan.fractions, plan.first_share),
         sampled=stand_for_pairs(part.id_hash, plan.first_share, scorer.seed),
+        sought_share=plan.sought_share,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -135,3 +136,58 @@ def test_nothing_depends_on_the_order_of_the_pairs() -> None:
     turned = replace(evidence, pairs=pairs_of().take(np.arange(PAIRS)[::-1]))
     for one, other in zip(predict(evidence, LABEL_MAP, 0.1, 0.5), predict(turned, LABEL_MAP, 0.1, 0.5), strict=True):
         assert one == pytest.approx(other, abs=1e-6)
+
+
+# Known items, of which some are pairs and the others were added
+
+SOUGHT = 12
+
+
+def known_evidence(order: Sequence[float], *, per_added: float | None = 1.0, rows: int = 200) -> Evidence:
+    """A sample of which the first SOUGHT items are sought as often as as many that were added: the mapped vector of
+    every item is that of another direction, so that a sought item is found as it is new, and not before.
+
+    Args:
+        order: the priority of the added items; that of the sample is 0.
+    """
+    rng = np.random.default_rng(2)
+    size = 100 + SOUGHT
+    new = np.eye(size, dtype=np.float32)
+    ids = objects([f"item-{i}" for i in range(size)])
+    split = objects(
+        [["train", "calibration", "audit"][i % 3] for i in range(100)] + ["calibration", "audit"] * (SOUGHT // 2)
+    )
+    priority = np.concatenate([np.zeros(100), order]).astype(np.float32)
+    items = PairedItems(ids, -new, new, split, priority=priority, added=np.arange(size) >= 100)
+    sought = [*range(SOUGHT), *range(100, size)]
+    judged = tuple(Judgement(query, f"item-{item}") for query, item in enumerate(sought))
+    asking = new[sought] + 0.01 * rng.normal(size=(len(sought), size)).astype(np.float32)
+    queries = Queries(
+        objects([f"q{i}" for i in range(len(sought))]), asking.astype(np.float32), judged=judged, judged_as="log"
+    )
+    made = evidence_of(queries, pairs=items, maps={"ridge": lambda old, side=None: (old, old[:, 0])})
+    return replace(made, answers_per_added=per_added)
+
+
+def predict_known(evidence: Evidence, *fractions: float) -> list[float]:
+    candidate = Candidate(MapView("ridge"), 1.0, "column", "identity")
+    objective = Objective("log", "recall@1")
+    return [p.value for p in predict_gallery(evidence, candidate, FittedCalibrations(), objective, fractions)]
+
+
+def test_what_is_sought_is_new_from_the_start_where_it_is_a_pair_and_in_its_turn_where_it_was_added() -> None:
+    first, later, last = predict_known(known_evidence([1.0] * SOUGHT), 0.5, 0.6, 1.0)
+    assert (first, later, last) == pytest.approx((0.5, 1, 1), abs=0.02)
+    # By another order they come when all of the gallery has.
+    first, later, last = predict_known(known_evidence([-1.0] * SOUGHT), 0.5, 0.6, 1.0)
+    assert (first, later, last) == pytest.approx((0.5, 0.5, 1), abs=0.02)
+
+
+def test_of_those_that_come_first_only_as_many_are_new_as_the_wave_has_place_for() -> None:
+    [_, half, _] = predict_known(known_evidence(list(range(1, SOUGHT + 1))), 0.5, 0.53, 1.0)
+    assert half == pytest.approx(0.75, abs=0.03), "6 of the 100 that are no pairs, and all 6 of them are sought"
+
+
+def test_where_not_all_were_added_those_that_were_stand_for_the_others() -> None:
+    [first, _] = predict_known(known_evidence([1.0] * SOUGHT, per_added=3.0), 0.5, 1.0)
+    assert first == pytest.approx(0.25, abs=0.02)

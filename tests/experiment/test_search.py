@@ -14,7 +14,7 @@ from fastfill_ray.experiment.curves import Backfill, Curve, FittedCalibrations, 
 from fastfill_ray.experiment.heldout import HeldOut
 from fastfill_ray.experiment.items import PairedItems
 from fastfill_ray.experiment.search import LEAST_FUSED_GAIN, POINTS, Choice, Race, choose
-from fastfill_ray.ordering.policies import Policy
+from fastfill_ray.ordering.policies import LOGGED, Policy
 from fastfill_ray.retrieval.calibration import FORMS
 from fastfill_ray.retrieval.intervals import JACKKNIFE_GROUPS
 from fastfill_ray.types import F32, F64
@@ -414,3 +414,10 @@ def test_what_is_not_worth_its_margin_leaves_the_choice_as_it_was_without_it(mon
         rich = choice_of(with_views(split, {**views, **kept}), seed)
         assert rich.winner == plain.winner
         assert rich.expected == pytest.approx(plain.expected)
+
+
+def test_orders_by_a_log_are_not_served_by_wave() -> None:
+    allowed = Allowed([GOOD], ("random", "demand", "taken"), (1.0,))
+    assert allowed.forms_of("random") == list(FORMS)
+    for policy in LOGGED:
+        assert allowed.forms_of(policy) == ["identity", "offset", "scale_offset"]

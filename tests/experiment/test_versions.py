@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from fastfill_ray.experiment import versions as module
 from fastfill_ray.experiment.candidate import Objective
 from fastfill_ray.experiment.items import PairedItems
-from fastfill_ray.experiment.shadow import Measured, Unseen, make_shadow, scores_of
+from fastfill_ray.experiment.shadow import Measured, Shadow, Unseen, make_shadow, scores_of
 from fastfill_ray.experiment.versions import ShadowVersions
 from fastfill_ray.ordering.waves import wave_middles
 from fastfill_ray.retrieval.calibration import MixedScores, OrderCalibration, fit_calibration
 from fastfill_ray.retrieval.metrics import METRICS
+from fastfill_ray.retrieval.relevance import RelevantItems
 from fastfill_ray.retrieval.similarity import similarity
-from fastfill_ray.types import Metric, Relevance
+from fastfill_ray.types import F32, Metric, Relevance
 from tests.retrieval.test_metrics import reference
 
 N, DIM, WAVES = 40, 5, 3
@@ -119,3 +120,64 @@ def test_a_fit_looks_at_the_first_queries_that_have_an_answer(monkeypatch: pytes
 def test_the_middles_of_waves_are_places_in_the_order_of_all_items_but_the_pairs() -> None:
     np.testing.assert_allclose(wave_middles((0.3, 0.6, 0.9), 0.1), [0, 1 / 9, 7 / 18, 13 / 18, 17 / 18], rtol=1e-6)
     np.testing.assert_allclose(wave_middles((1.0,), 0.5), [0, 0.5, 1.0])
+
+
+# Known items
+
+KNOWN_ITEM = Objective("qrels", "mrr")
+
+
+def seeking(sought: list[int], stale: F32, new: F32, **changes: Any) -> ShadowVersions:
+    """Queries that each seek one item, with scores (Q, N)."""
+    starts = np.arange(len(sought) + 1)
+    relevant = RelevantItems(np.array(sought), starts, np.ones(len(sought)))
+    shadow = Shadow(new, None, {"qrels": relevant})
+    return replace(versions(), **{"shadow": shadow, "stale": stale, "sampled": np.zeros(N, bool), **changes})
+
+
+def found_by(sought: list[int]) -> tuple[F32, F32]:
+    """Stale and new scores (Q, N): what is sought scores high, and everything lower while it is stale."""
+    rng = np.random.default_rng(4)
+    new = rng.normal(size=(len(sought), N)).astype(np.float32)
+    new[np.arange(len(sought)), sought] += 3
+    return (0.7 * new - 1.5 + 0.2 * rng.normal(size=new.shape)).astype(np.float32), new
+
+
+def test_which_of_the_items_that_are_sought_stand_for_pairs_decides_nothing() -> None:
+    sought = [3] * 30 + list(range(20))
+    stale, new = found_by(sought)
+    fits = set()
+    for chosen in ([3], [], list(range(20))):
+        sampled = SAMPLED.copy()
+        sampled[:20] = False
+        sampled[chosen] = True
+        fits.add(seeking(sought, stale, new, sampled=sampled, sought_share=0.2).fit(0, KNOWN_ITEM, "scale_offset"))
+    assert len(fits) == 1
+
+
+@pytest.mark.parametrize(("share", "all_new"), [(0.0, False), (1.0, True)])
+def test_an_item_that_is_sought_is_new_as_likely_as_the_traffic_says(share: float, all_new: bool) -> None:
+    sought = list(range(20)) * 3
+    stale, new = found_by(sought)
+    made = seeking(sought, stale, new, sought_share=share)
+    is_new = (ORDER <= 1) | (np.arange(N) < 20 if all_new else False)
+    state = MixedScores(stale, new, is_new, MIDDLES[ORDER])
+    expected = fit_calibration(state, made.shadow.relevant["qrels"], "mrr", "scale_offset")
+    assert made.fit(1, KNOWN_ITEM, "scale_offset") == expected
+    assert (expected == OrderCalibration()) == all_new
+
+
+def test_a_calibration_that_one_popular_item_alone_asks_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Stale items rank above all new ones by it: good for item 0, which is stale, and bad for the others, which are new.
+    lifted = OrderCalibration(offset=9.0)
+    monkeypatch.setattr(module, "fit_expected", lambda *_: lifted)
+    waves = np.where(np.arange(N) < 20, WAVES + 1, 1).astype(np.int16)
+
+    def fitted(times: int, others: int) -> OrderCalibration:
+        sought = [0] * times + list(range(20, 20 + others))
+        new = np.random.default_rng(5).normal(size=(len(sought), N)).astype(np.float32)
+        new[np.arange(len(sought)), sought] = 3
+        return seeking(sought, new - 2, new, waves=waves).fit(1, KNOWN_ITEM, "offset")
+
+    assert fitted(40, 2) == lifted
+    assert fitted(40, 19) == OrderCalibration()

@@ -91,3 +91,30 @@ def test_parts_of_one_size_are_disjoint_and_hold_every_row() -> None:
         assert max(map(len, of_size)) - min(map(len, of_size)) <= 1
     assert [len(of_size) for of_size in disjoint_parts(40)] == [1, 2]
     assert [len(of_size) for of_size in disjoint_parts(20)] == [1]
+
+
+def test_a_query_of_twice_the_weight_is_two_queries() -> None:
+    values = np.random.default_rng(3).random((1, 40))
+    halves = np.where(np.arange(40) % 2 == [[0], [1]], values * 0.9, np.nan)
+    weights = np.where(np.arange(40) < 10, 2.0, 1.0)
+    twice = np.concatenate([np.arange(40), np.arange(10)])
+    weighted = extrapolate([values, halves], 1.0, 1.0, weights)
+    repeated = extrapolate([values[:, twice], halves[:, twice]], 1.0, 1.0, None, twice)
+    assert weighted.value == pytest.approx(repeated.value, abs=0.01)
+    assert (weighted.queries, repeated.queries) == (40, 50)
+
+
+def test_queries_that_share_their_fate_say_as_little_as_one_of_them() -> None:
+    values = (np.random.default_rng(3).random(20) < 0.7).astype(np.float64)
+    alone = extrapolate([values[None, :]], 1.0, together=np.arange(20))
+    often = extrapolate([np.repeat(values, 30)[None, :]], 1.0, together=np.repeat(np.arange(20), 30))
+    as_if_free = extrapolate([np.repeat(values, 30)[None, :]], 1.0)
+    assert (often.value, often.low, often.high) == pytest.approx((alone.value, alone.low, alone.high), abs=0.02)
+    assert as_if_free.high - as_if_free.low < 0.5 * (often.high - often.low)
+    assert often.queries == 600
+
+
+def test_a_few_groups_that_are_all_found_do_not_make_sure() -> None:
+    few, many = (extrapolate([np.ones((1, n))], 1.0, together=np.arange(n)) for n in (8, 800))
+    assert few.value == many.value == 1
+    assert few.low < 0.95 < many.low
