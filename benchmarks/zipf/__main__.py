@@ -29,6 +29,7 @@ from benchmarks.zipf.curves import (
     best_prior,
     best_weight,
     interval,
+    published,
     rounded,
     traffic_curve,
 )
@@ -74,6 +75,7 @@ def measure(name: str, seed: int, cache: Path, folder: Path) -> dict[str, Any]:
             rows[f"{mode}/{order}"] = {
                 "at": [round(float(traced.weights @ found), 4) for found in curve.at],
                 "curve": [round(float(traced.weights @ found), 4) for found in curve.states],
+                "published": [round(value, 4) for value in published(traced, curve, seed=seed)],
                 "area": rounded(interval(curve.area, traced.weights, seed=seed)),
                 "above": {
                     other: rounded(interval(curve.area - curves[other].area, traced.weights, seed=seed))

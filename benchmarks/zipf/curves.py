@@ -14,8 +14,9 @@ import numpy as np
 from benchmarks.zipf.traffic import METRIC, VIEW, AskedPart
 from fastfill_ray.experiment.candidate import WEIGHTS, Objective
 from fastfill_ray.experiment.curves import Backfill, backfill_order, published_cutoffs
-from fastfill_ray.experiment.items import Queries
+from fastfill_ray.experiment.items import MAX_QUERIES, Queries
 from fastfill_ray.experiment.shadow import Shadow
+from fastfill_ray.log.gate import judge
 from fastfill_ray.retrieval.calibration import Form
 from fastfill_ray.retrieval.intervals import Interval, resampling
 from fastfill_ray.types import F32, F64, I64, Bools
@@ -134,6 +135,21 @@ def interval(values: F64, weights: F64, *, seed: int) -> Interval:
     drawn = resampling(len(values), seed)
     low, high = np.quantile((drawn @ (weights * values)) / (drawn @ weights), [0.025, 0.975])
     return Interval(float(weights @ values / weights.sum()), float(low), float(high), len(values))
+
+
+def published(traced: Side, curve: TrafficCurve, *, seed: int) -> list[float]:
+    """What users are served in the 22 states: the old index until the gate lets one pass, and the last one that it did.
+
+    The gate sees as many events as in a run, and holds a state that is surely worse by them than what is served.
+    """
+    events = np.random.default_rng(seed).choice(len(traced.weights), MAX_QUERIES, p=traced.weights)
+    serving, means = found_first(traced.arm("old/old"), traced.answers), list[float]()
+    for state in curve.states:
+        now, before = (found[events].astype(np.float64) for found in (state, serving))
+        if judge(now, before, against="what is served", max_regression=0.0, seed=seed).publish:
+            serving = state
+        means.append(float(traced.weights @ serving))
+    return means
 
 
 def rounded(interval: Interval) -> dict[str, Any]:

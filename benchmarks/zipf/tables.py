@@ -47,13 +47,31 @@ def _set(name: str, results: list[Result]) -> str:
         at = [mean(each["at"][place] for each in rows) for place in range(len(shares))]
         gains = [f"{100 * value:.1f} ({_share(value, low, high)})" for value in at]
         floor = min(min(each["curve"]) - result["arms"]["old/old"] for each, result in zip(rows, results, strict=True))
+        passed = min(
+            min(each["published"]) - result["arms"]["old/old"] for each, result in zip(rows, results, strict=True)
+        )
         above = [_difference([_above(each, other) for each in rows]) for other in ("random", "expected_gain")]
         chosen = Counter(each["chosen"] for each in rows if "chosen" in each).most_common()
         named = f"{row}: " + ", ".join(f"{count} x {order}" for order, count in chosen) if chosen else row
         lines.append(
-            [named, *gains, f"{100 * mean(e['area']['value'] for e in rows):.1f}", *above, f"{100 * floor:+.1f}"]
+            [
+                named,
+                *gains,
+                f"{100 * mean(e['area']['value'] for e in rows):.1f}",
+                *above,
+                f"{100 * floor:+.1f}",
+                f"{100 * passed:+.1f}",
+            ]
         )
-    columns = ["order", *shares, "area", "above random", "above expected_gain", "lowest against old/old"]
+    columns = [
+        "order",
+        *shares,
+        "area",
+        "above random",
+        "above expected_gain",
+        "lowest against old/old",
+        "lowest published",
+    ]
     return f"{head}\n\n{markdown(columns, lines)}"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple, get_args
 
 from fastfill_ray.experiment.candidate import Objective
-from fastfill_ray.experiment.items import PairedItems, Queries
+from fastfill_ray.experiment.items import LEAST_ASKING, PairedItems, Queries
 from fastfill_ray.experiment.shadow import Unseen, make_shadow, scores_of
 from fastfill_ray.retrieval.intervals import Interval, paired_difference
 from fastfill_ray.types import F64, Metric
@@ -27,7 +27,7 @@ def advise_metric(
     """The best of the other metrics whose paired 95 % interval over the given one lies above 0; None without one.
 
     Only new vectors are looked at, as they are, by the objective's own relevance. `new_model` follows from the metric
-    itself, so it can prefer none.
+    itself, so it can prefer none; neither can queries of which fewer than LEAST_ASKING have an answer.
 
     Args:
         items: the audit items. queries: those that are to be measured.
@@ -35,7 +35,7 @@ def advise_metric(
     if objective.relevance == "new_model":
         return None
     shadow = make_shadow(items, queries, metric)
-    if not shadow.answered(objective.relevance).any():
+    if shadow.answered(objective.relevance).sum() < LEAST_ASKING:
         return None
     by_objective, unseen = shadow.only([objective.relevance]), Unseen.of(items, queries)
 

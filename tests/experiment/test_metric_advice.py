@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastfill_ray.experiment.candidate import Objective
-from fastfill_ray.experiment.items import PairedItems, Queries
+from fastfill_ray.experiment.items import LEAST_ASKING, PairedItems, Queries
 from fastfill_ray.experiment.metric_advice import advise_metric
 from fastfill_ray.types import F32, Metric
 
@@ -62,3 +62,10 @@ def test_the_new_models_own_answers_and_queries_without_one_prefer_no_metric() -
     assert advise_metric(items, items.as_queries(), "l2", Objective("new_model", "recall@10"), seed=0) is None
     unknown = Queries(items.ids, items.new)
     assert advise_metric(items, unknown, "l2", LABEL_MAP, seed=0) is None
+
+
+def test_queries_so_few_that_they_decide_nothing_prefer_no_metric() -> None:
+    items = gallery(lengths=True)
+    few, enough = (items.as_queries().first(count) for count in (LEAST_ASKING - 1, 4 * LEAST_ASKING))
+    assert advise_metric(items, enough, "l2", LABEL_MAP, seed=0) is not None
+    assert advise_metric(items, few, "l2", LABEL_MAP, seed=0) is None
