@@ -331,6 +331,7 @@ class _Run:
             taken=None if sampled.logged is None else sampled.logged.taken,
             notes={**sampled.notes, **metric_note(order, sampled, init)},
             reverse=reverse,
+            answers_per_added=sampled.answers_per_added,
         )
 
     def _claim(self) -> int:

@@ -23,11 +23,10 @@ from fastfill_ray.experiment.curves import (
 )
 from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
 from fastfill_ray.experiment.items import MAX_QUERIES, MIN_QUERIES, Queries, asking
-from fastfill_ray.experiment.prediction import predict_gallery
+from fastfill_ray.experiment.prediction import predict_gallery, shares_before, stand_for
 from fastfill_ray.experiment.search import Choice, Watcher, choose
 from fastfill_ray.experiment.shadow import Measured, Shadow
-from fastfill_ray.experiment.versions import ShadowVersions
-from fastfill_ray.ordering.demand import share_sought_new
+from fastfill_ray.experiment.versions import ShadowVersions, sought_share
 from fastfill_ray.ordering.policies import LOGGED, Policy
 from fastfill_ray.ordering.waves import shares_of_order, wave_middles
 from fastfill_ray.retrieval.calibration import FORMS, Form, fit_queries
@@ -186,22 +185,25 @@ class Report:
     def fit_versions(self, candidate: Candidate, fractions: Sequence[float], evidence: Evidence) -> FittedCalibrations:
         """The candidate's calibrations as versions are served, whose share ``fractions[0]`` is new whatever the order.
 
-        What is known of a log changes what users see within the first items: a calibration for after these serves
-        version 0 badly. So those that go by a log are fitted as the versions' are. With the others a state changes so
-        slowly that ``fit`` does, by which their predictions were tuned.
+        Orders by a log change what users see within the first items, and what users took is found or not as a few items
+        are new: a calibration for after these serves version 0 badly. So it is fitted as the versions' are. Otherwise
+        a state changes so slowly that ``fit`` does, by which predictions were tuned.
         """
         if candidate.policy not in LOGGED and self.fitted_by.relevance != "log":
             return self.fit(candidate)
         first, backfill = fractions[0], self._of_calibration.of(candidate)
-        ends = shares_of_order(fractions, first)
-        taken = None if evidence.logged is None else evidence.logged.taken
+        ends, pairs, counted = shares_of_order(fractions, first), evidence.pairs, self._calibration.items.counted
+        # What was added has as much room in the split's order as in the gallery's, though half of it is in the split.
+        per_added = (evidence.answers_per_added or 1.0) * (len(pairs.ids) - pairs.size) / max(int((~counted).sum()), 1)
+        rows = round((1 - first) * pairs.size / max(first, 1e-9))
+        place = shares_before(backfill.order, stand_for(counted, rows, per_added))
         versions = ShadowVersions(
             shadow=backfill.shadow,
             stale=backfill.stale,
-            waves=(1 + np.searchsorted(ends[1:], backfill.positions, side="right")).astype(np.int16),
+            waves=(1 + np.searchsorted(ends[1:], place, side="right")).astype(np.int16),
             middles=wave_middles(fractions[1:], first),
             sampled=stand_for_pairs(self._calibration.items.id_hash, first, self._seed),
-            sought_share=share_sought_new(taken, evidence.pairs.sampled().id_hash, first, first),
+            sought_share=sought_share(self._calibration.queries, pairs, evidence.answers_per_added, first),
         )
         fitted = [versions.fit(wave, self.fitted_by, candidate.form) for wave in range(len(fractions))]
         return FittedCalibrations(tuple(ends), tuple(fitted))
@@ -305,7 +307,8 @@ def _answerable(split: HeldOut, objective: Objective) -> Objective:
 
 
 def _variants(winner: Candidate, allowed: Allowed, *, has_old: bool) -> Iterator[Candidate]:
-    """Every map with every order as in the published method, but calibrated; and the winner with one thing changed."""
+    """Every map with every order as in the published method, but calibrated; and the winner with one thing changed, and
+    the form with it where an order does not have it."""
     simple: Form = "offset" if "offset" in allowed.forms else allowed.forms[0]
     for view in allowed.views:
         for policy in allowed.policies:

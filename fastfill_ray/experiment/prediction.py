@@ -21,7 +21,7 @@ import numpy as np
 from fastfill_ray.experiment.candidate import Candidate, Objective
 from fastfill_ray.experiment.curves import Backfill, FittedCalibrations, backfill_order
 from fastfill_ray.experiment.heldout import Evidence, HeldOut, item_columns
-from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems
+from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
 from fastfill_ray.ordering.policies import priority_of, random_priority
 from fastfill_ray.ordering.streams import HashSeed
 from fastfill_ray.ordering.waves import shares_of_order, wave_middles
@@ -30,7 +30,7 @@ from fastfill_ray.retrieval.extrapolation import disjoint_parts, extrapolate
 from fastfill_ray.retrieval.intervals import Interval
 from fastfill_ray.retrieval.metrics import ideal_gain, metrics_of
 from fastfill_ray.retrieval.ranking import complete_depth, ranks_of
-from fastfill_ray.retrieval.relevance import RelevantItems
+from fastfill_ray.retrieval.relevance import RelevantItems, judged_rows
 from fastfill_ray.types import F32, F64, I64, Bools
 
 # More pairs than these cost memory and time, and move the extrapolation by little.
@@ -91,13 +91,25 @@ def all_pairs(evidence: Evidence, candidate: Candidate, objective: Objective, ro
     )
     priority = priority_of(policy, item_columns(items, aligned, log_variance), reference, seed=evidence.seed)
     place = np.empty(len(items.ids), np.float32)
+    queries = evidence.pairs.part("audit").as_queries() if evidence.queries is None else evidence.queries
+    asking = queries.shuffled(evidence.seed).first(MAX_QUERIES)
+    sought = _sought(evidence, items, asking)
     for part in (seen, ~seen):  # what was learnt from an item says less of it: each part has its own order
         own = np.flatnonzero(part)
         order = backfill_order(priority[own], items.id_hash[own])
-        place[own] = shares_before(order, _stand_for(counted[own], rows))
-    queries = evidence.pairs.part("audit").as_queries() if evidence.queries is None else evidence.queries
-    asking = queries.shuffled(evidence.seed).first(MAX_QUERIES)
+        # Beside what was added, a pair that is sought stands for itself: the two are all that is sought.
+        alone = sought[own] & counted[own] & (not counted[own].all())
+        in_gallery = stand_for(counted[own], rows, evidence.answers_per_added or 1.0, alone)
+        place[own] = shares_before(order, in_gallery)
     return HeldOut(items, asking, evidence.metric, evidence.old_scale(), {view: aligned}, {view: {policy: -place}})
+
+
+def _sought(evidence: Evidence, items: PairedItems, asking: Queries) -> Bools:
+    """Which items (N,) are known to be sought, by queries whose answers were looked for in the gallery."""
+    sought = np.zeros(len(items.ids), bool)
+    if evidence.answers_per_added is not None and asking.judged is not None:
+        sought[judged_rows(asking.judged, items.row_of)[0][:, 1]] = True
+    return sought
 
 
 def _bounded(pairs: PairedItems, seed: int) -> PairedItems:
@@ -107,23 +119,31 @@ def _bounded(pairs: PairedItems, seed: int) -> PairedItems:
     return shuffled.take(np.flatnonzero(within | ~shuffled.counted))
 
 
-def _stand_for(counted: Bools, rows: int) -> F64:
-    """Rows of a gallery that each item (N,) stands for: an added one for itself, the counted ones for the rest."""
-    number = int(counted.sum())
-    rest = max(rows - (len(counted) - number), 0)
-    return np.where(counted, rest / max(number, 1), 1.0)
+def stand_for(counted: Bools, rows: float, per_added: float, alone: Bools | None = None) -> F64:
+    """Rows of a gallery that each item (N,) stands for.
+
+    Args:
+        counted: (N,) the sample; the others were added, and stand for `per_added` rows each. rows: for which all stand
+            together. alone: (N,) items of the sample that stand for one row each; None for none. The others of it
+            stand for what is left.
+    """
+    alone = np.zeros(len(counted), bool) if alone is None else alone
+    others = counted & ~alone
+    left = max(rows - int(alone.sum()) - per_added * int((~counted).sum()), 0)
+    return np.where(others, left / max(int(others.sum()), 1), np.where(counted, 1.0, per_added))
 
 
-def shares_before(order: I64, stand_for: F64) -> F64:
-    """The share of a gallery that stands before each item (N,) in an order (N,); stand_for: rows of it, per item."""
-    in_order = stand_for[order]
+def shares_before(order: I64, rows: F64) -> F64:
+    """The share of a gallery that stands before each item (N,) in an order (N,); rows: (N,) of ``stand_for``."""
+    in_order = rows[order]
     shares = np.empty(len(order))
     shares[order] = (np.cumsum(in_order) - in_order) / max(float(in_order.sum()), 1e-9)
     return shares
 
 
 def new_at_first(items: PairedItems, sought: Bools, share: float, seed: int) -> Bools:
-    """Which items (N,) stand for those that are new in version 0: this share of the sample, and nothing that was added.
+    """Which items (N,) stand for those that are new in version 0: nothing that was added, and of the sample this share,
+    or all that is sought if that is more.
 
     Args:
         sought: (N,) which items are known to be sought: those of the sample are pairs, so they are new.
@@ -160,15 +180,17 @@ def predict_gallery(
     if not shadow.answered(objective.relevance).any():
         return (Interval(np.nan, np.nan, np.nan, 0),) * len(fractions)
     relevant, counted = shadow.relevant[objective.relevance], split.items.counted
-    sought, weights, together = np.zeros(len(counted), bool), None, None
+    sought, weights, together = _sought(evidence, split.items, asking), None, None
     if evidence.answers_per_added is not None:
-        sought[relevant.items] = True
         # What becomes of an item, all who seek it see. A query whose answer is hidden from it has no value anyway.
         together = relevant.items[np.minimum(relevant.starts[:-1], len(relevant.items) - 1)]
         pairs_per_counted = evidence.pairs.size / split.items.size
         weights = np.where(counted[together], pairs_per_counted, evidence.answers_per_added)
     at_first = new_at_first(split.items, sought, fractions[0], evidence.seed)
-    states = _States(split.backfill(candidate, asking, shadow), fitted, counted, at_first, rows, fractions)
+    in_order = np.zeros(len(counted))
+    waiting = round((1 - fractions[0]) * rows)
+    in_order[~at_first] = stand_for(counted[~at_first], waiting, evidence.answers_per_added or 1.0)
+    states = _States(split.backfill(candidate, asking, shadow), fitted, at_first, in_order, fractions)
     growth = max(1.0, rows / split.items.size)
     depth = complete_depth(rows, len(split.queries.ids)) / rows
     by_part = _ByPart(relevant, objective, growth, depth, counted)
@@ -185,23 +207,15 @@ class _States:
     """The pairs as the versions of a gallery show them."""
 
     def __init__(
-        self,
-        backfill: Backfill,
-        fitted: FittedCalibrations,
-        counted: Bools,
-        at_first: Bools,
-        rows: int,
-        fractions: Sequence[float],
+        self, backfill: Backfill, fitted: FittedCalibrations, at_first: Bools, rows: F64, fractions: Sequence[float]
     ) -> None:
         """
         Args:
-            counted: (N,) which items are the sample. at_first: (N,) which are new in version 0. rows: of the gallery.
-            fractions: shares of it that are new in the versions.
+            at_first: (N,) which items are new in version 0. rows: (N,) of the gallery's order, for which the others
+                stand. fractions: shares of the gallery that are new in the versions.
         """
         self._backfill, self._fitted, self._at_first, self._first = backfill, fitted, at_first, fractions[0]
-        stand_for = np.zeros(len(counted))
-        stand_for[~at_first] = _stand_for(counted[~at_first], round((1 - self._first) * rows))
-        self._place = shares_before(backfill.order, stand_for)
+        self._place = shares_before(backfill.order, rows)
         ends = shares_of_order(fractions[1:], self._first)
         wave = 1 + np.searchsorted(ends, self._place, side="right")
         self._position = wave_middles(fractions[1:], self._first)[wave]  # as segments are served
@@ -209,7 +223,7 @@ class _States:
     def served(self, fraction: float) -> F32:
         """Scores (Q, N) when this share of the gallery is new."""
         [share] = shares_of_order([fraction], self._first).tolist()
-        is_new: Bools = self._at_first | (self._place < share)
+        is_new: Bools = self._at_first | (self._place < share) | (share >= 1)
         state = MixedScores(self._backfill.stale, self._backfill.shadow.new, is_new, self._position)
         return state.under(self._fitted.at(share))
 

@@ -8,22 +8,27 @@ Legend: Q queries, N shadow items, W waves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastfill_ray.experiment.candidate import Objective
+from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.experiment.shadow import Shadow
-from fastfill_ray.retrieval.calibration import Form, MixedScores, OrderCalibration, fit_expected, fit_queries
-from fastfill_ray.retrieval.metrics import metrics_of
-from fastfill_ray.retrieval.ranking import ranks_of
-from fastfill_ray.retrieval.relevance import RelevantItems
-from fastfill_ray.types import F32, Bools, Relevance
+from fastfill_ray.retrieval.calibration import (
+    Fates,
+    Form,
+    MixedScores,
+    OrderCalibration,
+    expected_values,
+    fit_expected,
+    fit_queries,
+)
+from fastfill_ray.retrieval.relevance import RelevantItems, judged_rows
+from fastfill_ray.types import F32, F64, I64, Bools
 
-# Relevances that name items: their queries seek known ones.
-_KNOWN_ITEMS: frozenset[Relevance] = frozenset({"qrels", "log"})
-# By so many standard errors a calibration for known items must be better than none. With two, versions of docstring
+# By so many standard errors a calibration for what users took must be better than none. With two, versions of docstring
 # galleries lost up to 0.10 of MRR, since good ones were refused; with none, galleries of 600 items lost.
 _STANDARD_ERRORS = 1.0
 
@@ -34,8 +39,8 @@ class ShadowVersions:
 
     stale: (Q, N) scores with the stale vectors. waves: (N,) int16 the wave that the order alone gives each item.
     middles: (W + 2,) the place in the order, 0 to 1, of each wave's middle, ``ordering.waves.wave_middles``.
-    sampled: (N,) items that stand for those that are new from version 0 on. sought_share: of
-    known items that queries seek, ``ordering.demand.share_sought_new``: with this probability one is new from then on.
+    sampled: (N,) items that stand for those that are new from version 0 on. sought_share: with
+    what probability an item that users took is so, ``sought_share``.
     """
 
     shadow: Shadow
@@ -56,56 +61,68 @@ class ShadowVersions:
     def fit(self, wave: int, objective: Objective, form: Form) -> OrderCalibration:
         """The calibration of that state for an objective, on the first queries that have an answer.
 
-        The identity where no query has one; for known items also where it is not surely better than that: a few of
-        these have much of the traffic, and what suits them may harm all others.
+        The identity where no query has one; for what users took also where it is not surely better than that: a few
+        items have much of the traffic, and what suits them may harm all others.
         """
         rows = np.flatnonzero(self.shadow.answered(objective.relevance))[: fit_queries(objective.metric)]
         if len(rows) == 0:
             return OrderCalibration()
         state, relevant = self.state(wave), self.shadow.relevant[objective.relevance].take(rows)
         of_answered = MixedScores(state.stale[rows], state.new[rows], state.is_new, state.position)
-        states = self._states(wave, objective, relevant)
-        fitted = fit_expected(of_answered, states, relevant, objective.metric, form)
-        if objective.relevance not in _KNOWN_ITEMS:
+        fates = self._fates(wave, objective, relevant)
+        fitted = fit_expected(of_answered, relevant, fates, objective.metric, form)
+        if objective.relevance != "log":
             return fitted
-        is_better = _is_surely_better(of_answered, states, relevant, objective.metric, fitted)
+        found, plain = (
+            expected_values(of_answered, relevant, fates, objective.metric, calibration)
+            for calibration in (fitted, OrderCalibration())
+        )
+        is_better = _is_surely_above(found - plain, relevant.items[relevant.starts[:-1]])
         return fitted if is_better else OrderCalibration()
 
-    def _states(self, wave: int, objective: Objective, relevant: RelevantItems) -> list[tuple[float, Bools]]:
-        """The states, each with its probability, that a calibration is fitted to.
+    def _fates(self, wave: int, objective: Objective, relevant: RelevantItems) -> Fates:
+        """Whether what users took is new to its own queries.
 
-        Where queries seek known items, a few of these may have much of the traffic. Were it left to chance which of
-        them stand for pairs, the fit would be one to that chance: so all of them do, or none. What the order has made
-        new is new anyway.
+        A few items have much of the traffic. Were it left to chance which of them stand for pairs, the fit would be one
+        to that chance: so it is one to both cases. What the order has made new is new anyway.
         """
-        by_order = self.waves <= wave
-        if objective.relevance not in _KNOWN_ITEMS:
-            return [(1.0, by_order | self.sampled)]
-        sought = np.zeros(len(by_order), bool)
-        sought[relevant.items] = True
+        if objective.relevance != "log":
+            return [(1.0, None)]
+        by_order = (self.waves <= wave)[relevant.items]
         share = self.sought_share
-        return [(share, by_order | self.sampled | sought), (1 - share, by_order | (self.sampled & ~sought))]
+        return [(share, np.ones(len(by_order), bool)), (1 - share, by_order)]
 
 
-def _is_surely_better(
-    scores: MixedScores,
-    states: list[tuple[float, Bools]],
-    relevant: RelevantItems,
-    metric: str,
-    fitted: OrderCalibration,
-) -> bool:
-    """Whether queries find known items better under a calibration than without, by more than chance.
+def sought_share(
+    queries: Queries, pairs: PairedItems, per_added: float | None, first_share: float, carried_share: float = 0.0
+) -> float:
+    """With what probability an item that users took is new in version 0: by the traffic, where that is known.
 
-    Queries that seek the same item share what becomes of it: they count as one draw.
+    A few items may have much of it. Whether these are pairs is known, and no matter of how many items pairs are.
+
+    Args:
+        per_added: see ``Evidence.answers_per_added``. first_share: of the gallery that is new in version 0.
+        carried_share: of it that an earlier plan has made new.
     """
-    gains = np.zeros(len(scores.stale))
-    for probability, is_new in states:
-        state = replace(scores, is_new=is_new)
-        found, plain = (
-            metrics_of(relevant, ranks_of(state.under(each), {"": relevant})[""], [metric])[metric]
-            for each in (fitted, OrderCalibration())
-        )
-        gains += probability * (found - plain)
-    sought = np.unique(relevant.items[relevant.starts[:-1]], return_inverse=True)[1]
-    errors = np.bincount(sought, gains - gains.mean())
-    return bool(gains.mean() > _STANDARD_ERRORS * np.sqrt(np.square(errors).sum()) / len(gains))
+    if queries.judged is None or queries.judged_as != "log" or per_added is None:
+        return first_share
+    counted = pairs.counted[judged_rows(queries.judged, pairs.row_of)[0][:, 1]]
+    if not len(counted):
+        return first_share
+    are_pairs = float(counted.sum() / np.where(counted, 1.0, per_added).sum())
+    return are_pairs + (1 - are_pairs) * carried_share
+
+
+def _is_surely_above(gains: F64, sought: I64) -> bool:
+    """Whether the mean of some gains (Q,) is above 0 by more than chance.
+
+    Args:
+        sought: (Q,) which item each query seeks: those of one item share what becomes of it, and are one draw.
+    """
+    group = np.unique(sought, return_inverse=True)[1]
+    groups = int(group.max()) + 1
+    if groups == 1:
+        return False
+    errors = np.bincount(group, gains - gains.mean())
+    variance = groups / (groups - 1) * np.square(errors).sum() / len(gains) ** 2
+    return bool(gains.mean() > _STANDARD_ERRORS * np.sqrt(variance))

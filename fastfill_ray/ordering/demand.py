@@ -77,22 +77,6 @@ class TakenItems:
         return np.where(self.hashes[place] == id_hash, self.traffic[place], 0.0)
 
 
-def share_sought_new(taken: TakenItems | None, pairs: U64, first_share: float, pair_share: float) -> float:
-    """With what probability an item that users seek is new from the start: where a log tells, by its traffic.
-
-    A few items may have much of that. Whether these are pairs is known, and no matter of the pairs' share.
-
-    Args:
-        pairs: (P,) hashes of their ids. first_share: of the gallery that is new from the start. pair_share: of it that
-            are pairs; the others that are new are so by an earlier plan.
-    """
-    if taken is None or not taken.traffic.any():
-        return first_share
-    are_pairs = float(taken.of_items(pairs).sum() / taken.traffic.sum())
-    others = (first_share - pair_share) / max(1 - pair_share, 1e-9)
-    return min(1.0, are_pairs + (1 - are_pairs) * max(others, 0.0))
-
-
 def taken(id_hash: U64, items: TakenItems, demanded: F32) -> F32:
     """Items that users took first, by their traffic, then all others by their demand (N,).
 

@@ -16,9 +16,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fastfill_ray.retrieval.mixed_ranks import MixedState, SortedScores
+from fastfill_ray.retrieval.metrics import metrics_of
+from fastfill_ray.retrieval.mixed_ranks import MixedRanks, MixedState, RelevantScores, SortedScores
 from fastfill_ray.retrieval.relevance import RelevantItems
-from fastfill_ray.types import F32, Bools, Model
+from fastfill_ray.types import F32, F64, Bools, Model
 
 Form = Literal["identity", "offset", "offset_by_wave", "scale_offset", "scale_offset_by_wave"]
 # The simplest first.
@@ -113,27 +114,28 @@ def fit_calibration(
     Returns:
         The identity where nothing or everything is stale and the form has no slope: no ranking changes then.
     """
-    return fit_expected(scores, [(1.0, scores.is_new)], relevant, metric, form, starts, in_order)
+    return fit_expected(scores, relevant, [(1.0, None)], metric, form, starts, in_order)
+
+
+Fates = Sequence[tuple[float, Bools | None]]
+"""Cases, each with its probability: (P,) whether each relevant item is new to its own query; None: as in the state."""
 
 
 def fit_expected(
     scores: MixedScores,
-    states: Sequence[tuple[float, Bools]],
     relevant: RelevantItems,
+    fates: Fates,
     metric: str,
     form: Form,
     starts: Sequence[OrderCalibration] = (),
     in_order: tuple[SortedScores, SortedScores] | None = None,
 ) -> OrderCalibration:
-    """The same over several states that the gallery may be in: by the expected mean.
-
-    Args:
-        scores: of any of the states. states: of each the probability, and which items (N,) are new in it.
-    """
-    stale, new = scores.stale, scores.new
-    some_new = any(is_new.any() for _, is_new in states)
-    if form == "identity" or all(is_new.all() for _, is_new in states):
+    """``fit_calibration`` by the expected mean, where it is chance whether the relevant items are new themselves."""
+    stale, new, is_new = scores.stale, scores.new, scores.is_new
+    of_items = [is_new if are_new is None else are_new for _, are_new in fates]
+    if form == "identity" or (is_new.all() and all(each.all() for each in of_items)):
         return OrderCalibration()
+    some_new = is_new.any() or any(each.any() for each in of_items)
     if not some_new and not form.endswith("by_wave"):
         return OrderCalibration()
     finite = np.isfinite(stale) & np.isfinite(new)
@@ -146,10 +148,9 @@ def fit_expected(
     # move apart. About the mean of all, no single step betters both.
     center = float(of_relevant.mean())
     stale_in_order, new_in_order = in_order or (SortedScores.of(stale), SortedScores.of(new))
-    ranks = [
-        (probability, MixedState(stale_in_order, new_in_order, is_new, scores.position).relevant(relevant))
-        for probability, is_new in states
-    ]
+    state = MixedState(stale_in_order, new_in_order, is_new, scores.position)
+    of_relevant_items = RelevantScores.of(stale_in_order, new_in_order, relevant)
+    ranks = [(p, MixedRanks(state, of_relevant_items, are_new)) for p, are_new in fates if p > 0]
     known: dict[OrderCalibration, float] = {}
 
     def value(at: OrderCalibration) -> float:
@@ -176,6 +177,20 @@ def fit_expected(
                     best, moved = near, True
                     break
     return best
+
+
+def expected_values(
+    scores: MixedScores, relevant: RelevantItems, fates: Fates, metric: str, calibration: OrderCalibration
+) -> F64:
+    """The expected value of a metric per query (Q,), NaN where nothing is relevant; see ``fit_expected``."""
+    in_order = SortedScores.of(scores.stale), SortedScores.of(scores.new)
+    state, of_items = MixedState(*in_order, scores.is_new, scores.position), RelevantScores.of(*in_order, relevant)
+    served = state.served(calibration.apply, in_order=calibration.slope == 0)
+    values = np.zeros(len(scores.stale))
+    for probability, are_new in fates:
+        ranks = MixedRanks(state, of_items, are_new).ranks(served)
+        values += probability * metrics_of(relevant, ranks, [metric])[metric]
+    return values
 
 
 def _near(at: OrderCalibration, form: Form, step: float, factor: float, center: float) -> list[OrderCalibration]:

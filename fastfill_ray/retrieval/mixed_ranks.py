@@ -160,12 +160,19 @@ class MixedState:
 
 
 class MixedRanks:
-    """The ranks of relevant items in a state, however its stale scores are served."""
+    """The ranks of relevant items in a state, however its stale scores are served.
 
-    def __init__(self, state: MixedState, scores: RelevantScores) -> None:
+    Args:
+        are_new: (P,) whether each relevant item is new to its own query, to which all others are as in the state; None
+            where it is as in the state, too.
+    """
+
+    def __init__(self, state: MixedState, scores: RelevantScores, are_new: Bools | None = None) -> None:
         self._state, self._relevant = state, scores.relevant
         items = scores.relevant.items
-        self._is_new, self._position = state.is_new[items], state.position[items]
+        self._in_state, self._position = state.is_new[items], state.position[items]
+        self._is_new = self._in_state if are_new is None else are_new
+        self._elsewhere = self._is_new != self._in_state
         self._owner, self._of_new, self._of_stale = scores.owner, scores.new, scores.stale
 
     def mean(self, metric: str, serve: Serve, *, in_order: bool) -> float:
@@ -189,6 +196,9 @@ class MixedRanks:
             first += stale.shape[1] - at_most(stale, rows, best)
         else:  # a comparison takes less than a sort
             first += (self._state.unordered(serve)[rows] > best[:, None]).sum(axis=1)
+        if self._elsewhere.any():  # they are among the scores of the state as what they are not
+            there = self._elsewhere & (self._served_in_state(serve) > np.repeat(best, self._relevant.counts[rows]))
+            first -= np.add.reduceat(there.astype(np.int64), self._relevant.starts[:-1][rows])
         return float((1 / first).mean() if metric == "mrr" else (first <= int(metric[-1])).mean())
 
     def ranks(self, served: Served) -> I64:
@@ -196,7 +206,11 @@ class MixedRanks:
         own = self._own(served.serve)
         ranks = np.ones(len(own), np.int64)
         tied = np.zeros(len(own), bool)
-        for rows, inside in ((self._state.new_ascending, self._is_new), (served.ascending, ~self._is_new)):
+        if self._elsewhere.any():  # they are among the scores of the state as what they are not
+            ranks -= self._elsewhere & (self._served_in_state(served.serve) > own)
+        in_place = ~self._elsewhere
+        inside_of = self._is_new & in_place, ~self._is_new & in_place
+        for rows, inside in zip((self._state.new_ascending, served.ascending), inside_of, strict=True):
             not_better = at_most(rows, self._owner, own)
             ranks += rows.shape[1] - not_better
             if rows.shape[1]:
@@ -213,6 +227,10 @@ class MixedRanks:
     def _own(self, serve: Serve) -> F32:
         """The served scores (P,) of the relevant items."""
         return np.where(self._is_new, self._of_new, serve(self._of_stale[None, :], self._position)[0])
+
+    def _served_in_state(self, serve: Serve) -> F32:
+        """The scores (P,) by which the relevant items stand among those of the state."""
+        return np.where(self._in_state, self._of_new, serve(self._of_stale[None, :], self._position)[0])
 
     def _equal_before(self, pairs: I64, own: F32, serve: Serve) -> I64:
         """How many items in the columns before that of some relevant ones score as much as these, (T,) each."""

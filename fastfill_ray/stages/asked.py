@@ -14,7 +14,7 @@ from fastfill_ray.config import ObjectiveConfig, QuarantineConfig, QueriesConfig
 from fastfill_ray.errors import InputError
 from fastfill_ray.experiment.candidate import Objective, stand_in
 from fastfill_ray.experiment.events import draw_events
-from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries
+from fastfill_ray.experiment.items import MAX_QUERIES, Queries
 from fastfill_ray.inputs.gallery import Source
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.inputs.parquet import PinnedFile
@@ -185,7 +185,6 @@ class Asked:
         self._measures = False  # whether the held-out traffic does
         self._events: I64 = np.empty(0, np.int64)  # of the held-out part: pairs of a query and an item, else queries
         self._num_usable, self._num_kept = 0, 0  # queries that have vectors, and events of such a query
-        self._in_gallery = 0  # of the distinct answers
         self._lacking = self._events_lacking = 0  # answers that the gallery does not have, and events that name one
         self._lacking_first = 0  # of those in `first_taken`
         self.groups: dict[str, UnitGroup] = {}
@@ -239,19 +238,9 @@ class Asked:
         Raises:
             InputError: none that was taken: then `item_id` is not what it is taken for.
         """
-        self._in_gallery = in_gallery
         self._lacking, self._events_lacking = len(set(self.answers.tolist())) - in_gallery, len(self.answers) - in_all
         if not in_gallery and self._relevance == "log":
             raise self._of_another_gallery(self.answers, f"{self._lacking:,} items that were taken", "measures")
-
-    def answers_per_added(self, pairs: PairedItems) -> float | None:
-        """Answers in the gallery that are no pairs, per one that was added; None where none were looked for."""
-        if not len(self.answers):
-            return None
-        wanted = set(self.answers.tolist())
-        are_pairs = sum(value in wanted for value in pairs.sampled().ids.tolist())
-        added = len(pairs.ids) - pairs.size
-        return max(1.0, (self._in_gallery - are_pairs) / max(added, 1))
 
     def ordered_by(self, in_gallery: int) -> None:
         """How many of `first_taken` the gallery has.

@@ -24,7 +24,8 @@ class Basis:
     num_sampled: items that were sampled as pairs; those that teach nothing are not among `pairs`. pair_offsets: {unit
     of a chunk: offsets of the pairs in it}. known_pairs: those of them that were new before. taken: what users took, by
     the query log; None where it does not say. notes: {config key: what PLAN says of it}.
-    reverse: the map that the queries' old vectors are from; None where they are the old model's.
+    reverse: the map that the queries' old vectors are from; None where they are the old model's. answers_per_added: see
+    ``Evidence``.
     """
 
     snapshot: Snapshot
@@ -41,6 +42,7 @@ class Basis:
     taken: TakenItems | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     reverse: TrainedAlignment | None = None
+    answers_per_added: float | None = None
 
     @property
     def scorer(self) -> Scorer:

@@ -11,11 +11,10 @@ import numpy as np
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.experiment.candidate import Objective, stand_in
 from fastfill_ray.experiment.prior import best_strength, with_prior
-from fastfill_ray.experiment.versions import ShadowVersions
+from fastfill_ray.experiment.versions import ShadowVersions, sought_share
 from fastfill_ray.index.segment_list import segments_of
 from fastfill_ray.log.gate import judge
 from fastfill_ray.log.records import FileRef, FlipValue, MetricValue, Plan, Segment, Verdict, Version
-from fastfill_ray.ordering.demand import share_sought_new
 from fastfill_ray.retrieval.calibration import OrderCalibration
 from fastfill_ray.retrieval.metrics import measure as measure_scores
 from fastfill_ray.retrieval.ranking import complete_depth
@@ -53,11 +52,14 @@ class Evaluator:
 
     Args:
         cuts: the keys at which waves end.
-        first_share: of the items that are new from version 0 on; see ``Plan``.
+        first_share: of the items that are new from version 0 on; carried_share: by an earlier plan; see ``Plan``.
     """
 
-    def __init__(self, context: Context, basis: Basis, cuts: Sequence[int], first_share: float) -> None:
-        self._context, self._basis, self._cuts, self._first_share = context, basis, cuts, first_share
+    def __init__(
+        self, context: Context, basis: Basis, cuts: Sequence[int], first_share: float, carried_share: float
+    ) -> None:
+        self._context, self._basis, self._cuts = context, basis, cuts
+        self._first_share, self._carried_share = first_share, carried_share
         num_audit = basis.pairs.part("audit").size
         in_gallery = complete_depth(basis.snapshot.rows, len(basis.queries.ids))
         self._depth = {"audit": num_audit, "gallery": in_gallery}
@@ -75,8 +77,8 @@ class Evaluator:
     def _plan(self) -> ShadowPlan:
         basis = self._basis
         keys = read_pair_keys(self._context.files, basis.scores.pair_keys)
-        sampled, first = basis.pairs.sampled(), self._first_share
-        sought = share_sought_new(basis.taken, sampled.id_hash, first, sampled.size / max(basis.snapshot.rows, 1))
+        first, known = self._first_share, (basis.queries, basis.pairs, basis.answers_per_added)
+        sought = sought_share(*known, first, self._carried_share)
         return ShadowPlan(self._cuts, basis.waves, first, sought, keys, basis.fusion)
 
     def _shadow(self, split: Split) -> ShadowVersions:

@@ -135,7 +135,7 @@ def _named(context: Context, basis: Basis, plan: Plan, state: State) -> Mapping[
             reference: partial(_template, context, basis, name, reference) for name, reference in plan.templates.items()
         },
     }
-    evaluator = Evaluator(context, basis, plan.thresholds, plan.first_share)
+    evaluator = Evaluator(context, basis, plan.thresholds, plan.first_share, plan.carried_share)
     if plan.baseline_queries is not None:
 
         def arms_again() -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -133,6 +134,7 @@ def finish_pairs(
     *,
     new_dim: int,
     are_pairs: bool = True,
+    details: Mapping[str, Any] | None = None,
 ) -> PairedItems:
     """Join new vectors with old ones and labels, write the pairs and the stage's receipt.
 
@@ -140,7 +142,7 @@ def finish_pairs(
 
     Args:
         read: see ``read_old``.
-        are_pairs: whether a choice needs some of them in every split.
+        are_pairs: whether a choice needs some of them in every split. details: what the receipt says besides.
 
     Raises:
         ConfigError: a split keeps too few pairs to decide anything.
@@ -169,6 +171,7 @@ def finish_pairs(
         rows=table.num_rows,
         quarantined=tuple(quarantined),
         seconds=sum(receipt.seconds for receipt in receipts.values()),
+        details=dict(details or {}),
     )
     put_receipt(files, stage_receipt("pairs", plan.fingerprint), receipt)
     return _from_table(plan.fingerprint, table)

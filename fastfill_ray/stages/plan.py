@@ -79,7 +79,8 @@ def make_plan(
         templates = put_templates(files, basis, name)
         inherited = None if carried is None else carried.inherit(context, name, epoch, catch_up=None)
     with context.progress.timed("arms"):
-        arms, per_query = Evaluator(context, basis, cuts, first_share).arms(name, gallery_buckets(basis.snapshot, work))
+        evaluator = Evaluator(context, basis, cuts, first_share, carried_share)
+        arms, per_query = evaluator.arms(name, gallery_buckets(basis.snapshot, work))
     # A wave that ends below what is new already has no rows.
     versions = [wave for wave, (before, end) in enumerate(itertools.pairwise([0, *targets]), start=1) if end > before]
     return Plan(
@@ -132,7 +133,8 @@ def follow_plan(
     if not kept.is_steady and carried.changes.items:
         with context.progress.timed("arms"):
             buckets = gallery_buckets(snapshot, work)
-            arms, per_query = Evaluator(context, basis, cuts, before.first_share).arms(name, buckets)
+            evaluator = Evaluator(context, basis, cuts, before.first_share, before.carried_share)
+            arms, per_query = evaluator.arms(name, buckets)
     return Plan(
         **_of_basis(basis, request, name, work),
         waves=before.waves,

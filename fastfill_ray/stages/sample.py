@@ -25,12 +25,15 @@ from fastfill_ray.stages.pairs import PairPlan, check_splits, finish_pairs, load
 from fastfill_ray.stages.quarantine import UnitGroup
 from fastfill_ray.stages.reuse import KnownPairs, find_pairs
 from fastfill_ray.stages.snapshot import Snapshot
-from fastfill_ray.storage.paths import stage_folder
-from fastfill_ray.storage.receipts import Receipt, find_receipts
-from fastfill_ray.types import Relevance, fingerprint
+from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.paths import stage_folder, stage_receipt
+from fastfill_ray.storage.receipts import Receipt, find_receipts, read_receipt
+from fastfill_ray.types import Objects, Relevance, fingerprint
 
 # Of the items that were taken in the held-out traffic, how many join the pairs: half as many as these, within limits.
 MIN_TAKEN, MAX_TAKEN = 200, 1000
+# What the receipt of the added items tells besides: how many distinct answers the gallery has, pairs among them.
+IN_GALLERY = "in_gallery"
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,16 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
         if (items := load_pairs(files, name)) is None:
             read, named = read_old(context, taken.plan, source), replace(taken.plan, fingerprint=name)
             receipts = taken.group.receipts
-            items = finish_pairs(files, named, receipts, taken.known, read, new_dim=new_dim, are_pairs=False)
+            items = finish_pairs(
+                files,
+                named,
+                receipts,
+                taken.known,
+                read,
+                new_dim=new_dim,
+                are_pairs=False,
+                details={IN_GALLERY: taken.in_gallery},
+            )
         pairs = pairs.with_added(items)
         known = _both_known(known, taken.vectors(new_space))
     queries = asked.queries(snapshot.fingerprint, new_dim) or audit_queries(pairs, sampling.seed)
@@ -121,7 +133,7 @@ def sample(context: Context, job: Job, source: Source, snapshot: Snapshot, sampl
         plan.offsets,
         pair_group.receipts.copy(),
         known,
-        asked.answers_per_added(pairs),
+        _answers_per_added(files, _name_of_taken(plan.fingerprint, asked), asked.answers, pairs),
     )
 
 
@@ -132,11 +144,15 @@ def _asked(context: Context, sampling: Sampling, source: Source) -> Asked:
 
 @dataclass(frozen=True)
 class _Taken:
-    """The answers of the queries that join the pairs. known: those of them that are embedded already."""
+    """The answers of the queries that join the pairs.
+
+    known: those of them that are embedded already. in_gallery: how many distinct answers the gallery has, pairs too.
+    """
 
     plan: PairPlan
     group: UnitGroup
     known: KnownPairs
+    in_gallery: int
 
     def vectors(self, space: str) -> KnownPairs:
         """Where the vector of each is that has one: it is not embedded again in its wave."""
@@ -180,7 +196,8 @@ def _plan_taken(
     plan = plan_pairs(drawn, source.config, snapshot, sampling.spaces["new"], stage="evaluation")
     known = find_pairs(context, source, plan.units, find_receipts(context.files, plan.folder), others)
     units = list(_without(plan.units, known))
-    return _Taken(plan, UnitGroup(context.files, plan.folder, "answers", units, sampling.quarantine), known)
+    group = UnitGroup(context.files, plan.folder, "answers", units, sampling.quarantine)
+    return _Taken(plan, group, known, in_gallery[0])
 
 
 def _both_known(some: KnownPairs, others: KnownPairs) -> KnownPairs:
@@ -190,6 +207,23 @@ def _both_known(some: KnownPairs, others: KnownPairs) -> KnownPairs:
 def _name_of_taken(pairs: str, asked: Asked) -> str:
     """What the items that were taken are kept as: known without the gallery, which may have changed since."""
     return fingerprint([pairs, asked.fingerprint, "taken"])
+
+
+def _answers_per_added(files: Files, name: str, answers: Objects, pairs: PairedItems) -> float | None:
+    """See ``Evidence``: at least 1, and 1 where nothing was added, since all that is sought is a pair.
+
+    Args:
+        name: of the added items. answers: (n,) that were looked for, some of them often.
+    """
+    added = len(pairs.ids) - pairs.size
+    if not len(answers) or not added:
+        return 1.0 if len(answers) else None
+    receipt = read_receipt(files, stage_receipt("pairs", name))
+    if receipt is None or IN_GALLERY not in receipt.details:  # of an earlier release
+        return None
+    wanted = set(answers.tolist())
+    are_pairs = sum(value in wanted for value in pairs.sampled().ids.tolist())
+    return max(1.0, (int(receipt.details[IN_GALLERY]) - are_pairs) / added)
 
 
 def sample_again(context: Context, job: Job, source: Source, sampling: Sampling, plan: Plan) -> Sample:
@@ -211,7 +245,9 @@ def sample_again(context: Context, job: Job, source: Source, sampling: Sampling,
     pairs = pairs if taken is None else pairs.with_added(taken)
     new_dim = job.spaces["new"].dim
     queries = asked.queries(plan.snapshot, new_dim) or audit_queries(pairs, sampling.seed)
-    return Sample(pairs, queries, asked.logged(new_dim), asked.notes(len(pairs.ids) - pairs.size))
+    per_added = _answers_per_added(context.files, _name_of_taken(plan.pairs, asked), asked.answers, pairs)
+    notes = asked.notes(len(pairs.ids) - pairs.size)
+    return Sample(pairs, queries, asked.logged(new_dim), notes, answers_per_added=per_added)
 
 
 def _without(units: Iterable[Unit], known: KnownPairs) -> Iterator[Unit]:

@@ -49,7 +49,7 @@ class VersionMaker:
         self._buckets = gallery_buckets(basis.snapshot, self.work)
         self._assembler = Assembler(self.context, job, self._buckets, self.suspects)
         self._path_of = partial(fresh_path, plan.plan, self.epoch)
-        self._evaluator = Evaluator(self.context, basis, plan.thresholds, plan.first_share)
+        self._evaluator = Evaluator(self.context, basis, plan.thresholds, plan.first_share, plan.carried_share)
 
     def make(self, state: State, wave: int, receipts: Mapping[int, Mapping[str, Receipt]]) -> Version:
         """The VERSION after `wave`; its segments are durable, its verdict is reached, nothing is published yet.

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from fastfill_ray.experiment import versions as module
 from fastfill_ray.experiment.candidate import Objective
-from fastfill_ray.experiment.items import PairedItems
+from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.experiment.shadow import Measured, Shadow, Unseen, make_shadow, scores_of
-from fastfill_ray.experiment.versions import ShadowVersions
+from fastfill_ray.experiment.versions import ShadowVersions, sought_share
 from fastfill_ray.ordering.waves import wave_middles
 from fastfill_ray.retrieval.calibration import MixedScores, OrderCalibration, fit_calibration
 from fastfill_ray.retrieval.metrics import METRICS
-from fastfill_ray.retrieval.relevance import RelevantItems
+from fastfill_ray.retrieval.ranking import ranks_of
+from fastfill_ray.retrieval.relevance import Judgement, RelevantItems
 from fastfill_ray.retrieval.similarity import similarity
 from fastfill_ray.types import F32, Metric, Relevance
 from tests.retrieval.test_metrics import reference
@@ -122,16 +123,16 @@ def test_the_middles_of_waves_are_places_in_the_order_of_all_items_but_the_pairs
     np.testing.assert_allclose(wave_middles((1.0,), 0.5), [0, 0.5, 1.0])
 
 
-# Known items
+# What users took
 
-KNOWN_ITEM = Objective("qrels", "mrr")
+TAKEN = Objective("log", "mrr")
 
 
 def seeking(sought: list[int], stale: F32, new: F32, **changes: Any) -> ShadowVersions:
     """Queries that each seek one item, with scores (Q, N)."""
     starts = np.arange(len(sought) + 1)
     relevant = RelevantItems(np.array(sought), starts, np.ones(len(sought)))
-    shadow = Shadow(new, None, {"qrels": relevant})
+    shadow = Shadow(new, None, {"log": relevant, "qrels": relevant})
     return replace(versions(), **{"shadow": shadow, "stale": stale, "sampled": np.zeros(N, bool), **changes})
 
 
@@ -143,41 +144,76 @@ def found_by(sought: list[int]) -> tuple[F32, F32]:
     return (0.7 * new - 1.5 + 0.2 * rng.normal(size=new.shape)).astype(np.float32), new
 
 
-def test_which_of_the_items_that_are_sought_stand_for_pairs_decides_nothing() -> None:
+def expected_mrr(made: ShadowVersions, wave: int, calibration: OrderCalibration) -> float:
+    """By the scores themselves: each query's own item new with the given probability, all others as they are."""
+    relevant, state = made.shadow.relevant["log"], made.state(wave)
+    served, alone = state.under(calibration), calibration.apply(state.stale, state.position)
+    rows, total = np.arange(len(served)), 0.0
+    by_order = (made.waves <= wave)[relevant.items]
+    for share, are_new in ((made.sought_share, True), (1 - made.sought_share, by_order)):
+        scores = served.copy()
+        new, stale = state.new[rows, relevant.items], alone[rows, relevant.items]
+        scores[rows, relevant.items] = np.where(are_new, new, stale)
+        total += share * float(np.mean(1 / ranks_of(scores, {"": relevant})[""]))
+    return total
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("wave", [0, 2])
+def test_what_users_took_is_new_as_likely_as_their_traffic_says(wave: int, share: float) -> None:
     sought = [3] * 30 + list(range(20))
     stale, new = found_by(sought)
-    fits = set()
-    for chosen in ([3], [], list(range(20))):
-        sampled = SAMPLED.copy()
-        sampled[:20] = False
-        sampled[chosen] = True
-        fits.add(seeking(sought, stale, new, sampled=sampled, sought_share=0.2).fit(0, KNOWN_ITEM, "scale_offset"))
-    assert len(fits) == 1
+    made = seeking(sought, stale, new, sampled=SAMPLED, sought_share=share)
+    fitted = made.fit(wave, TAKEN, "scale_offset")
+    assert (fitted == OrderCalibration()) == (share == 1)
+    best, plain = (expected_mrr(made, wave, each) for each in (fitted, OrderCalibration()))
+    assert best > plain or share == 1
+    for near in (0.5, -0.5):  # in units of a gap: the fit is at a peak, up to the steps of the search
+        assert expected_mrr(made, wave, replace(fitted, offset=fitted.offset + near)) < best + 0.02
 
 
-@pytest.mark.parametrize(("share", "all_new"), [(0.0, False), (1.0, True)])
-def test_an_item_that_is_sought_is_new_as_likely_as_the_traffic_says(share: float, all_new: bool) -> None:
-    sought = list(range(20)) * 3
+def test_where_all_items_are_sought_a_calibration_is_fitted_all_the_same() -> None:
+    sought = list(range(N))
     stale, new = found_by(sought)
-    made = seeking(sought, stale, new, sought_share=share)
-    is_new = (ORDER <= 1) | (np.arange(N) < 20 if all_new else False)
-    state = MixedScores(stale, new, is_new, MIDDLES[ORDER])
-    expected = fit_calibration(state, made.shadow.relevant["qrels"], "mrr", "scale_offset")
-    assert made.fit(1, KNOWN_ITEM, "scale_offset") == expected
-    assert (expected == OrderCalibration()) == all_new
+    assert seeking(sought, stale, new, sampled=SAMPLED, sought_share=0.3).fit(0, TAKEN, "offset").offset > 0
 
 
-def test_a_calibration_that_one_popular_item_alone_asks_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_judgements_are_fitted_in_the_state_that_is_measured() -> None:
+    sought = [3] * 30 + list(range(20))
+    stale, new = found_by(sought)
+    made = seeking(sought, stale, new, sampled=SAMPLED, sought_share=0.9)
+    expected = fit_calibration(made.state(1), made.shadow.relevant["qrels"], "mrr", "scale_offset")
+    assert made.fit(1, Objective("qrels", "mrr"), "scale_offset") == expected
+
+
+@pytest.mark.parametrize(("times", "others", "taken"), [(40, 2, True), (40, 19, False), (40, 0, False)])
+def test_a_calibration_that_one_popular_item_alone_asks_for_is_refused(
+    times: int, others: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Stale items rank above all new ones by it: good for item 0, which is stale, and bad for the others, which are new.
     lifted = OrderCalibration(offset=9.0)
     monkeypatch.setattr(module, "fit_expected", lambda *_: lifted)
     waves = np.where(np.arange(N) < 20, WAVES + 1, 1).astype(np.int16)
+    sought = [0] * times + list(range(20, 20 + others))
+    new = np.random.default_rng(5).normal(size=(len(sought), N)).astype(np.float32)
+    new[np.arange(len(sought)), sought] = 3
+    fitted = seeking(sought, new - 2, new, waves=waves).fit(1, TAKEN, "offset")
+    assert fitted == (lifted if taken else OrderCalibration())
 
-    def fitted(times: int, others: int) -> OrderCalibration:
-        sought = [0] * times + list(range(20, 20 + others))
-        new = np.random.default_rng(5).normal(size=(len(sought), N)).astype(np.float32)
-        new[np.arange(len(sought)), sought] = 3
-        return seeking(sought, new - 2, new, waves=waves).fit(1, KNOWN_ITEM, "offset")
 
-    assert fitted(40, 2) == lifted
-    assert fitted(40, 19) == OrderCalibration()
+def test_with_what_probability_something_taken_is_new_goes_by_the_traffic() -> None:
+    items = replace(ITEMS, added=np.arange(N) >= 30)
+    answers = [0] * 6 + [1] * 3 + [35]
+
+    def queries(taken: list[int], judged_as: Relevance = "log") -> Queries:
+        judged = tuple(Judgement(row, item) for row, item in enumerate(taken))
+        return Queries(np.arange(len(taken)).astype(object), NEW[: len(taken)], judged=judged, judged_as=judged_as)
+
+    assert sought_share(queries(answers), items, 1.0, 0.2) == pytest.approx(0.9)
+    assert sought_share(queries([*answers, 999]), items, 1.0, 0.2) == pytest.approx(0.9), "999 is nowhere"
+    # An added item stands for three; of those that are no pairs an earlier plan has made half new.
+    assert sought_share(queries(answers), items, 3.0, 0.2) == pytest.approx(0.75)
+    assert sought_share(queries(answers), items, 1.0, 0.6, 0.5) == pytest.approx(0.95)
+    for other in (queries(answers, "qrels"), queries([999]), replace(queries(answers), judged=None)):
+        assert sought_share(other, items, 1.0, 0.2) == 0.2
+    assert sought_share(queries(answers), items, None, 0.2) == 0.2

@@ -407,3 +407,21 @@ def test_traffic_beyond_measure_is_refused_by_row(
         InputError, match=r"huge.parquet row \d: count and weight come to .*, at most 1e\+24 is expected"
     ):
         in_process(config(workshop, tmp_path / "root", path))
+
+
+def test_a_choice_that_is_lost_is_made_again_for_a_gallery_that_has_grown(
+    workshop: Workshop, log: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(workshop.folder / "gallery", tmp_path / "gallery")
+    values = config(workshop, tmp_path / "root", log, gallery={"path": str(tmp_path / "gallery")}, waves=[0.5, 1.0])
+    values |= {"pairs": {"count": 240}, "policy": {"name": "taken"}, "serving": {"stale_mode": "aligned"}}
+    first = in_process(values, until="version0").state.plan
+    assert first is not None
+    table = pq.read_table(tmp_path / "gallery" / "part-000.parquet").slice(0, 20)
+    ids = pa.array(np.arange(20) + 1_000_000)
+    pq.write_table(table.set_column(0, "id", ids), tmp_path / "gallery" / "part-003.parquet")
+    shutil.rmtree(tmp_path / "root" / "choice")
+    grown = in_process(values, until="plan").state.plan
+    assert grown is not None
+    assert grown.follows == first.plan
+    assert [p.value for p in grown.prediction] == pytest.approx([p.value for p in first.prediction])

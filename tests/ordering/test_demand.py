@@ -14,7 +14,6 @@ from fastfill_ray.ordering.demand import (
     TakenItems,
     column_priority,
     demand,
-    share_sought_new,
     taken,
     with_thresholds,
 )
@@ -129,16 +128,3 @@ def test_traffic_that_is_shares_orders_as_counts_do() -> None:
     order = np.argsort(-shares, kind="stable")
     assert (np.diff(counts[order]) <= 0).all()
     assert (np.diff(whole[order]) <= 0).all()
-
-
-def test_what_share_of_what_is_sought_is_new_goes_by_the_traffic() -> None:
-    ids = np.arange(10)
-    took = TakenItems.of(ids[:4], np.array([90.0, 5, 4, 1]))
-    popular, others = hash_ids(ids[[0, 7]]), hash_ids(ids[[1, 3, 8]])
-    assert share_sought_new(took, popular, 0.2, 0.2) == pytest.approx(0.9)
-    assert share_sought_new(took, others, 0.2, 0.2) == pytest.approx(0.06)
-    # Of those that are no pairs an earlier plan has made as many new as of all others.
-    assert share_sought_new(took, popular, 0.6, 0.2) == pytest.approx(0.9 + 0.1 * 0.5)
-    assert share_sought_new(took, popular, 1.0, 0.2) == pytest.approx(1)
-    assert share_sought_new(None, popular, 0.2, 0.2) == 0.2
-    assert share_sought_new(TakenItems.of(ids[:0], np.empty(0)), popular, 0.2, 0.2) == 0.2

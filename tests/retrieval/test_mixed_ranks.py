@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from fastfill_ray.retrieval.calibration import MixedScores, OrderCalibration
 from fastfill_ray.retrieval.metrics import METRICS, measure
-from fastfill_ray.retrieval.mixed_ranks import OF_THE_BEST, MixedState, Mixture, SortedScores, at_most
+from fastfill_ray.retrieval.mixed_ranks import (
+    OF_THE_BEST,
+    MixedRanks,
+    MixedState,
+    Mixture,
+    RelevantScores,
+    SortedScores,
+    at_most,
+)
 from fastfill_ray.retrieval.ranking import ranks_of
 from fastfill_ray.retrieval.relevance import RelevantItems
 
@@ -91,3 +99,26 @@ def test_no_query_has_no_rank() -> None:
     mixed = MixedState(none, none, np.arange(5) < 2, np.zeros(5, np.float32))
     ranks = mixed.relevant(RelevantItems.of(np.zeros((0, 5), bool)))
     assert ranks.ranks(mixed.served(OrderCalibration().apply, in_order=True)).tolist() == []
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(2, 40), st.booleans(), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_a_relevant_item_may_be_new_to_its_own_query_alone(
+    seed: int, queries: int, items: int, in_order: bool, best: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    stale, new = rng.normal(size=(2, queries, items)).astype(np.float32)
+    position = rng.random(items).astype(np.float32)
+    is_new, sought = rng.random(items) < 0.5, rng.integers(0, items, queries)
+    relevant = RelevantItems(sought, np.arange(queries + 1))
+    are_new, rows = rng.random(queries) < 0.5, np.arange(queries)
+    mixed = MixedState(SortedScores.of(stale), SortedScores.of(new), is_new, position)
+    ranks = MixedRanks(mixed, RelevantScores.of(mixed.stale, mixed.new, relevant), are_new)
+    calibration = OrderCalibration(0.7, 0.3, 0.0 if in_order else 0.8)
+    scores = MixedScores(stale, new, is_new, position).under(calibration)
+    scores[rows, sought] = np.where(are_new, new[rows, sought], calibration.apply(stale, position)[rows, sought])
+    expected = ranks_of(scores, {"": relevant})[""]
+    np.testing.assert_array_equal(ranks.ranks(mixed.served(calibration.apply, in_order=in_order)), expected)
+    metric = "mrr" if best else "recall@10"
+    values = 1 / expected if best else expected <= 10
+    assert ranks.mean(metric, calibration.apply, in_order=in_order) == pytest.approx(values.mean())
