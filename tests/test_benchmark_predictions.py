@@ -35,8 +35,9 @@ def test_every_version_is_a_line_and_the_share_inside_stands_below() -> None:
     assert lines[-1] == "- Galleries of which every version lies inside: 1 of 2."
 
 
-def test_ten_galleries_of_three_kinds_from_400_to_20_000_items() -> None:
-    assert len(GALLERIES) == 10
+def test_twelve_galleries_of_three_kinds_from_400_to_20_000_items_two_of_them_with_a_log() -> None:
+    assert len(GALLERIES) == 12
+    assert sum(gallery.objective.startswith("log/") for gallery in GALLERIES.values()) == 2
     assert {gallery.data.partition("-")[0] for gallery in GALLERIES.values()} == {"digits", "docstrings", "glyphs"}
     rows = [gallery.rows for gallery in GALLERIES.values()]
     assert (min(rows), max(rows)) == (400, 20_000)
