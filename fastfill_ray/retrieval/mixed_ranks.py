@@ -163,8 +163,8 @@ class MixedRanks:
     """The ranks of relevant items in a state, however its stale scores are served.
 
     Args:
-        are_new: (P,) whether each relevant item is new to its own query, to which all others are as in the state; None
-            where it is as in the state, too.
+        are_new: (P,) whether each relevant item is new to its own query, to which all others are as in the state; of
+            queries that have one each. None: they are as in the state.
     """
 
     def __init__(self, state: MixedState, scores: RelevantScores, are_new: Bools | None = None) -> None:

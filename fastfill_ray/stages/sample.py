@@ -210,20 +210,26 @@ def _name_of_taken(pairs: str, asked: Asked) -> str:
 
 
 def _answers_per_added(files: Files, name: str, answers: Objects, pairs: PairedItems) -> float | None:
-    """See ``Evidence``: at least 1, and 1 where nothing was added, since all that is sought is a pair.
+    """See ``Evidence``: at least 1, and 1 where all that is sought is a pair.
+
+    None, too, where it is not known: the receipt is gone or of an earlier release, or none that was to be added could
+    be embedded.
 
     Args:
         name: of the added items. answers: (n,) that were looked for, some of them often.
     """
-    added = len(pairs.ids) - pairs.size
-    if not len(answers) or not added:
-        return 1.0 if len(answers) else None
-    receipt = read_receipt(files, stage_receipt("pairs", name))
-    if receipt is None or IN_GALLERY not in receipt.details:  # of an earlier release
-        return None
     wanted = set(answers.tolist())
+    if not wanted:
+        return None
     are_pairs = sum(value in wanted for value in pairs.sampled().ids.tolist())
-    return max(1.0, (int(receipt.details[IN_GALLERY]) - are_pairs) / added)
+    receipt = read_receipt(files, stage_receipt("pairs", name))
+    in_gallery = len(wanted) if receipt is None else receipt.details.get(IN_GALLERY)
+    if in_gallery is None:
+        return None
+    others, added = int(in_gallery) - are_pairs, len(pairs.ids) - pairs.size
+    if receipt is None or not added:
+        return None if others else 1.0
+    return max(1.0, others / added)
 
 
 def sample_again(context: Context, job: Job, source: Source, sampling: Sampling, plan: Plan) -> Sample:
