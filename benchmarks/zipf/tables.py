@@ -46,10 +46,11 @@ def _set(name: str, results: list[Result]) -> str:
         low, high = arm("old/old" + prior), arm("new/new" + prior)
         at = [mean(each["at"][place] for each in rows) for place in range(len(shares))]
         gains = [f"{100 * value:.1f} ({_share(value, low, high)})" for value in at]
-        floor = min(min(each["curve"]) - result["arms"]["old/old"] for each, result in zip(rows, results, strict=True))
-        passed = min(
-            min(each["published"]) - result["arms"]["old/old"] for each, result in zip(rows, results, strict=True)
-        )
+        arms = [result["arms"]["old/old"] for result in results]
+        lowest = [
+            f"{100 * min(min(each[key]) - old for each, old in zip(rows, arms, strict=True)):+.1f}"
+            for key in ("curve", "published")
+        ]
         above = [_difference([_above(each, other) for each in rows]) for other in ("random", "expected_gain")]
         chosen = Counter(each["chosen"] for each in rows if "chosen" in each).most_common()
         named = f"{row}: " + ", ".join(f"{count} x {order}" for order, count in chosen) if chosen else row
@@ -59,8 +60,7 @@ def _set(name: str, results: list[Result]) -> str:
                 *gains,
                 f"{100 * mean(e['area']['value'] for e in rows):.1f}",
                 *above,
-                f"{100 * floor:+.1f}",
-                f"{100 * passed:+.1f}",
+                *lowest,
             ]
         )
     columns = [

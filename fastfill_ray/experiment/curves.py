@@ -171,18 +171,9 @@ class Backfill:
         """The state in which some of the items (N,) are new."""
         return MixedScores(self.stale, self.shadow.new, is_new, self.positions)
 
-    def served(self, fitted: FittedCalibrations, cutoff: int, sampled: Bools | None = None) -> F32:
-        """Scores (Q, N) when the first `cutoff` items of the order are new.
-
-        Args:
-            sampled: (N,) items that are new from the start, as the pairs are in a real index.
-        """
-        return self.state(self._is_new(cutoff, sampled)).under(fitted.at(cutoff / self.size))
-
-    def _is_new(self, cutoff: int, sampled: Bools | None) -> Bools:
-        """Which items (N,) are new."""
-        is_new: Bools = self._places < cutoff
-        return is_new if sampled is None else is_new | sampled
+    def served(self, fitted: FittedCalibrations, cutoff: int) -> F32:
+        """Scores (Q, N) when the first `cutoff` items of the order are new."""
+        return self.state(self._places < cutoff).under(fitted.at(cutoff / self.size))
 
     def _measure(self, fitted: FittedCalibrations, cutoffs: Sequence[int], sampled: Bools | None) -> list[Measured]:
         """``Shadow.measure`` of the scores served at each cutoff, from sorted ones."""
@@ -230,7 +221,7 @@ class Backfill:
         Args:
             cutoffs: how many items of the order are new at each point.
             relevances: those to measure; None for all.
-            sampled: see ``served``.
+            sampled: (N,) items that are new from the start, as the pairs are in a real index.
         """
         points = list(cutoffs)
         measured = self if relevances is None else replace(self, shadow=self.shadow.only(relevances))

@@ -175,6 +175,7 @@ class Report:
         self._of_calibration = _Backfills(calibration, few, calibration.shadow(few).only([fitted_by.relevance]))
         self._of_audit = _Backfills(audit, self._queries, self.shadow)
         self._fitted: dict[Candidate, FittedCalibrations] = {}
+        self._of_versions: dict[tuple[Candidate, tuple[float, ...]], FittedCalibrations] = {}
 
     def fit(self, candidate: Candidate) -> FittedCalibrations:
         """The candidate's calibrations, on the calibration split."""
@@ -191,6 +192,12 @@ class Report:
         """
         if candidate.policy not in LOGGED and self.fitted_by.relevance != "log":
             return self.fit(candidate)
+        key = candidate, tuple(fractions)
+        if key not in self._of_versions:  # at three shares each is predicted
+            self._of_versions[key] = self._fit_versions(candidate, fractions, evidence)
+        return self._of_versions[key]
+
+    def _fit_versions(self, candidate: Candidate, fractions: Sequence[float], evidence: Evidence) -> FittedCalibrations:
         first, backfill = fractions[0], self._of_calibration.of(candidate)
         ends, pairs, counted = shares_of_order(fractions, first), evidence.pairs, self._calibration.items.counted
         # What was added has as much room in the split's order as in the gallery's, though half of it is in the split.
@@ -229,7 +236,7 @@ class Report:
         audit = hold_out(replace(evidence, maps=maps), "audit", [candidate.policy], share)
         # By the users' queries however few they are: versions are measured by them.
         report = Report(self._calibration, audit, self.fitted_by, _answerable(audit, asked), self._seed)
-        report._fitted = self._fitted  # by the same calibration queries
+        report._fitted, report._of_versions = self._fitted, self._of_versions  # by the same calibration queries
         return report
 
     def predict(self, candidate: Candidate, fractions: Sequence[float], evidence: Evidence) -> tuple[Interval, ...]:

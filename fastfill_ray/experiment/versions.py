@@ -22,9 +22,10 @@ from fastfill_ray.retrieval.calibration import (
     MixedScores,
     OrderCalibration,
     expected_values,
-    fit_expected,
+    fit_calibration,
     fit_queries,
 )
+from fastfill_ray.retrieval.mixed_ranks import SortedScores
 from fastfill_ray.retrieval.relevance import RelevantItems, judged_rows
 from fastfill_ray.types import F32, F64, I64, Bools
 
@@ -70,11 +71,12 @@ class ShadowVersions:
         state, relevant = self.state(wave), self.shadow.relevant[objective.relevance].take(rows)
         of_answered = MixedScores(state.stale[rows], state.new[rows], state.is_new, state.position)
         fates = self._fates(wave, objective, relevant)
-        fitted = fit_expected(of_answered, relevant, fates, objective.metric, form)
+        in_order = SortedScores.of(of_answered.stale), SortedScores.of(of_answered.new)
+        fitted = fit_calibration(of_answered, relevant, objective.metric, form, (), in_order, fates)
         if objective.relevance != "log":
             return fitted
         found, plain = (
-            expected_values(of_answered, relevant, fates, objective.metric, calibration)
+            expected_values(of_answered, relevant, objective.metric, calibration, in_order, fates)
             for calibration in (fitted, OrderCalibration())
         )
         is_better = _is_surely_above(found - plain, relevant.items[relevant.starts[:-1]])

@@ -95,6 +95,11 @@ class MixedScores:
         return scores
 
 
+Fates = Sequence[tuple[float, Bools | None]]
+"""Cases, each with its probability: (P,) whether each relevant item is new to its own query; None: as in the state."""
+AS_IN_THE_STATE: Fates = ((1.0, None),)
+
+
 def fit_calibration(
     scores: MixedScores,
     relevant: RelevantItems,
@@ -102,6 +107,7 @@ def fit_calibration(
     form: Form,
     starts: Sequence[OrderCalibration] = (),
     in_order: tuple[SortedScores, SortedScores] | None = None,
+    fates: Fates = AS_IN_THE_STATE,
 ) -> OrderCalibration:
     """The parameters under which the mixed gallery retrieves best by the mean of `metric`: a pattern search.
 
@@ -110,27 +116,11 @@ def fit_calibration(
         form: which parameters may move.
         starts: further points to start from, such as the fit at a fraction nearby.
         in_order: the stale and the new scores where they are sorted already.
+        fates: where it is chance whether the relevant items are new themselves: the mean is the expected one.
 
     Returns:
         The identity where nothing or everything is stale and the form has no slope: no ranking changes then.
     """
-    return fit_expected(scores, relevant, [(1.0, None)], metric, form, starts, in_order)
-
-
-Fates = Sequence[tuple[float, Bools | None]]
-"""Cases, each with its probability: (P,) whether each relevant item is new to its own query; None: as in the state."""
-
-
-def fit_expected(
-    scores: MixedScores,
-    relevant: RelevantItems,
-    fates: Fates,
-    metric: str,
-    form: Form,
-    starts: Sequence[OrderCalibration] = (),
-    in_order: tuple[SortedScores, SortedScores] | None = None,
-) -> OrderCalibration:
-    """``fit_calibration`` by the expected mean, where it is chance whether the relevant items are new themselves."""
     stale, new, is_new = scores.stale, scores.new, scores.is_new
     of_items = [is_new if are_new is None else are_new for _, are_new in fates]
     if form == "identity" or (is_new.all() and all(each.all() for each in of_items)):
@@ -180,10 +170,14 @@ def fit_expected(
 
 
 def expected_values(
-    scores: MixedScores, relevant: RelevantItems, fates: Fates, metric: str, calibration: OrderCalibration
+    scores: MixedScores,
+    relevant: RelevantItems,
+    metric: str,
+    calibration: OrderCalibration,
+    in_order: tuple[SortedScores, SortedScores],
+    fates: Fates,
 ) -> F64:
-    """The expected value of a metric per query (Q,), NaN where nothing is relevant; see ``fit_expected``."""
-    in_order = SortedScores.of(scores.stale), SortedScores.of(scores.new)
+    """The expected value of a metric per query (Q,), NaN where nothing is relevant; see ``fit_calibration``."""
     state, of_items = MixedState(*in_order, scores.is_new, scores.position), RelevantScores.of(*in_order, relevant)
     served = state.served(calibration.apply, in_order=calibration.slope == 0)
     values = np.zeros(len(scores.stale))

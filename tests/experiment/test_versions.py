@@ -192,7 +192,7 @@ def test_a_calibration_that_one_popular_item_alone_asks_for_is_refused(
 ) -> None:
     # Stale items rank above all new ones by it: good for item 0, which is stale, and bad for the others, which are new.
     lifted = OrderCalibration(offset=9.0)
-    monkeypatch.setattr(module, "fit_expected", lambda *_: lifted)
+    monkeypatch.setattr(module, "fit_calibration", lambda *_: lifted)
     waves = np.where(np.arange(N) < 20, WAVES + 1, 1).astype(np.int16)
     sought = [0] * times + list(range(20, 20 + others))
     new = np.random.default_rng(5).normal(size=(len(sought), N)).astype(np.float32)
