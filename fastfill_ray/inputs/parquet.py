@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,6 +148,7 @@ def read_spans(store: InputStore, spans: Iterable[Span], columns: Sequence[str])
 
     A run of spans of one file, in the order of its rows, costs one pass: each row group that they touch is decoded
     once, a batch at a time, whatever its size. Spans that share no row group with another can as well be read alone.
+    Small spans are read a few at a time, since each look whether the file is still the same is a round trip.
 
     Raises:
         InputChanged: a file is not the pinned one any more; no table of another one is ever given.
@@ -182,7 +184,7 @@ def _read_run(store: InputStore, spans: Sequence[Span], columns: list[str]) -> I
     file = spans[0].file
     check_pin(store, file)
     largest = file.read_bytes * max(file.row_groups, default=0) // max(1, file.rows)
-    reading = spans[0]
+    reading, unchecked = spans[0], deque[pa.Table]()
     try:
         with store.open(file.path) as handle:
             # Small row groups are fetched in one go. Of large ones a whole column may be gigabytes: it is fetched in
@@ -194,17 +196,32 @@ def _read_run(store: InputStore, spans: Sequence[Span], columns: list[str]) -> I
                 buffer_size=_BUFFER_BYTES,
             )
             rows = _ForwardReader(reader, file, columns, max(span.rows for span in spans))
-            for reading in spans:
-                table = rows.read(reading.start, reading.rows)
+            for few in _few(spans):
+                for reading in few:
+                    unchecked.append(rows.read(reading.start, reading.rows))
                 check_pin(store, file)  # it may be replaced while it is read
-                yield table
+                while unchecked:
+                    yield unchecked.popleft()
     except FileNotFoundError as error:
         raise _vanished(file) from error
     except (pa.ArrowException, OSError) as error:
         check_pin(store, file)
+        yield from unchecked
         raise InputError(
             f"{file.path}: rows {reading.start}..{reading.start + reading.rows} cannot be read ({_first_line(error)})"
         ) from error
+
+
+def _few(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Spans of one file in their order, so many together as are read with one request."""
+    per_row = max(1.0, spans[0].file.read_bytes / max(1, spans[0].file.rows))
+    few: list[Span] = []
+    for span in spans:
+        if few and (sum(each.rows for each in few) + span.rows) * per_row > _BUFFER_BYTES:
+            yield few
+            few = []
+        few.append(span)
+    yield few
 
 
 class _ForwardReader:

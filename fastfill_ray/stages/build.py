@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -31,6 +31,7 @@ from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.work import SERVED, ChunkWork, VectorFile, WorkList, read_rows
 from fastfill_ray.storage.arrow import id_arrow_type, read_table, stored_vectors, table_bytes
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.overlap import READS, overlapped
 from fastfill_ray.storage.paths import segment_paths, template_path
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.storage.refs import get_verified, put_file, tagged
@@ -214,24 +215,35 @@ def _read_new(job: BuildJob, work: BucketWork, wave: int) -> _New:
     files, dim = job.scorer.files, job.scorer.alignment().new_dim
     ids = list[pa.ChunkedArray]()
     vectors, digests = [np.empty((0, dim), np.float32)], [read_items(files, [])]
-
-    def add(there: VectorFile, rows: I64 | None, table: pa.Table) -> None:
-        items = read_table(get_verified(files, there.items), name=there.items.path)
+    wanted = list(_vector_files(job, work, wave))
+    read = overlapped((partial(_read_vectors, files, file) for file, _ in wanted), READS)
+    for (_, rows_of), (table, items) in zip(wanted, read, strict=True):
+        rows = rows_of(table.column("id"))
         table, items = (table, items) if rows is None else (table.take(rows), items.take(rows))
         ids.append(table.column("id"))
         vectors.append(stored_vectors(table, dim))
         digests.append(items)
+    id_type = job.scorer.source.id_type
+    return _New(_all_ids(ids, id_type), np.concatenate(vectors), pa.concat_tables(digests))
 
+
+def _vector_files(
+    job: BuildJob, work: BucketWork, wave: int
+) -> Iterator[tuple[VectorFile, Callable[[pa.ChunkedArray], I64 | None]]]:
+    """The files that hold what becomes new in a wave, and what says by the ids of each which rows of it do; None for
+    all.
+    """
     for place in work.chunks:
         receipt = work.receipts[wave].get(place.chunk.unit)
         if receipt is not None and place.work.due[wave] and (file := _unit_file(receipt)) is not None:
-            table = _read_vectors(files, file)
-            add(file, _due_rows(job, place, wave, receipt, table.column("id")), table)
+            yield file, partial(_due_rows, job, place, wave, receipt)
         if place.work.known[wave]:
-            for file, rows in read_rows(files, place.work).known_in(wave):
-                add(file, rows, _read_vectors(files, file))
-    id_type = job.scorer.source.id_type
-    return _New(_all_ids(ids, id_type), np.concatenate(vectors), pa.concat_tables(digests))
+            for file, rows in read_rows(job.scorer.files, place.work).known_in(wave):
+                yield file, partial(_these, rows)
+
+
+def _these(rows: I64, ids: pa.ChunkedArray) -> I64:
+    return rows
 
 
 def _all_ids(parts: Iterable[pa.ChunkedArray], id_type: IdType) -> pa.ChunkedArray:
@@ -244,8 +256,10 @@ def _unit_file(receipt: Receipt) -> VectorFile | None:
     return None if vectors is None or items is None else VectorFile(vectors=vectors, items=items)
 
 
-def _read_vectors(files: Files, file: VectorFile) -> pa.Table:
-    return read_table(get_verified(files, file.vectors), name=file.vectors.path, columns=["id", "vector"])
+def _read_vectors(files: Files, file: VectorFile) -> tuple[pa.Table, pa.Table]:
+    """The vectors of a unit, and the digests of its items."""
+    vectors = read_table(get_verified(files, file.vectors), name=file.vectors.path, columns=["id", "vector"])
+    return vectors, read_table(get_verified(files, file.items), name=file.items.path)
 
 
 def _due_rows(job: BuildJob, place: Place, wave: int, receipt: Receipt, ids: pa.ChunkedArray) -> I64 | None:

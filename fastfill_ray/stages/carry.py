@@ -21,7 +21,7 @@ from fastfill_ray.log.state import State
 from fastfill_ray.ordering.waves import order_wave
 from fastfill_ray.stages.compare import compare, rows_of_segment
 from fastfill_ray.stages.context import Context
-from fastfill_ray.stages.keys import ScoredChunk, in_groups, read_chunk_keys
+from fastfill_ray.stages.keys import ScoredChunk, in_groups, read_keys
 from fastfill_ray.stages.known import Known, gather_known, put_known
 from fastfill_ray.stages.ledger import ledger_parts
 from fastfill_ray.stages.snapshot import Snapshot, read_snapshot
@@ -203,9 +203,7 @@ class Following:
         if self.steady:
             wave = np.full(chunk.rows, self.catch_up, np.int16)
         elif chunk.history is None:
-            scored = read_chunk_keys(
-                files=self.standing.files, chunk=ScoredChunk(chunk.unit, self.scored[chunk.unit], ())
-            )
+            [(_, scored)] = read_keys(self.standing.files, [ScoredChunk(chunk.unit, self.scored[chunk.unit])])
             wave, stale = order_wave(scored.keys, self.cuts), scored.usable
             wave = np.where(differences.changed | ~stale, np.int16(self.catch_up), wave)
         wave = np.where(wave < rest, np.maximum(wave, self.catch_up), wave)

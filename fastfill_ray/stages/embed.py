@@ -40,6 +40,7 @@ from fastfill_ray.stages.prepare import Columns, digests, prepare_table
 from fastfill_ray.stages.work import rows_in
 from fastfill_ray.storage.arrow import id_array, keys_column, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.overlap import READS, overlapped
 from fastfill_ray.storage.paths import items_output, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
@@ -309,8 +310,10 @@ def _payload_table(rows: pa.Array, ids: pa.Array, table: pa.Table, columns: Sequ
 
 
 def embed_units(job: Job, units: Sequence[Unit], tables: Sequence[pa.Table], model: Embedder) -> Finish:
-    """Embed the rows of units of one model and role together. What it returns writes each unit's vectors, of items also
-    what is known of them, then its receipt unless it has bad rows. Rows in = rows out + bad.
+    """Embed the rows of units of one model and role together. Rows in = rows out + bad.
+
+    What it returns writes each unit's vectors, of items also what is known of them, then its receipt unless it has bad
+    rows; a few units at a time: a fast model makes small ones quicker than a store takes them one after the other.
     """
     start, began_s, before = time.monotonic(), time.time(), num_tokens(model)
     unit = units[0]
@@ -321,7 +324,11 @@ def embed_units(job: Job, units: Sequence[Unit], tables: Sequence[pa.Table], mod
     after = num_tokens(model)
     tokens = None if before is None or after is None else after - before
     times = [Embedding.here(began_s, began_s + took_s, table.num_rows / max(1, rows), tokens) for table in tables]
-    return lambda: list(map(partial(_write, job), units, tables, embedded, times))
+    writes = [
+        partial(_write, job, unit, table, of_unit, took)
+        for unit, table, of_unit, took in zip(units, tables, embedded, times, strict=True)
+    ]
+    return lambda: list(overlapped(writes))
 
 
 def _write(job: Job, unit: Unit, table: pa.Table, embedded: tuple[F32, dict[int, str]], times: Embedding) -> Receipt:
@@ -379,15 +386,19 @@ def read_items(files: Files, receipts: Iterable[Receipt]) -> pa.Table:
     """The items files (N rows) that receipts vouch for, verified, in the receipts' order."""
     references = [reference for receipt in receipts if (reference := items_file(receipt)) is not None]
     empty = pa.schema([(name, pa.binary(DIGEST_BYTES)) for name in ("key", "payload", "version")]).empty_table()
-    return pa.concat_tables([empty, *(read_table(get_verified(files, each), name=each.path) for each in references)])
+
+    def read(reference: FileRef) -> pa.Table:
+        return read_table(get_verified(files, reference), name=reference.path)
+
+    return pa.concat_tables([empty, *overlapped((partial(read, each) for each in references), READS)])
 
 
 def read_vectors(files: Files, receipts: Iterable[Receipt], dim: int) -> tuple[list[Any], np.ndarray]:
     """Ids (N,) and vectors (N, dim) float32 that receipts vouch for, verified, in the receipts' order."""
     ids: list[Any] = []
     parts = [np.empty((0, dim), np.float32)]
-    for output in filter(None, map(vectors_file, receipts)):
-        here, vectors = read_vectors_file(files, output, dim)
+    outputs = filter(None, map(vectors_file, receipts))
+    for here, vectors in overlapped((partial(read_vectors_file, files, output, dim) for output in outputs), READS):
         ids.extend(here)
         parts.append(vectors)
     return ids, np.concatenate(parts)

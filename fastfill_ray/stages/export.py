@@ -58,11 +58,11 @@ from fastfill_ray.stages.progress import Progress
 from fastfill_ray.storage.arrow import matrix_of, read_table
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.overlap import overlapped
 from fastfill_ray.storage.paths import chunk_unit, stage_receipt
 from fastfill_ray.storage.receipts import Receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.storage.sealed import seal_file
-from fastfill_ray.storage.write_behind import write_behind
 from fastfill_ray.types import F32, I64, Metric, Model
 
 # Vectors of a file: a worker holds some files beside the index of one segment. Rows of a row group: what loaders read
@@ -236,7 +236,7 @@ def _export_parts(
         ids, rows = reader.rows(part.upsert.portion)
         rows = rows_not_held(reader, load, index, ids, rows, part.upsert.held)
         tables = _tables(exported, part, index, ids, rows, gallery)
-        written = tuple(write_behind(partial(_put_table, target, table) for table in tables))
+        written = tuple(overlapped(partial(_put_table, target, table) for table in tables))
         details: dict[str, Any] = {"exact": _keeps_vectors(index)}
         if baking is not None and part.place is not None and samples is not None:
             new, old = samples

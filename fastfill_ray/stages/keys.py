@@ -21,6 +21,7 @@ from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.work import DUE, KnownRows, VectorFile, rows_in
 from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.overlap import READS, overlapped
 from fastfill_ray.storage.paths import stage_output
 from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.types import U64, Bools
@@ -84,15 +85,24 @@ def scored_groups(
     return in_groups(chunks, max(chunk.rows for chunk in snapshot.chunks))
 
 
-def read_chunk_keys(files: Files, chunk: ScoredChunk) -> ChunkKeys:
-    """What the score file of a chunk says of the order."""
-    table = read_table(get_verified(files, chunk.file), name=chunk.file.path, columns=["id", "key", "usable"])
-    is_first = np.zeros(table.num_rows, bool)
-    if chunk.standing is not None:
-        is_first = rows_in(files, chunk.standing, chunk.unit).source != DUE
-    is_first[list(chunk.pairs)] = True
-    usable = table.column("usable").to_numpy(zero_copy_only=False)
-    return ChunkKeys(table.column("key").to_numpy(), is_first, usable, table.column("id"))
+def read_keys(files: Files, chunks: Sequence[ScoredChunk]) -> Iterator[tuple[ScoredChunk, ChunkKeys]]:
+    """Each chunk, and what its score file says of the order."""
+    for chunk, table in zip(chunks, _score_tables(files, chunks, ["id", "key", "usable"]), strict=True):
+        is_first = np.zeros(table.num_rows, bool)
+        if chunk.standing is not None:
+            is_first = rows_in(files, chunk.standing, chunk.unit).source != DUE
+        is_first[list(chunk.pairs)] = True
+        usable = table.column("usable").to_numpy(zero_copy_only=False)
+        yield chunk, ChunkKeys(table.column("key").to_numpy(), is_first, usable, table.column("id"))
+
+
+def _score_tables(files: Files, chunks: Sequence[ScoredChunk], columns: list[str]) -> Iterator[pa.Table]:
+    """Columns of each chunk's score file."""
+
+    def read(chunk: ScoredChunk) -> pa.Table:
+        return read_table(get_verified(files, chunk.file), name=chunk.file.path, columns=columns)
+
+    return overlapped((partial(read, chunk) for chunk in chunks), READS)
 
 
 def thresholds(context: Context, groups: Sequence[Sequence[ScoredChunk]], targets: Sequence[int]) -> list[int]:
@@ -107,7 +117,7 @@ def thresholds(context: Context, groups: Sequence[Sequence[ScoredChunk]], target
 
 
 def _histogram(group: Sequence[ScoredChunk], *, files: Files, prefixes: tuple[int, ...], level: int) -> Histogram:
-    parts = [rows.keys[~rows.is_first] for rows in (read_chunk_keys(files, chunk) for chunk in group)]
+    parts = [rows.keys[~rows.is_first] for _, rows in read_keys(files, group)]
     return key_histogram(np.concatenate(parts), prefixes, level)
 
 
@@ -125,13 +135,10 @@ def put_pair_keys(
 
 
 def _pair_keys(group: Sequence[ScoredChunk], *, files: Files) -> pa.Table:
-    tables = [
-        read_table(get_verified(files, chunk.file), name=chunk.file.path, columns=["id", "key"]).take(
-            pa.array(chunk.pairs, pa.int64())
-        )
-        for chunk in group
-    ]
-    return pa.concat_tables(tables)
+    tables = _score_tables(files, group, ["id", "key"])
+    return pa.concat_tables(
+        table.take(pa.array(chunk.pairs, pa.int64())) for chunk, table in zip(group, tables, strict=True)
+    )
 
 
 def read_pair_keys(files: Files, reference: FileRef) -> dict[int | str, int]:

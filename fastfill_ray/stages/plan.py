@@ -18,7 +18,7 @@ from fastfill_ray.stages.carry import Carried, Following
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.embed import Unit
 from fastfill_ray.stages.evaluator import Evaluator
-from fastfill_ray.stages.keys import ScoredChunk, read_chunk_keys, scored_groups, thresholds
+from fastfill_ray.stages.keys import ScoredChunk, read_keys, scored_groups, thresholds
 from fastfill_ray.stages.score import score_more
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.standing import put_standing
@@ -202,7 +202,7 @@ def _standing(context: Context, carried: Carried | None, plan: str) -> dict[str,
 
 def _count_first(files: Files, group: Sequence[ScoredChunk]) -> tuple[int, int]:
     """Rows in wave 0, and those of them that were new before."""
-    first = sum(int(read_chunk_keys(files, chunk).is_first.sum()) for chunk in group)
+    first = sum(int(rows.is_first.sum()) for _, rows in read_keys(files, group))
     standing = [rows_in(files, chunk.standing, chunk.unit) for chunk in group if chunk.standing is not None]
     return first, sum(int((rows.source != DUE).sum()) for rows in standing)
 
@@ -218,8 +218,7 @@ def make_work_list(
 
 def _place(group: Sequence[ScoredChunk], *, files: Files, plan: str, cuts: tuple[int, ...]) -> list[ChunkWork]:
     placed = []
-    for chunk in group:
-        scored = read_chunk_keys(files, chunk)
+    for chunk, scored in read_keys(files, group):
         rows = RowWork.of_due(wave_of(scored.keys, scored.is_first, cuts), scored.usable)
         if chunk.standing is not None:
             standing = rows_in(files, chunk.standing, chunk.unit)

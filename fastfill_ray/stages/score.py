@@ -36,10 +36,10 @@ from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.train import TrainedAlignment, load_alignment
 from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.overlap import overlapped
 from fastfill_ray.storage.paths import stage_folder, stage_output, stage_receipt, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, Receipts, find_receipts, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
-from fastfill_ray.storage.write_behind import write_behind
 from fastfill_ray.types import F32, U64, Model, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -351,7 +351,7 @@ def score_chunks(scorer: Scorer, folder: str, work: Sequence[_Work]) -> Iterator
         yield from (done[item.unit] for item in work if item.unit in done)
         work = [item for item in work if item.unit not in done]
     tables = read_spans(scorer.source.store, (item.span for item in work), columns)
-    yield from write_behind(_scored(scorer, folder, work, tables))
+    yield from overlapped(_scored(scorer, folder, work, tables))
 
 
 def _scored(

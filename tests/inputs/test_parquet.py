@@ -128,14 +128,21 @@ def test_a_slice_costs_its_row_groups_up_to_its_end(folder: Path, decoded: list[
         assert sum(decoded) == cost
 
 
-def test_a_file_that_is_replaced_while_it_is_read_gives_no_row_of_the_other_one(folder: Path) -> None:
+@pytest.mark.parametrize("spans_of_a_request", [1, 2, 3])
+def test_a_file_that_is_replaced_while_it_is_read_gives_no_row_of_the_other_one(
+    folder: Path, spans_of_a_request: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, first in (("a.parquet", 0), ("other", 1000)):
         ids = list(range(first, first + 90))
         pq.write_table(table(ids=ids, embedding=vectors([[0.0]] * 90)), folder / name, row_group_size=30)
     file = pinned(folder / "a.parquet").files[0]
-    parts = read_spans(STORE, [Span(file, start, 30) for start in (0, 30, 60)], ["id"])
-    assert next(parts).column("id").to_pylist() == list(range(30))
+    monkeypatch.setattr(parquet, "_BUFFER_BYTES", spans_of_a_request * 30 * file.read_bytes // 90 + 1)
+    parts = read_spans(STORE, [Span(file, start, 30) for start in (0, 30, 60, 60)], ["id"])
+    found = next(parts).column("id").to_pylist()
     (folder / "other").replace(folder / "a.parquet")
+    for _ in range(spans_of_a_request - 1):  # they had been read, and seen to be of the file, before it was replaced
+        found += next(parts).column("id").to_pylist()
+    assert found == list(range(30 * spans_of_a_request))
     with pytest.raises(InputChanged, match=r"a\.parquet: changed after planning"):
         next(parts)
 

@@ -12,6 +12,7 @@ import pytest
 
 import fastfill_ray as ff
 from fastfill_ray.errors import ConfigError, InputChanged, TooManyRemoved
+from fastfill_ray.inputs import parquet
 from fastfill_ray.log.records import Version
 from fastfill_ray.stages.version import VersionMaker
 from tests import synthetic
@@ -127,6 +128,7 @@ def test_a_gallery_that_never_rests_ends_the_run_and_names_the_file(
         return embed(self, batch, role)
 
     monkeypatch.setattr(synthetic.StubEmbedder, "__call__", changing)
+    monkeypatch.setattr(parquet, "_BUFFER_BYTES", 1)  # chunk by chunk, as large ones are read
     with pytest.raises(InputChanged, match=r"part-00\d\.parquet"):
         living.run()
     monkeypatch.undo()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,24 @@ def test_units_share_batches_longest_texts_first_and_each_gets_its_own_rows() ->
     assert [ids for ids, _ in made] == [[0, 1, 2], [1], [17, 19]]
     assert [vectors[:, 0].tolist() for _, vectors in made] == [[3, 1, 5], [7], [2, 6]]
     assert [(fault.id, fault.row) for fault in receipts[2].quarantined] == [(18, 8)]
+
+
+def test_units_of_a_block_are_written_side_by_side() -> None:
+    class SlowFiles(MemoryFiles):
+        """Takes nothing of a unit until something of another one is to be written."""
+
+        both = threading.Barrier(2)
+
+        def put_data(self, path: str, data: bytes) -> None:
+            if "items" not in path:
+                self.both.wait(timeout=20)
+            super().put_data(path, data)
+
+    task = replace(job(4), files=SlowFiles())
+    first, table = unit(["0"])
+    second = first.model_copy(update={"unit": "c1"})
+    receipts = embed_units(task, [first, second], [table, table], Deadly())()
+    assert [receipt.unit for receipt in receipts] == ["c0", "c1"]
 
 
 def test_of_units_that_are_begun_again_those_that_are_finished_are_not_embedded(

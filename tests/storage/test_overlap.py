@@ -1,4 +1,4 @@
-"""Writes in threads: their results in order, their errors in place, and none lost where the caller gives up."""
+"""Calls in threads: their results in order, their errors in place, and none lost where the caller gives up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fastfill_ray.storage.write_behind import write_behind
+from fastfill_ray.storage.overlap import overlapped
 
 
 def test_results_come_in_order_while_later_work_is_made_ready() -> None:
@@ -20,7 +20,7 @@ def test_results_come_in_order_while_later_work_is_made_ready() -> None:
                 written.set()  # the first write ends only once the second one is ready
             yield lambda number=number: written.wait(10) and number  # type: ignore[misc]
 
-    assert list(write_behind(writes())) == list(range(10)) == ready
+    assert list(overlapped(writes())) == list(range(10)) == ready
 
 
 def test_an_error_comes_out_at_its_place_and_what_had_begun_ends() -> None:
@@ -33,7 +33,7 @@ def test_an_error_comes_out_at_its_place_and_what_had_begun_ends() -> None:
         ended.append(1)
         return 0
 
-    results = write_behind(iter([write, fails, write]))
+    results = overlapped(iter([write, fails, write]))
     assert next(results) == 0
     with pytest.raises(OSError, match="disk full"):
         next(results)
@@ -42,7 +42,7 @@ def test_an_error_comes_out_at_its_place_and_what_had_begun_ends() -> None:
 
 def test_where_the_caller_gives_up_what_had_begun_ends() -> None:
     ended = []
-    results = write_behind(iter([lambda: ended.append(1)] * 10))
+    results = overlapped(iter([lambda: ended.append(1)] * 10))
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert 1 <= len(ended) <= 5
