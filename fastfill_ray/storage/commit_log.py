@@ -11,12 +11,14 @@ import logging
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 
 from fastfill_ray.errors import CommitStateUnknown, CorruptFile, Fenced, FileMissing, RefusedError, StorageError
 from fastfill_ray.log.envelope import seal, unseal
 from fastfill_ray.log.records import Body, Claim, Delete, Expire, Init, Plan, Publish, Undelete, Version
 from fastfill_ray.log.state import State, apply
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.overlap import READS, overlapped
 from fastfill_ray.storage.paths import LOG, parse_record, record_path
 
 logger = logging.getLogger(__name__)
@@ -54,20 +56,24 @@ class Log:
             RefusedError: a record of a newer release.
         """
         self._was_read = True
-        while True:
-            while (data := self._record(self.state.next_seq)) is not None:
-                self._adopt(data)
-            # A lost record would make the rest of the log vanish without a word. The listing is a hint only: a record
-            # may have been added since, so the number is read again before anybody is accused.
-            head = self.state.next_seq
-            beyond = [seq for path in self._files.list(LOG) if (seq := parse_record(path)) is not None and seq > head]
-            if not beyond:
-                return self.state
-            if self._record(head) is None:
-                raise CorruptFile(
-                    f"{self._files.root}/{record_path(head)} is missing, but record {min(beyond)} exists. "
-                    "Restore it from a copy of the log."
-                )
+        listed = [seq for path in self._files.list(LOG) if (seq := parse_record(path)) is not None]
+        # The listing is a hint only, so that the records of years are not read one after the other. One may have been
+        # added since: a number that is not there is read again, up to the first that is absent.
+        known = range(self.state.next_seq, max(listed, default=-1) + 1)
+        for data in overlapped((partial(self._record, seq) for seq in known), READS):
+            if data is None:
+                break
+            self._adopt(data)
+        while (data := self._record(self.state.next_seq)) is not None:
+            self._adopt(data)
+        # A lost record would make the rest of the log vanish without a word.
+        head = self.state.next_seq
+        if beyond := [seq for seq in listed if seq > head]:
+            raise CorruptFile(
+                f"{self._files.root}/{record_path(head)} is missing, but record {min(beyond)} exists. "
+                "Restore it from a copy of the log."
+            )
+        return self.state
 
     def initialise(self, init: Init) -> State:
         """Put record 0, or adopt the one that is there. The caller compares ``state.init`` with its own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -154,6 +155,26 @@ def test_a_record_that_does_not_fit_the_state_never_reaches_the_log() -> None:
     with pytest.raises(RefusedError, match="claimed"):
         unclaimed.append(Expire(versions=()))
     assert files.list("") == [record_path(0), record_path(1)]
+
+
+def test_records_are_read_side_by_side() -> None:
+    class SlowFiles(MemoryFiles):
+        """Gives no record until another one is asked for as well."""
+
+        both = threading.Barrier(2)
+
+        def get(self, path: str) -> bytes:
+            data = super().get(path)
+            self.both.wait(timeout=20)
+            return data
+
+    files = MemoryFiles()
+    log = driver(files)
+    for body in (plan("p1"), version(0, "p1", 0)):
+        log.append(body)
+    slow = SlowFiles()
+    slow.objects = files.objects
+    assert read_state(slow) == log.state
 
 
 def test_a_lost_record_in_the_middle_is_an_error_and_not_a_shorter_log(files: Files) -> None:
