@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import faiss
@@ -28,6 +29,7 @@ from fastfill_ray.index.ivf import (
 from fastfill_ray.index.segment import HiddenRows, deserialise, in_large_pages, opened, search_segment, serialise
 from fastfill_ray.log.records import Segment
 from fastfill_ray.retrieval.merging import Hits, best_hits, calibrated_scores
+from fastfill_ray.storage.overlap import overlapped
 from fastfill_ray.types import F32, I64, Metric
 
 # Scores (Q, K) as FAISS gives them, larger is better, and rows (Q, K) of a block: -inf and -1 where they are missing.
@@ -37,6 +39,8 @@ Key = tuple[str, str]
 # Most bytes of codes that are joined. Beside these what a further index costs is nothing, and a refresh copies no more
 # than this at a time. Flat blocks stay in the processor's cache while query after query scans them.
 _FLAT_BYTES, _IVF_BYTES = 1 << 24, 1 << 28
+# Segments that are read at a time: while one is fetched, another one is checked. Each holds its bytes meanwhile.
+_READ_AHEAD = 2
 _FLAT = (faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexFlatL2)
 # How many times as many hits each further try asks for, where equal scores go on behind the last one.
 _WIDER = 4
@@ -110,8 +114,9 @@ def _packed(members: Sequence[Member], known: Sequence[Block]) -> Iterator[Block
     same = {block.keys: block for block in known}
     holders = {key: block for block in known for key in block.keys}
     piles: dict[tuple[bytes, Hashable], list[tuple[Member, Block]]] = {}
+    read = overlapped((partial(_single, member) for member in members if member.key not in holders), _READ_AHEAD)
     for member in members:
-        source = holders.get(member.key) or _single(member)
+        source = holders.get(member.key) or next(read)
         if source.template is None or 2 * _count(member, source) * source.row_bytes > _most_bytes(source.index):
             yield source if source.keys == (member.key,) else _block([(member, source)], same)
             continue
