@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TextIO
@@ -43,7 +44,8 @@ from fastfill_ray.report.write import write_report
 from fastfill_ray.stages import preflight
 from fastfill_ray.stages.adoption import Inputs
 from fastfill_ray.stages.basis import Basis
-from fastfill_ray.stages.carry import Wanted, carry_over
+from fastfill_ray.stages.beginning import Beginning, count_carried, with_carried
+from fastfill_ray.stages.carry import Carried, Wanted, carry_over
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.digests import Digests
 from fastfill_ray.stages.embed import Job, Models, make_job
@@ -253,11 +255,17 @@ class _Run:
             changes = preflight.changed_settings(self.request.settings, state.plan.settings)
             context.progress.say(f"a new plan, {snapshot.rows:,} items: {changes}")
         sampled = self._sample(snapshot, source, job, before, root)
-        basis = self._basis(snapshot, source, sampled, init, unfinished, root)
+        carried = None
+        if step.do == "plan":  # before anything is chosen: the choice predicts versions that begin with it
+            as_it_is = kept if kept is not None and kept.is_indexed_as(self.request.settings) else None
+            wanted = Wanted(self.request.settings, sampled.pairs.fingerprint, init.new_space)
+            carried = carry_over(context, source, snapshot, state, as_it_is, before, wanted)
+        sampled, begins = self._begin(snapshot.rows, sampled, carried, root or unfinished)
+        basis = self._basis(snapshot, source, sampled, init, unfinished, root, begins)
         # Only now is anything bound: a model that cannot be built, or returns another dim, leaves no trace.
         preflight.check_bound(self.config.output, log.initialise(init).init, init)
         if self._next(log.state).do == "plan":
-            log.append(self._plan(basis, source, kept, before))
+            log.append(self._plan(basis, kept, carried))
             self._report(log.state)  # people decide by it before the waves are paid for
         if (plan := log.state.plan) is not None:
             mend_named(context, basis, log.state, self.damaged)
@@ -273,12 +281,27 @@ class _Run:
             name = kept.plan.root
         return None if name is None else next(plan for plan in state.plans if plan.plan == name)
 
-    def _plan(self, basis: Basis, source: Source, kept: Kept | None, before: Known) -> Plan:
+    def _begin(
+        self, rows: int, sampled: Sample, carried: Carried | None, plan: Plan | None
+    ) -> tuple[Sample, Beginning]:
+        """What is new in version 0 of the plan whose order it is, and the sample that knows what of it is carried.
+
+        Args:
+            rows: of the gallery. carried: over to a plan that is to be made. plan: that the order was made for before.
+        """
+        context, state = self.context, self.log.state
+        if plan is not None:
+            begins = Beginning.of_plan(plan, [each.plan for each in state.plans].index(plan.plan))
+            pairs = with_carried(context, state, begins, sampled.pairs)
+        elif carried is None:
+            return sampled, Beginning.of_pairs(rows, self.schedule.num_pairs, len(state.plans))
+        else:
+            begins, pairs = count_carried(context, state, carried, sampled.pairs, sampled.offsets)
+        return replace(sampled, pairs=pairs), begins
+
+    def _plan(self, basis: Basis, kept: Kept | None, carried: Carried | None) -> Plan:
         """The plan for the gallery as it is now: what is new already is carried over."""
-        context, log, number = self.context, self.log, len(self.log.state.plans)
-        as_it_is = kept if kept is not None and kept.is_indexed_as(self.request.settings) else None
-        wanted = Wanted(self.request.settings, basis.pairs.fingerprint)
-        carried = carry_over(context, source, basis.snapshot, log.state, as_it_is, before, wanted)
+        context, number = self.context, len(self.log.state.plans)
         if carried is not None and kept is not None and not self.allow_removals:
             preflight.check_removed(self.config.gallery, carried.changes.removed, kept.base.rows)
         epoch = self._claim()
@@ -294,20 +317,20 @@ class _Run:
         init: Init,
         unfinished: Plan | None,
         root: Plan | None,
+        begins: Beginning,
     ) -> Basis:
         """Maps trained, the choice made, every item scored; for an unfinished plan the same as it was made from.
 
         Args:
-            root: the plan that all of this was done for before.
+            root: the plan that all of this was done for before. begins: with what the plan whose order it is.
         """
         config = self.config
-        rows = snapshot.rows if root is None else root.rows
         order = self._order_config(snapshot, sampled)
         reverse = None
         if config.serving.old_queries == "mapped":
             sampled, reverse = with_mapped_queries(self.context, order, sampled, init)
         trained = train_order(self.context, order, sampled.pairs, init)
-        scorer, decision = choose_order(self.context, order, source, sampled, trained, init, rows)
+        scorer, decision = choose_order(self.context, order, source, sampled, trained, init, begins)
         trained_in = stage_folder("alignment", scorer.trained.fingerprint)
         made = {"choice": (decision.digest, "choice"), "alignment": (scorer.trained.weights.sha256, trained_in)}
         check_sources(unfinished or root, made)
@@ -328,6 +351,7 @@ class _Run:
             objective=order.objective,
             waves=self.schedule.waves,
             index=config.index,
+            begins=begins,
             taken=None if sampled.logged is None else sampled.logged.taken,
             notes={**sampled.notes, **metric_note(order, sampled, init)},
             reverse=reverse,

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from fastfill_ray.experiment.candidate import Objective
+from fastfill_ray.experiment.items import PairedItems
 from fastfill_ray.experiment.shadow import KEPT_IN_ORDER, Measured, Shadow
 from fastfill_ray.ordering.policies import random_priority
 from fastfill_ray.ordering.streams import HashSeed
@@ -44,6 +45,20 @@ def published_cutoffs(size: int, points: int = POINTS) -> list[int]:
 def stand_for_pairs(id_hash: U64, share: float, seed: int) -> Bools:
     """Items (N,) of a shadow gallery that count as new from the start, as the pairs do in a real index."""
     return random_priority(id_hash, seed + HashSeed.STAND_FOR_PAIRS) < share
+
+
+def stand_for_first(items: PairedItems, share: float, carried: float, seed: int) -> Bools:
+    """Items (N,) of a shadow gallery that count as new from the start, as this share of a real index does: those that
+    stand for what is carried, and of the others as many as are needed beside, by chance.
+
+    Args:
+        carried: the share that is ``PairedItems.carried`` of all pairs, of which the items are a part.
+    """
+    if items.carried is None:
+        return stand_for_pairs(items.id_hash, share, seed)
+    if share < carried:  # of what was embedded some is gone
+        return items.carried & stand_for_pairs(items.id_hash, share / carried, seed)
+    return items.carried | stand_for_pairs(items.id_hash, (share - carried) / max(1 - carried, 1e-9), seed)
 
 
 def places_of(order: I64, counted: Bools | None = None) -> I64:

@@ -19,7 +19,7 @@ from fastfill_ray.experiment.curves import (
     FittedCalibrations,
     cutoffs_at,
     published_cutoffs,
-    stand_for_pairs,
+    stand_for_first,
 )
 from fastfill_ray.experiment.heldout import Evidence, HeldOut, hold_out
 from fastfill_ray.experiment.items import MAX_QUERIES, MIN_QUERIES, Queries, asking
@@ -29,9 +29,9 @@ from fastfill_ray.experiment.shadow import Measured, Shadow
 from fastfill_ray.experiment.versions import ShadowVersions, sought_share
 from fastfill_ray.ordering.policies import LOGGED, Policy
 from fastfill_ray.ordering.waves import shares_of_order, wave_middles
-from fastfill_ray.retrieval.calibration import FORMS, Form, fit_queries
+from fastfill_ray.retrieval.calibration import FORMS, Form, MixedScores, fit_queries
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
-from fastfill_ray.types import F64, Objects, Relevance, Scope
+from fastfill_ray.types import F64, Bools, Objects, Relevance, Scope
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Question:
 
     policies: the orders that may be chosen; None for all that the data allows and that suit the objective.
     weights: shares of the aligned score that may be chosen; those below 1 count only where queries have old vectors.
-    fractions: shares of the gallery that are new in the versions of a run, the pairs' share first; empty where no
-        curve of versions is to be predicted.
+    fractions: shares of the gallery that are new in the versions of a run, first that of the pairs and of what is
+        carried; empty where no curve of versions is to be predicted.
     report_all: also report every map with every order, and the winner with one thing changed.
     """
 
@@ -187,10 +187,12 @@ class Report:
         """The candidate's calibrations as versions are served, whose share ``fractions[0]`` is new whatever the order.
 
         Orders by a log change what users see within the first items, and what users took is found or not as a few items
-        are new: a calibration for after these serves version 0 badly. So it is fitted as the versions' are. Otherwise
-        a state changes so slowly that ``fit`` does, by which predictions were tuned.
+        are new: a calibration for after these serves version 0 badly. So it is fitted as the versions' are, and so it
+        is where much is new in version 0 that no order has chosen. Otherwise a state changes so slowly that ``fit``
+        does, by which predictions were tuned.
         """
-        if candidate.policy not in LOGGED and self.fitted_by.relevance != "log":
+        is_steady = candidate.policy not in LOGGED and self.fitted_by.relevance != "log"
+        if is_steady and not evidence.carried_share:
             return self.fit(candidate)
         key = candidate, tuple(fractions)
         if key not in self._of_versions:  # at three shares each is predicted
@@ -202,15 +204,20 @@ class Report:
         ends, pairs, counted = shares_of_order(fractions, first), evidence.pairs, self._calibration.items.counted
         # What was added has as much room in the split's order as in the gallery's, though half of it is in the split.
         per_added = (evidence.answers_per_added or 1.0) * (len(pairs.ids) - pairs.size) / max(int((~counted).sum()), 1)
-        rows = round((1 - first) * pairs.size / max(first, 1e-9))
-        place = shares_before(backfill.order, stand_for(counted, rows, per_added))
+        rows = round((1 - first) * pairs.size / max(evidence.pairs_share(first), 1e-9))
+        in_order, items = stand_for(counted, rows, per_added), self._calibration.items
+        if items.carried is not None:  # the order of the plan is one of what is left
+            in_order = np.where(items.carried, 0.0, in_order)
+        place = shares_before(backfill.order, in_order)
         versions = ShadowVersions(
             shadow=backfill.shadow,
             stale=backfill.stale,
             waves=(1 + np.searchsorted(ends[1:], place, side="right")).astype(np.int16),
             middles=wave_middles(fractions[1:], first),
-            sampled=stand_for_pairs(self._calibration.items.id_hash, first, self._seed),
-            sought_share=sought_share(self._calibration.queries, pairs, evidence.answers_per_added, first),
+            sampled=stand_for_first(items, first, pairs.carried_part, self._seed),
+            sought_share=sought_share(
+                self._calibration.queries, pairs, evidence.answers_per_added, first, evidence.carried_share
+            ),
         )
         fitted = [versions.fit(wave, self.fitted_by, candidate.form) for wave in range(len(fractions))]
         return FittedCalibrations(tuple(ends), tuple(fitted))
@@ -232,7 +239,7 @@ class Report:
         if not fractions:
             return self
         maps = {candidate.view.method: evidence.maps[candidate.view.method]}
-        share = fractions[0] * self._audit.items.size / evidence.pairs.size
+        share = evidence.pairs_share(fractions[0]) * self._audit.items.size / evidence.pairs.size
         audit = hold_out(replace(evidence, maps=maps), "audit", [candidate.policy], share)
         # By the users' queries however few they are: versions are measured by them.
         report = Report(self._calibration, audit, self.fitted_by, _answerable(audit, asked), self._seed)
@@ -246,7 +253,7 @@ class Report:
         that, too: the curve is looked at where the share of new items is as small and as large as it may be.
 
         Args:
-            fractions: shares of the gallery that are new, the pairs included; the first is the pairs' share.
+            fractions: shares of the gallery that are new; the first is that of the pairs and of what is carried.
         """
         if not fractions:
             return ()
@@ -266,12 +273,39 @@ class Report:
     def at(self, candidate: Candidate, shares: Sequence[float], fractions: Sequence[float], evidence: Evidence) -> F64:
         """The values (F, Q) of a candidate where shares (F,) of the items are new; fractions: of its versions."""
         backfill = self._of_audit.of(candidate)
-        sampled = stand_for_pairs(self._audit.items.id_hash, fractions[0], evidence.seed)
-        cutoffs = cutoffs_at(backfill.sample, sampled, shares)
+        sampled = stand_for_first(self._audit.items, fractions[0], evidence.pairs.carried_part, evidence.seed)
         relevances: list[Relevance] = [self.shown_by.relevance]
         fitted = self.fit_versions(candidate, fractions, evidence)
+        if evidence.carried_share:
+            return self._of_rest(backfill, fitted, sampled, shares, fractions)
+        cutoffs = cutoffs_at(backfill.sample, sampled, shares)
         curve = backfill.trace(fitted, cutoffs, relevances=relevances, sampled=sampled)
         return curve.values[self.shown_by.relevance, self.shown_by.metric]
+
+    def _of_rest(
+        self,
+        backfill: Backfill,
+        fitted: FittedCalibrations,
+        sampled: Bools,
+        shares: Sequence[float],
+        fractions: Sequence[float],
+    ) -> F64:
+        """``at`` where much is carried: waves are shares of what is left, and an item's place, which forms by wave look
+        at, is one in that.
+
+        Args:
+            sampled: (N,) items that are new in version 0.
+        """
+        counted = np.ones(len(sampled), bool) if backfill.counted is None else backfill.counted
+        place = shares_before(backfill.order, (counted & ~sampled).astype(np.float64))
+        waves = 1 + np.searchsorted(shares_of_order(fractions[1:], fractions[0]), place, side="right")
+        position = wave_middles(fractions[1:], fractions[0])[waves]
+        by, shadow = self.shown_by, backfill.shadow.only([self.shown_by.relevance])
+        values = []
+        for share in shares_of_order(shares, fractions[0]).tolist():
+            state = MixedScores(backfill.stale, shadow.new, sampled | (place < share) | (share >= 1), position)
+            values.append(shadow.measure(state.under(fitted.at(share)))[by.relevance, by.metric])
+        return np.stack(values)
 
 
 class _Backfills:

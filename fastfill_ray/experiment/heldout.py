@@ -45,7 +45,8 @@ class Evidence:
     to apply first. classifier: the new model's own or one fitted on the train pairs, None where neither is to be had.
     logged: None without a query log. metric_looked_at: of the objective: orders by demand look as deep as it does.
     answers_per_added: for how many items that queries seek, and that are no pairs, each one that was added to the pairs
-    stands; None where what they seek was not looked for in the gallery.
+    stands; None where what they seek was not looked for in the gallery. carried_share: of the gallery, what an earlier
+    plan has made new and is no pair.
     """
 
     pairs: PairedItems
@@ -57,10 +58,15 @@ class Evidence:
     logged: LoggedQueries | None = None
     metric_looked_at: str = ""
     answers_per_added: float | None = None
+    carried_share: float = 0.0
 
     @property
     def views(self) -> list[MapView]:
         return [view for method in self.maps for view in views_of(method, self.metric)]
+
+    def pairs_share(self, first_share: float) -> float:
+        """The pairs' share of a gallery of which `first_share` is new in version 0: the pairs and what is carried."""
+        return first_share - self.carried_share
 
     @cached_property
     def train(self) -> PairedItems:

@@ -73,7 +73,8 @@ class PairedItems(_Rows):
     of any type, None where unknown; a label that is a tuple means any of its members. weights: (N,), side: (N, S)
     float32. priority: (N,) the user's own, NaN where unknown. added: (N,) those that are no part of the uniform sample,
     but were added since users took them: a query meets no other of them than its answers, so that they count for no
-    more of the gallery than they are. fingerprint: names what they were made from.
+    more of the gallery than they are. carried: (N,) those that an earlier plan has made new, or would have if they
+    were no pairs; None where there is none, and where that is not known. fingerprint: names what they were made from.
     """
 
     old: F32
@@ -85,6 +86,7 @@ class PairedItems(_Rows):
     side: F32 | None = None
     priority: F32 | None = None
     added: Bools | None = None
+    carried: Bools | None = None
     fingerprint: str = ""
 
     @property
@@ -96,6 +98,11 @@ class PairedItems(_Rows):
     def size(self) -> int:
         """Items of the uniform sample."""
         return int(self.counted.sum())
+
+    @property
+    def carried_part(self) -> float:
+        """The share of the uniform sample that is `carried`."""
+        return 0.0 if self.carried is None else float(self.carried[self.counted].mean())
 
     def sampled(self) -> PairedItems:
         """The items of the uniform sample."""

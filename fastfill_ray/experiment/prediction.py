@@ -8,6 +8,11 @@ Where users seek items that are known, it is known, too, which of these are pair
 were added to the pairs and wait for their wave. A few of them may have much of the traffic: what is known of their
 state is not left to chance.
 
+A plan over a gallery of which an earlier plan has made some new begins with that beside its pairs. So as large a share
+of the items is new from version 0 on, those first that the earlier order has put first, and waves are cut in what is
+left, as they are of the gallery. Where that order does not tell, as with other pairs, chance does: then it stands for a
+sample of the gallery, as the pairs do. Which of the added items are carried is known of each.
+
 Legend: Q queries, N pairs, E new dim.
 """
 
@@ -142,18 +147,20 @@ def shares_before(order: I64, rows: F64) -> F64:
 
 
 def new_at_first(items: PairedItems, sought: Bools, share: float, seed: int) -> Bools:
-    """Which items (N,) stand for those that are new in version 0: nothing that was added, and of the sample this share,
-    or all that is sought if that is more.
+    """Which items (N,) stand for those that are new in version 0: of what was added what is carried, and of the sample
+    this share, or all that is sought if that is more; what else is carried comes before what chance draws.
 
     Args:
         sought: (N,) which items are known to be sought: those of the sample are pairs, so they are new.
     """
     sure = items.counted & sought
     chance = random_priority(items.id_hash, seed + HashSeed.STAND_FOR_PAIRS).astype(np.float64)
-    chance[sure], chance[~items.counted] = -1, np.inf
+    carried = np.zeros(len(chance), bool) if items.carried is None else items.carried
+    chance[carried] -= 1
+    chance[sure], chance[~items.counted] = -2, np.inf
     is_new = np.zeros(len(chance), bool)
     is_new[np.argsort(chance, kind="stable")[: max(round(share * items.size), int(sure.sum()))]] = True
-    return is_new
+    return is_new | (carried & ~items.counted)
 
 
 def predict_gallery(
@@ -167,13 +174,13 @@ def predict_gallery(
 
     Args:
         fitted: the candidate's calibrations.
-        fractions: shares of the gallery that are new, the pairs included; the first, above 0, is the pairs' share, from
-            which the size of the gallery follows.
+        fractions: shares of the gallery that are new; the first, above 0, is that of the pairs and of what is carried
+            (``Evidence.carried_share``). The size of the gallery follows from the pairs' share.
 
     Returns:
         One interval per fraction; its `queries` are those that have an answer among the pairs, 0 for none.
     """
-    rows = round(evidence.pairs.size / fractions[0])
+    rows = round(evidence.pairs.size / evidence.pairs_share(fractions[0]))
     split = all_pairs(evidence, candidate, objective, rows)
     asking = split.answered(objective.relevance)
     shadow = split.shadow(asking)
@@ -223,7 +230,7 @@ class _States:
     def served(self, fraction: float) -> F32:
         """Scores (Q, N) when this share of the gallery is new."""
         [share] = shares_of_order([fraction], self._first).tolist()
-        is_new: Bools = self._at_first | (self._place < share) | (share >= 1)
+        is_new: Bools = self._at_first | (self._place < share) | (fraction >= 1)
         state = MixedScores(self._backfill.stale, self._backfill.shadow.new, is_new, self._position)
         return state.under(self._fitted.at(share))
 

@@ -1,7 +1,8 @@
 """The shadow gallery as the versions of a run show it.
 
 An item is new in version k iff the order puts it in a wave <= k, or it stands for what is new from version 0 on: the
-pairs, and what was new before the plan. So as large a share of the items is new as in the index that users search.
+pairs, and what was new before the plan, by the order that has made it so where that is known. So as large a share of
+the items is new as in the index that users search.
 
 Legend: Q queries, N shadow items, W waves.
 """
@@ -104,14 +105,19 @@ def sought_share(
 
     Args:
         per_added: see ``Evidence.answers_per_added``. first_share: of the gallery that is new in version 0.
-        carried_share: of it that an earlier plan has made new.
+        carried_share: of it that an earlier plan has made new: it tells of the items that were added, where it is not
+            known which of them these are.
     """
     if queries.judged is None or queries.judged_as != "log" or per_added is None:
         return first_share
-    counted = pairs.counted[judged_rows(queries.judged, pairs.row_of)[0][:, 1]]
+    rows = judged_rows(queries.judged, pairs.row_of)[0][:, 1]
+    counted = pairs.counted[rows]
     if not len(counted):
         return first_share
-    are_pairs = float(counted.sum() / np.where(counted, 1.0, per_added).sum())
+    weights = np.where(counted, 1.0, per_added)
+    if pairs.carried is not None:
+        return float(weights[counted | pairs.carried[rows]].sum() / weights.sum())
+    are_pairs = float(counted.sum() / weights.sum())
     return are_pairs + (1 - are_pairs) * carried_share
 
 

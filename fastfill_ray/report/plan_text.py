@@ -35,7 +35,8 @@ def plan_text(state: State, item_s: float | None, price: float | None = None) ->
     if plan is None:
         return "No plan yet: the run has not got as far as its first commit."
     relevance, _, metric = plan.objective.partition("/")
-    title = f"Plan {plan.plan}: {plan.rows:,} items, {plan.wave_rows[0]:,} of them pairs. Objective: "
+    first = f"{plan.wave_rows[0]:,} of them {_first_words(plan, ' or ')}"
+    title = f"Plan {plan.plan}: {plan.rows:,} items, {first}. Objective: "
     lines = [f"{title}{metric_name(metric)} by {relevance}.", "", *_choice(plan), "", *_versions(state, plan)]
     notes = (peak_words(plan), query_map_words(plan), prior_words(state), _work(plan, item_s, price))
     return "\n".join([*lines, "", *(wrapped(note) for note in notes if note)])
@@ -142,8 +143,14 @@ def _version(plan: Plan, number: int, promise: Promise | None) -> tuple[str, ...
     if promise is not None:
         share, predicted = promise.prediction.fraction, _interval(promise.prediction)
         of_gain = MISSING if promise.share is None else percent(promise.share)
-    rows = f"{sum(plan.wave_rows[before + 1 : newest + 1]):,}{' (pairs)' if newest == 0 else ''}"
+    first = f" ({_first_words(plan, ', ')})" if newest == 0 else ""
+    rows = f"{sum(plan.wave_rows[before + 1 : newest + 1]):,}{first}"
     return str(number), str(wave), MISSING if share is None else percent(share), rows, predicted, of_gain
+
+
+def _first_words(plan: Plan, between: str) -> str:
+    """What is new in version 0."""
+    return f"pairs{between}carried" if plan.carried_share else "pairs"
 
 
 def _interval(value: MetricValue | Prediction) -> str:

@@ -9,6 +9,7 @@ from fastfill_ray.config import IndexConfig, ObjectiveConfig
 from fastfill_ray.experiment.items import PairedItems, Queries
 from fastfill_ray.ordering.demand import TakenItems
 from fastfill_ray.retrieval.fusion import Fusion
+from fastfill_ray.stages.beginning import Beginning
 from fastfill_ray.stages.choose import Decision
 from fastfill_ray.stages.score import Scorer, Scores
 from fastfill_ray.stages.snapshot import Snapshot
@@ -25,7 +26,7 @@ class Basis:
     of a chunk: offsets of the pairs in it}. known_pairs: those of them that were new before. taken: what users took, by
     the query log; None where it does not say. notes: {config key: what PLAN says of it}.
     reverse: the map that the queries' old vectors are from; None where they are the old model's. answers_per_added: see
-    ``Evidence``.
+    ``Evidence``. begins: what is new in version 0 of the plan whose order it is.
     """
 
     snapshot: Snapshot
@@ -39,6 +40,7 @@ class Basis:
     objective: ObjectiveConfig
     waves: tuple[float, ...]
     index: IndexConfig
+    begins: Beginning
     taken: TakenItems | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     reverse: TrainedAlignment | None = None

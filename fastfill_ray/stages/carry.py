@@ -82,10 +82,11 @@ class Carried:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Of the plan that is to be made: its settings, and the fingerprint of its pairs."""
+    """Of the plan that is to be made: its settings, the fingerprint of its pairs, and the new model's space."""
 
     settings: Mapping[str, Any]
     pairs: str
+    space: str
 
 
 def carry_over(
@@ -103,9 +104,7 @@ def carry_over(
         before: what was known when the last plan was made; less is looked up again.
         kept: None where nothing of what is served can be kept as it is: then everything is looked up by its digest.
     """
-    if state.init is None:
-        return None
-    files, space, own = context.files, state.init.new_space, stage_folder("pairs", wanted.pairs)
+    files, space, own = context.files, wanted.space, stage_folder("pairs", wanted.pairs)
     if state.plan is None:
         return _look_up_all(context, source, snapshot, gather_known(context.engine, files, before, space, {own}), space)
     reference = state.plan if kept is None else kept.plan

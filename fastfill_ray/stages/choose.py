@@ -69,8 +69,10 @@ class ChoiceRequest:
     """What the config leaves open and what it fixes.
 
     can_fuse: whether users can ask with old vectors, and the index of stale vectors can hold fused ones. fractions: of
-    the versions to come, pairs included: what is predicted. classifier: digest of the new model's own, "" where none is
-    given. (One that is fitted follows from the pairs; its bits differ between processors, so it is no part of a name.)
+    the versions to come, pairs and what is carried included: what is predicted. classifier: digest of the new model's
+    own, "" where none is given. (One that is fitted follows from the pairs; its bits differ between processors, so it
+    is no part of a name.) carried_by: the plan's number under its root where it carries over more than its pairs: what
+    that is follows from the plans before. Else None.
     """
 
     alignment: AlignmentConfig
@@ -80,6 +82,7 @@ class ChoiceRequest:
     can_fuse: bool
     fractions: tuple[float, ...]
     classifier: str
+    carried_by: int | None = None
 
     @property
     def question(self) -> Question:
@@ -116,6 +119,8 @@ def _name(evidence: Evidence, alignments: Sequence[str], request: ChoiceRequest)
     if serving.calibration != "auto":  # choices of earlier releases are known without it
         wanted.append(serving.calibration)
     measured_on = [request.objective.model_dump(), list(request.fractions), evidence.seed, evidence.metric]
+    if request.carried_by is not None:  # as many may be carried by another plan, and other ones
+        measured_on.append(request.carried_by)
     seen = [evidence.pairs.fingerprint, queries, list(alignments), request.classifier, wanted, measured_on]
     return fingerprint(seen if evidence.logged is None else [*seen, evidence.logged.fingerprint])
 

@@ -17,6 +17,7 @@ from fastfill_ray.log.records import Init
 from fastfill_ray.ordering.classifier import Classifier
 from fastfill_ray.ordering.policies import CLASSIFIED, LOGGED, Policy
 from fastfill_ray.stages import choose
+from fastfill_ray.stages.beginning import Beginning
 from fastfill_ray.stages.context import Context
 from fastfill_ray.stages.sample import Sample
 from fastfill_ray.stages.score import Scorer
@@ -101,15 +102,16 @@ def choose_order(
     sampled: Sample,
     trained: Mapping[Method, TrainedAlignment],
     init: Init,
-    rows: int,
+    begins: Beginning,
 ) -> tuple[Scorer, choose.Decision]:
     """What every `auto` becomes, and the winner as a scorer of the gallery.
 
     Args:
-        rows: of the gallery that the choice is made for.
+        begins: what is new in version 0 of the plan that the choice is made for.
     """
     files, pairs = context.files, sampled.pairs
     spaces, own = _directions(init), config.classifier
+    fractions = begins.fractions(config.waves, pairs.size)
     evidence = Evidence(
         pairs=pairs,
         queries=None if sampled.queries.are_items else sampled.queries,
@@ -120,6 +122,7 @@ def choose_order(
         logged=sampled.logged,
         metric_looked_at=config.objective.metric,
         answers_per_added=sampled.answers_per_added,
+        carried_share=fractions[0] - pairs.size / begins.rows,
     )
     request = choose.ChoiceRequest(
         alignment=config.alignment,
@@ -127,8 +130,9 @@ def choose_order(
         serving=config.serving,
         objective=config.objective,
         can_fuse=config.can_fuse,
-        fractions=(pairs.size / rows, *config.waves),
+        fractions=fractions,
         classifier=classifier_digest(own),
+        carried_by=begins.plan if begins.is_carried else None,
     )
     names = [artefact.fingerprint for artefact in trained.values()]
     decision = choose.decision_before(files, evidence, names, request)

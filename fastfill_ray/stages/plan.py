@@ -22,7 +22,7 @@ from fastfill_ray.stages.keys import ScoredChunk, read_keys, scored_groups, thre
 from fastfill_ray.stages.score import score_more
 from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.standing import put_standing
-from fastfill_ray.stages.work import DUE, ChunkWork, RowWork, WorkList, count_rows, put_rows, put_work_list, rows_in
+from fastfill_ray.stages.work import ChunkWork, RowWork, WorkList, count_rows, put_rows, put_work_list, rows_in
 from fastfill_ray.storage.files import Files
 from fastfill_ray.storage.paths import wave_folder
 from fastfill_ray.types import fingerprint
@@ -67,13 +67,10 @@ def make_plan(
     with context.progress.timed("plan"):
         standing = _standing(context, carried, name)
         groups = scored_groups(basis.snapshot, basis.scores.chunks, basis.pair_offsets, basis.known_pairs, standing)
-        targets = wave_targets(basis.waves, rows, basis.num_sampled)
+        targets = wave_targets(basis.waves, rows, basis.begins.first)
         first_share, carried_share = basis.pairs.size / rows, 0.0
         if carried is not None:
-            counts = [each for _, each in context.engine.run_tasks(partial(_count_first, files), groups, name="count")]
-            first, new_before = (sum(column) for column in zip(*counts, strict=True))
-            targets = wave_targets(basis.waves, rows, first)
-            first_share, carried_share = first / rows, new_before / rows
+            first_share, carried_share = basis.begins.first / rows, basis.begins.carried / rows
         cuts = thresholds(context, groups, targets)
         work = make_work_list(context, basis, name, cuts, groups)
         templates = put_templates(files, basis, name)
@@ -198,13 +195,6 @@ def _standing(context: Context, carried: Carried | None, plan: str) -> dict[str,
     work = partial(put_standing, carried.standing, plan)
     parts = context.engine.run_tasks(work, carried.groups(), name="look up what is new", ordered=True)
     return {unit: reference for _, part in parts for unit, reference in part.items()}
-
-
-def _count_first(files: Files, group: Sequence[ScoredChunk]) -> tuple[int, int]:
-    """Rows in wave 0, and those of them that were new before."""
-    first = sum(int(rows.is_first.sum()) for _, rows in read_keys(files, group))
-    standing = [rows_in(files, chunk.standing, chunk.unit) for chunk in group if chunk.standing is not None]
-    return first, sum(int((rows.source != DUE).sum()) for rows in standing)
 
 
 def make_work_list(

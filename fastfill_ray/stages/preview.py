@@ -87,7 +87,8 @@ def _preview_plan(context: Context, config: BackfillConfig, inputs: Inputs, stat
     as_it_is = kept if kept is not None and kept.is_indexed_as(request.settings) else None
     if state.plan is None:
         return Preview(action="begin", items=snapshot.rows, work=Work(served=0, known=0, due=snapshot.rows))
-    carried = carry_over(context, source, snapshot, state, as_it_is, known, Wanted(request.settings, state.plan.pairs))
+    to_make = Wanted(request.settings, state.plan.pairs, wanted.new_space)
+    carried = carry_over(context, source, snapshot, state, as_it_is, known, to_make)
     if carried is None:
         return Preview(action="begin", items=snapshot.rows, work=Work(served=0, known=0, due=snapshot.rows))
     before = read_snapshot(context.files, (state.plan if as_it_is is None else as_it_is.plan).snapshot)

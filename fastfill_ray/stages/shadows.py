@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastfill_ray.experiment.curves import stand_for_pairs
+from fastfill_ray.experiment.curves import stand_for_first
 from fastfill_ray.experiment.items import MAX_QUERIES, PairedItems, Queries, asking
 from fastfill_ray.experiment.shadow import Unseen, make_shadow, scores_of
 from fastfill_ray.experiment.versions import ShadowVersions
@@ -63,6 +63,6 @@ def shadow_versions(
         stale=scores_of(searched, items, metric, Unseen.of(part, users)),
         waves=order_wave(keys, plan.thresholds),
         middles=wave_middles(plan.fractions, plan.first_share),
-        sampled=stand_for_pairs(part.id_hash, plan.first_share, scorer.seed),
+        sampled=stand_for_first(part, plan.first_share, pairs.carried_part, scorer.seed),
         sought_share=plan.sought_share,
     )

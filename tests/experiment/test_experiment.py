@@ -11,7 +11,13 @@ import pytest
 
 from fastfill_ray.errors import ConfigError
 from fastfill_ray.experiment.candidate import Candidate, MapView, Objective, policies_allowed
-from fastfill_ray.experiment.curves import Backfill, FittedCalibrations, published_cutoffs, stand_for_pairs
+from fastfill_ray.experiment.curves import (
+    Backfill,
+    FittedCalibrations,
+    published_cutoffs,
+    stand_for_first,
+    stand_for_pairs,
+)
 from fastfill_ray.experiment.experiment import Findings, Question, run_experiment, share_errors
 from fastfill_ray.experiment.heldout import Evidence, hold_out
 from fastfill_ray.experiment.items import LEAST_ASKING, MIN_QUERIES, PairedItems, Queries, asking
@@ -378,6 +384,48 @@ def test_of_the_audit_items_the_curve_at_the_runs_own_fractions_is_predicted(sha
         assert interval.low <= expected.low + 1e-6
         assert interval.high >= expected.high - 1e-6
         assert (interval.high - interval.low > expected.high - expected.low + 1e-6) == (share < fraction < 1)
+
+
+@pytest.mark.parametrize("by_order", [True, False])
+def test_where_half_is_new_before_the_order_half_of_the_audit_items_is_so_and_waves_are_cut_in_the_rest(
+    by_order: bool,
+) -> None:
+    plain, pairs = evidence_of(users_of()), pairs_of()
+    carried = np.arange(len(pairs.ids)) % 3 == 0 if by_order else None
+    evidence = replace(plain, pairs=replace(pairs, carried=carried), carried_share=0.4)
+    fractions = (0.5, 0.5, 0.75, 1.0)
+    question = Question(NEW_MODEL_MAP, (1.0,), ("uncertainty",), ("identity",), fractions=fractions)
+    findings = run_experiment(evidence, question)
+    assert findings.choice == run_experiment(plain, replace(question, fractions=(0.1, 1.0))).choice
+    audit = hold_out(evidence, "audit", BOTH)
+    queries, winner = audit.answered("new_model"), findings.choice.winner
+    shadow = audit.shadow(queries)
+    stale = audit.stale_scores(queries, shadow, winner.view, 1.0)
+    sampled = stand_for_first(audit.items, 0.5, evidence.pairs.carried_part, evidence.seed)
+    assert sampled.mean() == pytest.approx(0.5, abs=0.15)
+    waiting = [item for item in audit.order(winner).tolist() if not sampled[item]]
+    for share, interval in zip((0, 0, 0.5, 1), findings.predicted, strict=True):
+        is_new = sampled.copy()
+        is_new[waiting[: int(np.ceil(share * len(waiting)))]] = True
+        scores = np.where(is_new[None, :], shadow.new, stale)
+        values = measure(scores, {"new_model": shadow.relevant["new_model"]})["new_model"]["map"]
+        assert interval.value == pytest.approx(mean_interval(values, seed=0).value, abs=1e-6)
+
+
+def test_what_stands_for_carried_items_is_new_from_the_start_and_chance_fills_up() -> None:
+    pairs = pairs_of()
+    carried = np.arange(len(pairs.ids)) % 4 == 0
+    items = replace(pairs, carried=carried)
+    assert items.carried_part == 0.25
+    half, tenth = (stand_for_first(items, share, items.carried_part, 0) for share in (0.5, 0.1))
+    assert half[carried].all()
+    assert half.mean() == pytest.approx(0.5, abs=0.08)
+    assert not tenth[~carried].any(), "less is left than was once embedded"
+    assert tenth.mean() == pytest.approx(0.1, abs=0.05)
+    assert stand_for_first(items, 1.0, items.carried_part, 0).all()
+    np.testing.assert_array_equal(stand_for_first(pairs, 0.5, 0.0, 0), stand_for_pairs(pairs.id_hash, 0.5, 0))
+    nothing = replace(pairs, carried=np.zeros(len(pairs.ids), bool))
+    np.testing.assert_array_equal(stand_for_first(nothing, 0.5, 0.0, 0), stand_for_pairs(pairs.id_hash, 0.5, 0))
 
 
 def test_a_samples_share_of_new_items_is_surest_where_the_order_has_given_it_none_or_all() -> None:

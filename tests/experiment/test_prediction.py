@@ -12,7 +12,7 @@ from fastfill_ray.experiment.candidate import Candidate, MapView, Objective
 from fastfill_ray.experiment.curves import FittedCalibrations, stand_for_pairs
 from fastfill_ray.experiment.heldout import Evidence
 from fastfill_ray.experiment.items import PairedItems, Queries
-from fastfill_ray.experiment.prediction import all_pairs, as_unseen, predict_gallery
+from fastfill_ray.experiment.prediction import all_pairs, as_unseen, new_at_first, predict_gallery
 from fastfill_ray.retrieval.intervals import Interval
 from fastfill_ray.retrieval.metrics import measure
 from fastfill_ray.retrieval.relevance import Judgement
@@ -191,3 +191,47 @@ def test_of_those_that_come_first_only_as_many_are_new_as_the_wave_has_place_for
 def test_where_not_all_were_added_those_that_were_stand_for_the_others() -> None:
     [first, _] = predict_known(known_evidence([1.0] * SOUGHT, per_added=3.0), 0.5, 1.0)
     assert first == pytest.approx(0.25, abs=0.02)
+
+
+# What an earlier plan has made new
+
+
+def test_what_is_carried_is_no_part_of_the_size_of_the_gallery() -> None:
+    """As many pairs in a gallery of the same size: only what is new in version 0 differs."""
+    evidence = evidence_of(users_of())
+    carried = replace(evidence, carried_share=0.4)
+    first, half, last = predict(evidence, LABEL_MAP, 0.1, 0.5, 1.0)
+    at_half, then = predict(carried, LABEL_MAP, 0.5, 1.0)
+    assert then == pytest.approx(last, abs=1e-6)
+    assert first.value < at_half.value <= then.value
+    assert at_half.value == pytest.approx(half.value, abs=0.05), "by chance instead of by the order"
+
+
+def test_where_all_is_carried_version_0_is_the_new_index() -> None:
+    evidence = evidence_of(users_of())
+    [*_, last] = predict(evidence, LABEL_MAP, 0.1, 1.0)
+    for predicted in predict(replace(evidence, carried_share=0.9), LABEL_MAP, 1.0, 1.0, 1.0):
+        assert predicted == pytest.approx(last, abs=1e-6)
+
+
+def test_of_added_items_those_that_are_carried_are_new_and_the_others_wait() -> None:
+    evidence = known_evidence([1.0] * SOUGHT)
+    half = np.arange(100 + SOUGHT) >= 100 + SOUGHT // 2
+    carried = replace(evidence, pairs=replace(evidence.pairs, carried=half), carried_share=0.05)
+    first, later, last = predict_known(carried, 0.55, 0.65, 1.0)
+    assert (first, later, last) == pytest.approx((0.75, 1, 1), abs=0.02)
+
+
+def test_an_earlier_order_says_which_items_stand_for_what_is_carried_and_chance_fills_up() -> None:
+    pairs = pairs_of()
+    none, carried = np.zeros(PAIRS, bool), np.arange(PAIRS) % 4 == 0
+    items = replace(pairs, carried=carried)
+    drawn = new_at_first(items, none, 0.5, 0)
+    assert drawn.sum() == PAIRS // 2
+    assert drawn[carried].all()
+    plain = new_at_first(pairs, none, 0.5, 0)
+    assert plain.sum() == PAIRS // 2
+    assert (drawn & ~carried & ~plain).sum() == 0, "the same chance"
+    fewer = new_at_first(items, none, 0.1, 0)
+    assert fewer.sum() == PAIRS // 10
+    assert carried[fewer].all()

@@ -214,6 +214,10 @@ def test_with_what_probability_something_taken_is_new_goes_by_the_traffic() -> N
     # An added item stands for three; of those that are no pairs an earlier plan has made half new.
     assert sought_share(queries(answers), items, 3.0, 0.2) == pytest.approx(0.75)
     assert sought_share(queries(answers), items, 1.0, 0.6, 0.5) == pytest.approx(0.95)
+    # Where it is known which of them these are, that counts.
+    for carried, expected in ((35, 1.0), (36, 0.75), (1, 0.75)):
+        known = replace(items, carried=np.arange(N) == carried)
+        assert sought_share(queries(answers), known, 3.0, 0.6, 0.5) == pytest.approx(expected)
     for other in (queries(answers, "qrels"), queries([999]), replace(queries(answers), judged=None)):
         assert sought_share(other, items, 1.0, 0.2) == 0.2
     assert sought_share(queries(answers), items, None, 0.2) == 0.2

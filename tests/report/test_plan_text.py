@@ -37,6 +37,13 @@ def test_a_plan_says_what_was_chosen_and_why_and_by_how_much_it_is_ahead() -> No
     assert "The interval holds 0: by these pairs both are as good." in told
 
 
+def test_what_an_earlier_plan_has_made_new_is_not_called_pairs() -> None:
+    text = plan_text(planned(first_share=0.05, carried_share=0.03), None)
+    assert text.startswith("Plan ab12: 6,012 items, 301 of them pairs or carried. Objective: mAP by label.\n")
+    assert "301 (pairs, carried)" in text
+    assert "carried" not in plan_text(planned(), None)
+
+
 @pytest.mark.parametrize(
     ("margin", "words"),
     [

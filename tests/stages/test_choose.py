@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,3 +32,12 @@ def test_a_choice_of_an_earlier_release_is_known_by_its_name() -> None:
     before = ["p", "", ["a"], "", ["auto", "auto", "auto", True], [objective, [0.1, 1.0], 0, "ip"]]
     assert _name(evidence, ["a"], request()) == fingerprint(before)
     assert _name(evidence, ["a"], request(calibration="no_scale")) != fingerprint(before)
+
+
+def test_a_choice_for_a_plan_that_carries_more_than_its_pairs_is_its_own() -> None:
+    """As much may be carried by the next plan, and other items."""
+    evidence: Any = SimpleNamespace(
+        queries=None, pairs=SimpleNamespace(fingerprint="p"), seed=0, metric="ip", logged=None
+    )
+    requests = [replace(request(), carried_by=number) for number in (None, 0, 1, 2)]
+    assert len({_name(evidence, ["a"], each) for each in requests}) == 4
