@@ -80,7 +80,7 @@ class RelevantScores:
     @classmethod
     def of(cls, stale: SortedScores, new: SortedScores, relevant: RelevantItems) -> RelevantScores:
         """Out of all scores."""
-        owner = np.repeat(np.arange(len(relevant.counts)), relevant.counts)
+        owner = relevant.owner
         return cls(relevant, owner, new.scores[owner, relevant.items], stale.scores[owner, relevant.items])
 
 
@@ -186,7 +186,10 @@ class MixedRanks:
         """
         if metric not in OF_THE_BEST:
             ranks = self.ranks(self._state.served(serve, in_order=in_order))
-            return float(np.nanmean(metrics_of(self._relevant, ranks, [metric])[metric]))
+            values = metrics_of(self._relevant, ranks, [metric])[metric]
+            some = self._relevant.counts > 0
+            # As nanmean, which takes longer than the metric itself of few queries.
+            return float(values.mean() if some.all() else np.where(some, values, 0.0).sum() / some.sum())
         rows = np.flatnonzero(self._relevant.counts)
         best = np.maximum.reduceat(self._own(serve), self._relevant.starts[:-1][rows])
         new = self._state.new_ascending
