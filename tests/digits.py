@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
 from torch import nn
 
 OLD_DIM, NEW_DIM = 16, 64
@@ -102,6 +101,8 @@ def train(images: NDArray[np.float32], labels: NDArray[np.int64], dim: int, seed
 
 def build_digits(folder: str | Path) -> DigitsInput:
     """Train both networks and write the gallery; a second build writes the same up to rounding."""
+    from sklearn.datasets import load_digits  # a second that no process spends which only embeds
+
     folder = Path(folder)
     built = DigitsInput(
         gallery=folder / "gallery",

@@ -42,7 +42,7 @@ from fastfill_ray.stages import embed
 from fastfill_ray.stages.delete import delete
 from fastfill_ray.stages.embed import items_file
 from fastfill_ray.stages.export_manifest import ExportRequest, Manifest
-from fastfill_ray.storage.commit_log import read_state
+from fastfill_ray.storage.commit_log import Log
 from fastfill_ray.storage.files import Files, open_files
 from fastfill_ray.storage.paths import parse_unit_receipt, stage_receipt
 from fastfill_ray.storage.receipts import find_receipts, read_receipt
@@ -112,6 +112,7 @@ class Living:
         self._random = np.random.default_rng(self.seed)
         self._clock = 1_700_000_000_000_000_000
         self._is_running = False
+        self._log: Log | None = None
         self._markers: dict[bytes, str] = {}
         self._new: dict[int, dict[int, str]] = {}  # {version: {id: marker} of what is new in it}
         self.control()
@@ -133,17 +134,19 @@ class Living:
 
     def new_item(self, *, has_old: bool = True) -> Item:
         """An item with a payload that no other has."""
-        kind = int(self._random.integers(synthetic.CLASSES))
-        centre = synthetic._matrix(3, (synthetic.CLASSES, synthetic.LATENT))[kind] * 1.2
-        x = (centre + self._random.normal(size=synthetic.LATENT)).astype(np.float32)
-        digest = payload_digests(pa.table({"x": pa.array([x])}), ["x"])[0].as_py()
-        item = Item(x, x if has_old else None, f"class-{kind}", f"v{len(self._markers)}")
-        self._markers[digest] = item.marker
-        return item
+        return self.new_items(0, 1, has_old=has_old)[0]
 
     def new_items(self, start: int, count: int, *, has_old: bool = True) -> dict[int, Item]:
         """Items of the ids from `start` on."""
-        return {start + i: self.new_item(has_old=has_old) for i in range(count)}
+        centres = synthetic._matrix(3, (synthetic.CLASSES, synthetic.LATENT)) * 1.2
+        items = []
+        for i in range(count):
+            kind = int(self._random.integers(synthetic.CLASSES))
+            x = (centres[kind] + self._random.normal(size=synthetic.LATENT)).astype(np.float32)
+            items.append(Item(x, x if has_old else None, f"class-{kind}", f"v{len(self._markers) + i}"))
+        digests = payload_digests(pa.table({"x": pa.array([item.x for item in items])}), ["x"]).to_pylist()
+        self._markers |= {digest: item.marker for digest, item in zip(digests, items, strict=True)}
+        return dict(enumerate(items, start))
 
     def changed(self, item: Item, what: str = "payload") -> Item:
         """The item with another payload, of which the old model knows nothing yet; or another old vector, or label."""
@@ -286,7 +289,10 @@ class Living:
         assert set(counts) <= self.due, "an item was embedded that was due in no run"
 
     def state(self) -> State:
-        return read_state(open_files(self.root))
+        """What the log says; of a log that is read already only what is new."""
+        if self._log is None:
+            self._log = Log(open_files(self.root))
+        return self._log.read()
 
     def held(self, version: Version) -> dict[int, Held]:
         """What a version has, also what a DELETE hides of it; every id once."""
@@ -328,8 +334,8 @@ class Living:
         assert not mislabelled, f"{name} has old labels of {sorted(mislabelled)[:5]}"
         self._new[version.version] = {key: items[key].marker for key in new}
         if version.base is not None and version.base in self._new:
-            before = self._new[version.base]
-            back = [k for k, m in before.items() if k in items and items[k].marker == m and k not in new]
+            before, now = self._new[version.base], set(new)
+            back = [k for k, m in before.items() if k in items and items[k].marker == m and k not in now]
             assert not back, f"{name}: {sorted(back)[:5]} were new in version {version.base}, and are not any more"
         return held
 
@@ -444,6 +450,7 @@ class Living:
         other.gone, other.sections = dict(self.gone), dict(self.sections)
         other.bad, other.again, other.due = set(self.bad), set(self.again), set(self.due)
         other.deleted = set(self.deleted)
+        other._log = None
         other._markers, other._new = dict(self._markers), dict(self._new)
         return other
 
@@ -550,7 +557,8 @@ def gallery_of(folder: Path, *, files: int = 3, rows: int = 200, string_ids: boo
     living = Living(folder, sections=given, string_ids=string_ids)
     for number in range(files):
         start = number * rows
-        living.write(f"part-{number:03d}.parquet", {(start + i) * 7 + 3: living.new_item() for i in range(rows)})
+        items = living.new_items(start, rows)
+        living.write(f"part-{number:03d}.parquet", {key * 7 + 3: item for key, item in items.items()})
     return living
 
 

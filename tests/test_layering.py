@@ -6,7 +6,8 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,13 +65,14 @@ def part_of(path: Path) -> str:
     return "jobs" if relative.parts[0] == "jobs" else Path(relative.parts[1]).stem
 
 
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), str(path))
+@cache  # each test looks at every file
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(), str(path))))
 
 
-def imports_of(tree: ast.Module) -> Iterator[str]:
+def imports_of(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Dotted names of every module or object that a file imports, wherever the import stands."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -86,8 +88,8 @@ def dotted(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def calls_of(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
-    return ((dotted(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call))
+def calls_of(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, ast.Call]]:
+    return ((dotted(node.func), node) for node in nodes if isinstance(node, ast.Call))
 
 
 def name(path: Path) -> str:
@@ -97,7 +99,7 @@ def name(path: Path) -> str:
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_imports_point_down_only(path: Path) -> None:
     part = part_of(path)
-    for imported in imports_of(tree_of(path)):
+    for imported in imports_of(nodes_of(path)):
         root, _, rest = imported.partition(".")
         if root != "fastfill_ray":
             continue
@@ -110,15 +112,15 @@ def test_imports_point_down_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_only_the_engine_imports_ray(path: Path) -> None:
-    roots = {imported.partition(".")[0] for imported in imports_of(tree_of(path))}
+    roots = {imported.partition(".")[0] for imported in imports_of(nodes_of(path))}
     assert "ray" not in roots or part_of(path) == "engine"
 
 
 @pytest.mark.parametrize("path", sorted(p for part in PURE for p in (PACKAGE / part).glob("*.py")), ids=name)
 def test_the_pure_parts_are_pure(path: Path) -> None:
-    tree = tree_of(path)
-    assert {imported.partition(".")[0] for imported in imports_of(tree)} <= PURE_IMPORTS
-    for called, call in calls_of(tree):
+    nodes = nodes_of(path)
+    assert {imported.partition(".")[0] for imported in imports_of(nodes)} <= PURE_IMPORTS
+    for called, call in calls_of(nodes):
         assert called not in {"open", "input", "print"}
         if ".random." in called:
             assert called.endswith(".random.default_rng"), f"{called} uses numpy's global random state"
@@ -134,9 +136,9 @@ CALLS = {
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_nothing_that_is_read_is_ever_executed(path: Path) -> None:
-    tree = tree_of(path)
-    assert not LOADERS & {part for imported in imports_of(tree) for part in imported.split(".")}
-    for called, call in calls_of(tree):
+    nodes = nodes_of(path)
+    assert not LOADERS & {part for imported in imports_of(nodes) for part in imported.split(".")}
+    for called, call in calls_of(nodes):
         assert called not in CALLS, f"{name(path)}:{call.lineno} calls {called}"
         options = {option.arg: option.value for option in call.keywords}
         for option, safe in (("allow_pickle", False), ("shell", False), ("trust_remote_code", False)):
@@ -149,9 +151,10 @@ def test_nothing_that_is_read_is_ever_executed(path: Path) -> None:
 
 
 def test_the_walk_sees_what_it_is_meant_to_forbid() -> None:
-    tree = ast.parse("def f():\n    import ray.data\n    from torch import load\n    yaml.load(x)\n    eval('1')\n")
-    assert list(imports_of(tree)) == ["ray.data", "torch.load"]
-    assert [called for called, _ in calls_of(tree)] == ["yaml.load", "eval"]
+    code = "def f():\n    import ray.data\n    from torch import load\n    yaml.load(x)\n    eval('1')\n"
+    nodes = list(ast.walk(ast.parse(code)))
+    assert list(imports_of(nodes)) == ["ray.data", "torch.load"]
+    assert [called for called, _ in calls_of(nodes)] == ["yaml.load", "eval"]
     assert {part_of(path) for path in SOURCES} == set(LEVELS)
 
 

@@ -21,7 +21,7 @@ from fastfill_ray.ordering.streams import HashSeed
 from fastfill_ray.ordering.waves import order_key
 from fastfill_ray.retrieval.calibration import Form, MixedScores, OrderCalibration, fit_calibration
 from fastfill_ray.retrieval.intervals import Interval, mean_interval
-from fastfill_ray.retrieval.metrics import metrics_of
+from fastfill_ray.retrieval.metrics import METRICS, metrics_of
 from fastfill_ray.retrieval.mixed_ranks import MixedRanks, Mixture, RelevantScores, SortedScores
 from fastfill_ray.types import F32, F64, I64, U64, Bools, Relevance
 
@@ -101,7 +101,7 @@ class FittedCalibrations:
 
 @dataclass(frozen=True)
 class Curve:
-    """Every relevance and metric along a backfill.
+    """Relevances and metrics along a backfill.
 
     fractions: (F,) share of the items that is new. values: {(relevance, metric): (F, Q)}, NaN without an answer.
     """
@@ -190,7 +190,9 @@ class Backfill:
         """Scores (Q, N) when the first `cutoff` items of the order are new."""
         return self.state(self._places < cutoff).under(fitted.at(cutoff / self.size))
 
-    def _measure(self, fitted: FittedCalibrations, cutoffs: Sequence[int], sampled: Bools | None) -> list[Measured]:
+    def _measure(
+        self, fitted: FittedCalibrations, cutoffs: Sequence[int], metrics: Sequence[str], sampled: Bools | None
+    ) -> list[Measured]:
         """``Shadow.measure`` of the scores served at each cutoff, from sorted ones."""
         stale, new = self.sorted_stale, self.shadow.sorted_new
         scores = {name: RelevantScores.of(stale, new, relevant) for name, relevant in self.shadow.relevant.items()}
@@ -207,7 +209,7 @@ class Backfill:
                     (relevance, metric): values
                     for relevance, of_relevant in scores.items()
                     for metric, values in metrics_of(
-                        of_relevant.relevant, MixedRanks(state, of_relevant).ranks(served)
+                        of_relevant.relevant, MixedRanks(state, of_relevant).ranks(served), metrics
                     ).items()
                 }
             )
@@ -229,13 +231,14 @@ class Backfill:
         cutoffs: Iterable[int],
         *,
         relevances: Sequence[Relevance] | None = None,
+        metrics: Sequence[str] = METRICS,
         sampled: Bools | None = None,
     ) -> Curve:
         """The curve under calibrations that were fitted elsewhere.
 
         Args:
             cutoffs: how many items of the order are new at each point.
-            relevances: those to measure; None for all.
+            relevances: those to measure; None for all. metrics: likewise.
             sampled: (N,) items that are new from the start, as the pairs are in a real index.
         """
         points = list(cutoffs)
@@ -244,7 +247,7 @@ class Backfill:
         blocks: list[Measured] = []
         for first in range(0, max(len(self.stale), 1), step):
             block = measured.some(first, first + step)
-            states = block._measure(fitted, points, sampled)
+            states = block._measure(fitted, points, metrics, sampled)
             blocks.append({key: np.stack([state[key] for state in states]) for key in states[0]})
         values = {key: np.concatenate([block[key] for block in blocks], axis=1) for key in blocks[0]}
         return Curve(np.array(points) / self.size, values)

@@ -146,7 +146,7 @@ class MergedLists:
 
     def ranks(self, relevant: RelevantItems) -> I64:
         """The rank (P,), from 1, of every relevant item."""
-        owner, items = np.repeat(np.arange(len(relevant.counts)), relevant.counts), relevant.items
+        owner, items = relevant.owner, relevant.items
         index = np.where(self.is_new[items], 0, 1)
         in_list = self.upto[index, owner, self.lists.places[index, owner, items]]  # rank (P,) in its own list
         # Of the other list those of a better rank come first, and before a stale item the new one of its rank.

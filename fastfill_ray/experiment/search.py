@@ -202,7 +202,8 @@ class Race:
         areas = []
         for fitted_on, measured_on in ((folds[1], folds[0]), (folds[0], folds[1])):
             fitted = fitted_on[1].fit(self._objective, candidate.form, at.knots)
-            areas.append(measured_on[0].trace(fitted, cutoffs).area_per_query(self._objective))
+            curve = measured_on[0].trace(fitted, cutoffs, metrics=[self._objective.metric])
+            areas.append(curve.area_per_query(self._objective))
         return np.concatenate(areas)
 
     def _backfill(self, candidate: Candidate, level: int, fold: int) -> tuple[Backfill, Backfill]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from fastfill_ray.log.records import MetricValue, Prediction
 from fastfill_ray.report.labels import LINE_HEIGHT, spread, text_width, without_overlap, wrapped
@@ -50,9 +50,10 @@ def element(tag: str, *inside: str, css: str = "", **attributes: object) -> Mark
         attributes: `_` in a name stands for `-`.
     """
     named = ({"class": css} if css else {}) | {name.replace("_", "-"): value for name, value in attributes.items()}
-    written = Markup().join(Markup(' {}="{}"').format(name, value) for name, value in named.items())
-    shown = (part if isinstance(part, Markup) else printable(part) for part in inside)
-    return Markup("<{0}{1}>{2}</{0}>").format(tag, written, Markup().join(shown))
+    # Put together as plain text: Markup.format takes ten times as long, and a chart has hundreds of attributes.
+    written = "".join(f' {name}="{escape(str(value))}"' for name, value in named.items())
+    shown = "".join(part if isinstance(part, Markup) else escape(printable(part)) for part in inside)
+    return Markup(f"<{tag}{written}>{shown}</{tag}>")
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:

@@ -112,8 +112,11 @@ def metric_value(
     metrics: Iterable[MetricValue], relevance: str, metric: str, scope: str, calibrated: bool = True
 ) -> MetricValue | None:
     """The value over all queries; None if it was not measured."""
-    wanted = (relevance, metric, scope, calibrated, None)
-    return next((m for m in metrics if (m.relevance, m.metric, m.scope, m.calibrated, m.group) == wanted), None)
+    for m in metrics:
+        # The name first: it tells most of them apart.
+        if m.metric == metric and (m.relevance, m.scope, m.calibrated, m.group) == (relevance, scope, calibrated, None):
+            return m
+    return None
 
 
 def measured_curve(state: State, relevance: Relevance, metric: str) -> MeasuredCurve | None:
@@ -153,18 +156,18 @@ def _points(
 
 def measured_curves(state: State) -> tuple[MeasuredCurve, ...]:
     """Every measured curve, the objective's first."""
-    if state.plan is None:
-        return ()
-    wanted = list(CURVES)
-    relevance, _, metric = state.plan.objective.partition("/")
-    for known in get_args(Relevance):
-        if known == relevance:
-            wanted = [(known, metric), *(c for c in CURVES if c != (known, metric))]
+    wanted = dict.fromkeys([*_objective(state), *CURVES])
     return tuple(curve for c in wanted if (curve := measured_curve(state, *c)) is not None)
 
 
 def objective_curve(state: State) -> MeasuredCurve | None:
-    return next((c for c in measured_curves(state) if state.plan is not None and c.name == state.plan.objective), None)
+    return next((measured_curve(state, *c) for c in _objective(state)), None)
+
+
+def _objective(state: State) -> list[tuple[Relevance, str]]:
+    """What the last plan's objective names; nothing without a plan."""
+    relevance, _, metric = state.plan.objective.partition("/") if state.plan is not None else ("", "", "")
+    return [(known, metric) for known in get_args(Relevance) if known == relevance]
 
 
 def column_curves(state: State) -> dict[str, MeasuredCurve]:

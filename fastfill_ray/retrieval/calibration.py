@@ -129,7 +129,7 @@ def fit_calibration(
     if not some_new and not form.endswith("by_wave"):
         return OrderCalibration()
     finite = np.isfinite(stale) & np.isfinite(new)
-    of_relevant = stale[np.repeat(np.arange(len(stale)), relevant.counts), relevant.items]
+    of_relevant = stale[relevant.owner, relevant.items]
     of_relevant = of_relevant[np.isfinite(of_relevant)]
     if not finite.any() or len(of_relevant) == 0:
         return OrderCalibration()

@@ -28,6 +28,8 @@ Serve = Callable[[F32, F32], F32]
 OF_THE_BEST = ("cmc@1", "cmc@5", "mrr")
 # Scores that are put in order at a time: so many stay in the processor's cache.
 _BLOCK_SCORES = 1 << 18
+# So few pairs of a relevant and any item are compared, all of them, in less time than the calls of a search take.
+_FEW_PAIRS = 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ class RelevantScores:
     @classmethod
     def of(cls, stale: SortedScores, new: SortedScores, relevant: RelevantItems) -> RelevantScores:
         """Out of all scores."""
-        owner = np.repeat(np.arange(len(relevant.counts)), relevant.counts)
+        owner = relevant.owner
         return cls(relevant, owner, new.scores[owner, relevant.items], stale.scores[owner, relevant.items])
 
 
@@ -185,8 +187,12 @@ class MixedRanks:
             in_order: see ``MixedState.served``.
         """
         if metric not in OF_THE_BEST:
-            ranks = self.ranks(self._state.served(serve, in_order=in_order))
-            return float(np.nanmean(metrics_of(self._relevant, ranks, [metric])[metric]))
+            few = len(self._owner) * len(self._state.is_new) <= _FEW_PAIRS and not self._elsewhere.any()
+            ranks = self._compared(serve) if few else self.ranks(self._state.served(serve, in_order=in_order))
+            values = metrics_of(self._relevant, ranks, [metric])[metric]
+            some = self._relevant.counts > 0
+            # As nanmean, which takes longer than the metric itself of few queries.
+            return float(values.mean() if some.all() else np.where(some, values, 0.0).sum() / some.sum())
         rows = np.flatnonzero(self._relevant.counts)
         best = np.maximum.reduceat(self._own(serve), self._relevant.starts[:-1][rows])
         new = self._state.new_ascending
@@ -223,6 +229,19 @@ class MixedRanks:
             some = pairs[first : first + step]
             ranks[some] += self._equal_before(some, own[some], served.serve)
         return ranks
+
+    def _compared(self, serve: Serve) -> I64:
+        """As ``ranks`` of items that are as in the state, each compared with all others."""
+        state = self._state
+        served = np.where(state.is_new, state.new.scores, serve(state.stale.scores, state.position))
+        rows, own = served.take(self._owner, axis=0), served[self._owner, self._relevant.items][:, None]
+        better: I64 = ((rows > own) | ((rows == own) & self._before)).sum(axis=1)
+        return better + 1
+
+    @cached_property
+    def _before(self) -> Bools:
+        """Which items (P, N) are in the columns before that of each relevant one."""
+        return np.arange(len(self._state.is_new)) < self._relevant.items[:, None]
 
     def _own(self, serve: Serve) -> F32:
         """The served scores (P,) of the relevant items."""

@@ -53,7 +53,7 @@ class RelevantItems:
     @classmethod
     def joined(cls, parts: Sequence[RelevantItems]) -> RelevantItems:
         """The graded items of several parts, of the same queries, those of the first part first."""
-        owner = np.concatenate([np.repeat(np.arange(len(part.counts)), part.counts) for part in parts])
+        owner = np.concatenate([part.owner for part in parts])
         order = np.argsort(owner, kind="stable")
         grades = [np.ones(len(part.items)) if part.grades is None else part.grades for part in parts]
         ends = np.cumsum(np.sum([part.counts for part in parts], axis=0))
@@ -73,17 +73,22 @@ class RelevantItems:
             chosen[row, best] = True
         return cls.of(chosen & np.isfinite(scores))
 
-    @property
+    @cached_property
     def counts(self) -> I64:
         """Relevant items per query (Q,)."""
         return np.diff(self.starts)
+
+    @cached_property
+    def owner(self) -> I64:
+        """The query of each item (P,)."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
 
     @cached_property
     def best_grades(self) -> F64 | None:
         """The ten highest grades of each query (Q, 10), descending, 0 where it has fewer; None without grades."""
         if self.grades is None:
             return None
-        owner = np.repeat(np.arange(len(self.counts)), self.counts)
+        owner = self.owner
         descending = self.grades[np.lexsort((-self.grades, owner))]
         place = np.arange(len(owner)) - self.starts[owner]
         among = place < GRADED_DEPTH

@@ -136,8 +136,9 @@ def choose_order(
     )
     names = [artefact.fingerprint for artefact in trained.values()]
     decision = choose.decision_before(files, evidence, names, request)
-    # Fitted where there is none, so only where it is asked for.
-    if decision is None or decision.policy in CLASSIFIED:
+    # Fitted where there is none, so only where an order may read it; the model's own is checked for each choice.
+    wanted = config.policy.name if decision is None else decision.policy
+    if wanted in {"auto", *CLASSIFIED} or (decision is None and own is not None):
         evidence = replace(evidence, classifier=classifier_for(own, pairs.part("train")))
     if decision is None:
         decision = choose.decide(files, evidence, names, request, context.progress)

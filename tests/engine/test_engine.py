@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import trainer
 from fastfill_ray.engine.in_process import InProcessEngine
-from fastfill_ray.engine.interface import Attempt, Checkpoints, Engine, Finish, PoolWork, TrainSetup
+from fastfill_ray.engine.interface import Checkpoints, Engine, PoolWork, TrainSetup
 from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.errors import AlignmentFailed, EmbedderError, InputError
 from fastfill_ray.inputs.locate import InputStore
 from fastfill_ray.ordering import partition
-from fastfill_ray.storage.receipts import Receipt
-from fastfill_ray.types import Model
+from tests.engine.workers import (
+    Napper,
+    Number,
+    by_remainder,
+    die,
+    its_limit,
+    lines,
+    pairs_of,
+    payloads,
+    receipts_of,
+    refuse,
+    refuse_or_write,
+    refuse_three,
+    square,
+    total,
+    work,
+)
 
 ONE_ACTOR = ResourcesConfig(embed_actors=(1, 1))
-
-
-class Number(Model):
-    """A unit of work."""
-
-    value: int
-
-
-def pairs_of(count: int) -> list[list[Number]]:
-    """The numbers below `count` in groups of two; the last one may be alone."""
-    return [[Number(value=value) for value in range(first, min(first + 2, count))] for first in range(0, count, 2)]
 
 
 @pytest.fixture(params=["in_process", "ray"])
@@ -46,16 +48,6 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         engine = RayEngine()
     with engine.session(print):
         yield engine
-
-
-def square(value: int) -> int:
-    return value * value
-
-
-def refuse_three(value: int) -> int:
-    if value == 3:
-        raise InputError("3 cannot be used")
-    return value
 
 
 def test_every_item_is_worked_on_once(engine: Engine) -> None:
@@ -74,14 +66,6 @@ def test_an_error_of_a_task_comes_out_as_it_was_raised(engine: Engine) -> None:
         list(engine.run_tasks(refuse_three, range(5), name="refuse"))
 
 
-def refuse_or_write(folder: Path, value: int) -> int:
-    if value == 0:
-        raise InputError("0 cannot be used")
-    time.sleep(2)
-    (folder / "written").touch()
-    return value
-
-
 def test_what_is_in_flight_when_another_task_fails_is_not_interrupted(ray_session: None, tmp_path: Path) -> None:
     """A worker that is interrupted while it imports a module fails in every later task."""
     engine = RayEngine()
@@ -94,18 +78,6 @@ def test_what_is_in_flight_when_another_task_fails_is_not_interrupted(ray_sessio
             time.sleep(0.05)
 
 
-def its_limit(attempt: Attempt) -> tuple[float | None]:
-    return (attempt.call_timeout_s,)
-
-
-def refuse(attempt: Attempt) -> None:
-    raise EmbedderError("it cannot be built")
-
-
-def die(attempt: Attempt) -> int:
-    os._exit(1)
-
-
 def test_one_call_is_made_as_an_actor_would_make_it(engine: Engine) -> None:
     resources = ResourcesConfig(call_timeout_s=7)
     assert engine.run_once(its_limit, resources) == (None if isinstance(engine, InProcessEngine) else 7,)
@@ -113,16 +85,6 @@ def test_one_call_is_made_as_an_actor_would_make_it(engine: Engine) -> None:
         engine.run_once(refuse, resources)
     if isinstance(engine, RayEngine):
         assert engine.run_once(die, resources) is None
-
-
-def by_remainder(parts: int, values: np.ndarray) -> list[np.ndarray]:
-    if 13 in values:
-        raise InputError("13 cannot be used")
-    return [values[values % parts == part] for part in range(parts)]
-
-
-def total(*pieces: np.ndarray) -> int:
-    return int(sum(piece.sum() for piece in pieces))
 
 
 @pytest.mark.parametrize("items_per_task", [1, 2])
@@ -142,13 +104,6 @@ def test_an_error_of_an_exchange_comes_out_as_it_was_raised(engine: Engine) -> N
         engine.exchange(partial(by_remainder, 2), total, [np.arange(3), np.arange(20)], 2, lambda item: None)
 
 
-def receipts_of(offset: int, units: Sequence[Number]) -> Iterator[Receipt]:
-    for unit in units:
-        if unit.value + offset == 99:
-            raise InputError("99 cannot be used")
-        yield Receipt(unit=f"c{unit.value:08d}", rows=unit.value + offset)
-
-
 def test_a_pass_gives_the_receipt_of_every_unit(engine: Engine) -> None:
     receipts = {receipt.unit: receipt.rows for receipt in engine.run_units(partial(receipts_of, 10), pairs_of(5))}
     assert receipts == {f"c{value:08d}": value + 10 for value in range(5)}
@@ -158,43 +113,6 @@ def test_a_pass_gives_the_receipt_of_every_unit(engine: Engine) -> None:
 def test_an_error_of_a_pass_comes_out_as_it_was_raised(engine: Engine) -> None:
     with pytest.raises(InputError, match=r"^99 cannot be used$"):
         list(engine.run_units(partial(receipts_of, 97), pairs_of(4)))
-
-
-def payloads(units: Sequence[Number]) -> Iterator[pa.Table]:
-    for unit in units:
-        if unit.value == 99:
-            raise InputError("99 cannot be read")
-        yield pa.table({"x": list(range(unit.value))})
-
-
-class Summer:
-    """Leaves a line in `built` for each time that it is built, and one in `begun` for each unit."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._leave("built", "one")
-
-    def __call__(self, units: Sequence[Number], tables: Sequence[pa.Table], attempt: Attempt) -> Finish:
-        for unit in units:
-            self._leave("begun", str(unit.value))
-            if unit.value == 98:
-                raise EmbedderError("98 cannot be embedded")
-        return lambda: [
-            Receipt(unit=f"c{unit.value:08d}", rows=sum(table.column("x").to_pylist()))
-            for unit, table in zip(units, tables, strict=True)
-        ]
-
-    def _leave(self, name: str, line: str) -> None:
-        with (self._folder / name).open("a") as file:
-            file.write(f"{line}\n")
-
-
-def lines(folder: Path, name: str) -> list[str]:
-    return (folder / name).read_text().split()
-
-
-def work(folder: Path) -> PoolWork[Number]:
-    return PoolWork(payloads, partial(Summer, folder))
 
 
 def test_a_pool_gives_each_unit_with_its_receipt_and_builds_a_worker_once(engine: Engine, tmp_path: Path) -> None:
@@ -215,18 +133,6 @@ def test_an_error_of_a_pool_comes_out_as_it_was_raised(
     with closing(engine.run_pool(work(tmp_path), [[[Number(value=value)]]], ONE_ACTOR)) as pool:  # noqa: SIM117
         with pytest.raises(error, match=f"^{value} cannot be"):
             next(pool)
-
-
-class Napper:
-    """Leaves a file per process, and is busy for a while."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __call__(self, units: Sequence[Number], tables: Sequence[pa.Table], attempt: Attempt) -> Finish:
-        (self._folder / str(os.getpid())).touch()
-        time.sleep(0.2)
-        return lambda: [Receipt(unit=f"c{unit.value:08d}", rows=0) for unit in units]
 
 
 def test_a_pool_with_work_for_more_actors_grows(ray_session: None, tmp_path: Path) -> None:

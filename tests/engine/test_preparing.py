@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 from fastfill_ray.config import ResourcesConfig
@@ -21,7 +20,17 @@ from fastfill_ray.engine.preparing import PrepareBlock, num_preparers
 from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.engine.units import pack_table, unpack_tables
 from fastfill_ray.errors import EmbedderError
-from tests.engine.test_engine import Number, Summer, lines, pairs_of, payloads
+from tests.engine.workers import (
+    Number,
+    Summer,
+    built,
+    lines,
+    no_preparer,
+    pairs_of,
+    payloads,
+    refuses,
+    ten_times,
+)
 
 LAPTOP, GPU_NODE, CPU_NODE = {"CPU": 2.0}, {"CPU": 16.0, "GPU": 1.0}, {"CPU": 8.0}
 
@@ -56,16 +65,6 @@ def test_as_many_prepare_as_there_are_cpus_that_no_actor_can_hold(
     wanted: ResourcesConfig, nodes: list[dict[str, float]], grows: bool, expected: int
 ) -> None:
     assert num_preparers(wanted, nodes, grows=grows) == expected
-
-
-def ten_times(units: Sequence[Number], tables: Sequence[pa.Table], limit_s: float | None) -> list[pa.Table]:
-    if units[0].value == 99:
-        raise EmbedderError("99 cannot be prepared")
-    if units[0].value == 98:
-        raise KeyError(98)
-    return [
-        table.set_column(0, "x", pc.multiply(table.column("x"), 10)) if table.num_rows else table for table in tables
-    ]
 
 
 def block(*values: int, error: str | None = None, first: int = 7) -> pa.Table:
@@ -170,14 +169,6 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return RayEngine()
 
 
-def no_preparer() -> None:
-    return None
-
-
-def built() -> Any:
-    return ten_times
-
-
 def test_a_pool_works_on_what_was_prepared(engine: Engine, tmp_path: Path) -> None:
     work = PoolWork(payloads, partial(Summer, tmp_path), built)
     with engine.session(print), closing(engine.run_pool(work, [pairs_of(5)], resources(1))) as pool:
@@ -193,10 +184,6 @@ def test_a_pool_works_on_what_was_read_where_nothing_is_offered_or_wanted(
     work = PoolWork(payloads, partial(Summer, tmp_path), prepare)
     with closing(InProcessEngine().run_pool(work, [pairs_of(5)], resources(1, workers=workers))) as pool:
         assert {unit.value: receipt.rows for unit, receipt in pool} == {value: sum(range(value)) for value in range(5)}
-
-
-def refuses() -> Any:
-    raise EmbedderError("the tokeniser is not there")
 
 
 def test_a_preparer_that_cannot_be_built_ends_the_run_as_it_says(engine: Engine, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.engine.resources import check_reachable, is_autoscaled, require
 from fastfill_ray.engine.session import connected
 from fastfill_ray.errors import ClusterError
-from tests.engine.test_engine import pairs_of
+from tests.engine.workers import pairs_of
 
 BY_HAND = "node_" + "0a" * 28
 GPU = {"CPU": 1.0, "GPU": 1.0}

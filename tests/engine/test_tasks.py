@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from fastfill_ray.config import ResourcesConfig
 from fastfill_ray.engine import tasks
 from fastfill_ray.engine.interface import TASK_BYTES
 from fastfill_ray.engine.ray_engine import RayEngine
 from fastfill_ray.engine.tasks import ALONE, BESIDE_A_POOL
-from tests.engine.test_engine import pairs_of, work
+from tests.engine.workers import asked, asked_in_parts, list_of, pairs_of, work
 
 
 def test_more_tasks_wait_than_run_so_that_an_autoscaler_sees_them() -> None:
@@ -43,18 +42,6 @@ def test_an_exchange_beside_a_pool_has_no_more_tasks_in_flight_than_its_limit(mo
     monkeypatch.setattr(tasks, "_ended", ended)
     assert list(tasks._done(submit, range(7), lambda: 3)) == [[item] for item in range(7)]
     assert max(most) == 3
-
-
-def asked(_: int) -> dict[str, float]:
-    return dict(ray.get_runtime_context().get_assigned_resources())
-
-
-def asked_in_parts(_: int) -> list[dict[str, float]]:
-    return [asked(0), asked(0)]
-
-
-def list_of(*pieces: dict[str, float]) -> list[dict[str, float]]:
-    return list(pieces)
 
 
 def test_a_task_asks_for_a_cpu_and_beside_a_pool_that_holds_them_all_for_memory(

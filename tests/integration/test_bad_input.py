@@ -219,6 +219,7 @@ def test_an_output_that_cannot_be_used_is_refused_before_a_cluster_is_waited_for
         _run(load_config(workshop.config(tmp_path / "out")), NoCluster())
 
 
+@pytest.mark.parametrize("run", ["in_process"], indirect=True)  # what is planned, whose engine no refusal looks at
 def test_a_root_of_another_model_is_refused_before_the_gallery_is_read(
     workshop: Workshop, root: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

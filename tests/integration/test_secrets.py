@@ -15,10 +15,8 @@ import re
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -36,43 +34,17 @@ from fastfill_ray.stages.embed import Models, make_job, pool_work
 from fastfill_ray.storage.files import open_files
 from tests import synthetic
 from tests.integration.conftest import PAIRS, Workshop, in_process
+from tests.leaky import PASSWORD, TOKEN, USER, VARIABLE
 from tests.synthetic import marker
 
-HERE = "tests.integration.test_secrets"
-TOKEN, PASSWORD, USER, VARIABLE, QUERY = (
-    f"Canary{name}-91x/+{name}" for name in ("Token", "Password", "User", "Variable", "Query")
-)
 KWARGS = {"token": TOKEN, "login": {"user": USER, "password": PASSWORD}}
 CANARY = re.compile(rb"Canary(Token|Password|User|Variable|Query)")
-
-
-class Leaky(synthetic.StubEmbedder):
-    """Puts all that it knows into its exceptions."""
-
-    def __init__(self, control: str, token: str, login: dict[str, str], builds: bool = True) -> None:
-        super().__init__(control)
-        self._secrets = f"{token} {login} {quote(login['password'], safe='')}"
-        os.environ["LEAKY_API_KEY"] = VARIABLE
-        if not builds:
-            raise ValueError(self._said())
-
-    def _said(self) -> str:
-        return (
-            f"\x1b[2Jno\n\u202eaccess: {self._secrets} https://{quote(QUERY, safe='')}@host/x https://h/x?sig={QUERY} "
-            f"{VARIABLE} Authorization: Bearer {QUERY}"
-        )
-
-    def __call__(self, batch: dict[str, Sequence[Any]], role: Any) -> np.ndarray:
-        try:
-            return super().__call__(batch, role)
-        except ValueError as error:
-            raise RuntimeError(self._said()) from error
 
 
 def config_of(workshop: Workshop, root: Path, **kwargs: Any) -> dict[str, Any]:
     control = str(workshop.folder / "control.json")
     return workshop.config(
-        root, new_model={"embedder": f"{HERE}:Leaky", "kwargs": {"control": control, **KWARGS, **kwargs}}
+        root, new_model={"embedder": "tests.leaky:Leaky", "kwargs": {"control": control, **KWARGS, **kwargs}}
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
 from fastfill_ray.storage.commit_log import read_state
@@ -51,12 +52,13 @@ def listens(pid: int) -> bool:
 
 @dataclass
 class Command:
-    """`jobs/backfill.py` on one root, started again and again."""
+    """`jobs/backfill.py` on one root, started again and again. ray: where, "local" for a Ray of its own."""
 
     workshop: Workshop
     root: Path
     config: Path
     journal: Path
+    ray: str = "local"
     durable: set[Path] = field(default_factory=set)
     repeated: set[str] = field(default_factory=set)
 
@@ -65,7 +67,7 @@ class Command:
         process = subprocess.Popen(
             [sys.executable, "jobs/backfill.py", "--config", str(self.config)],
             cwd=REPOSITORY,
-            env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(REPOSITORY), MARK: mark},
+            env={**os.environ, "RAY_ADDRESS": self.ray, "PYTHONPATH": str(REPOSITORY), MARK: mark},
             stdout=subprocess.DEVNULL,
             stderr=(self.root.parent / "stderr.txt").open("w"),
             start_new_session=True,
@@ -153,6 +155,7 @@ def test_a_signal_ends_a_command_with_one_line_its_code_and_no_process_left(
     planned: Path,
     command: Callable[..., Command],
     workshop: Workshop,
+    ray_session: None,
     moments: dict[signal.Signals, list[float | None]],
 ) -> None:
     job = command("cheap", planned)
@@ -162,6 +165,7 @@ def test_a_signal_ends_a_command_with_one_line_its_code_and_no_process_left(
             assert job.interrupt(number, job.when_embedded(2) if each is None else job.after(each))
             if each is None:
                 assert "of 4 versions; " in job.said[-1]
+    job.ray = ray.get_runtime_context().gcs_address  # nobody looks at what is left: it needs no Ray of its own
     assert job.interrupt(signal.SIGKILL, job.when_embedded(2))
     workshop.control()
     assert in_process(workshop.config(job.root)).finished

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fastfill_ray.retrieval.calibration import MixedScores, OrderCalibration
 from fastfill_ray.retrieval.metrics import METRICS, measure
 from fastfill_ray.retrieval.mixed_ranks import (
+    _FEW_PAIRS,
     OF_THE_BEST,
     MixedRanks,
     MixedState,
@@ -52,6 +53,7 @@ def test_ranks_are_those_of_the_served_scores(seed: int, queries: int, items: in
         expected = ranks_of(scores.under(calibration), {"": relevant})[""]
         found = ranks.ranks(mixed.served(calibration.apply, in_order=calibration.slope == 0))
         np.testing.assert_array_equal(found, expected, err_msg=str(calibration))
+        np.testing.assert_array_equal(ranks._compared(calibration.apply), expected, err_msg=str(calibration))
 
 
 @pytest.mark.parametrize("last", [0, 3, 254, 255, 256])
@@ -74,8 +76,10 @@ def test_a_mixture_has_the_states_that_are_made_one_by_one(last: int) -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_mean_is_that_of_measuring_the_served_scores(metric: str, seed: int) -> None:
-    scores, relevant = state(seed, 20, 300, 1 << 30 if metric in OF_THE_BEST else 50)
+@pytest.mark.parametrize("items", [30, 300])  # pairs of which all are compared, and too many for that
+def test_a_mean_is_that_of_measuring_the_served_scores(metric: str, seed: int, items: int) -> None:
+    scores, relevant = state(seed, 20, items, 1 << 30 if metric in OF_THE_BEST else 50)
+    assert (len(relevant.items) * items <= _FEW_PAIRS) == (items == 30)
     mixed = MixedState(SortedScores.of(scores.stale), SortedScores.of(scores.new), scores.is_new, scores.position)
     ranks = mixed.relevant(relevant)
     for calibration in CALIBRATIONS:

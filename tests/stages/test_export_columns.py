@@ -23,7 +23,7 @@ from fastfill_ray.inputs.parquet import Footer
 from fastfill_ray.stages import export as stage
 from fastfill_ray.stages.export_columns import GalleryColumns
 from fastfill_ray.stages.export_manifest import ExportRequest, Manifest
-from tests.living import Living, small_gallery, without
+from tests.living import Begun, Living, small_gallery, without
 
 
 def export_columns(living: Living, to: Path, names: tuple[str, ...], **request: Any) -> Manifest:
@@ -34,12 +34,15 @@ def export_columns(living: Living, to: Path, names: tuple[str, ...], **request: 
     return export_version(living.root, str(to), ExportRequest(**request), engine=InProcessEngine())
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Begun:
+    """249 items with their first version, made once."""
+    return Begun.of(tmp_path_factory.mktemp("begun"), small_gallery, lambda living: living.run(until="version0"))
+
+
 @pytest.fixture
-def living(tmp_path: Path) -> Living:
-    """249 items with their first version."""
-    made = small_gallery(tmp_path / "here")
-    made.run(until="version0")
-    return made
+def living(begun: Begun) -> Living:
+    return begun.get()
 
 
 def test_every_item_has_its_own_rows_values(living: Living, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
