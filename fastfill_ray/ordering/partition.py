@@ -22,8 +22,8 @@ MIN_SPLIT: dict[Split, int] = {"train": 32, "calibration": 16, "audit": 16}
 # Most rows of a part of the gallery that is checked at a time: their keys are 16 MiB.
 PART_ROWS = 1 << 20
 # Rows of a chunk of `auto`: the least, doubled up to the most of them while there would be more chunks than this, or
-# more than rows in one. The driver holds some kilobytes of each chunk, the store some objects of each chunk and wave,
-# and every one of these takes its time; but few chunks leave actors idle at the end of a wave.
+# more than half as many as rows in one. The driver holds some kilobytes of each chunk, the store some objects of each
+# chunk and wave, and every one of these takes its time; but few chunks leave actors idle at the end of a wave.
 CHUNK_ROWS, MOST_CHUNK_ROWS = 1 << 11, 1 << 16
 MANY_CHUNKS = 1 << 14
 # Most pieces of an exchange: what a task has for a partition is an object, of which the driver holds 5 kB.
@@ -164,14 +164,14 @@ def cut_chunks(
 
     Args:
         files: (rows of each row group, bytes) per file; bytes as they are read, uncompressed.
-        chunk_rows: most rows of a chunk; `auto`: 2,048, doubled up to 65,536 while there are more chunks than that, or
-            more than 16,384.
+        chunk_rows: most rows of a chunk; `auto`: 2,048, doubled up to 65,536 while there are more chunks than half of
+            that, or more than 16,384.
         chunk_bytes: most bytes of a chunk, at the file's mean row size; one row may exceed it.
     """
     if chunk_rows == "auto":
         chunk_rows = CHUNK_ROWS
         while chunk_rows < MOST_CHUNK_ROWS and _num_chunks(files, chunk_rows, chunk_bytes) > min(
-            chunk_rows, MANY_CHUNKS
+            chunk_rows // 2, MANY_CHUNKS
         ):
             chunk_rows *= 2
     chunks: list[tuple[int, int, int]] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,42 @@ ROWS, PAIRS = 1200, 240
 MARGIN = 0.05
 
 
+def written(folder: Path) -> Path:
+    """A gallery, queries and a query log in a folder."""
+    ids, x, classes = synthetic.write_gallery(folder / "gallery", rows=ROWS)
+    synthetic.write_queries(folder / "queries", ids, x, classes, rows=120)
+    synthetic.write_log(folder / "log", ids, x)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("second"))
+
+
+@pytest.fixture(scope="module")
+def first_plan(folder: Path) -> Callable[..., Path]:
+    """Runs a first plan until a stop, once for all tests; sections: of its config."""
+    roots: dict[str, Path] = {}
+
+    def root(until: str | None, **sections: Any) -> Path:
+        name = repr((until, sections))
+        if name not in roots:
+            roots[name] = folder / f"out{len(roots)}"
+            in_process(config(folder, output=str(roots[name]), **sections), until=until)
+        return roots[name]
+
+    return root
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    ids, x, classes = synthetic.write_gallery(tmp_path / "gallery", rows=ROWS)
-    synthetic.write_queries(tmp_path / "queries", ids, x, classes, rows=120)
-    synthetic.write_log(tmp_path / "log", ids, x)
-    return tmp_path
+def begun(first_plan: Callable[..., Path], tmp_path: Path) -> Callable[..., str]:
+    """A copy of the output of ``first_plan``."""
+
+    def output(until: str | None, **sections: Any) -> str:
+        return str(shutil.copytree(first_plan(until, **sections), tmp_path / "out"))
+
+    return output
 
 
 def config(folder: Path, **sections: Any) -> dict[str, Any]:
@@ -67,9 +99,10 @@ def check_kept(result: ff.BackfillResult) -> None:
     [{"alignment": {"method": "procrustes"}}, {"policy": {"name": "expected_gain"}}, {"seed": 1}],
     ids=["another map", "another order", "another seed"],
 )
-def test_where_half_is_new_that_is_what_version_0_is_promised_to_have(folder: Path, change: dict[str, Any]) -> None:
-    in_process(config(folder), until="wave:2")
-    result = in_process(config(folder, **change))
+def test_where_half_is_new_that_is_what_version_0_is_promised_to_have(
+    folder: Path, begun: Callable[..., str], change: dict[str, Any]
+) -> None:
+    result = in_process(config(folder, output=begun("wave:2"), **change))
     plan = result.state.plan
     assert plan is not None
     assert 0.5 <= plan.first_share <= 0.6
@@ -82,16 +115,16 @@ def test_where_half_is_new_that_is_what_version_0_is_promised_to_have(folder: Pa
     [{"alignment": {"method": "procrustes"}}, {"waves": [0.6, 0.8, 1.0]}],
     ids=["another map", "other waves in the same order"],
 )
-def test_of_the_audit_items_as_many_are_new_as_are_promised(folder: Path, change: dict[str, Any]) -> None:
+def test_of_the_audit_items_as_many_are_new_as_are_promised(
+    folder: Path, begun: Callable[..., str], change: dict[str, Any]
+) -> None:
     asked = {"objective": {"relevance": "new_model", "metric": "recall@10"}}
-    in_process(config(folder, **asked), until="wave:2")
-    check_kept(in_process(config(folder, **asked, **change)))
+    check_kept(in_process(config(folder, output=begun("wave:2", **asked), **asked, **change)))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_where_all_is_new_the_whole_new_index_is_promised(folder: Path, seed: int) -> None:
-    in_process(config(folder))
-    result = in_process(config(folder, policy={"name": "expected_gain"}, seed=seed))
+def test_where_all_is_new_the_whole_new_index_is_promised(folder: Path, begun: Callable[..., str], seed: int) -> None:
+    result = in_process(config(folder, output=begun(None), policy={"name": "expected_gain"}, seed=seed))
     assert result.state.plan is not None
     assert result.state.plan.version_waves == (0,)
     assert len({(p.value, p.low, p.high) for p in result.state.plan.prediction}) == 1
@@ -101,9 +134,11 @@ def test_where_all_is_new_the_whole_new_index_is_promised(folder: Path, seed: in
 @pytest.mark.parametrize(
     "until", [pytest.param("wave:1", id="what is taken most is new"), pytest.param(None, id="all is new")]
 )
-def test_which_of_the_items_that_users_took_are_new_is_known_of_each(folder: Path, until: str | None) -> None:
-    in_process(config(folder, **by_log(folder), policy={"name": "taken"}), until=until)
-    result = in_process(config(folder, **by_log(folder), policy={"name": "demand"}))
+def test_which_of_the_items_that_users_took_are_new_is_known_of_each(
+    folder: Path, begun: Callable[..., str], until: str | None
+) -> None:
+    output = begun(until, **by_log(folder), policy={"name": "taken"})
+    result = in_process(config(folder, output=output, **by_log(folder), policy={"name": "demand"}))
     assert result.state.plan is not None
     first = result.state.plan.prediction[0]
     assert (first.relevance, first.scope) == ("log", "gallery")
@@ -111,7 +146,8 @@ def test_which_of_the_items_that_users_took_are_new_is_known_of_each(folder: Pat
     check_kept(result)
 
 
-def test_what_a_second_plan_has_chosen_is_found_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_second_plan_has_chosen_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = written(tmp_path)  # its gallery grows
     in_process(config(folder, **by_log(folder), policy={"name": "taken"}), until="wave:1")
     second = config(folder, **by_log(folder), policy={"name": "demand"})
     planned = in_process(second, until="plan").state.plan
@@ -133,18 +169,18 @@ def test_what_a_second_plan_has_chosen_is_found_again(folder: Path, monkeypatch:
     assert grown.state.plan.prediction == planned.prediction
 
 
-def test_a_third_plan_takes_for_new_what_both_before_it_have_made_new(folder: Path) -> None:
-    in_process(config(folder), until="wave:1")
-    in_process(config(folder, alignment={"method": "procrustes"}), until="wave:2")
-    result = in_process(config(folder, policy={"name": "random"}))
+def test_a_third_plan_takes_for_new_what_both_before_it_have_made_new(folder: Path, begun: Callable[..., str]) -> None:
+    output = begun("wave:1")
+    in_process(config(folder, output=output, alignment={"method": "procrustes"}), until="wave:2")
+    result = in_process(config(folder, output=output, policy={"name": "random"}))
     assert result.state.plan is not None
     assert result.state.plan.first_share == pytest.approx(0.5)
     check_kept(result)
 
 
-def test_a_second_plan_over_the_pairs_alone_begins_with_them(folder: Path) -> None:
-    in_process(config(folder), until="plan")
-    result = in_process(config(folder, alignment={"method": "procrustes"}), until="version0")
+def test_a_second_plan_over_the_pairs_alone_begins_with_them(folder: Path, begun: Callable[..., str]) -> None:
+    output = begun("plan")
+    result = in_process(config(folder, output=output, alignment={"method": "procrustes"}), until="version0")
     plan = result.state.plan
     assert plan is not None
     assert plan.prediction[0].fraction == plan.first_share == PAIRS / ROWS
