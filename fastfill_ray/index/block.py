@@ -29,7 +29,7 @@ from fastfill_ray.index.ivf import (
 from fastfill_ray.index.segment import HiddenRows, deserialise, in_large_pages, opened, search_segment, serialise
 from fastfill_ray.log.records import Segment
 from fastfill_ray.retrieval.merging import Hits, best_hits, calibrated_scores
-from fastfill_ray.storage.overlap import overlapped
+from fastfill_ray.storage.overlap import read_ahead
 from fastfill_ray.types import F32, I64, Metric
 
 # Scores (Q, K) as FAISS gives them, larger is better, and rows (Q, K) of a block: -inf and -1 where they are missing.
@@ -114,7 +114,7 @@ def _packed(members: Sequence[Member], known: Sequence[Block]) -> Iterator[Block
     same = {block.keys: block for block in known}
     holders = {key: block for block in known for key in block.keys}
     piles: dict[tuple[bytes, Hashable], list[tuple[Member, Block]]] = {}
-    read = overlapped((partial(_single, member) for member in members if member.key not in holders), _READ_AHEAD)
+    read = read_ahead((partial(_single, member) for member in members if member.key not in holders), _READ_AHEAD)
     for member in members:
         source = holders.get(member.key) or next(read)
         if source.template is None or 2 * _count(member, source) * source.row_bytes > _most_bytes(source.index):

@@ -40,7 +40,7 @@ from fastfill_ray.retrieval.merging import Hits, best_hits
 from fastfill_ray.storage.arrow import id_array, read_table
 from fastfill_ray.storage.commit_log import read_state
 from fastfill_ray.storage.files import Files, open_files
-from fastfill_ray.storage.overlap import READS, overlapped
+from fastfill_ray.storage.overlap import read_ahead
 from fastfill_ray.storage.refs import get_verified
 from fastfill_ray.types import F32, I64, U64, Metric
 
@@ -239,7 +239,7 @@ class Index:
             for segment in records
         ]
         blocks = arrange(members, () if before is None else [each.block for each in before.blocks])
-        read = overlapped((partial(self._read_ids, each) for each in records if _key(each) not in kept), READS)
+        read = read_ahead(partial(self._read_ids, each) for each in records if _key(each) not in kept)
         segments = tuple(
             self._hiding(kept.get(_key(segment)) or next(read), segment, version, deleted) for segment in records
         )

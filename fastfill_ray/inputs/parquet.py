@@ -196,12 +196,16 @@ def _read_run(store: InputStore, spans: Sequence[Span], columns: list[str]) -> I
                 buffer_size=_BUFFER_BYTES,
             )
             rows = _ForwardReader(reader, file, columns, max(span.rows for span in spans))
-            for few in _few(spans):
-                for reading in few:
-                    unchecked.append(rows.read(reading.start, reading.rows))
+            held = 0  # bytes as they are decoded: values that repeat are next to nothing in the file
+            for reading in spans:
+                unchecked.append(rows.read(reading.start, reading.rows))
+                held += unchecked[-1].nbytes
+                if held < _BUFFER_BYTES and reading is not spans[-1]:
+                    continue
                 check_pin(store, file)  # it may be replaced while it is read
                 while unchecked:
                     yield unchecked.popleft()
+                held = 0
     except FileNotFoundError as error:
         raise _vanished(file) from error
     except (pa.ArrowException, OSError) as error:
@@ -210,18 +214,6 @@ def _read_run(store: InputStore, spans: Sequence[Span], columns: list[str]) -> I
         raise InputError(
             f"{file.path}: rows {reading.start}..{reading.start + reading.rows} cannot be read ({_first_line(error)})"
         ) from error
-
-
-def _few(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """Spans of one file in their order, so many together as are read with one request."""
-    per_row = max(1.0, spans[0].file.read_bytes / max(1, spans[0].file.rows))
-    few: list[Span] = []
-    for span in spans:
-        if few and (sum(each.rows for each in few) + span.rows) * per_row > _BUFFER_BYTES:
-            yield few
-            few = []
-        few.append(span)
-    yield few
 
 
 class _ForwardReader:

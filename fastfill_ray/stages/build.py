@@ -31,7 +31,7 @@ from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.work import SERVED, ChunkWork, VectorFile, WorkList, read_rows
 from fastfill_ray.storage.arrow import id_arrow_type, read_table, stored_vectors, table_bytes
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.overlap import READS, overlapped
+from fastfill_ray.storage.overlap import read_ahead
 from fastfill_ray.storage.paths import segment_paths, template_path
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.storage.refs import get_verified, put_file, tagged
@@ -216,7 +216,7 @@ def _read_new(job: BuildJob, work: BucketWork, wave: int) -> _New:
     ids = list[pa.ChunkedArray]()
     vectors, digests = [np.empty((0, dim), np.float32)], [read_items(files, [])]
     wanted = list(_vector_files(job, work, wave))
-    read = overlapped((partial(_read_vectors, files, file) for file, _ in wanted), READS)
+    read = read_ahead((partial(_read_vectors, files, file) for file, _ in wanted))
     for (_, rows_of), (table, items) in zip(wanted, read, strict=True):
         rows = rows_of(table.column("id"))
         table, items = (table, items) if rows is None else (table.take(rows), items.take(rows))

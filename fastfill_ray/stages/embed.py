@@ -40,7 +40,7 @@ from fastfill_ray.stages.prepare import Columns, digests, prepare_table
 from fastfill_ray.stages.work import rows_in
 from fastfill_ray.storage.arrow import id_array, keys_column, read_table, stored_vectors, table_bytes, vector_column
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.overlap import READS, overlapped
+from fastfill_ray.storage.overlap import overlapped, read_ahead
 from fastfill_ray.storage.paths import items_output, unit_output, unit_receipt
 from fastfill_ray.storage.receipts import Quarantined, Receipt, put_receipt, read_receipt
 from fastfill_ray.storage.refs import get_verified, put_content
@@ -390,7 +390,7 @@ def read_items(files: Files, receipts: Iterable[Receipt]) -> pa.Table:
     def read(reference: FileRef) -> pa.Table:
         return read_table(get_verified(files, reference), name=reference.path)
 
-    return pa.concat_tables([empty, *overlapped((partial(read, each) for each in references), READS)])
+    return pa.concat_tables([empty, *read_ahead(partial(read, each) for each in references)])
 
 
 def read_vectors(files: Files, receipts: Iterable[Receipt], dim: int) -> tuple[list[Any], np.ndarray]:
@@ -398,7 +398,7 @@ def read_vectors(files: Files, receipts: Iterable[Receipt], dim: int) -> tuple[l
     ids: list[Any] = []
     parts = [np.empty((0, dim), np.float32)]
     outputs = filter(None, map(vectors_file, receipts))
-    for here, vectors in overlapped((partial(read_vectors_file, files, output, dim) for output in outputs), READS):
+    for here, vectors in read_ahead(partial(read_vectors_file, files, output, dim) for output in outputs):
         ids.extend(here)
         parts.append(vectors)
     return ids, np.concatenate(parts)

@@ -21,7 +21,7 @@ from fastfill_ray.stages.snapshot import Snapshot
 from fastfill_ray.stages.work import DUE, KnownRows, VectorFile, rows_in
 from fastfill_ray.storage.arrow import read_table, table_bytes
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.overlap import READS, overlapped
+from fastfill_ray.storage.overlap import read_ahead
 from fastfill_ray.storage.paths import stage_output
 from fastfill_ray.storage.refs import get_verified, put_content
 from fastfill_ray.types import U64, Bools
@@ -102,7 +102,7 @@ def _score_tables(files: Files, chunks: Sequence[ScoredChunk], columns: list[str
     def read(chunk: ScoredChunk) -> pa.Table:
         return read_table(get_verified(files, chunk.file), name=chunk.file.path, columns=columns)
 
-    return overlapped((partial(read, chunk) for chunk in chunks), READS)
+    return read_ahead(partial(read, chunk) for chunk in chunks)
 
 
 def thresholds(context: Context, groups: Sequence[Sequence[ScoredChunk]], targets: Sequence[int]) -> list[int]:

@@ -200,7 +200,7 @@ def _check_cut(inspected: Snapshot, cut: str) -> None:
         raise CorruptFile(
             f"{snapshot_path(inspected.fingerprint)}: was damaged or gone, and the gallery would be cut into other "
             "chunks than the plan was made from. Put resources.chunk_rows and chunk_bytes back to those of the first "
-            "run, or restore the file."
+            "run (where it was `auto`: earlier releases took 2048 rows up to 33 million items), or restore the file."
         )
 
 

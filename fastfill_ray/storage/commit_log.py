@@ -18,7 +18,7 @@ from fastfill_ray.log.envelope import seal, unseal
 from fastfill_ray.log.records import Body, Claim, Delete, Expire, Init, Plan, Publish, Undelete, Version
 from fastfill_ray.log.state import State, apply
 from fastfill_ray.storage.files import Files
-from fastfill_ray.storage.overlap import READS, overlapped
+from fastfill_ray.storage.overlap import read_ahead
 from fastfill_ray.storage.paths import LOG, parse_record, record_path
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Log:
         # The listing is a hint only, so that the records of years are not read one after the other. One may have been
         # added since: a number that is not there is read again, up to the first that is absent.
         known = range(self.state.next_seq, max(listed, default=-1) + 1)
-        for data in overlapped((partial(self._record, seq) for seq in known), READS):
+        for data in read_ahead(partial(self._record, seq) for seq in known):
             if data is None:
                 break
             self._adopt(data)

@@ -12,22 +12,47 @@ R = TypeVar("R")
 # A write syncs a file and a folder, or is a round trip to S3: so many at a time hide it behind milliseconds of work.
 _WRITES = 4
 # A read of a small object is a round trip and next to no work.
-READS = 16
+_READS = 16
 
 
-def overlapped(calls: Iterable[Callable[[], R]], at_a_time: int = _WRITES) -> Iterator[R]:
-    """What each call returns, in their order: a few run in threads while the next ones are made ready.
+def overlapped(writes: Iterable[Callable[[], R]]) -> Iterator[R]:
+    """What each write returns, in their order: a few run in threads while the next ones are made ready.
 
-    An error comes out at its place; calls that have begun by then end first, as they do where the caller gives up.
+    An error comes out at its place; writes that have begun by then end first, as they do where the caller gives up.
 
     Args:
-        calls: each reads one thing, or makes one thing durable, and does nothing to another.
+        writes: each makes one thing durable, and does nothing to another.
     """
+    return _in_order(writes, _WRITES, must_end=True)
+
+
+def read_ahead(reads: Iterable[Callable[[], R]], at_a_time: int = _READS) -> Iterator[R]:
+    """What each read returns, in their order, some read at a time.
+
+    An error comes out at its place. Nobody waits for reads that have begun by then, nor where the caller gives up.
+    """
+    return _in_order(reads, at_a_time, must_end=False)
+
+
+def _in_order(calls: Iterable[Callable[[], R]], at_a_time: int, *, must_end: bool) -> Iterator[R]:
     waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(at_a_time) as pool:
-        for call in calls:
+    pool = ThreadPoolExecutor(at_a_time)
+    try:
+        source, fault = iter(calls), None
+        while fault is None:
+            try:
+                call = next(source)
+            except StopIteration:
+                break
+            except Exception as error:  # it is raised behind what had begun before it
+                fault = error
+                break
             waiting.append(pool.submit(call))
             if len(waiting) == at_a_time:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        if fault is not None:
+            raise fault
+    finally:
+        pool.shutdown(wait=must_end, cancel_futures=not must_end)

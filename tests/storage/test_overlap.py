@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fastfill_ray.storage.overlap import overlapped
+from fastfill_ray.storage.overlap import overlapped, read_ahead
 
 
 def test_results_come_in_order_while_later_work_is_made_ready() -> None:
@@ -38,6 +38,32 @@ def test_an_error_comes_out_at_its_place_and_what_had_begun_ends() -> None:
     with pytest.raises(OSError, match="disk full"):
         next(results)
     assert len(ended) == 2
+
+
+def test_an_error_of_what_makes_the_calls_comes_behind_those_that_had_begun() -> None:
+    def writes() -> Iterator[Callable[[], int]]:
+        yield lambda: 0
+        yield lambda: 1
+        raise OSError("unreadable")
+
+    results = overlapped(writes())
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(OSError, match="unreadable"):
+        next(results)
+
+
+def test_nobody_waits_for_reads_behind_one_that_fails() -> None:
+    may_end = threading.Event()
+
+    def fails() -> bool:
+        raise OSError("gone")
+
+    try:
+        with pytest.raises(OSError, match="gone"):
+            next(read_ahead([fails, lambda: may_end.wait(60)]))
+        assert not may_end.is_set()
+    finally:
+        may_end.set()
 
 
 def test_where_the_caller_gives_up_what_had_begun_ends() -> None:
