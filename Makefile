@@ -19,11 +19,11 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(MAKE) --no-print-directory -j2 types suite
 
-types:
+types: $(VENV)/.installed
 	$(BIN)/mypy
 
 # Two processes: they wait now and then, for Ray or a disk, and the types are checked meanwhile.
-suite:
+suite: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed

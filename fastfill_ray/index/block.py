@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import faiss
@@ -114,7 +113,7 @@ def _packed(members: Sequence[Member], known: Sequence[Block]) -> Iterator[Block
     same = {block.keys: block for block in known}
     holders = {key: block for block in known for key in block.keys}
     piles: dict[tuple[bytes, Hashable], list[tuple[Member, Block]]] = {}
-    read = read_ahead((partial(_single, member) for member in members if member.key not in holders), _READ_AHEAD)
+    read = read_ahead(_single, (member for member in members if member.key not in holders), _READ_AHEAD)
     for member in members:
         source = holders.get(member.key) or next(read)
         if source.template is None or 2 * _count(member, source) * source.row_bytes > _most_bytes(source.index):

@@ -239,7 +239,7 @@ class Index:
             for segment in records
         ]
         blocks = arrange(members, () if before is None else [each.block for each in before.blocks])
-        read = read_ahead(partial(self._read_ids, each) for each in records if _key(each) not in kept)
+        read = read_ahead(self._read_ids, (each for each in records if _key(each) not in kept))
         segments = tuple(
             self._hiding(kept.get(_key(segment)) or next(read), segment, version, deleted) for segment in records
         )

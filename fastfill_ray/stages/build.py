@@ -216,7 +216,7 @@ def _read_new(job: BuildJob, work: BucketWork, wave: int) -> _New:
     ids = list[pa.ChunkedArray]()
     vectors, digests = [np.empty((0, dim), np.float32)], [read_items(files, [])]
     wanted = list(_vector_files(job, work, wave))
-    read = read_ahead((partial(_read_vectors, files, file) for file, _ in wanted))
+    read = read_ahead(partial(_read_vectors, files), (file for file, _ in wanted))
     for (_, rows_of), (table, items) in zip(wanted, read, strict=True):
         rows = rows_of(table.column("id"))
         table, items = (table, items) if rows is None else (table.take(rows), items.take(rows))

@@ -390,7 +390,7 @@ def read_items(files: Files, receipts: Iterable[Receipt]) -> pa.Table:
     def read(reference: FileRef) -> pa.Table:
         return read_table(get_verified(files, reference), name=reference.path)
 
-    return pa.concat_tables([empty, *read_ahead(partial(read, each) for each in references)])
+    return pa.concat_tables([empty, *read_ahead(read, references)])
 
 
 def read_vectors(files: Files, receipts: Iterable[Receipt], dim: int) -> tuple[list[Any], np.ndarray]:
@@ -398,7 +398,7 @@ def read_vectors(files: Files, receipts: Iterable[Receipt], dim: int) -> tuple[l
     ids: list[Any] = []
     parts = [np.empty((0, dim), np.float32)]
     outputs = filter(None, map(vectors_file, receipts))
-    for here, vectors in read_ahead(partial(read_vectors_file, files, output, dim) for output in outputs):
+    for here, vectors in read_ahead(partial(read_vectors_file, files, dim=dim), outputs):
         ids.extend(here)
         parts.append(vectors)
     return ids, np.concatenate(parts)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 from fastfill_ray.errors import CorruptFile, FileMissing, RefusedError
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.stages.export_manifest import Exported, Manifest, in_words, is_same_export
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.overlap import read_ahead
 from fastfill_ray.storage.paths import unit_receipt
 from fastfill_ray.storage.receipts import Receipt, Receipts, find_receipts, put_receipt
 from fastfill_ray.storage.sealed import seal_file, unseal_file
@@ -21,7 +21,6 @@ from fastfill_ray.storage.sealed import seal_file, unseal_file
 REQUEST, MANIFEST = "export.json", "manifest.json"
 INDEX, INDEX_IDS = "index.faiss", "ids.parquet"
 DATA, DELETED, PARTS = "data", "deleted", "parts"
-_THREADS = 8  # that look at files
 
 
 def read_manifest(target: Files) -> Manifest:
@@ -138,6 +137,5 @@ def put_part(target: Files, receipt: Receipt) -> Receipt:
 
 def are_there(target: Files, references: Sequence[FileRef]) -> bool:
     """Whether files are there in the size that they were written in; nothing is read."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(target.stat, (each.path for each in references))
-        return all(now is not None and now.size == each.size for each, now in zip(references, found, strict=True))
+    found = read_ahead(target.stat, (each.path for each in references))
+    return all(now is not None and now.size == each.size for each, now in zip(references, found, strict=True))

@@ -102,7 +102,7 @@ def _score_tables(files: Files, chunks: Sequence[ScoredChunk], columns: list[str
     def read(chunk: ScoredChunk) -> pa.Table:
         return read_table(get_verified(files, chunk.file), name=chunk.file.path, columns=columns)
 
-    return read_ahead(partial(read, chunk) for chunk in chunks)
+    return read_ahead(read, chunks)
 
 
 def thresholds(context: Context, groups: Sequence[Sequence[ScoredChunk]], targets: Sequence[int]) -> list[int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Set
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from fastfill_ray.errors import CorruptFile, FileMissing, StorageError
@@ -23,13 +22,13 @@ from fastfill_ray.stages.keys import scored_groups
 from fastfill_ray.stages.plan import make_work_list
 from fastfill_ray.stages.work import put_work_list, read_work_list
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.overlap import read_ahead
 from fastfill_ray.storage.paths import DERIVED, is_work_of, parse_unit_output, receipts_for, set_aside_path
 from fastfill_ray.storage.receipts import find_receipts
 from fastfill_ray.storage.refs import sha256_hex
 
 logger = logging.getLogger(__name__)
 
-_THREADS = 16
 _SHOWN = 5
 
 
@@ -83,10 +82,9 @@ def _gone(files: Files, folder: str) -> Iterator[str]:
         yield from error.paths
         return
     outputs = [output for receipt in receipts.values() for output in receipt.outputs]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for output, found in zip(outputs, pool.map(files.stat, (output.path for output in outputs)), strict=True):
-            if found is None or found.size != output.size:
-                yield output.path
+    for output, found in zip(outputs, read_ahead(files.stat, (output.path for output in outputs)), strict=True):
+        if found is None or found.size != output.size:
+            yield output.path
 
 
 def check_sources(plan: Plan | None, found: Mapping[str, tuple[str, str]]) -> None:

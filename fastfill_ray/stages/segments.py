@@ -7,7 +7,6 @@ names is never written again: a damaged segment is built under a new name, and t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,11 +17,9 @@ from fastfill_ray.ordering.ids import combine_digests
 from fastfill_ray.stages.build import Bucket, BucketWork, BuildJob, build
 from fastfill_ray.stages.context import Context
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.overlap import read_ahead
 from fastfill_ray.storage.receipts import Receipt
 from fastfill_ray.storage.refs import is_unchanged, tagged
-
-# On S3 each look at a segment is two round trips.
-_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,7 @@ class Assembler:
     def _look_at(self, segments: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
         """(Whole segments, damaged ones). Only those whose size or tag differ from the recorded ones are read."""
         files = self.context.files
-        with ThreadPoolExecutor(_THREADS) as pool:
-            unchanged = list(pool.map(partial(_is_unchanged, files, self.suspects), segments))
+        unchanged = list(read_ahead(partial(_is_unchanged, files, self.suspects), segments))
         kept = [segment for segment, same in zip(segments, unchanged, strict=True) if same]
         doubtful = [segment for segment, same in zip(segments, unchanged, strict=True) if not same]
         damaged = []
@@ -140,9 +136,8 @@ def missing_files(files: Files, version: Version) -> list[str]:
     references = [version.segments]
     if files.stat(version.segments.path) is not None:
         references += [reference for segment in segments_of(files, version) for reference in segment.files]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        looked_up = zip(references, pool.map(files.stat, (each.path for each in references)), strict=True)
-        return [each.path for each, now in looked_up if now is None or now.size != each.size]
+    looked_up = zip(references, read_ahead(files.stat, (each.path for each in references)), strict=True)
+    return [each.path for each, now in looked_up if now is None or now.size != each.size]
 
 
 def _work(number: int, bucket: Bucket, wave: int, receipts: Mapping[str, Receipt]) -> BucketWork:

@@ -11,7 +11,6 @@ import logging
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 
 from fastfill_ray.errors import CommitStateUnknown, CorruptFile, Fenced, FileMissing, RefusedError, StorageError
 from fastfill_ray.log.envelope import seal, unseal
@@ -60,7 +59,7 @@ class Log:
         # The listing is a hint only, so that the records of years are not read one after the other. One may have been
         # added since: a number that is not there is read again, up to the first that is absent.
         known = range(self.state.next_seq, max(listed, default=-1) + 1)
-        for data in read_ahead(partial(self._record, seq) for seq in known):
+        for data in read_ahead(self._record, known):
             if data is None:
                 break
             self._adopt(data)

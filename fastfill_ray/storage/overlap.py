@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
+T = TypeVar("T")
 R = TypeVar("R")
 
 # A write syncs a file and a folder, or is a round trip to S3: so many at a time hide it behind milliseconds of work.
@@ -23,31 +25,29 @@ def overlapped(writes: Iterable[Callable[[], R]]) -> Iterator[R]:
     Args:
         writes: each makes one thing durable, and does nothing to another.
     """
-    return _in_order(writes, _WRITES, must_end=True)
+    return _in_order(iter(writes), _WRITES, must_end=True)
 
 
-def read_ahead(reads: Iterable[Callable[[], R]], at_a_time: int = _READS) -> Iterator[R]:
-    """What each read returns, in their order, some read at a time.
+def read_ahead(read: Callable[[T], R], items: Iterable[T], at_a_time: int = _READS) -> Iterator[R]:
+    """read(item) in the order of the items, some read at a time.
 
     An error comes out at its place. Nobody waits for reads that have begun by then, nor where the caller gives up.
     """
-    return _in_order(reads, at_a_time, must_end=False)
+    return _in_order((partial(read, item) for item in items), at_a_time, must_end=False)
 
 
-def _in_order(calls: Iterable[Callable[[], R]], at_a_time: int, *, must_end: bool) -> Iterator[R]:
+def _in_order(calls: Iterator[Callable[[], R]], at_a_time: int, *, must_end: bool) -> Iterator[R]:
     waiting: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(at_a_time)
+    pool, fault = ThreadPoolExecutor(at_a_time), None
     try:
-        source, fault = iter(calls), None
-        while fault is None:
+        while True:
             try:
-                call = next(source)
+                waiting.append(pool.submit(next(calls)))
             except StopIteration:
                 break
-            except Exception as error:  # it is raised behind what had begun before it
+            except Exception as error:  # of what makes the calls: it is raised behind those that had begun before it
                 fault = error
                 break
-            waiting.append(pool.submit(call))
             if len(waiting) == at_a_time:
                 yield waiting.popleft().result()
         while waiting:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, MutableMapping, Set
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pydantic import Field
@@ -12,6 +11,7 @@ from pydantic import Field
 from fastfill_ray.errors import CorruptFile, FileMissing
 from fastfill_ray.log.records import FileRef
 from fastfill_ray.storage.files import Files
+from fastfill_ray.storage.overlap import read_ahead
 from fastfill_ray.storage.paths import parse_unit_receipt, unit_receipt
 from fastfill_ray.storage.sealed import seal_file, unseal_file
 from fastfill_ray.types import Model
@@ -72,10 +72,6 @@ class Receipts(MutableMapping[str, Receipt]):
         return other
 
 
-# On S3 a receipt is a round trip: a resumed run has thousands to read.
-_THREADS = 16
-
-
 def put_receipt(files: Files, path: str, receipt: Receipt) -> Receipt:
     """Make a receipt durable. The first one wins: a twin's is returned instead."""
     if files.put_new(path, seal_file(path, receipt)):
@@ -114,12 +110,11 @@ def find_receipts(files: Files, folder: str, among: Set[str] | None = None) -> R
     units = {unit_receipt(folder, unit): unit for unit in sorted(done if among is None else done & among)}
     found = Receipts()
     damaged: list[CorruptFile] = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for path, data in zip(units, pool.map(files.get, units), strict=True):
-            try:
-                found[units[path]] = unseal_file(path, data, Receipt)
-            except CorruptFile as error:
-                damaged.append(error)
+    for path, data in zip(units, read_ahead(files.get, units), strict=True):
+        try:
+            found[units[path]] = unseal_file(path, data, Receipt)
+        except CorruptFile as error:
+            damaged.append(error)
     if damaged:
         others = f" And {len(damaged) - 1} more receipts in {folder}." if len(damaged) > 1 else ""
         raise CorruptFile(f"{damaged[0]}{others}", *(path for error in damaged for path in error.paths))
